@@ -1,0 +1,49 @@
+"""Tells why a photo was taken or shared, and what it makes people feel: IntCLIP and the methods around it.
+
+    import intclip
+    model = intclip.load("lite")
+    model.predict(["a.jpg"])[0].labels
+
+Nothing heavy is imported until a name is used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from intclip.inference.loading import load
+    from intclip.inference.prediction import Prediction
+    from intclip.inference.predictor import Predictor
+
+    __version__: str
+
+__all__ = ["Prediction", "Predictor", "__version__", "load"]
+
+_HOMES = {
+    "Prediction": "intclip.inference.prediction",
+    "Predictor": "intclip.inference.predictor",
+    "load": "intclip.inference.loading",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use (PEP 562)."""
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            value: Any = version("intclip")
+        except PackageNotFoundError:  # run from a checkout that is not installed
+            value = "0.0.0+unknown"
+    elif name in _HOMES:
+        import importlib
+
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module 'intclip' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Public names, whether imported yet or not."""
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,49 @@
+"""Errors that a user can mend.
+
+Every message is one line that says what is wrong, where, and how to mend it. The command line prints it and exits
+with code 2; a program catches `IntclipError` or one of its kinds.
+"""
+
+
+class IntclipError(Exception):
+    """Something the user gave, or the machine lacks, is wrong; the message says how to mend it."""
+
+
+class ImageError(IntclipError):
+    """A photo cannot be read: missing, empty, truncated, no image, or too large."""
+
+
+class CheckpointError(IntclipError):
+    """A backbone checkpoint is missing, incomplete, or of an unknown layout."""
+
+
+class BundleError(IntclipError):
+    """A model bundle is missing, damaged, or written by a newer version."""
+
+
+class RecipeError(IntclipError):
+    """A recipe or a `--set` override is wrong."""
+
+
+class TaxonomyError(IntclipError):
+    """A taxonomy is malformed, or a label is not in it."""
+
+
+class DatasetError(IntclipError):
+    """A dataset is missing, malformed, or does not fit its taxonomy."""
+
+
+class LanguageModelError(IntclipError):
+    """A language model's endpoint refuses, cannot be reached, or gives no valid answer."""
+
+
+class StorageError(IntclipError):
+    """Something could not be written or read back: disk full, permission, a damaged cache."""
+
+
+class MissingExtraError(IntclipError):
+    """An optional library is not installed; the message names the extra that brings it."""
+
+
+class TrainingError(IntclipError):
+    """A training run cannot go on: the loss is not finite, or its directory is another run's."""

@@ -1,0 +1,88 @@
+"""Write files so that they are whole or not there: write beside the target, then rename."""
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from intclip.errors import StorageError
+
+
+@contextmanager
+def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a path beside `target`; on success it is flushed to disk and renamed to `target`, else removed.
+
+    Raises:
+        StorageError: The file cannot be written (no permission, disk full).
+    """
+    target = Path(target)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        _sync(partial)
+        partial.replace(target)
+    except OSError as error:
+        raise _storage_error(target, error) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(target: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty directory beside `target`; on success it is renamed to `target`, else removed.
+
+    Args:
+        target: The directory to create.
+        overwrite: Replace an existing directory; without it, an existing one is refused.
+
+    Raises:
+        StorageError: The directory exists already, or cannot be written.
+    """
+    target = Path(target)
+    if target.exists() and not overwrite:
+        raise StorageError(f"{target} exists already; choose another path or remove it first")
+    suffix = uuid.uuid4().hex[:8]
+    partial = target.with_name(f".{target.name}.{suffix}.partial")
+    replaced = target.with_name(f".{target.name}.{suffix}.replaced")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for path in sorted(partial.rglob("*")):
+            if path.is_file():
+                _sync(path)
+        if target.exists():
+            target.rename(replaced)
+        partial.rename(target)
+    except OSError as error:
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
+        raise _storage_error(target, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def write_text(target: str | os.PathLike[str], text: str) -> None:
+    """Write a whole text file atomically, in UTF-8."""
+    with atomic_path(target) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's content, as lower-case hex."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _storage_error(target: Path, error: OSError) -> StorageError:
+    reason = error.strerror or str(error)
+    return StorageError(f"cannot write {target}: {reason}; free space or choose a writable place")

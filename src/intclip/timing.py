@@ -1,0 +1,65 @@
+"""Paired timing: the candidates take turns in one process, so that a busy minute hits them all alike."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+Clock = Literal["wall", "cpu"]
+"""What is measured: seconds that pass, or seconds of processor time of this process (on a machine with other work)."""
+
+
+def paired(
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    baseline: str,
+    repeats: int = 5,
+    warmup: int = 1,
+    clock: Clock = "wall",
+) -> dict[str, Any]:
+    """Time callables in turns.
+
+    Args:
+        candidates: Name to a callable that runs one unit of work to its end.
+        baseline: The candidate that the speed-ups are measured against.
+        repeats: Rounds that count.
+        warmup: Rounds before them that do not.
+        clock: See `Clock`.
+
+    Returns:
+        "seconds": name to the median of its runs; "speedup": name to the median over rounds of the baseline's time
+        over its own, greater than 1 where it is faster; "runs": name to the seconds of each round.
+    """
+    now = time.perf_counter if clock == "wall" else time.process_time
+    runs: dict[str, list[float]] = {name: [] for name in candidates}
+    for number in range(warmup + repeats):
+        for name, function in candidates.items():
+            start = now()
+            function()
+            elapsed = now() - start
+            if number >= warmup:
+                runs[name].append(elapsed)
+    ratios = {
+        name: statistics.median(base / own for base, own in zip(runs[baseline], times, strict=True))
+        for name, times in runs.items()
+    }
+    return {
+        "baseline": baseline,
+        "clock": clock,
+        "seconds": {name: round(statistics.median(times), 6) for name, times in runs.items()},
+        "speedup": {name: round(ratio, 3) for name, ratio in ratios.items()},
+        "runs": {name: [round(value, 6) for value in times] for name, times in runs.items()},
+    }
+
+
+def median_seconds(function: Callable[[], object], *, seconds: float, warmup: int = 2, least: int = 5) -> float:
+    """Median time of a call, over calls for some seconds and at least `least` of them."""
+    for _ in range(warmup):
+        function()
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < least or time.perf_counter() < end:
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)

@@ -1,0 +1,67 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from intclip.errors import MissingExtraError, StorageError
+from intclip.extras import require
+from intclip.files import atomic_directory, atomic_path, sha256_file, write_text
+
+
+def test_atomic_path_appears_whole(tmp_path: Path):
+    target = tmp_path / "deep" / "a.txt"
+    with atomic_path(target) as partial:
+        partial.write_text("half")
+        assert not target.exists()
+    assert target.read_text() == "half"
+    assert [path.name for path in target.parent.iterdir()] == ["a.txt"]
+
+
+def test_atomic_path_keeps_the_old_file_when_writing_fails(tmp_path: Path):
+    target = tmp_path / "a.txt"
+    write_text(target, "old")
+    with pytest.raises(RuntimeError), atomic_path(target) as partial:
+        partial.write_text("half of the n")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path):
+    with pytest.raises(StorageError, match=r"cannot write .*No space left.*free space"), atomic_path(tmp_path / "a"):
+        Path("/dev/full").write_bytes(b"x" * 10)
+    assert not list(tmp_path.iterdir())
+
+
+def test_atomic_directory_replaces_only_when_asked(tmp_path: Path):
+    target = tmp_path / "bundle"
+    with atomic_directory(target) as partial:
+        (partial / "a").write_text("1")
+    with pytest.raises(StorageError, match="exists already"), atomic_directory(target):
+        pass
+    with atomic_directory(target, overwrite=True) as partial:
+        (partial / "b").write_text("2")
+    assert [path.name for path in target.iterdir()] == ["b"]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_atomic_directory_keeps_the_old_one_when_writing_fails(tmp_path: Path):
+    target = tmp_path / "bundle"
+    with atomic_directory(target) as partial:
+        (partial / "a").write_text("1")
+    with pytest.raises(RuntimeError), atomic_directory(target, overwrite=True) as partial:
+        (partial / "b").write_text("2")
+        raise RuntimeError
+    assert [path.name for path in target.iterdir()] == ["a"]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_sha256_file(tmp_path: Path):
+    path = tmp_path / "a"
+    path.write_bytes(b"abc" * 100_000)
+    assert sha256_file(path) == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+def test_a_missing_extra_is_named():
+    with pytest.raises(MissingExtraError, match=r"no_such_library is not installed; .*intclip\[ray\]"):
+        require("no_such_library.part", "ray")
