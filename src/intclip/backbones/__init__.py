@@ -1,0 +1,49 @@
+"""Image and text towers behind one contract.
+
+Names are imported when they are first used, so that `intclip.backbones.preprocess` alone needs no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from intclip.backbones.base import Backbone, Features, ImageHead, TextTower
+    from intclip.backbones.checkpoints import from_openai_state_dict
+    from intclip.backbones.clip import ClipBackbone
+    from intclip.backbones.preprocess import Preprocess
+    from intclip.backbones.registry import backbone_names, load_backbone, random_backbone
+    from intclip.backbones.tokenizer import tokenize
+
+__all__ = [
+    "Backbone",
+    "ClipBackbone",
+    "Features",
+    "ImageHead",
+    "Preprocess",
+    "TextTower",
+    "backbone_names",
+    "from_openai_state_dict",
+    "load_backbone",
+    "random_backbone",
+    "tokenize",
+]
+
+_HOMES = {
+    "Backbone": "base",
+    "ClipBackbone": "clip",
+    "Features": "base",
+    "ImageHead": "base",
+    "Preprocess": "preprocess",
+    "TextTower": "base",
+    "backbone_names": "registry",
+    "from_openai_state_dict": "checkpoints",
+    "load_backbone": "registry",
+    "random_backbone": "registry",
+    "tokenize": "tokenizer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

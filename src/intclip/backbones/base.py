@@ -1,0 +1,193 @@
+"""The contract that every backbone keeps: an image tower in three parts and a text tower, in one joint space.
+
+    pixels ─ trunk ─ deep ─ head ─┬─ regions (B, D, H, W)
+                                  └─ pooled  (B, D)
+    tokens ─ text tower ─ (T, D)
+
+IntCLIP copies `deep` (the trainable semantic branch) and shares `trunk` and `head`; a cache stores what `features`
+returns. Nothing here trains: all parameters of a backbone are frozen, a method trains copies.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Literal, get_args
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from intclip.backbones.preprocess import Preprocess
+
+FeatureName = Literal["pixels", "trunk", "regions", "pooled", "stages", "stage1", "stage2", "stage3", "stage4"]
+"""What a method may ask of a backbone, per photo:
+
+pixels: the preprocessed photo (3, S, S), for methods that train the trunk; it cannot be cached.
+trunk: the trunk's output, any shape without the batch.
+regions: the frozen sight map in the joint space (D, H, W).
+pooled: the backbone's own image embedding (D,), unnormalised.
+stages: the maps of the last four stages, fine to coarse, as `stage1` … `stage4`, each (C_i, H_i, W_i).
+stage1 … stage4: one of these alone.
+"""
+Features = dict[str, Tensor]
+"""Feature name to a batch of them; `stages` comes as four entries `stage1` … `stage4`."""
+
+
+class TextTower(nn.Module, ABC):
+    """A text encoder that takes tokens, or embeddings in place of tokens (learned prompts).
+
+    Attributes:
+        width: Size of a token embedding, the size of a prompt's context vectors.
+        embed_dim: Size D of the joint space.
+        context_length: The largest number of tokens, start and end included.
+    """
+
+    width: int
+    embed_dim: int
+    context_length: int
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Tokens (T, L), int64, L the longest of these texts, padded behind their end with 0.
+
+        Raises:
+            IntclipError: A text has more than `context_length` tokens.
+        """
+
+    @abstractmethod
+    def lengths(self, tokens: Tensor) -> Tensor:
+        """Number of tokens of each row (T,), start and end included, padding not."""
+
+    @abstractmethod
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token embeddings (T, L, width), without positions."""
+
+    @abstractmethod
+    def encode_embeddings(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
+        """Text features (T, D), unnormalised, of token embeddings (T, L, width) whose rows have these lengths."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Text features (T, D), unnormalised, of tokens (T, L)."""
+        return self.encode_embeddings(self.embed(tokens), self.lengths(tokens))
+
+
+class ImageHead(nn.Module, ABC):
+    """From the last deep feature map to the joint space."""
+
+    @abstractmethod
+    def regions(self, deep: Tensor) -> Tensor:
+        """Region features (B, D, H, W) in the joint space."""
+
+    @abstractmethod
+    def pooled(self, deep: Tensor) -> Tensor:
+        """The backbone's own image embedding (B, D), unnormalised."""
+
+
+class Backbone(nn.Module, ABC):
+    """An image tower (trunk, deep, head) and a text tower over one joint space, frozen.
+
+    Attributes:
+        name: Registry name, such as "RN101" or "lite".
+        embed_dim: Size D of the joint space.
+        grid: Height and width (H, W) of the region map at the preprocess size.
+        preprocess: Maps a PIL image to float32 pixels (3, S, S).
+        trunk: The shared shallow layers: pixels to trunk features.
+        deep: The layers that IntCLIP copies: trunk features to the last feature map.
+        head: Projection of the last feature map to the joint space.
+        text: The text tower.
+        image_moments: Mean μ (D,) and covariance Σ (D, D) of the normalised embeddings of many ordinary photos, on the
+            CPU, where they are known: a normalised sentence t has over such photos cosines of mean t·μ and variance
+            tᵀΣt. None where they are not.
+    """
+
+    image_moments: tuple[Tensor, Tensor] | None = None
+    name: str
+    embed_dim: int
+    grid: tuple[int, int]
+    preprocess: Preprocess
+    trunk: nn.Module
+    deep: nn.Module
+    head: ImageHead
+    text: TextTower
+
+    @property
+    def image_size(self) -> int:
+        """Side S of the square input, in pixels."""
+        return self.preprocess.size
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Image embeddings (B, D), unnormalised, of pixels (B, 3, S, S)."""
+        return self.head.pooled(self.deep(self.trunk(pixels)))
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Text embeddings (T, D), unnormalised, of tokens (T, L) from `tokenize`."""
+        features: Tensor = self.text(tokens)
+        return features
+
+    def feature_map(self, pixels: Tensor) -> Tensor:
+        """Region features (B, D, H, W) in the joint space of pixels (B, 3, S, S)."""
+        return self.head.regions(self.deep(self.trunk(pixels)))
+
+    def tokenize(self, texts: str | Sequence[str]) -> Tensor:
+        """Tokens (T, L), int64: what this backbone's `encode_text` takes."""
+        return self.text.tokenize([texts] if isinstance(texts, str) else list(texts))
+
+    @abstractmethod
+    def stage_maps(self, pixels: Tensor) -> list[Tensor]:
+        """Feature maps of the last four stages, fine to coarse, each (B, C_i, H_i, W_i)."""
+
+    def run_stages(self, pixels: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Trunk features, last feature map and the four stage maps; override to take all three from one pass."""
+        trunk = self.trunk(pixels)
+        return trunk, self.deep(trunk), self.stage_maps(pixels)
+
+    def deep_map(self, deep: Tensor) -> Tensor:
+        """The last feature map (B, C, H, W) before the head, of what `deep` or a copy of it gives."""
+        return deep
+
+    def features(self, pixels: Tensor, names: Iterable[FeatureName]) -> Features:
+        """The named features of a batch, each part of the tower run once and without gradient.
+
+        Args:
+            pixels: (B, 3, S, S).
+            names: Which features; see `FeatureName`.
+        """
+        wanted = set(names)
+        if unknown := wanted - set(get_args(FeatureName)):
+            raise ValueError(f"unknown feature {sorted(unknown)}; known: {', '.join(get_args(FeatureName))}")
+        out: Features = {}
+        if "pixels" in wanted:
+            out["pixels"] = pixels
+        with torch.no_grad():
+            trunk = deep = None
+            numbers = [i for i in range(1, 5) if wanted & {"stages", f"stage{i}"}]
+            others = bool(wanted & {"trunk", "regions", "pooled"})
+            if numbers:
+                if others:
+                    trunk, deep, stages = self.run_stages(pixels)
+                else:
+                    stages = self.stage_maps(pixels)
+                out.update({f"stage{i}": stages[i - 1] for i in numbers})
+            elif others:
+                trunk = self.trunk(pixels)
+            if trunk is not None and "trunk" in wanted:
+                out["trunk"] = trunk
+            if trunk is not None and wanted & {"regions", "pooled"}:
+                deep = self.deep(trunk) if deep is None else deep
+                if "regions" in wanted:
+                    out["regions"] = self.head.regions(deep)
+                if "pooled" in wanted:
+                    out["pooled"] = self.head.pooled(deep)
+        return out
+
+    def freeze(self) -> "Backbone":
+        """Switch to inference behaviour and take no gradients; called once by every builder."""
+        self.eval()
+        return self.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Stay in inference behaviour: a backbone's statistics never change."""
+        return super().train(False)
+
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """Preprocessed batch (B, 3, S, S) of PIL images."""
+        return torch.stack([self.preprocess(image) for image in images])

@@ -1,0 +1,101 @@
+"""CLIP's text transformer behind the text contract (Radford et al., 2021, section 2.4)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from intclip.backbones.architecture import Architecture
+from intclip.backbones.base import TextTower
+from intclip.backbones.tokenizer import encode, pad
+from intclip.backbones.transformer import Block
+from intclip.errors import IntclipError
+
+
+class ClipText(TextTower):
+    """Causal transformer whose feature is read at the end token and projected to the joint space.
+
+    Nothing behind the end token reaches it (the attention is causal), so texts are only as long as the longest of
+    them, not padded to the context length: a batch of prompts of 30 tokens costs 30, not 77. The last block is
+    computed at the end tokens only, and on a CPU texts of very different lengths go in two batches.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.width = architecture.text_width
+        self.embed_dim = architecture.embed_dim
+        self.context_length = architecture.context_length
+        # With a weight of its own: the usual initialisation, on the meta device, imports half of torch's compiler.
+        weight = torch.empty(architecture.vocab_size, self.width)
+        self.token_embedding = nn.Embedding(architecture.vocab_size, self.width, _weight=weight)
+        self.positional_embedding = nn.Parameter(torch.empty(self.context_length, self.width))
+        heads, mlp, activation = architecture.text_heads, architecture.text_mlp, architecture.activation
+        self.blocks = nn.Sequential(
+            *(Block(self.width, heads, mlp, activation, causal=True) for _ in range(architecture.text_layers))
+        )
+        self.ln_final = nn.LayerNorm(self.width)
+        self.text_projection = nn.Parameter(torch.empty(self.width, self.embed_dim))
+
+    def tokenize(self, texts: Sequence[str], *, truncate: bool = False) -> Tensor:
+        """Tokens (T, L), int64, L the longest of these texts, padded behind their end with 0.
+
+        Args:
+            texts: Any texts; cleaned and lower-cased as OpenAI does.
+            truncate: Cut what is too long, keeping the end token, instead of refusing it.
+
+        Raises:
+            IntclipError: A text has more than `context_length` tokens, and `truncate` is off.
+        """
+        return pad([encode(text, self.context_length, truncate=truncate) for text in texts])
+
+    def lengths(self, tokens: Tensor) -> Tensor:
+        """Number of tokens of each row (T,) up to the first end token, which has the highest id."""
+        return tokens.argmax(dim=-1) + 1
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token embeddings (T, L, width), without positions."""
+        embedded: Tensor = self.token_embedding(tokens)
+        return embedded
+
+    def encode_embeddings(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
+        """Text features (T, D), unnormalised, of token embeddings (T, L, width) whose rows have these lengths.
+
+        Raises:
+            IntclipError: L is more than `context_length`.
+        """
+        length = embeddings.shape[1]
+        if length > self.context_length:
+            raise IntclipError(
+                f"a prompt of {length} tokens is longer than this text tower's {self.context_length};"
+                " take a shorter sentence or fewer context vectors"
+            )
+        if embeddings.device.type != "cpu":  # elsewhere one large batch is faster, and lengths are not there to read
+            return self._encode(embeddings, lengths)
+        order = lengths.argsort()
+        ordered = lengths[order].tolist()
+        cut = best_cut(ordered)
+        if cut == len(ordered):
+            return self._encode(embeddings[:, : ordered[-1]], lengths)
+        parts = [
+            self._encode(embeddings[rows, : int(lengths[rows[-1]])], lengths[rows])
+            for rows in (order[:cut], order[cut:])
+        ]
+        return torch.cat(parts)[order.argsort()]
+
+    def _encode(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
+        tokens = self.blocks[:-1](embeddings + self.positional_embedding[: embeddings.shape[1]])
+        last = self.blocks[-1]
+        assert isinstance(last, Block)
+        features: Tensor = self.ln_final(last.read(tokens, lengths - 1)) @ self.text_projection
+        return features
+
+
+def best_cut(lengths: Sequence[int]) -> int:
+    """Where to cut ascending lengths in two batches, each padded to its longest, so that they hold the fewest tokens.
+
+    The number of rows in the first batch; all of them where a cut would save less than one token in twenty.
+    """
+    rows, longest = len(lengths), lengths[-1]
+    tokens = [cut * lengths[cut - 1] + (rows - cut) * longest for cut in range(1, rows + 1)]
+    fewest = min(tokens)
+    return tokens.index(fewest) + 1 if fewest < 0.95 * rows * longest else rows

@@ -1,0 +1,170 @@
+"""Download weights from the Hugging Face hub, once, and know that they are the same ever after.
+
+The download itself (cache, progress bar on a terminal, offline mode, `HF_ENDPOINT`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`,
+`HF_TOKEN`) is `huggingface_hub`'s. Two things are added: a download that was interrupted goes on where it stopped, and
+the content is checked, against a pinned SHA-256 where one is known, else against the one that was recorded beside the
+file at its first use. A file that is in the cache is used without asking the hub.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from intclip.backbones.checkpoint_files import CONFIG_FILES, WEIGHT_FILES
+from intclip.errors import CheckpointError, StorageError
+from intclip.extras import require
+from intclip.files import sha256_file, write_text
+
+PREFIX = "hf:"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A weight file on the hub.
+
+    Attributes:
+        repo: Owner and name.
+        filename: Path in the repository.
+        revision: Commit; None means the main branch as it is at the first download.
+        sha256: Of the content; None means the one that is recorded at the first use.
+    """
+
+    repo: str
+    filename: str
+    revision: str | None = None
+    sha256: str | None = None
+
+
+def parse(spec: str) -> tuple[str, str | None]:
+    """Repository and revision of "hf:owner/name" or "hf:owner/name@revision".
+
+    Raises:
+        CheckpointError: It is neither.
+    """
+    match = re.fullmatch(rf"{PREFIX}([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", spec)
+    if match is None:
+        raise CheckpointError(f"{spec!r} is no hub repository; write hf:owner/name or hf:owner/name@revision")
+    return match[1], match[2]
+
+
+def fetch(file: HubFile, *, endpoint: str | None = None) -> Path:
+    """The local path of a hub file, downloaded if it is not in the cache, its content verified.
+
+    Args:
+        file: What to fetch.
+        endpoint: Address of the hub; by default `HF_ENDPOINT`, else the public one.
+
+    Raises:
+        CheckpointError: It cannot be had (no network, offline mode, no such file), or its content is not the expected.
+        MissingExtraError: `huggingface_hub` is not installed.
+    """
+    path = _download(file, endpoint)
+    if path is None:
+        raise CheckpointError(_how_to_supply(file, "the repository has no such file"))
+    _verify(file, path)
+    return path
+
+
+def fetch_repository(spec: str, *, endpoint: str | None = None) -> Path:
+    """The local path of the weights of "hf:owner/name[@revision]", any CLIP, with its configuration beside it.
+
+    Raises:
+        CheckpointError: It cannot be had, has no weight file of a usual name, or its content is not the expected.
+        MissingExtraError: `huggingface_hub` is not installed.
+    """
+    repo, revision = parse(spec)
+    for config in CONFIG_FILES:
+        _download(HubFile(repo, config, revision), endpoint)
+    for name in WEIGHT_FILES:
+        file = HubFile(repo, name, revision)
+        if path := _download(file, endpoint):
+            _verify(file, path)
+            return path
+    raise CheckpointError(f"the hub repository {repo} has none of {', '.join(WEIGHT_FILES)}")
+
+
+def _download(file: HubFile, endpoint: str | None) -> Path | None:
+    """Path in the cache; None when the repository is there and the file is not in it."""
+    hub = require("huggingface_hub", "hub")
+    errors = require("huggingface_hub.errors", "hub")
+    constants = require("huggingface_hub.constants", "hub")
+    endpoint = endpoint or os.environ.get("HF_ENDPOINT")
+    cache = os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE
+    try:
+        cached = hub.try_to_load_from_cache(file.repo, file.filename, cache_dir=cache, revision=file.revision)
+        if isinstance(cached, str):
+            return Path(cached)
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+            raise CheckpointError(_how_to_supply(file, "offline mode is on and it is not in the cache"))
+        url = hub.hf_hub_url(file.repo, file.filename, revision=file.revision, endpoint=endpoint)
+        metadata = hub.get_hf_file_metadata(url)
+        if metadata.etag and metadata.size:
+            _resume(url, Path(cache, f"models--{file.repo.replace('/', '--')}", "blobs", metadata.etag), metadata.size)
+        # The content is in its place; this makes the snapshot around it.
+        return Path(
+            hub.hf_hub_download(file.repo, file.filename, revision=file.revision, cache_dir=cache, endpoint=endpoint)
+        )
+    except errors.EntryNotFoundError:
+        return None
+    except errors.RevisionNotFoundError as error:
+        raise CheckpointError(_how_to_supply(file, f"no such revision: {file.revision}")) from error
+    except errors.RepositoryNotFoundError as error:
+        raise CheckpointError(_how_to_supply(file, "no such repository, or it is private")) from error
+    except (OSError, RuntimeError, ValueError, require("httpx2", "hub").HTTPError) as error:
+        raise CheckpointError(_how_to_supply(file, str(error) or type(error).__name__)) from error
+
+
+def _resume(url: str, blob: Path, size: int) -> None:
+    """Download to where the cache keeps the content, going on with what an earlier process left unfinished.
+
+    `huggingface_hub` itself goes on only within one process. When it finds the content in its place it is content.
+    """
+    utils = require("huggingface_hub.utils", "hub")
+    if blob.exists():
+        return
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    partial = blob.with_name(f"{blob.name}.part")
+    with utils.WeakFileLock(f"{partial}.lock"):
+        if blob.exists():
+            return
+        with partial.open("ab") as target:
+            if target.tell() > size:
+                target.truncate(0)
+            if target.tell() < size:
+                headers = utils.build_hf_headers()
+                require("huggingface_hub.file_download", "hub").http_get(
+                    url, target, resume_size=target.tell(), headers=headers, expected_size=size
+                )
+        partial.replace(blob)
+
+
+def _how_to_supply(file: HubFile, reason: str) -> str:
+    where = f"{file.repo}@{file.revision}" if file.revision else file.repo
+    reason = " ".join(reason.split())
+    return (
+        f"cannot download {file.filename} from the hub repository {where} ({reason[:160].rstrip('.')});"
+        " fetch it on a machine with a network and give its path as checkpoint, or put it into the folder that"
+        " INTCLIP_WEIGHTS names (see docs/backbones.md)"
+    )
+
+
+def _verify(file: HubFile, path: Path) -> None:
+    """Compare the content with the pinned or recorded SHA-256; at an unpinned file's first use, record it."""
+    record = path.with_name(f"{path.name}.sha256")
+    recorded = record.read_text(encoding="utf-8").strip() if record.is_file() else None
+    # In the hub's cache a large file is named after the SHA-256 that the hub announced for it.
+    announced = path.resolve().name
+    expected = file.sha256 or recorded or (announced if _DIGEST.fullmatch(announced) else None)
+    found = sha256_file(path)
+    if expected is not None and found != expected:
+        raise CheckpointError(
+            f"{path} has the SHA-256 {found}, not the expected {expected}: it is damaged or was replaced;"
+            " delete it and load again"
+        )
+    if file.sha256 is None and recorded is None:
+        try:
+            write_text(record, found + "\n")
+        except StorageError:
+            return  # A cache that cannot be written (shared, read-only) still serves; nothing is recorded there.

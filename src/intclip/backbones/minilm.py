@@ -1,0 +1,176 @@
+"""MiniLM: a six-layer BERT encoder whose mean token is a sentence embedding.
+
+Wang et al., MiniLM (NeurIPS 2020), as trained for sentences by sentence-transformers (all-MiniLM-L6-v2): post-norm
+BERT (Devlin et al., 2019), mean pooling over the tokens. Embeddings can be given in place of tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from intclip.backbones.base import TextTower
+from intclip.errors import CheckpointError, IntclipError
+
+LAYER_NORM_EPS = 1e-12
+CONTEXT_LENGTH = 256
+"""What the sentence model was trained with; BERT's positions would allow 512."""
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and a feed-forward network, each followed by a shortcut and a layer norm."""
+
+    def __init__(self, width: int, hidden: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.attention_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+        self.output_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Map x (T, L, width) to the same shape; mask (T, 1, 1, L) is True where a token may be read."""
+        rows, length, width = x.shape
+        qkv = self.qkv(x).view(rows, length, 3, self.heads, width // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        x = self.attention_norm(x + self.out(attended.transpose(1, 2).reshape(rows, length, width)))
+        out: Tensor = self.output_norm(x + self.down(F.gelu(self.up(x))))
+        return out
+
+
+class MiniLM(TextTower):
+    """A BERT sentence encoder of any width and depth."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, *, vocabulary: int, positions: int, width: int, hidden: int, layers: int, heads: int
+    ) -> None:
+        super().__init__()
+        self.width = width
+        self.embed_dim = width
+        self.context_length = min(CONTEXT_LENGTH, positions)
+        self.tokenizer = tokenizer
+        self.token_embedding = nn.Embedding(vocabulary, width)
+        self.positions = nn.Parameter(torch.empty(positions, width))
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.layers = nn.ModuleList(EncoderLayer(width, hidden, heads) for _ in range(layers))
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Tokens (T, L), int64, [CLS] … [SEP], L the longest of these texts, padded behind their end with 0.
+
+        Raises:
+            IntclipError: A text has more than `context_length` tokens.
+        """
+        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
+        for text, row in zip(texts, rows, strict=True):
+            if len(row) > self.context_length:
+                start = f"{text[:40]}…"
+                raise IntclipError(f"text has {len(row)} tokens, over {self.context_length}: {start!r}; shorten it")
+        tokens = torch.zeros(len(rows), max(map(len, rows), default=0), dtype=torch.int64)
+        for index, row in enumerate(rows):
+            tokens[index, : len(row)] = torch.tensor(row)
+        return tokens
+
+    def lengths(self, tokens: Tensor) -> Tensor:
+        """Number of tokens of each row (T,), start and end included, padding not."""
+        return (tokens != 0).sum(dim=1)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token embeddings (T, L, width), without positions."""
+        embeddings: Tensor = self.token_embedding(tokens)
+        return embeddings
+
+    def encode_embeddings(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
+        """Sentence features (T, D), unnormalised: the mean of the encoded tokens of rows of these lengths (T,)."""
+        length = embeddings.shape[1]
+        x = self.norm(embeddings + self.positions[:length])
+        within = torch.arange(length, device=x.device) < lengths[:, None]
+        mask = within[:, None, None, :]
+        for layer in self.layers:
+            x = layer(x, mask)
+        features: Tensor = (x * within.unsqueeze(-1)).sum(dim=1) / lengths.unsqueeze(-1)
+        return features
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a `tokenizer.json`, neither padding nor cutting."""
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def minilm_from_state_dict(state: Mapping[str, Tensor], tokenizer: Tokenizer, *, heads: int = 12) -> MiniLM:
+    """A sentence encoder from the state dict of a Hugging Face `BertModel`, sizes told by its tensors.
+
+    Args:
+        state: The checkpoint; pooler and position ids, which mean pooling does not read, are passed over.
+        tokenizer: Of `load_tokenizer`.
+        heads: Attention heads, which the tensors do not tell.
+
+    Raises:
+        CheckpointError: A tensor is missing or left over; all are named.
+    """
+    left = {key: value for key, value in state.items() if not key.startswith(("pooler.", "embeddings.position_ids"))}
+    missing: list[str] = []
+
+    def take(key: str) -> Tensor:
+        if key not in left:
+            missing.append(key)
+            return torch.empty(0)
+        return left.pop(key)
+
+    depth = len({key.split(".")[2] for key in left if key.startswith("encoder.layer.")})
+    # Every token is of sentence type 0, so that embedding is a part of each position's.
+    own = {
+        "token_embedding.weight": take("embeddings.word_embeddings.weight"),
+        "positions": _sum_or_empty(
+            take("embeddings.position_embeddings.weight"), take("embeddings.token_type_embeddings.weight")[:1]
+        ),
+    }
+    for part in ("weight", "bias"):
+        own[f"norm.{part}"] = take(f"embeddings.LayerNorm.{part}")
+        for index in range(depth):
+            source, target = f"encoder.layer.{index}", f"layers.{index}"
+            own[f"{target}.qkv.{part}"] = torch.cat(
+                [take(f"{source}.attention.self.{name}.{part}") for name in ("query", "key", "value")]
+            )
+            for name, theirs in _LAYER_KEYS.items():
+                own[f"{target}.{name}.{part}"] = take(f"{source}.{theirs}.{part}")
+    if missing or depth == 0:
+        raise CheckpointError(
+            f"BERT checkpoint lacks: {', '.join(sorted(missing)) or 'its layers'}; supply a whole one"
+        )
+    if left:
+        raise CheckpointError(f"BERT checkpoint has unknown tensors: {', '.join(sorted(left))}; supply a BertModel")
+    vocabulary, width = own["token_embedding.weight"].shape
+    with torch.device("meta"):
+        model = MiniLM(
+            tokenizer,
+            vocabulary=vocabulary,
+            positions=len(own["positions"]),
+            width=width,
+            hidden=len(own["layers.0.up.bias"]),
+            layers=depth,
+            heads=heads,
+        )
+    model.load_state_dict(own, assign=True)
+    return model
+
+
+_LAYER_KEYS = {
+    "out": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+    "output_norm": "output.LayerNorm",
+}
+
+
+def _sum_or_empty(positions: Tensor, kind: Tensor) -> Tensor:
+    return positions + kind if positions.numel() and kind.numel() else positions

@@ -1,0 +1,99 @@
+"""A hub on this machine: the few requests that `huggingface_hub` makes for one file, and what can go wrong."""
+
+import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub:
+    """Serves `files` ("owner/name/path" → content) at one commit.
+
+    Attributes:
+        requests: (method, path, Range header) of each request.
+        break_after: Cut the next download after so many bytes.
+        stall_after: Send no more than so many bytes of the next download, and keep the connection.
+        corrupt: Serve other bytes than were announced.
+    """
+
+    def __init__(self, files):
+        self.files = files
+        self.requests = []
+        self.break_after = None
+        self.stall_after = None
+        self.stopped = threading.Event()
+        self.corrupt = False
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_HEAD(self):
+                hub.answer(self, body=False)
+
+            def do_GET(self):
+                hub.answer(self, body=True)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
+
+    @property
+    def address(self):
+        return f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stopped.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+    def answer(self, request, body):
+        self.requests.append((request.command, request.path, request.headers.get("Range")))
+        owner, name, _, revision, path = request.path.strip("/").split("/", 4)
+        repository = f"{owner}/{name}"
+        if not any(key.startswith(f"{repository}/") for key in self.files):
+            return self.refuse(request, "RepoNotFound")
+        if revision not in ("main", COMMIT):
+            return self.refuse(request, "RevisionNotFound")
+        if f"{repository}/{path}" not in self.files:
+            return self.refuse(request, "EntryNotFound")
+        content = self.files[f"{repository}/{path}"]
+        etag = hashlib.sha256(content).hexdigest()
+        if self.corrupt:
+            content = bytes(len(content))
+        start = int((request.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0])
+        part = content[start:]
+        request.send_response(206 if start else 200)
+        request.send_header("ETag", f'"{etag}"')
+        request.send_header("X-Repo-Commit", COMMIT)
+        request.send_header("Accept-Ranges", "bytes")
+        if start:
+            request.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        request.send_header("Content-Length", str(len(part)))
+        request.end_headers()
+        if not body:
+            return None
+        if self.break_after is not None:
+            part, self.break_after = part[: self.break_after], None
+            request.close_connection = True
+        if self.stall_after is not None:
+            request.wfile.write(part[: self.stall_after])
+            self.stall_after = None
+            self.stopped.wait(60)
+            return None
+        request.wfile.write(part)
+        return None
+
+    @staticmethod
+    def refuse(request, code):
+        request.send_response(404)
+        request.send_header("X-Error-Code", code)
+        request.send_header("Content-Length", "0")
+        request.end_headers()

