@@ -1,0 +1,117 @@
+"""The levels above a taxonomy's classes: resolved from names, and refused where they loop or lead nowhere."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from intclip.errors import TaxonomyError
+
+PARENT_LEVEL = "group"
+"""Name of the level of parents where a file gives none."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A class and the parent it names; `entry` says where the file does, for messages."""
+
+    entry: str
+    name: str
+    parent: str | None
+
+
+def resolve_levels(
+    classes: Sequence[Node], declared: Any, where: str
+) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+    """Coarser levels (level name to names) and each class's ancestors, nearest first.
+
+    Args:
+        classes: The finest level.
+        declared: Level name to its names, or to lines of `name: parent`, fine to coarse; without it, the classes'
+            parents are the one coarser level.
+        where: The file, for messages.
+
+    Raises:
+        TaxonomyError: Parents go round in a cycle, or a name is an orphan, childless or twice in its level.
+    """
+    levels = _declared_levels(classes, declared, where)
+    if not levels:
+        return {}, {node.name: () for node in classes}
+    references: list[dict[str, str | None]] = [{node.name: node.parent for node in classes}, *levels.values()]
+    _refuse_cycles(references, implicit=declared is None, where=where)
+    entries = {node.name: node.entry for node in classes}
+    for depth, (level, above) in enumerate(levels.items()):
+        below = entries if depth == 0 else {n: f"{where}: {list(levels)[depth - 1]} {n!r}" for n in references[depth]}
+        for name, parent in references[depth].items():
+            if parent is None:
+                raise TaxonomyError(f"{below[name]} is an orphan; give it a parent in level {level}: {_some(above)}")
+            if parent not in above:
+                raise TaxonomyError(
+                    f"{below[name]} is an orphan: its parent {parent!r} is not in level {level}; choose {_some(above)}"
+                )
+        used = set(references[depth].values())
+        if childless := [name for name in above if name not in used]:
+            raise TaxonomyError(f"{where}: {level} {childless[0]!r} has nothing under it; remove it or give it a class")
+    last = list(levels)[-1]
+    for name, parent in levels[last].items():
+        if parent is not None:
+            entry = f"{where}: {last} {name!r} is an orphan"
+            raise TaxonomyError(f"{entry}: its parent {parent!r} is in no level; add a level under `parents`")
+    ancestors = {}
+    for node in classes:
+        line, name = [], node.name
+        for depth in range(len(levels)):
+            name = str(references[depth][name])
+            line.append(name)
+        ancestors[node.name] = tuple(line)
+    return {level: tuple(names) for level, names in levels.items()}, ancestors
+
+
+def _declared_levels(classes: Sequence[Node], declared: Any, where: str) -> dict[str, dict[str, str | None]]:
+    if declared is None:
+        parents = [node.parent for node in classes if node.parent is not None]
+        return {PARENT_LEVEL: dict.fromkeys(parents)} if parents else {}
+    if not isinstance(declared, Mapping) or not declared:
+        raise TaxonomyError(f"{where}: parents must be lines of `level:` with names under each, fine to coarse")
+    levels: dict[str, dict[str, str | None]] = {}
+    for level, names in declared.items():
+        entry = f"{where}: parents: {level}"
+        if isinstance(names, Mapping):
+            levels[str(level)] = {_name(n, entry): None if p is None else _name(p, entry) for n, p in names.items()}
+        elif isinstance(names, list) and names:
+            listed = [_name(name, entry) for name in names]
+            if twice := [name for i, name in enumerate(listed) if name in listed[:i]]:
+                raise TaxonomyError(f"{entry}: the name {twice[0]!r} is there twice; keep one")
+            levels[str(level)] = dict.fromkeys(listed)
+        else:
+            raise TaxonomyError(f"{entry} must be a list of names, or lines of `name: parent`")
+    return levels
+
+
+def _name(value: Any, entry: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise TaxonomyError(f"{entry}: {value!r:.60} is no name; put it in quotes if it is meant as one")
+    return " ".join(value.split())
+
+
+def _refuse_cycles(references: Sequence[Mapping[str, str | None]], *, implicit: bool, where: str) -> None:
+    """Follow parents within each level until they leave it.
+
+    A name may recur one level up (Intentonomy's intent Health lies in group Health), so where the level above is
+    declared, a step into it leaves. Where it is implied by the classes' own parents, only a name that is no class does.
+    """
+    for depth, names in enumerate(references):
+        above = {} if implicit or depth + 1 == len(references) else references[depth + 1]
+        for start in names:
+            path, name = [start], start
+            while (parent := names[name]) in names and parent is not None and parent not in above:
+                path.append(parent)
+                if parent == start:
+                    raise TaxonomyError(f"{where}: parents go round in a cycle: {' → '.join(path)}; cut one of them")
+                if parent in path[:-1]:
+                    break  # the cycle does not pass `start`; it is found from one of its own names
+                name = parent
+
+
+def _some(names: Mapping[str, Any], most: int = 6) -> str:
+    listed = [repr(name) for name in names]
+    return "one of " + ", ".join(listed[:most]) + (f" … ({len(listed)} in all)" if len(listed) > most else "")

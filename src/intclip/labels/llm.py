@@ -1,0 +1,247 @@
+"""A patient client of any OpenAI-compatible chat endpoint, with a cache that remembers where each answer came from.
+
+Nothing here knows what is asked: HCI asks for sentences (`hci.py`), and messages may carry images as content parts
+(`{"type": "image_url", …}`) for an endpoint that sees.
+"""
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from intclip.errors import LanguageModelError
+from intclip.extras import require
+from intclip.files import write_text
+
+Message = Mapping[str, Any]
+"""One turn: `role` and `content`, a text or a list of content parts."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model answered, and its provenance.
+
+    Attributes:
+        text: The answer.
+        finish: "stop", or "length" where the answer was cut off at `max_tokens`.
+        model: The model that was asked for.
+        served_by: The model that the endpoint says it ran.
+        endpoint: Base URL; empty for the library's default.
+        prompt_hash: SHA-256 over messages, model, endpoint and sampling settings: the key of the cache.
+        date: When the endpoint answered, ISO 8601 in UTC.
+        cached: Whether it came from the cache.
+    """
+
+    text: str
+    finish: str
+    model: str
+    served_by: str
+    endpoint: str
+    prompt_hash: str
+    date: str
+    cached: bool = False
+
+
+class _Unusable(Exception):
+    """The endpoint answered with something that is no chat completion; another try may help."""
+
+
+class ChatClient:
+    """Asks one model at one endpoint.
+
+    Args:
+        model: The endpoint's name of the model.
+        base_url: Such as http://localhost:11434/v1 (Ollama), http://localhost:8000/v1 (vLLM); without it
+            `$OPENAI_BASE_URL`, else OpenAI itself.
+        api_key: Without it `$OPENAI_API_KEY`; a server of one's own needs none.
+        cache: Folder of answers, one JSON file each; None keeps none.
+        timeout: Seconds until an answer counts as lost.
+        attempts: Tries a request; 429, 5xx, lost connections and unusable answers are tried again.
+        backoff: Seconds before the second try, doubled each time, with jitter.
+        max_wait: Longest pause, also when the endpoint asks for a longer one.
+        temperature: Of sampling; 0 takes the likeliest words.
+
+    Raises:
+        MissingExtraError: The extra `llm` is not installed.
+        LanguageModelError: No key is there for an endpoint that needs one.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        cache: str | os.PathLike[str] | None = None,
+        timeout: float = 60,
+        attempts: int = 5,
+        backoff: float = 1,
+        max_wait: float = 60,
+        temperature: float = 0,
+    ) -> None:
+        self._openai = require("openai", "llm")
+        self._tenacity = require("tenacity", "llm")
+        self.model = model
+        self.endpoint = base_url or os.environ.get("OPENAI_BASE_URL") or ""
+        self.cache = None if cache is None else Path(cache)
+        self.temperature = temperature
+        self._attempts, self._backoff, self._max_wait = attempts, backoff, max_wait
+        key = api_key or os.environ.get("OPENAI_API_KEY")
+        if not key and not self.endpoint:
+            raise LanguageModelError(
+                "there is no API key; set OPENAI_API_KEY, or name your own server with --base-url http://…/v1"
+            )
+        self._client = self._openai.OpenAI(
+            base_url=self.endpoint or None, api_key=key or "none", timeout=timeout, max_retries=0
+        )
+
+    def ask(self, messages: Sequence[Message], *, max_tokens: int = 1024) -> Answer:
+        """The model's answer to a conversation, from the cache where it is there.
+
+        Raises:
+            LanguageModelError: The endpoint refuses (wrong key, model or address), or failed at every try.
+            StorageError: The cache cannot be written.
+        """
+        request, digest = self._request(messages, max_tokens)
+        if (known := self._recall(digest)) is not None:
+            return known
+        completion = self._complete(request)
+        choice = completion.choices[0]
+        answer = Answer(
+            text=choice.message.content,
+            finish=str(choice.finish_reason or "stop"),
+            model=self.model,
+            served_by=str(completion.model or self.model),
+            endpoint=self.endpoint,
+            prompt_hash=digest,
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        if self.cache is not None:
+            record = asdict(answer) | {"temperature": self.temperature, "max_tokens": max_tokens}
+            del record["cached"]
+            record["messages"] = [_without_images(message) for message in messages]
+            write_text(self._path(digest), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        return answer
+
+    def recall(self, messages: Sequence[Message], *, max_tokens: int = 1024) -> Answer | None:
+        """What `ask` would take from the cache; None where it would ask the endpoint."""
+        return self._recall(self._request(messages, max_tokens)[1])
+
+    def forget(self, answer: Answer) -> None:
+        """Take an answer that was of no use out of the cache, so that it is asked for anew next time."""
+        if self.cache is not None:
+            self._path(answer.prompt_hash).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _request(self, messages: Sequence[Message], max_tokens: int) -> tuple[dict[str, Any], str]:
+        """What is sent, and the key of its answer in the cache."""
+        request = {"model": self.model, "messages": list(messages), "temperature": self.temperature}
+        request["max_tokens"] = max_tokens
+        return request, hashlib.sha256(_canonical({**request, "endpoint": self.endpoint}).encode()).hexdigest()
+
+    def _path(self, digest: str) -> Path:
+        assert self.cache is not None
+        return self.cache / f"{digest}.json"
+
+    def _recall(self, digest: str) -> Answer | None:
+        """A cached answer; a file that is damaged or not ours counts as none, and is written anew."""
+        if self.cache is None:
+            return None
+        try:
+            record = json.loads(self._path(digest).read_text(encoding="utf-8"))
+            fields = {name: record[name] for name in Answer.__dataclass_fields__ if name != "cached"}
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        if fields["prompt_hash"] != digest or not all(isinstance(value, str) for value in fields.values()):
+            return None
+        return Answer(**fields, cached=True)
+
+    def _complete(self, request: Mapping[str, Any]) -> Any:
+        """One chat completion with text, tried `attempts` times."""
+        tenacity = self._tenacity
+        retrying = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(self._attempts),
+            retry=tenacity.retry_if_exception(self._worth_another_try),
+            wait=self._pause,
+            reraise=True,
+        )
+        try:
+            return retrying(self._complete_once, request)
+        except (self._openai.OpenAIError, _Unusable, ValueError) as error:
+            raise self._explain(error) from error
+
+    def _complete_once(self, request: Mapping[str, Any]) -> Any:
+        completion = self._client.chat.completions.create(**request)
+        choices = getattr(completion, "choices", None)
+        if not choices:
+            raise _Unusable(f"an answer without choices: {str(completion)[:60]!r}")
+        message = choices[0].message
+        if message is None or not isinstance(message.content, str) or not message.content.strip():
+            raise _Unusable("an empty answer")
+        return completion
+
+    def _worth_another_try(self, error: BaseException) -> bool:
+        openai = self._openai
+        if isinstance(error, openai.RateLimitError):
+            return bool(error.code != "insufficient_quota")
+        if isinstance(error, openai.APIStatusError):
+            return error.status_code >= 500 or error.status_code in (408, 409)
+        # A body that is no JSON leaves the client library as ValueError.
+        return isinstance(error, openai.APIConnectionError | openai.APIResponseValidationError | _Unusable | ValueError)
+
+    def _pause(self, state: Any) -> float:
+        """Seconds before the next try: what Retry-After asks for, else exponential with jitter; at most `max_wait`."""
+        error = state.outcome.exception()
+        asked = str(error.response.headers.get("retry-after", "")) if hasattr(error, "response") else ""
+        growing = self._backoff * 2.0 ** (int(state.attempt_number) - 1) * (1 + random.random() / 4)
+        return min(max(growing, float(asked) if asked.isdecimal() else 0.0), self._max_wait)
+
+    def _explain(self, error: Exception) -> LanguageModelError:
+        openai = self._openai
+        where = self.endpoint or "OpenAI"
+        if isinstance(error, openai.APITimeoutError):
+            return LanguageModelError(f"{where} did not answer in time; raise --timeout or take a smaller model")
+        if isinstance(error, openai.APIConnectionError):
+            return LanguageModelError(f"{where} cannot be reached; is the server running at this --base-url?")
+        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+            return LanguageModelError(f"{where} refuses the API key; set OPENAI_API_KEY to a valid one")
+        if isinstance(error, openai.NotFoundError):
+            return LanguageModelError(
+                f"{where} has no model {self.model!r} (or no /chat/completions); check --model and --base-url"
+            )
+        if isinstance(error, openai.APIStatusError):
+            reason = f"HTTP {error.status_code}: {' '.join(str(error.message).split())[:200]}"
+            return LanguageModelError(f"{where} failed with {reason}; try again later or check the request")
+        what = " ".join(str(error).split())[:120]
+        return LanguageModelError(
+            f"{where} gave no usable answer ({what}); is --base-url an OpenAI-compatible address?"
+        )
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def _without_images(message: Message) -> dict[str, Any]:
+    """The message as the cache keeps it: an embedded image by its digest."""
+    content = message["content"]
+    if isinstance(content, list):
+        content = [_shortened(part) for part in content]
+    return {**message, "content": content}
+
+
+def _shortened(part: Any) -> Any:
+    if isinstance(part, Mapping) and part.get("type") == "image_url":
+        url = str(part["image_url"]["url"])
+        if url.startswith("data:"):
+            kind, _, data = url.partition(",")
+            return {"type": "image_url", "sha256": hashlib.sha256(data.encode()).hexdigest(), "kind": kind}
+    return part

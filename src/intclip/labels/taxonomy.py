@@ -1,0 +1,228 @@
+"""Taxonomies: named classes in levels, with definitions and HCI sentences, read from YAML."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from itertools import pairwise
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from intclip.errors import TaxonomyError
+
+FORMS = ("fine", "consolidated", "3-5", "6-9", "11-15", "16-20")
+"""Forms of a class's words: its name, its levels concatenated, HCI sentences by number of words (paper, Table 3)."""
+
+LiftRule = Literal["max", "noisy-or", "sum"]
+"""How a parent's probability follows from its children's; see `Taxonomy.lift`."""
+
+LAYOUT = 1
+"""Version of `Taxonomy.to_dict`."""
+
+
+@dataclass(frozen=True)
+class Taxonomy:
+    """K classes under a hierarchy.
+
+    Attributes:
+        name: Such as "intentonomy".
+        names: The K class names, in the order of a model's outputs.
+        levels: Level name to its class names, fine to coarse; the first level is `names`.
+        parents: Class name to its ancestors, nearest first, one for each coarser level; empty where there is one
+            level only.
+        sentence_forms: Form (see `FORMS`) to K sentences.
+        definitions: Class name to its definition, where one is given.
+        aliases: Other spellings (such as Intentonomy's short names) to class names.
+        source: Where the labels come from, with licence.
+        written: The HCI forms that somebody wrote; the others fell back (see `intclip.labels.load_taxonomy`).
+        subsets: Partition name ("difficulty") to subset name ("easy") to class names.
+        exclusive: Whether exactly one class holds for a photo (emotions, sentiment).
+    """
+
+    name: str
+    names: tuple[str, ...]
+    levels: Mapping[str, tuple[str, ...]]
+    parents: Mapping[str, tuple[str, ...]]
+    sentence_forms: Mapping[str, tuple[str, ...]]
+    definitions: Mapping[str, str]
+    aliases: Mapping[str, str]
+    source: str
+    written: tuple[str, ...] = ()
+    subsets: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
+    exclusive: bool = False
+
+    def __len__(self) -> int:
+        """Number of classes K."""
+        return len(self.names)
+
+    def sentences(self, form: str = "11-15") -> list[str]:
+        """The K sentences of a form, in order of `names`; "fine" gives the names.
+
+        Raises:
+            TaxonomyError: There is no such form.
+        """
+        if form not in self.sentence_forms:
+            known = ", ".join(self.sentence_forms)
+            raise TaxonomyError(f"taxonomy {self.name} has no sentences in form {form!r}; choose one of: {known}")
+        return list(self.sentence_forms[form])
+
+    def index(self, label: str) -> int:
+        """Position of a class in `names`, by its name or an alias; letter case and outer blanks do not matter.
+
+        Raises:
+            TaxonomyError: No class is called so; the nearest names are suggested.
+        """
+        spellings = {**self.aliases, **{name: name for name in self.names}}
+        if label in spellings:
+            return self.names.index(spellings[label])
+        folded = {spelling.casefold(): name for spelling, name in spellings.items()}
+        if (key := label.strip().casefold()) in folded:
+            return self.names.index(folded[key])
+        near = get_close_matches(key, folded, n=3, cutoff=0.5)
+        hint = " or ".join(dict.fromkeys(repr(folded[spelling]) for spelling in near))
+        remedy = f"did you mean {hint}?" if hint else f"`intclip labels show {self.name}` lists its {len(self)} names"
+        raise TaxonomyError(f"taxonomy {self.name} has no label {label!r}; {remedy}")
+
+    def level_index(self, level: str | int) -> int:
+        """Position of a level in `levels`: 0 is the finest.
+
+        Raises:
+            TaxonomyError: There is no such level.
+        """
+        levels = list(self.levels)
+        if isinstance(level, int) and 0 <= level < len(levels):
+            return level
+        if isinstance(level, str) and level in levels:
+            return levels.index(level)
+        numbered = ", ".join(f"{i} {name}" for i, name in enumerate(levels))
+        raise TaxonomyError(f"taxonomy {self.name} has no level {level!r}; its levels are: {numbered}")
+
+    def membership(self, level: str | int) -> npt.NDArray[np.bool_]:
+        """Which class lies under which name of a level: (K, K_level), one True in each row."""
+        depth = self.level_index(level)
+        names = list(self.levels.values())[depth]
+        ancestors = self.names if depth == 0 else [self.parents[name][depth - 1] for name in self.names]
+        return np.array([[ancestor == name for name in names] for ancestor in ancestors], dtype=np.bool_)
+
+    def lift(
+        self, probabilities: npt.NDArray[np.floating[Any]], level: str | int, rule: LiftRule = "max"
+    ) -> npt.NDArray[np.float32]:
+        """Read probabilities of the K classes at a coarser level.
+
+        "max": a parent is as probable as its most probable child. "noisy-or": 1 − Π(1 − p), children taken as
+        independent causes. "sum": for exclusive classes, whose probabilities sum to 1. Under each rule a parent is
+        at least as probable as any of its descendants, and lifting in one step equals lifting level by level.
+        An unknown child (NaN) makes its parent unknown, unless another child is certain (1).
+
+        Args:
+            probabilities: (N, K) in [0, 1], or targets.
+            level: Name of a level, or its position (0 is the finest).
+            rule: One of the three above.
+
+        Returns:
+            (N, K_level) in [0, 1], columns in the order of `levels[level]`.
+
+        Raises:
+            TaxonomyError: There is no such level or rule, or K is another.
+        """
+        if rule not in get_args(LiftRule):
+            raise TaxonomyError(f"unknown rule {rule!r}; choose one of: {', '.join(get_args(LiftRule))}")
+        fine = np.asarray(probabilities, dtype=np.float64)
+        if fine.ndim != 2 or fine.shape[1] != len(self):
+            raise TaxonomyError(f"taxonomy {self.name} lifts (N, {len(self)}) probabilities, these are {fine.shape}")
+        columns = []
+        for members in self.membership(level).T:
+            children = fine[:, members]
+            if rule == "max":
+                value = children.max(axis=1)
+            elif rule == "noisy-or":
+                value = 1 - (1 - children).prod(axis=1)
+            else:
+                value = np.minimum(children.sum(axis=1), 1.0)
+            columns.append(np.where((children == 1).any(axis=1), 1.0, value))
+        return np.stack(columns, axis=1).astype(np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of the taxonomy as JSON values, for a model bundle."""
+        return {
+            "layout": LAYOUT,
+            "name": self.name,
+            "source": self.source,
+            "exclusive": self.exclusive,
+            "levels": [{"name": level, "classes": list(names)} for level, names in self.levels.items()],
+            "parents": {name: list(ancestors) for name, ancestors in self.parents.items()},
+            "sentences": {form: list(sentences) for form, sentences in self.sentence_forms.items()},
+            "written": list(self.written),
+            "definitions": dict(self.definitions),
+            "aliases": dict(self.aliases),
+            "subsets": {
+                key: {part: list(names) for part, names in parts.items()} for key, parts in self.subsets.items()
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Taxonomy":
+        """Rebuild a taxonomy from `to_dict`.
+
+        Raises:
+            TaxonomyError: An entry is missing or contradicts another, or the layout is newer than this version's.
+        """
+        if content.get("layout", LAYOUT) != LAYOUT:
+            raise TaxonomyError(f"taxonomy layout {content['layout']} is newer than this version reads; update intclip")
+        try:
+            levels = {level["name"]: tuple(level["classes"]) for level in content["levels"]}
+            taxonomy = cls(
+                name=content["name"],
+                names=next(iter(levels.values())),
+                levels=levels,
+                parents={name: tuple(ancestors) for name, ancestors in content["parents"].items()},
+                sentence_forms={form: tuple(sentences) for form, sentences in content["sentences"].items()},
+                definitions=dict(content["definitions"]),
+                aliases=dict(content["aliases"]),
+                source=content["source"],
+                written=tuple(content["written"]),
+                subsets={key: {p: tuple(n) for p, n in parts.items()} for key, parts in content["subsets"].items()},
+                exclusive=bool(content["exclusive"]),
+            )
+        except (AttributeError, KeyError, StopIteration, TypeError) as error:
+            raise TaxonomyError(
+                f"taxonomy is incomplete or malformed ({error!r}); save it again with to_dict"
+            ) from error
+        taxonomy.check()
+        return taxonomy
+
+    def check(self) -> None:
+        """Hold the parts against each other.
+
+        Raises:
+            TaxonomyError: A name is twice in a level, a class lacks an ancestor, or a form has not K sentences.
+        """
+
+        def wrong(what: str) -> TaxonomyError:
+            return TaxonomyError(f"taxonomy {self.name}: {what}; save it again with to_dict")
+
+        if not self.names or next(iter(self.levels.values()), ()) != self.names:
+            raise wrong("its first level is not its classes")
+        for level, names in self.levels.items():
+            if len(set(names)) != len(names):
+                raise wrong(f"level {level} names a class twice")
+        coarser = list(self.levels.values())[1:]
+        above: dict[tuple[int, str], str] = {}
+        for name in self.names:
+            ancestors = self.parents.get(name, ())
+            if len(ancestors) != len(coarser) or any(
+                a not in names for a, names in zip(ancestors, coarser, strict=True)
+            ):
+                raise wrong(
+                    f"class {name!r} has ancestors {list(ancestors)}, but there are {len(coarser)} coarser levels"
+                )
+            for depth, (child, parent) in enumerate(pairwise(ancestors)):
+                if (other := above.setdefault((depth, child), parent)) != parent:
+                    raise wrong(f"{child!r} lies under both {other!r} and {parent!r}")
+        for form, sentences in self.sentence_forms.items():
+            if len(sentences) != len(self.names):
+                raise wrong(f"form {form} has {len(sentences)} sentences for {len(self.names)} classes")
+        for alias, name in self.aliases.items():
+            if name not in self.names:
+                raise wrong(f"alias {alias!r} leads to {name!r}, which is no class")

@@ -1,0 +1,36 @@
+"""A language model's endpoint on this machine, and a client of it."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from fake_llm import Server, serving
+
+from intclip.labels.llm import ChatClient
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture
+def make_client(server: Server, tmp_path: Any) -> Iterator[Callable[..., ChatClient]]:
+    made = []
+
+    def make(**options: Any) -> ChatClient:
+        settings = {"base_url": server.url, "cache": tmp_path / "answers", "timeout": 5, "attempts": 4}
+        client = ChatClient("fake", **{**settings, "backoff": 0.01, "max_wait": 0.05, **options})
+        made.append(client)
+        return client
+
+    yield make
+    for client in made:
+        client.close()

@@ -1,0 +1,156 @@
+"""A chat endpoint on this machine that answers as told: well, wrongly, late, or not at all."""
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Reply = Callable[["Handler", dict[str, Any]], None]
+"""Answers one request, given its JSON."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: "Server"
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.requests.append(request)
+            self.server.keys.append(self.headers.get("Authorization", ""))
+            reply = self.server.script.pop(0) if self.server.script else self.server.otherwise
+        with suppress(OSError):  # the client may have gone
+            reply(self, request)
+
+    def send_body(self, body: bytes, status: int = 200, kind: str = "application/json", **headers: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, otherwise: Reply) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.lock = threading.Lock()
+        self.requests: list[dict[str, Any]] = []
+        self.keys: list[str] = []
+        self.script: list[Reply] = []
+        self.otherwise = otherwise
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+@contextmanager
+def serving(otherwise: Reply | None = None) -> Iterator[Server]:
+    server = Server(otherwise or good)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def completion(text: str | None, finish: str = "stop") -> bytes:
+    message = {"role": "assistant", "content": text}
+    choice = {"index": 0, "message": message, "finish_reason": finish}
+    return json.dumps(
+        {"id": "1", "object": "chat.completion", "created": 1, "model": "fake-1", "choices": [choice]}
+    ).encode()
+
+
+def says(text: str | None, finish: str = "stop") -> Reply:
+    return lambda handler, request: handler.send_body(completion(text, finish))
+
+
+def status(code: int, error: str = "no", retry_after: str | None = None, kind: str | None = None) -> Reply:
+    body = json.dumps({"error": {"message": error, "code": kind}}).encode()
+    headers = {} if retry_after is None else {"Retry_After": retry_after}
+    return lambda handler, request: handler.send_body(body, code, **headers)
+
+
+def late(seconds: float) -> Reply:
+    def reply(handler: Handler, request: dict[str, Any]) -> None:
+        time.sleep(seconds)
+        handler.send_body(completion("too late"))
+
+    return reply
+
+
+def cut_off(handler: Handler, request: dict[str, Any]) -> None:
+    """Announce a whole answer, send half of it, hang up."""
+    body = completion("hello")
+    handler.send_response(200)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body[: len(body) // 2])
+    handler.wfile.flush()
+    handler.connection.close()
+
+
+def half_json(handler: Handler, request: dict[str, Any]) -> None:
+    body = completion("hello")
+    handler.send_body(body[: len(body) // 2])
+
+
+def html(handler: Handler, request: dict[str, Any]) -> None:
+    handler.send_body(b"<html>Welcome to this hotel's network</html>", kind="text/html")
+
+
+def no_choices(handler: Handler, request: dict[str, Any]) -> None:
+    handler.send_body(b'{"id": "1", "object": "chat.completion", "created": 1, "model": "fake-1", "choices": []}')
+
+
+def asked_names(request: dict[str, Any]) -> list[str]:
+    """The class names that the last turn wants as keys."""
+    text = request["messages"][-1]["content"]
+    return re.findall(r"^- (.+)$", text.rpartition(":\n")[2], flags=re.MULTILINE)
+
+
+def word_range(request: dict[str, Any]) -> tuple[int, int] | None:
+    """The range that the prompt of stage 2 asks for; None in stage 1."""
+    found = re.search(r"at least (\d+) and at most (\d+) words", request["messages"][0]["content"])
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def sentence(name: str, words: int) -> str:
+    tail = "shown in a photo that people took because they like it so very much today and again tomorrow"
+    return " ".join([name.replace(" ", "-"), *tail.split()][:words])
+
+
+def answers(request: dict[str, Any], words: int | None = None) -> dict[str, str]:
+    wanted = word_range(request)
+    count = words if words is not None else wanted[0] + 1 if wanted else 3
+    return {name: sentence(name, count) for name in asked_names(request)}
+
+
+def good(handler: Handler, request: dict[str, Any]) -> None:
+    """Valid texts for all names, in a fence and after a friendly word, as models do."""
+    handler.send_body(completion(f"Sure!\n```json\n{json.dumps(answers(request))}\n```"))
+
+
+def edited(change: Callable[[dict[str, str], dict[str, Any]], Any]) -> Reply:
+    """Valid texts, changed before they are sent."""
+
+    def reply(handler: Handler, request: dict[str, Any]) -> None:
+        texts: Any = answers(request)
+        changed = change(texts, request)
+        handler.send_body(completion(json.dumps(texts if changed is None else changed)))
+
+    return reply
