@@ -1,0 +1,93 @@
+"""What a cached feature's numbers depend on, besides the photo: the key of a feature cache."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from intclip.backbones.base import Backbone, FeatureName
+from intclip.backbones.preprocess import Preprocess
+from intclip.errors import StorageError
+
+FORMAT = 1
+"""Version of the layout; part of every name, so that a newer program rebuilds and never misreads."""
+
+Dtype = Literal["float16", "float32"]
+
+
+@dataclass(frozen=True)
+class CacheKey:
+    """Everything but the photo and its view that decides a feature's numbers.
+
+    Attributes:
+        weights: Hash of the backbone's image tower, see `weights_hash`.
+        preprocess: Photo to pixels.
+        names: Backbone features; "pixels" cannot be cached.
+        dtype: Numbers on disk.
+        precision: In what the extracting engine computes, such as "fp32" or "bf16".
+    """
+
+    weights: str
+    preprocess: Preprocess
+    names: tuple[FeatureName, ...]
+    dtype: Dtype = "float16"
+    precision: str = "fp32"
+
+    def describe(self) -> dict[str, object]:
+        """The key as plain JSON."""
+        return {
+            "format": FORMAT,
+            "weights": self.weights,
+            "preprocess": self.preprocess.model_dump(mode="json"),
+            "names": sorted(self.names),
+            "dtype": self.dtype,
+            "precision": self.precision,
+        }
+
+    def digest(self) -> str:
+        """Hash of the key, 16 hex digits: the name of its folder."""
+        return digest(self.describe())[:16]
+
+
+def cache_key(
+    backbone: Backbone, names: Iterable[FeatureName], *, dtype: Dtype = "float16", precision: str = "fp32"
+) -> CacheKey:
+    """The key of some features of a backbone.
+
+    Args:
+        backbone: Gives the weights and the preprocessing.
+        names: Which features, as a method's `needs` names them.
+        dtype: Numbers on disk: float16 halves the space and rounds to 11 bits (relative error at most 2⁻¹¹).
+        precision: In what the extracting engine computes.
+
+    Raises:
+        StorageError: "pixels" is among the names.
+    """
+    names = tuple(names)
+    if "pixels" in names:
+        raise StorageError("this method trains on pixels, which are not cached; train it with the cache off")
+    return CacheKey(weights_hash(backbone), backbone.preprocess, names, dtype, precision)
+
+
+def weights_hash(backbone: Backbone) -> str:
+    """Hash of what makes an image tower's features: its name, and where each tensor stands, with shape and bytes."""
+    parts: list[object] = [backbone.name]
+    for part, module in (("trunk", backbone.trunk), ("deep", backbone.deep), ("head", backbone.head)):
+        parts += [
+            [part, name, list(tensor.shape), _tensor_hash(tensor)] for name, tensor in module.state_dict().items()
+        ]
+    return digest(parts)
+
+
+def digest(content: object) -> str:
+    """SHA-256 of plain data, through its sorted JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _tensor_hash(tensor: Tensor) -> str:
+    content = tensor.detach().cpu().contiguous().flatten()
+    return hashlib.sha256(content.view(torch.uint8).numpy().data).hexdigest()

@@ -1,0 +1,238 @@
+"""`intclip data check`: what is wrong with a dataset's photos and labels before anything is trained on them."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from intclip.data.images import read_image, read_member
+from intclip.data.loading import usable_cores
+from intclip.data.sample import Dataset, ImageSource, Sample, TarMember
+from intclip.errors import ImageError
+
+NEAR_BITS = 4
+"""Photos whose 128-bit perceptual hashes differ in at most so many bits count as the same picture."""
+
+_INFORMATIVE = 20  # set bits; below, as on a small drawing on white, a hash says little, and only bytes are compared
+_MOST_COMPARED = 200_000  # beyond, only equal hashes count: comparing all pairs would take minutes
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A photo that cannot be used, and why."""
+
+    split: str
+    id: str
+    reason: str
+
+
+@dataclass
+class Check:
+    """What a check found.
+
+    Attributes:
+        dataset: Name of the dataset.
+        splits: Split to its number of samples, of those with a photo, and of labelled ones.
+        missing: Photos that are not there.
+        corrupt: Photos that cannot be read.
+        duplicates: Groups of ("split", "id") with the same bytes, within a split.
+        near_duplicates: The same by perceptual hash, and not the same bytes.
+        leaks: Groups of either kind that reach across splits: the same photo in train and test.
+        labels: Names of the K labels.
+        positives: Split to (K,) numbers of positive samples.
+        unknown: Split to (K,) numbers of samples whose label is unknown.
+        cooccurrence: (K, K) numbers of samples, over all splits, in which both labels are positive.
+        shift: Per pair of splits, the labels whose frequency differs most: label, both shares, z of the difference.
+        labels_per_sample: Split to the mean number of positive labels of a labelled sample.
+    """
+
+    dataset: str
+    labels: tuple[str, ...]
+    splits: dict[str, dict[str, int]] = field(default_factory=dict)
+    missing: list[Problem] = field(default_factory=list)
+    corrupt: list[Problem] = field(default_factory=list)
+    duplicates: list[list[tuple[str, str]]] = field(default_factory=list)
+    near_duplicates: list[list[tuple[str, str]]] = field(default_factory=list)
+    leaks: list[list[tuple[str, str]]] = field(default_factory=list)
+    positives: dict[str, list[int]] = field(default_factory=dict)
+    unknown: dict[str, list[int]] = field(default_factory=dict)
+    cooccurrence: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
+    shift: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    labels_per_sample: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def sound(self) -> bool:
+        """Whether every photo is there and whole, and none leaks from one split into another."""
+        return not (self.missing or self.corrupt or self.leaks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        plain = {key: value for key, value in vars(self).items() if key != "cooccurrence"}
+        plain["missing"] = [vars(problem) for problem in self.missing]
+        plain["corrupt"] = [vars(problem) for problem in self.corrupt]
+        return {**plain, "cooccurrence": self.cooccurrence.tolist(), "sound": self.sound}
+
+
+def check_dataset(
+    dataset: Dataset,
+    *,
+    photos: bool = True,
+    workers: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Check:
+    """Look at every photo and label of a dataset, loaded with `missing="keep"` so that missing photos are seen.
+
+    Args:
+        dataset: With its splits.
+        photos: Read the photos; without it, labels only.
+        workers: Threads that read photos.
+        on_progress: Called with photos read and photos in all.
+    """
+    check = Check(dataset.name, dataset.taxonomy.names)
+    _count_labels(dataset, check)
+    if photos:
+        _look_at_photos(dataset, check, workers or usable_cores(), on_progress)
+    return check
+
+
+def perceptual_hash(image: Image.Image) -> tuple[int, int]:
+    """128 bits that survive resizing and recompression: where brightness rises to the right, and where downwards."""
+    grey = np.asarray(image.convert("L").resize((9, 9), Image.Resampling.BOX), dtype=np.int16)
+    right, down = grey[:8, 1:] > grey[:8, :-1], grey[1:, :8] > grey[:-1, :8]
+    return tuple(int.from_bytes(np.packbits(bits).tobytes(), "big") for bits in (right, down))  # type: ignore[return-value]
+
+
+def near_pairs(hashes: npt.NDArray[np.uint64], bits: int) -> Iterator[tuple[int, int]]:
+    """Pairs (i < j) of rows of (N, 2) hashes that differ in at most so many bits."""
+    for start in range(0, len(hashes), 512):
+        block = hashes[start : start + 512, None, :]
+        later = hashes[None, start:, :]
+        distance = np.bitwise_count(block ^ later).sum(axis=2, dtype=np.uint16)
+        for row, column in np.argwhere(distance <= bits).tolist():
+            if row < column:
+                yield start + row, start + column
+
+
+def _look_at_photos(
+    dataset: Dataset, check: Check, workers: int, on_progress: Callable[[int, int], None] | None
+) -> None:
+    listed = [(split, sample) for split, samples in dataset.splits.items() for sample in samples if sample.image]
+    looks: list[tuple[str, str, str, tuple[int, int]]] = []
+    with ThreadPoolExecutor(workers) as pool:
+        found = pool.map(lambda pair: _look(pair[1]), listed)
+        for done, ((split, sample), look) in enumerate(zip(listed, found, strict=True), 1):
+            if isinstance(look, ImageError):
+                problem = Problem(split, sample.id, str(look))
+                gone = sample.image is not None and not _is_there(sample.image)
+                (check.missing if gone else check.corrupt).append(problem)
+            else:
+                looks.append((split, sample.id, *look))
+            if on_progress is not None:
+                on_progress(done, len(listed))
+    same = _groups(looks, [digest for _, _, digest, _ in looks])
+    alike = _alike_groups(looks)
+    check.leaks = [group for group in alike if len({split for split, _ in group}) > 1]
+    check.duplicates = [group for group in same if len({split for split, _ in group}) == 1]
+    exact = {frozenset(group) for group in same}
+    check.near_duplicates = [
+        group for group in alike if len({split for split, _ in group}) == 1 and frozenset(group) not in exact
+    ]
+
+
+def _look(sample: Sample) -> tuple[str, tuple[int, int]] | ImageError:
+    """Content hash and perceptual hash of a photo."""
+    assert sample.image is not None
+    try:
+        if isinstance(sample.image, TarMember):
+            content = read_member(sample.image)
+        else:
+            content = sample.image.read_bytes()
+            if not content:
+                return ImageError(f"{sample.image} is an empty file (0 bytes); fetch it again")
+        return hashlib.sha256(content).hexdigest(), perceptual_hash(read_image(content, min_side=64))
+    except ImageError as error:
+        return ImageError(str(error).replace("the given image data", str(sample.image)))
+    except OSError as error:
+        return ImageError(f"cannot read {sample.image}: {error.strerror or error}")
+
+
+def _is_there(image: ImageSource) -> bool:
+    return (image.archive if isinstance(image, TarMember) else image).is_file()
+
+
+def _groups(
+    looks: Sequence[tuple[str, str, str, tuple[int, int]]], keys: Sequence[object]
+) -> list[list[tuple[str, str]]]:
+    members: dict[object, list[tuple[str, str]]] = defaultdict(list)
+    for (split, name, _, _), key in zip(looks, keys, strict=True):
+        members[key].append((split, name))
+    return [group for group in members.values() if len(group) > 1]
+
+
+def _alike_groups(looks: Sequence[tuple[str, str, str, tuple[int, int]]]) -> list[list[tuple[str, str]]]:
+    """Groups linked by the same content or by near hashes."""
+    unique = sorted({hashed for *_, hashed in looks})
+    leader = dict(zip(unique, range(len(unique)), strict=True))
+    parent = list(range(len(unique)))
+
+    def find(node: int) -> int:
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    informative = [i for i, hashed in enumerate(unique) if sum(part.bit_count() for part in hashed) >= _INFORMATIVE]
+    if 1 < len(informative) <= _MOST_COMPARED:
+        hashes = np.array([unique[i] for i in informative], dtype=np.uint64)
+        for i, j in near_pairs(hashes, NEAR_BITS):
+            parent[find(informative[j])] = find(informative[i])
+    flat = set(range(len(unique))) - set(informative)
+    keys = [digest if leader[hashed] in flat else find(leader[hashed]) for _, _, digest, hashed in looks]
+    return _groups(looks, keys)
+
+
+def _count_labels(dataset: Dataset, check: Check) -> None:
+    total = np.zeros((len(check.labels), len(check.labels)), dtype=np.int64)
+    shares: dict[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]] = {}
+    for split, samples in dataset.splits.items():
+        if not samples:
+            check.splits[split] = {"samples": 0, "photos": 0, "labelled": 0}
+            continue
+        targets = dataset.targets(split)
+        known = ~np.isnan(targets)
+        positive = np.nan_to_num(targets) >= dataset.positive_share
+        labelled = int(known.any(axis=1).sum())
+        photos = sum(sample.image is not None for sample in samples)
+        check.splits[split] = {"samples": len(samples), "photos": photos, "labelled": labelled}
+        check.positives[split] = positive.sum(axis=0).tolist()
+        check.unknown[split] = (~known).sum(axis=0).tolist()
+        check.labels_per_sample[split] = float(positive.sum() / max(1, labelled))
+        total += positive.T.astype(np.int64) @ positive.astype(np.int64)
+        shares[split] = (positive.sum(axis=0) / np.maximum(known.sum(axis=0), 1), known.sum(axis=0))
+    check.cooccurrence = total
+    for first, second in combinations(shares, 2):
+        check.shift[f"{first} – {second}"] = _shift(check.labels, *shares[first], *shares[second])
+
+
+def _shift(
+    labels: Sequence[str],
+    first: npt.NDArray[np.float64],
+    first_size: npt.NDArray[np.int64],
+    second: npt.NDArray[np.float64],
+    second_size: npt.NDArray[np.int64],
+) -> list[dict[str, Any]]:
+    """Labels by the size of their shift: two-proportion z statistic, largest first."""
+    pooled = (first * first_size + second * second_size) / np.maximum(first_size + second_size, 1)
+    spread = np.sqrt(pooled * (1 - pooled) * (1 / np.maximum(first_size, 1) + 1 / np.maximum(second_size, 1)))
+    z = np.divide(second - first, spread, out=np.zeros_like(first), where=spread > 0)
+    return [
+        {"label": labels[k], "first": float(first[k]), "second": float(second[k]), "z": float(z[k])}
+        for k in np.argsort(-np.abs(z), kind="stable").tolist()
+    ]

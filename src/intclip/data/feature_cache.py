@@ -1,0 +1,278 @@
+"""Frozen features of photos, computed once and kept on disk as memory-mapped shards.
+
+    cache = open_or_build(folder, samples, cache_key(backbone, method.needs, dtype="float16"), extract,
+                          views=range(1, 1 + K), augment=augment)
+    features = cache.batch(indices, view=1)
+
+View 0 is the plain photo; view v ≥ 1 is what `pixel_batches(…, augment=augment, epoch=0, view=v)` gives, so the
+augmentation comes before the cache and training goes through the K views in turn. A shard that is there and whole is
+never computed again: a killed build goes on at the next missing one, further views or photos add to it, and a change of
+weights, preprocessing, augmentation or photos leaves the old shards aside. `cache_shards.py` has the files.
+"""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from itertools import chain
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from intclip.backbones.base import Backbone, FeatureName, Features
+from intclip.data.cache_key import CacheKey, Dtype
+from intclip.data.cache_shards import (
+    SHARD_BYTES,
+    Arrays,
+    Shapes,
+    Shard,
+    missing_shards,
+    photo_hashes,
+    plan,
+    read_manifest,
+    seal,
+    write_shard,
+)
+from intclip.data.loading import PixelBatch, pixel_batches, usable_cores
+from intclip.data.sample import Sample
+from intclip.data.transforms import Augment
+from intclip.errors import StorageError
+from intclip.files import atomic_directory, write_text
+
+Extract = Callable[[npt.NDArray[np.float32]], Arrays]
+"""Pixels (B, 3, S, S) to features (B, …) by name, "stages" as `stage1` … `stage4`: an engine, or `torch_extract`."""
+
+DEFAULT_LIMIT = 20 * 10**9
+"""Bytes that a cache folder may hold unless the caller says otherwise."""
+
+
+def torch_extract(backbone: Backbone, names: Iterable[FeatureName], device: torch.device | str = "cpu") -> Extract:
+    """`Backbone.features` as an extractor: the slow twin of an inference engine."""
+    names = tuple(names)
+
+    def extract(pixels: npt.NDArray[np.float32]) -> Arrays:
+        features = backbone.features(torch.from_numpy(pixels).to(device), names)
+        return {name: feature.float().cpu().numpy() for name, feature in features.items()}
+
+    return extract
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """Features of N photos in some views, read from disk as they are asked for.
+
+    Attributes:
+        shapes: Feature name to its shape without the batch.
+        dtype: Numbers on disk.
+        count: Number N of photos.
+        shard_size: Photos in a shard.
+        shards: View to its shards, in order of the photos.
+        errors: Index to why that photo could not be read; its features are zeros.
+    """
+
+    shapes: Shapes
+    dtype: Dtype
+    count: int
+    shard_size: int
+    shards: dict[int, list[Shard]] = field(repr=False)
+    errors: dict[int, str]
+
+    @property
+    def views(self) -> tuple[int, ...]:
+        """The views it holds."""
+        return tuple(self.shards)
+
+    def __len__(self) -> int:
+        """Number of photos."""
+        return self.count
+
+    def batch(
+        self,
+        indices: Sequence[int] | npt.NDArray[np.int64],
+        view: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> Features:
+        """Features of some photos, float32, in the order asked for.
+
+        Args:
+            indices: Positions among the samples, in any order.
+            view: One of `views`.
+            device: Where they are wanted; they travel there as they lie on disk.
+
+        Raises:
+            KeyError: The cache does not hold that view.
+        """
+        wanted = np.asarray(indices, dtype=np.int64)
+        if wanted.size and not 0 <= wanted.min() <= wanted.max() < self.count:
+            raise IndexError(f"indices must lie in [0, {self.count})")
+        shards = self.shards[view]
+        numbers = wanted // self.shard_size
+        features: Features = {}
+        for name, shape in self.shapes.items():
+            out = np.empty((len(wanted), *shape), dtype=self.dtype)
+            for number in np.unique(numbers):
+                rows = np.flatnonzero(numbers == number)
+                shard = shards[number]
+                out[rows] = _mapped(str(shard.path(name)))[wanted[rows] - shard.start]
+            features[name] = to_device(torch.from_numpy(out), torch.device(device)).float()
+        return features
+
+    def batches(self, size: int, view: int = 0) -> Iterator[tuple[npt.NDArray[np.int64], Features]]:
+        """(indices, features) of all photos in order: one sequential read of every file."""
+        for start in range(0, self.count, size):
+            indices = np.arange(start, min(start + size, self.count))
+            yield indices, self.batch(indices, view)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A host tensor on a device; the host does not wait for a GPU, whose copies need page-locked memory for that."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def open_or_build(
+    folder: str | Path,
+    samples: Sequence[Sample],
+    key: CacheKey,
+    extract: Extract,
+    *,
+    views: Iterable[int] = (0,),
+    augment: Augment | None = None,
+    batch_size: int = 32,
+    limit: int = DEFAULT_LIMIT,
+    workers: int | None = None,
+    verify: bool = True,
+    progress: bool = True,
+) -> FeatureCache:
+    """Open the features of some samples, computing what is missing or damaged.
+
+    Args:
+        folder: Where caches lie; one folder serves any number of keys, splits and runs.
+        samples: Photos of one split.
+        key: See `cache_key`.
+        extract: Computes the key's features.
+        views: Views to hold: 0 for the plain photo, 1 … K for augmented ones.
+        augment: Needed for views other than 0; its options and seed are part of what names a shard.
+        batch_size: Photos that `extract` takes at once.
+        limit: Bytes that `folder` may hold, everything in it included.
+        workers: Threads that read photos; as many as there are usable cores by default.
+        verify: Read all shards through and compare their checksums; about a second a gigabyte, and then they are in
+            the system's memory. Without it, only the presence of files is checked.
+        progress: Show a progress bar while building, if standard error is a terminal.
+
+    Raises:
+        StorageError: What is missing does not fit the limit or the disk (nothing is computed then), a feature exceeds
+            the range of the key's dtype, or the folder cannot be written.
+    """
+    views = tuple(views)
+    if any(views) and augment is None:
+        raise ValueError("views other than 0 need an augmentation")
+    shapes = _shapes(key, extract)
+    bytes_per_photo = sum(map(prod, shapes.values())) * np.dtype(key.dtype).itemsize
+    size = max(1, SHARD_BYTES // bytes_per_photo)
+    workers = workers or usable_cores()
+    home = Path(folder) / key.digest()
+    augmentation = None if augment is None else {"seed": augment.seed, **augment.config.model_dump(mode="json")}
+    hashes = photo_hashes([sample.image for sample in samples], workers)
+    shards = plan(home, hashes, views, size, augmentation)
+    missing = missing_shards(chain(*shards.values()), checksums=verify, workers=workers)
+    if missing:
+        _check_room(Path(folder), missing, bytes_per_photo, limit)
+        _mapped.cache_clear()
+        write_text(home / "key.json", json.dumps(key.describe(), indent=1))
+        _remove_leftovers(home)
+        load = partial(pixel_batches, samples, key.preprocess, batch_size, workers=workers)
+        with _progress_bar(progress) as bar:
+            task = bar.add_task("caching features", total=sum(shard.count for shard in missing))
+            for shard in missing:
+                batches = load(indices=shard.indices, augment=augment if shard.view else None, view=shard.view)
+                _build(shard, batches, extract, shapes, key.dtype)
+                bar.advance(task, shard.count)
+    errors = {
+        shard.start + int(row): reason
+        for shard in chain(*shards.values())
+        for row, reason in read_manifest(shard)["errors"].items()
+    }
+    return FeatureCache(shapes, key.dtype, len(samples), size, shards, errors)
+
+
+def _shapes(key: CacheKey, extract: Extract) -> Shapes:
+    size = key.preprocess.size
+    arrays = extract(np.zeros((1, 3, size, size), dtype=np.float32))
+    wanted = chain(*([f"stage{i}" for i in range(1, 5)] if name == "stages" else [name] for name in key.names))
+    if set(wanted) != arrays.keys():
+        raise ValueError(f"the extractor gives {sorted(arrays)}, the key names {sorted(key.names)}")
+    return {name: array.shape[1:] for name, array in arrays.items()}
+
+
+def _build(shard: Shard, batches: Iterator[PixelBatch], extract: Extract, shapes: Shapes, dtype: Dtype) -> None:
+    errors: dict[int, str] = {}
+
+    def rows() -> Iterator[tuple[npt.NDArray[np.int64], Arrays]]:
+        for indices, pixels, failed in batches:
+            errors.update({index - shard.start: str(error) for index, error in failed})
+            if len(indices):
+                yield indices - shard.start, extract(pixels.numpy())
+
+    with atomic_directory(shard.folder, overwrite=True) as partial_folder:
+        try:
+            write_shard(partial_folder, shapes, dtype, shard.count, rows())
+        except FloatingPointError as error:
+            raise StorageError(
+                f"feature {error} of photos {shard.start} to {shard.start + shard.count - 1} has numbers beyond the "
+                f"range of {dtype}; cache in float32, or check the backbone's weights"
+            ) from error
+        seal(partial_folder, shapes, errors)
+
+
+def _check_room(folder: Path, missing: Sequence[Shard], bytes_per_photo: int, limit: int) -> None:
+    needed = sum(shard.count for shard in missing) * bytes_per_photo
+    held = _bytes_in(folder) - sum(_bytes_in(shard.folder) for shard in missing)
+    what = (
+        f"the feature cache {folder} needs {needed / 1e9:.2f} GB more ({sum(shard.count for shard in missing):,} photo "
+        f"views of {bytes_per_photo / 1e3:.1f} kB)"
+    )
+    if held + needed > limit:
+        raise StorageError(
+            f"{what} and holds {held / 1e9:.2f} GB already, its limit is {limit / 1e9:.2f} GB; raise the limit, keep "
+            "fewer views, cache in float16, remove old caches from that folder, or run with the cache off"
+        )
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if needed > (free := shutil.disk_usage(existing).free):
+        raise StorageError(
+            f"{what}, the disk has {free / 1e9:.2f} GB free; free space, choose a cache folder on another disk, keep "
+            "fewer views, or run with the cache off"
+        )
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _remove_leftovers(home: Path) -> None:
+    """Remove what killed builds began; what is younger than an hour may be another process's work."""
+    for path in home.glob(".*.partial"):
+        if path.is_dir() and time.time() - path.stat().st_mtime > 3600:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _progress_bar(wanted: bool) -> Progress:
+    return Progress(console=Console(stderr=True), transient=True, disable=not (wanted and sys.stderr.isatty()))
+
+
+@lru_cache(maxsize=256)  # each holds a file open
+def _mapped(path: str) -> npt.NDArray[Any]:
+    try:
+        mapped: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise StorageError(f"cannot read the cached features {path}: {error}; open the cache again") from error
+    return mapped

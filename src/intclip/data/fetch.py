@@ -1,0 +1,191 @@
+"""Polite, patient downloads: one pace for all threads, retries with backoff, Retry-After honoured, sizes verified."""
+
+import threading
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+
+from intclip.extras import require
+
+MAX_BYTES = 64 * 2**20
+"""Largest answer accepted."""
+
+
+class Gone(Exception):
+    """The server says that there is nothing at this address (404, 410)."""
+
+
+class Failed(Exception):
+    """The address could not be fetched this time; trying again later may help.
+
+    Attributes:
+        unreachable: No server answered.
+    """
+
+    def __init__(self, reason: str, *, unreachable: bool = False) -> None:
+        super().__init__(reason)
+        self.unreachable = unreachable
+
+
+class _Again(Failed):
+    """A failed attempt worth repeating; `after` seconds at the earliest."""
+
+    def __init__(self, reason: str, *, after: float = 0, unreachable: bool = False) -> None:
+        super().__init__(reason, unreachable=unreachable)
+        self.after = after
+
+
+class Fetcher:
+    """Fetches addresses for several threads.
+
+    Args:
+        rate: Most requests a second, all threads together.
+        attempts: Tries an address.
+        timeout: Seconds to connect, and between two pieces of an answer; a whole answer may take four times as long.
+        backoff: Seconds before the second try; doubled each time, with jitter.
+        max_wait: Longest pause that a server's Retry-After is granted.
+        connections: Open at once.
+
+    Raises:
+        MissingExtraError: The extra `hub` is not installed.
+    """
+
+    def __init__(
+        self,
+        *,
+        rate: float = 20,
+        attempts: int = 5,
+        timeout: float = 20,
+        backoff: float = 1,
+        max_wait: float = 120,
+        connections: int = 8,
+    ) -> None:
+        self._httpx = require("httpx2", "hub")
+        self._tenacity = require("tenacity", "hub")
+        self._interval = 1 / rate
+        self._attempts, self._timeout, self._backoff, self._max_wait = attempts, timeout, backoff, max_wait
+        self._lock = threading.Lock()
+        self._next = 0.0
+        self.stopping = threading.Event()
+        from intclip import __version__
+
+        self._client = self._httpx.Client(
+            timeout=timeout,
+            follow_redirects=True,
+            headers={"User-Agent": f"intclip/{__version__} (dataset preparation)"},
+            limits=self._httpx.Limits(max_connections=connections),
+        )
+
+    def __enter__(self) -> "Fetcher":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stopping.set()
+        self._client.close()
+
+    def fetch(self, url: str, accept: tuple[str, ...] = ()) -> bytes:
+        """The content at an address, whole.
+
+        Args:
+            url: http or https.
+            accept: Beginnings of content types that are welcome, such as "image/"; empty for any.
+
+        Raises:
+            Gone: There is nothing at the address.
+            Failed: It could not be fetched; the message says why.
+        """
+        tenacity = self._tenacity
+        retrying = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(self._attempts),
+            wait=self._wait,
+            retry=tenacity.retry_if_exception_type(_Again),
+            sleep=self._sleep,
+            reraise=True,
+        )
+        content: bytes = retrying(self._attempt, url, accept)
+        return content
+
+    def _wait(self, state: object) -> float:
+        jittered = self._tenacity.wait_exponential_jitter(initial=self._backoff, jitter=self._backoff, max=60)
+        error = state.outcome.exception()  # type: ignore[attr-defined]
+        return max(float(jittered(state)), float(error.after))
+
+    def _sleep(self, seconds: float) -> None:
+        if self.stopping.wait(seconds):
+            raise Failed("interrupted")
+
+    def _pace(self) -> None:
+        """Wait for this request's turn."""
+        with self._lock:
+            turn = max(self._next, time.monotonic())
+            self._next = turn + self._interval
+        self._sleep(max(0.0, turn - time.monotonic()))
+
+    def _attempt(self, url: str, accept: tuple[str, ...]) -> bytes:
+        self._pace()
+        deadline = time.monotonic() + 4 * self._timeout
+        try:
+            with self._client.stream("GET", url) as answer:
+                self._judge(answer.status_code, answer.headers)
+                kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+                if kind and accept and not kind.startswith(accept):
+                    raise Failed(f"the server sent {kind}")
+                pieces: list[bytes] = []
+                size = 0
+                for piece in answer.iter_bytes():
+                    pieces.append(piece)
+                    size += len(piece)
+                    if size > MAX_BYTES:
+                        raise Failed(f"the answer is larger than {MAX_BYTES >> 20} MB")
+                    if time.monotonic() > deadline:
+                        raise _Again("the answer came too slowly")
+                    if self.stopping.is_set():
+                        raise Failed("interrupted")
+        except (self._httpx.ConnectError, self._httpx.ConnectTimeout) as error:
+            raise _Again(f"no server answered ({_reason(error)})", unreachable=True) from error
+        except self._httpx.TimeoutException as error:
+            raise _Again("the server was silent for too long") from error
+        except (self._httpx.InvalidURL, self._httpx.UnsupportedProtocol, self._httpx.TooManyRedirects) as error:
+            raise Failed(f"the address leads nowhere ({_reason(error)})") from error
+        except self._httpx.HTTPError as error:
+            raise _Again(f"the answer broke off ({_reason(error)})") from error
+        if not size:
+            raise _Again("the answer was empty")
+        return b"".join(pieces)
+
+    def _judge(self, status: int, headers: Mapping[str, str]) -> None:
+        if status in (404, 410):
+            raise Gone(f"status {status}")
+        if status in (408, 425, 429) or status >= 500:
+            after = min(retry_after(headers.get("retry-after")), self._max_wait)
+            if status in (429, 503):
+                with self._lock:  # everybody waits, not only the thread that was told
+                    self._next = max(self._next, time.monotonic() + after)
+            raise _Again(f"status {status}", after=after)
+        if status != 200:
+            raise Failed(f"status {status}")
+
+
+def retry_after(value: str | None) -> float:
+    """Seconds that a Retry-After header asks for, given as seconds or as a date; 0 where there is none."""
+    if not value:
+        return 0.0
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        date = parsedate_to_datetime(value)
+    except ValueError:
+        return 0.0
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=UTC)
+    return max(0.0, (date - datetime.now(UTC)).total_seconds())
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__

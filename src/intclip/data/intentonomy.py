@@ -1,0 +1,259 @@
+"""Intentonomy's annotation format: Intentonomy itself, and the proxy intents on Flickr8k.
+
+A JSON file a split with `categories` (id, name), `images` (id, filename, unsplash_url) and `annotations` (image_id and
+either `category_ids` or `category_ids_softprob`, a share of votes for each category).
+Source: KMnP/intentonomy, DATA.md (Jia et al., CVPR 2021).
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from intclip.data.reading import (
+    Labels,
+    Missing,
+    Splits,
+    dataset_root,
+    first_existing,
+    inside,
+    load_array,
+    read_json,
+    require_keys,
+    settle_missing,
+    share,
+)
+from intclip.data.sample import Dataset, Sample
+from intclip.errors import DatasetError
+from intclip.labels import load_taxonomy
+from intclip.labels.taxonomy import Taxonomy
+
+SPLITS = ("train", "val", "test")
+REPORT = "prepare-report.json"
+"""What `intclip data prepare` leaves in the dataset's folder; photos listed there as gone are not asked for again."""
+
+_LABEL_MATRIX = "train_label_vectors_intentonomy2020.npy"
+_PREPARE = "get them with `intclip data prepare intentonomy`"
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photo of an annotation file.
+
+    Attributes:
+        id: Of the photo.
+        filename: Relative to the photos' folder.
+        url: Where it can be fetched; None where the file has none.
+        targets: (K,) in the taxonomy's order.
+    """
+
+    id: str
+    filename: str
+    url: str | None
+    targets: npt.NDArray[np.float32]
+
+
+def read_annotations(path: Path, taxonomy: Taxonomy) -> list[Photo]:
+    """The photos of an annotation file, in its order.
+
+    Raises:
+        DatasetError: The file is malformed, names a category outside the taxonomy or a photo that it does not list.
+    """
+    content = read_json(path)
+    require_keys(content, {"categories": list, "images": list, "annotations": list}, str(path))
+    reader = Labels(taxonomy)
+    columns: dict[Any, int] = {}
+    for number, category in enumerate(content["categories"], 1):
+        where = f"{path}, category {number}"
+        require_keys(category, {"id": (int, str), "name": str}, where)
+        columns[category["id"]] = reader.index(category["name"], where)
+    if len(set(columns.values())) < len(content["categories"]):
+        raise DatasetError(f"{path}: two categories have the same id or mean the same label; make them unique")
+    targets = _targets(path, content["annotations"], columns, reader)
+    photos = []
+    for number, image in enumerate(content["images"], 1):
+        where = f"{path}, image {number}"
+        require_keys(image, {"id": (int, str), "filename": str}, where)
+        url = image.get("unsplash_url")
+        inside(Path(), image["filename"], where)
+        known = targets.pop(str(image["id"]), None)
+        photos.append(
+            Photo(
+                id=str(image["id"]),
+                filename=image["filename"],
+                url=url if isinstance(url, str) else None,
+                targets=reader.unknown() if known is None else known,
+            )
+        )
+    if targets:
+        raise DatasetError(
+            f"{path}: {len(targets)} annotations name photos that are not among its images, the first is "
+            f"{next(iter(targets))!r}; remove them or add the images"
+        )
+    return photos
+
+
+def _targets(
+    path: Path, annotations: Sequence[Any], columns: dict[Any, int], reader: Labels
+) -> dict[str, npt.NDArray[np.float32]]:
+    targets: dict[str, npt.NDArray[np.float32]] = {}
+    order = list(columns.values())
+    for number, annotation in enumerate(annotations, 1):
+        where = f"{path}, annotation {number}"
+        require_keys(annotation, {"image_id": (int, str)}, where)
+        image = str(annotation["image_id"])
+        if image in targets:
+            raise DatasetError(f"{where}: photo {image!r} is annotated twice; keep one annotation")
+        soft, ids = annotation.get("category_ids_softprob"), annotation.get("category_ids")
+        if isinstance(soft, list):
+            if len(soft) != len(columns):
+                raise DatasetError(f"{where}: {len(soft)} shares for {len(columns)} categories; give one for each")
+            row = reader.unknown()
+            row[order] = [share(value, where) for value in soft]
+        elif isinstance(ids, list):
+            row = reader.unknown()
+            row[order] = 0
+            for category in ids:
+                if not isinstance(category, int | str) or category not in columns:
+                    raise DatasetError(f"{where}: category {category!r} is not among the file's categories; correct it")
+                row[columns[category]] = 1
+        else:
+            raise DatasetError(f"{where}: there is neither 'category_ids' nor 'category_ids_softprob'; add one of them")
+        targets[image] = row
+    return targets
+
+
+def load_intentonomy(
+    root: str | os.PathLike[str] | None = None,
+    *,
+    missing: Missing = "error",
+    positive_share: float = 0.3,
+    train_labels: Literal["votes", "binary"] = "votes",
+    text: bool = True,
+) -> Dataset:
+    """Intentonomy: 12,740 / 498 / 1,217 photos, 28 intents, several hold for one photo (Jia et al., CVPR 2021).
+
+    Args:
+        root: Folder with `intentonomy_{train,val,test}2020.json` (those that are there are loaded; also in
+            `annotations/`) and the photos at their `filename` (also in `images/`).
+        missing: What to do about photos that are not there. Those that `intclip data prepare` reported as gone from the
+            web are left out in any case, unless "keep".
+        positive_share: Train targets are votes of three people (0, 1/3, 2/3, 1); from which share on a label counts:
+            0.3 is one vote, as the released code of IntCLIP and HLEG counts; 0.6 is two of three.
+        train_labels: "votes" from the annotations, or "binary" from `train_label_vectors_intentonomy2020.npy`, rows in
+            the order of the annotations. Where the matrix is there and the train annotations are not, its rows become
+            samples without photo, for label statistics.
+        text: Attach the photos' descriptions from `descriptions_{split}.json` where they are there.
+
+    Raises:
+        DatasetError: A file is missing or malformed, or photos are missing.
+    """
+    folder = dataset_root("intentonomy", root, "intentonomy")
+    taxonomy = load_taxonomy("intentonomy")
+    splits: Splits = {}
+    for split in SPLITS:
+        path = annotation_file(folder, f"intentonomy_{split}2020.json")
+        if path is not None:
+            splits[split] = _samples(
+                folder, read_annotations(path, taxonomy), f"descriptions_{split}.json" if text else None
+            )
+    matrix = annotation_file(folder, _LABEL_MATRIX)
+    if train_labels == "binary" or (matrix is not None and "train" not in splits):
+        if matrix is None:
+            raise DatasetError(f"{folder} holds no {_LABEL_MATRIX}; put it there or use train_labels='votes'")
+        splits["train"] = _binary_train(load_array(matrix), splits.get("train"), matrix, taxonomy)
+    elif train_labels != "votes":
+        raise DatasetError(f"train_labels={train_labels!r}: choose votes or binary")
+    if not splits:
+        first_existing(folder, [f"intentonomy_{split}2020.json" for split in SPLITS], "annotations of Intentonomy")
+    splits = {split: splits[split] for split in SPLITS if split in splits}
+    splits = settle_missing(splits, missing, f"intentonomy in {folder}", _PREPARE, gone_photos(folder))
+    return Dataset("intentonomy", taxonomy, "multilabel", splits, positive_share)
+
+
+def load_proxy_intents(
+    root: str | os.PathLike[str] | None = None,
+    *,
+    missing: Missing = "error",
+    positive_share: float = 0.4,
+    captions: Literal["first", "all", "none"] = "first",
+) -> Dataset:
+    """Proxy intents: 6,091 / 1,008 Flickr8k photos, 17 intents read from five captions each by word lists.
+
+    Args:
+        root: Folder with `intents_{train,val}.json`, `captions_{train,val}.json` and the photos.
+        missing: What to do about photos that are not there.
+        positive_share: Train targets are shares of five captions; a label counts from two of five on, as in val.
+        captions: Text of a sample: its first caption, all five (one a line), or none. The labels were read from these
+            captions: a text model sees the answer in them.
+
+    Raises:
+        DatasetError: A file is missing or malformed, or photos are missing.
+    """
+    folder = dataset_root("proxy-intents", root, "flickr8k")
+    taxonomy = load_taxonomy("proxy-intents")
+    if captions not in ("first", "all", "none"):
+        raise DatasetError(f"captions={captions!r}: choose first, all or none")
+    splits: Splits = {}
+    for split in SPLITS:
+        path = annotation_file(folder, f"intents_{split}.json")
+        if path is not None:
+            photos = read_annotations(path, taxonomy)
+            splits[split] = _samples(folder, photos, None if captions == "none" else f"captions_{split}.json", captions)
+    if not splits:
+        first_existing(folder, [f"intents_{split}.json" for split in SPLITS], "proxy intents")
+    splits = settle_missing(
+        splits, missing, f"proxy-intents in {folder}", "put Flickr8k's photos into its images/ folder"
+    )
+    return Dataset("proxy-intents", taxonomy, "multilabel", splits, positive_share)
+
+
+def annotation_file(folder: Path, name: str) -> Path | None:
+    """A file in the dataset's folder or its `annotations/`; None where it is in neither."""
+    return next((path for path in (folder / name, folder / "annotations" / name) if path.is_file()), None)
+
+
+def gone_photos(folder: Path) -> list[str]:
+    """Ids of the photos that `intclip data prepare` found gone from the web."""
+    path = folder / REPORT
+    if not path.is_file():
+        return []
+    report = read_json(path)
+    require_keys(report, {"gone": list}, str(path))
+    return [str(item.get("id")) for item in report["gone"] if isinstance(item, dict)]
+
+
+def _samples(folder: Path, photos: Sequence[Photo], texts: str | None, captions: str = "all") -> list[Sample]:
+    path = annotation_file(folder, texts) if texts else None
+    text: dict[str, Any] = {}
+    if path is not None:
+        text = read_json(path)
+        require_keys(text, {}, str(path))
+    base = folder / "images" if not any((folder / photo.filename).is_file() for photo in photos[:50]) else folder
+    if base != folder and not any((base / photo.filename).is_file() for photo in photos[:50]):
+        base = folder
+    return [
+        Sample(photo.id, photo.targets, base / photo.filename, _one_text(text.get(photo.id), captions))
+        for photo in photos
+    ]
+
+
+def _one_text(value: Any, captions: str) -> str | None:
+    if isinstance(value, list) and value:
+        return str(value[0]) if captions == "first" else "\n".join(map(str, value))
+    return value if isinstance(value, str) else None
+
+
+def _binary_train(matrix: npt.NDArray[Any], train: list[Sample] | None, path: Path, taxonomy: Taxonomy) -> list[Sample]:
+    if matrix.ndim != 2 or matrix.shape[1] != len(taxonomy) or not np.isin(matrix, (0, 1)).all():
+        raise DatasetError(f"{path} holds {matrix.shape} {matrix.dtype}; expected 0 and 1 in (photos, {len(taxonomy)})")
+    rows = matrix.astype(np.float32)
+    if train is None:
+        return [Sample(f"train-{number:05d}", row) for number, row in enumerate(rows)]
+    if len(train) != len(rows):
+        raise DatasetError(f"{path} has {len(rows)} rows for {len(train)} annotated train photos; get the fitting file")
+    return [Sample(sample.id, row, sample.image, sample.text) for sample, row in zip(train, rows, strict=True)]

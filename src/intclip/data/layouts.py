@@ -1,0 +1,293 @@
+"""Common layouts that are no tables: image folders, COCO-style JSON, WebDataset tars."""
+
+import os
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from intclip.data.emotion import class_folders
+from intclip.data.find import SUFFIXES
+from intclip.data.reading import (
+    Labels,
+    Missing,
+    Splits,
+    flat_taxonomy,
+    inside,
+    parse_json,
+    read_json,
+    require_keys,
+    settle_missing,
+)
+from intclip.data.sample import Dataset, Sample, TarMember
+from intclip.data.splitting import hold_out
+from intclip.data.tables import Row, find_columns, make_row
+from intclip.data.tabular import dataset_from_rows
+from intclip.errors import DatasetError
+from intclip.labels import load_taxonomy
+from intclip.labels.reading import parse_taxonomy
+from intclip.labels.taxonomy import Taxonomy
+
+_COCO_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "categories": {"id": (int, str), "name": str},
+    "images": {"id": (int, str), "file_name": str},
+    "annotations": {"image_id": (int, str), "category_id": (int, str)},
+}
+SPLIT_NAMES = ("train", "val", "test")
+
+
+def load_folder(
+    root: str | os.PathLike[str],
+    *,
+    taxonomy: str | Taxonomy | None = None,
+    name: str | None = None,
+    shares: Mapping[str, float] | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Photos in one folder a class, `root/<label>/…`, or with splits above, `root/{train,val,test}/<label>/…`.
+
+    Args:
+        root: The folder.
+        taxonomy: Name or file of the labels' taxonomy; without it, the folders' names in alphabetical order.
+        name: Of the dataset; the folder's name by default.
+        shares: Deal a folder without split folders into splits; else all is "train".
+        seed: Of that deal.
+
+    Raises:
+        DatasetError: There are no class folders, no photos, or a folder is no label.
+    """
+    folder = Path(root)
+    if not folder.is_dir():
+        raise DatasetError(f"no such folder: {folder}; check the path")
+    parts = {split: folder / split for split in SPLIT_NAMES if (folder / split).is_dir()} or {"train": folder}
+    if taxonomy is None:
+        classes = {
+            path.name for part in parts.values() for path in part.iterdir() if path.is_dir() and path.name[0] != "."
+        }
+        if not classes:
+            raise DatasetError(
+                f"{folder} holds no folders named after labels; put photos into <label>/ (docs/datasets.md)"
+            )
+        taxonomy = flat_taxonomy(sorted(classes), str(folder), folder.name)
+    reader = Labels(load_taxonomy(taxonomy) if isinstance(taxonomy, str) else taxonomy)
+    splits = {
+        split: class_folders(part, reader, prefix=f"{split}/" if len(parts) > 1 else "")
+        for split, part in parts.items()
+    }
+    if shares is not None and len(splits) == 1:
+        splits = hold_out(next(iter(splits.values())), shares, seed)
+    return Dataset(name or folder.name, reader.taxonomy, "singlelabel", splits)
+
+
+def load_coco(
+    root: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]],
+    *,
+    taxonomy: str | Taxonomy | None = None,
+    name: str | None = None,
+    images: str | os.PathLike[str] | None = None,
+    missing: Missing = "error",
+    shares: Mapping[str, float] | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """COCO-style JSON: photos, categories (under supercategories), and annotations that join them.
+
+    Read are `images` (id, file_name), `categories` (id, name, supercategory), `annotations` (image_id, category_id).
+    A photo's labels are the categories of its annotations; boxes and masks are not read. A photo without annotation has
+    none of the labels.
+
+    Args:
+        root: The file, or split name to file.
+        taxonomy: Name or file of the labels' taxonomy; without it, the categories, under their supercategories.
+        name: Of the dataset; the file's name by default.
+        images: Folder that file names are relative to; the JSON's folder by default.
+        missing: What to do about photos that are not there.
+        shares: Deal a single file into splits; else all is "train".
+        seed: Of that deal.
+
+    Raises:
+        DatasetError: A file is missing or malformed, or photos are missing.
+    """
+    files = {str(k): Path(v) for k, v in root.items()} if isinstance(root, Mapping) else {"train": Path(root)}
+    contents = {split: _coco_content(path) for split, path in files.items()}
+    first = next(iter(files.values()))
+    if taxonomy is None:
+        taxonomy = _coco_taxonomy(contents.values(), str(first), first.stem)
+    reader = Labels(load_taxonomy(taxonomy) if isinstance(taxonomy, str) else taxonomy)
+    splits: Splits = {}
+    for split, path in files.items():
+        base = Path(images) if images is not None else path.parent
+        splits[split] = _coco_samples(contents[split], path, base, reader)
+    if shares is not None and len(splits) == 1:
+        splits = hold_out(next(iter(splits.values())), shares, seed)
+    splits = settle_missing(splits, missing, str(first), "correct the file names, or pass images=FOLDER")
+    return Dataset(name or first.stem, reader.taxonomy, "multilabel", splits)
+
+
+def load_webdataset(
+    root: str | os.PathLike[str],
+    *,
+    taxonomy: str | Taxonomy | None = None,
+    name: str | None = None,
+    shares: Mapping[str, float] | None = None,
+    seed: int = 0,
+    positive_share: float = 0.5,
+) -> Dataset:
+    """WebDataset tars: members that share a name up to the first dot are one sample; photos are read inside the tar.
+
+    A sample has a photo (`.jpg`, `.png`, …), and labels in `.json` (an object with the columns of a table, see
+    `intclip.data.tables`) or `.cls` (a label's name or number); `.txt` is its text. Tars named `train*`, `val*` or
+    `test*` are that split, others "train".
+
+    Args:
+        root: A tar, or a folder of tars.
+        taxonomy: Name or file of the labels' taxonomy; without it, the labels found; `.cls` numbers need it.
+        name: Of the dataset; the file's or folder's name by default.
+        shares: Deal a single split into splits.
+        seed: Of that deal.
+        positive_share: From which share of votes on a label counts.
+
+    Raises:
+        DatasetError: A tar is missing or damaged, or a sample is malformed.
+    """
+    path = Path(root)
+    tars = sorted(path.glob("*.tar")) if path.is_dir() else [path]
+    if not tars or not tars[0].is_file():
+        raise DatasetError(f"{path} holds no .tar file; give a tar or a folder of tars")
+    tables: dict[str, list[Row]] = {}
+    members: dict[str, TarMember] = {}
+    for tar in tars:
+        split = next((s for s in SPLIT_NAMES if tar.stem.startswith(s)), "train")
+        for row, member in _tar_rows(tar):
+            if member is not None:
+                members[row.known["id"]] = member
+            tables.setdefault(split, []).append(row)
+    dataset = dataset_from_rows(
+        tables, dict.fromkeys(tables, Path()), name=name or path.stem, where=str(path), taxonomy=taxonomy, task=None,
+        missing="keep", shares=shares, seed=seed, positive_share=positive_share,
+    )  # fmt: skip
+    splits = {
+        split: [Sample(s.id, s.targets, members.get(s.id), s.text) for s in samples]
+        for split, samples in dataset.splits.items()
+    }
+    return Dataset(dataset.name, dataset.taxonomy, dataset.task, splits, positive_share)
+
+
+def index_tar(path: Path) -> dict[str, dict[str, TarMember]]:
+    """Samples of an uncompressed tar: key to extension (lower case) to member, in the tar's order.
+
+    Raises:
+        DatasetError: It is missing, compressed, damaged or truncated.
+    """
+    samples: dict[str, dict[str, TarMember]] = {}
+    try:
+        size = path.stat().st_size
+        with tarfile.open(path, "r:") as archive:
+            for info in archive:
+                if not info.isreg() or Path(info.name).name.startswith("."):
+                    continue
+                if info.offset_data + info.size > size:
+                    raise DatasetError(f"{path} is truncated inside {info.name!r}; fetch it again")
+                folder, _, file = info.name.rpartition("/")
+                stem, _, extension = file.partition(".")
+                key = f"{folder}/{stem}" if folder else stem
+                member = TarMember(path, info.name, info.offset_data, info.size)
+                if samples.setdefault(key, {}).setdefault(extension.lower(), member) is not member:
+                    raise DatasetError(f"{path}: {info.name!r} is there twice; remove one")
+    except tarfile.TarError as error:
+        raise DatasetError(
+            f"{path} is not an uncompressed tar, or is damaged ({error}); fetch or unpack it again"
+        ) from error
+    except OSError as error:
+        raise DatasetError(f"cannot read {path}: {error.strerror or error}; check the path") from error
+    except (ValueError, OverflowError) as error:  # numbers in a damaged header
+        raise DatasetError(f"{path} is damaged ({error}); fetch it again") from error
+    if not samples:
+        raise DatasetError(f"{path} holds no files; fetch it again")
+    return samples
+
+
+def _tar_rows(path: Path) -> list[tuple[Row, TarMember | None]]:
+    rows = []
+    for key, files in index_tar(path).items():
+        where = f"{path}, sample {key!r}"
+        photo = next(
+            (member for extension, member in files.items() if f".{extension.rpartition('.')[2]}" in SUFFIXES), None
+        )
+        record: dict[str, Any] = {}
+        if "json" in files:
+            content = parse_json(_text_member(files["json"], where), where)
+            record = {str(k): v for k, v in content.items()} if isinstance(content, dict) else {"labels": content}
+        if "cls" in files:
+            label = _text_member(files["cls"], where).strip()
+            record["label"] = int(label) if label.isdecimal() and len(label) < 9 else label
+        if "txt" in files:
+            record["text"] = _text_member(files["txt"], where)
+        record["id"] = key
+        if photo is not None:
+            record["image"] = photo.name
+        if photo is None and not record.get("text"):
+            raise DatasetError(f"{where}: there is neither a photo nor a text; remove it")
+        found = find_columns(list(record), {"image": "image"} if photo is not None else None, where)
+        rows.append((make_row(where, record, {**found, "id": "id"}), photo))
+    return rows
+
+
+def _text_member(member: TarMember, where: str) -> str:
+    with member.archive.open("rb") as archive:
+        archive.seek(member.offset)
+        content = archive.read(member.size)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{where}: {member.name} is not UTF-8; write the tar again") from error
+
+
+def _coco_content(path: Path) -> Mapping[str, Any]:
+    content = read_json(path)
+    require_keys(content, {"images": list, "categories": list, "annotations": list}, str(path))
+    for key, fields in _COCO_FIELDS.items():
+        for number, item in enumerate(content[key], 1):
+            require_keys(item, fields, f"{path}, {key} {number}")
+    return dict(content)
+
+
+def _coco_taxonomy(contents: Any, where: str, name: str) -> Taxonomy:
+    groups: dict[str, str | None] = {}
+    for content in contents:
+        for category in content["categories"]:
+            group = category.get("supercategory")
+            groups.setdefault(category["name"], group if isinstance(group, str) and group else None)
+    if not groups:
+        raise DatasetError(f"{where}: there are no categories; add them")
+    if any(group is None for group in groups.values()):
+        return flat_taxonomy(list(groups), where, name)
+    classes = [{"name": label, "parent": group} for label, group in groups.items()]
+    return parse_taxonomy(
+        {"name": name, "parents": {"supercategory": list(dict.fromkeys(groups.values()))}, "classes": classes},
+        where,
+        name=name,
+    )
+
+
+def _coco_samples(content: Mapping[str, Any], path: Path, base: Path, reader: Labels) -> list[Sample]:
+    columns = {c["id"]: reader.index(c["name"], f"{path}, category {c['name']!r}") for c in content["categories"]}
+    targets = {image["id"]: np.zeros(len(reader.taxonomy), dtype=np.float32) for image in content["images"]}
+    if len(targets) < len(content["images"]):
+        raise DatasetError(f"{path}: two images have the same id; make ids unique")
+    for number, annotation in enumerate(content["annotations"], 1):
+        where = f"{path}, annotation {number}"
+        if annotation["image_id"] not in targets:
+            raise DatasetError(f"{where}: image {annotation['image_id']!r} is not among the file's images; correct it")
+        if annotation["category_id"] not in columns:
+            raise DatasetError(
+                f"{where}: category {annotation['category_id']!r} is not among the categories; correct it"
+            )
+        targets[annotation["image_id"]][columns[annotation["category_id"]]] = 1
+    return [
+        Sample(
+            str(image["id"]), targets[image["id"]], inside(base, image["file_name"], f"{path}, image {image['id']!r}")
+        )
+        for image in content["images"]
+    ]

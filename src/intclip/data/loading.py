@@ -1,0 +1,211 @@
+"""From photos to normalised pixels: the one pipeline that training, prediction, caching and batch jobs read through."""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from intclip.backbones.preprocess import Preprocess
+from intclip.data.images import ImageInput, read_image
+from intclip.data.sample import Sample
+from intclip.data.transforms import Augment
+from intclip.errors import ImageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DRAFT_FACTOR = 2
+"""Photos are decoded at no less than this many times the model's size: at 2, the JPEG decoder's own downscaling
+changes the model's input by about 0.7 of 255 on average for 3,000-pixel photos and costs a third of the time; at 1 it
+would be about 3 of 255 (`benchmarks/loader.py`)."""
+
+
+class ArrayBatch(NamedTuple):
+    """Some consecutive photos: those that could be read, and those that could not.
+
+    Attributes:
+        indices: (B,) int64, the position of each row of `pixels` among all photos.
+        pixels: (B, 3, S, S) float32, normalised. B is 0 where no photo of the batch could be read.
+        errors: Position and reason of every photo that could not be read.
+    """
+
+    indices: npt.NDArray[np.int64]
+    pixels: npt.NDArray[np.float32]
+    errors: list[tuple[int, ImageError]]
+
+
+class PixelBatch(NamedTuple):
+    """`ArrayBatch` with its pixels as a tensor over the same memory."""
+
+    indices: npt.NDArray[np.int64]
+    pixels: "Tensor"
+    errors: list[tuple[int, ImageError]]
+
+
+def array_batches(
+    sources: Iterable[Sample | ImageInput],
+    preprocess: Preprocess,
+    batch_size: int,
+    *,
+    indices: Sequence[int] | npt.NDArray[np.int64] | None = None,
+    augment: Augment | None = None,
+    epoch: int = 0,
+    view: int = 0,
+    workers: int | None = None,
+    prefetch: int = 2,
+) -> Iterator[ArrayBatch]:
+    """Read, resize and normalise photos in threads, in order, some batches ahead of the reader.
+
+    Every photo appears in exactly one batch, either in `indices` or in `errors`; batches hold `batch_size` photos
+    together with their errors, the last one fewer. Memory is bounded by `prefetch` + 1 batches. Threads suffice because
+    Pillow frees the interpreter while it decodes and resizes.
+
+    Args:
+        sources: Samples, or photos as `read_image` takes them; any iterable, read lazily.
+        preprocess: Gives the size S and the normalisation.
+        batch_size: Photos a batch.
+        indices: Read these positions, in this order; `sources` must then be a sequence. Without it: all, in order.
+        augment: Turns a photo into a training view before preprocessing.
+        epoch: Passed to `augment`.
+        view: Passed to `augment`.
+        workers: Threads; as many as there are usable cores by default.
+        prefetch: Batches in the making while the reader holds one.
+    """
+    if batch_size < 1 or prefetch < 0 or (workers is not None and workers < 1):
+        raise ValueError("batch_size and workers must be at least 1, prefetch at least 0")
+    if indices is None:
+        numbered: Iterator[tuple[int, Sample | ImageInput]] = enumerate(sources)
+    elif isinstance(sources, Sequence):
+        numbered = ((int(index), sources[int(index)]) for index in indices)
+    else:
+        raise TypeError("indices need sources that are a sequence")
+    load = partial(_load, preprocess=preprocess, augment=augment, epoch=epoch, view=view)
+    return _generate(numbered, load, preprocess.size, batch_size, workers or usable_cores(), prefetch)
+
+
+def pixel_batches(
+    sources: Iterable[Sample | ImageInput],
+    preprocess: Preprocess,
+    batch_size: int,
+    *,
+    indices: Sequence[int] | npt.NDArray[np.int64] | None = None,
+    augment: Augment | None = None,
+    epoch: int = 0,
+    view: int = 0,
+    workers: int | None = None,
+    prefetch: int = 2,
+) -> Iterator[PixelBatch]:
+    """`array_batches` as tensors. Only this function needs torch: a prediction from a cached graph does without."""
+    import torch
+
+    batches = array_batches(
+        sources,
+        preprocess,
+        batch_size,
+        indices=indices,
+        augment=augment,
+        epoch=epoch,
+        view=view,
+        workers=workers,
+        prefetch=prefetch,
+    )
+    return (PixelBatch(batch.indices, torch.from_numpy(batch.pixels), batch.errors) for batch in batches)
+
+
+def usable_cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Pending(NamedTuple):
+    indices: list[int]
+    pixels: npt.NDArray[np.float32]
+    rows: list[Future[None]]
+
+
+def _generate(
+    numbered: Iterator[tuple[int, Sample | ImageInput]],
+    load: partial[None],
+    size: int,
+    batch_size: int,
+    workers: int,
+    prefetch: int,
+) -> Iterator[ArrayBatch]:
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="intclip-pixels")
+    pending: deque[_Pending] = deque()
+    try:
+        while chunk := list(islice(numbered, batch_size)):
+            pixels = np.empty((len(chunk), 3, size, size), dtype=np.float32)
+            rows = [pool.submit(load, source, index, row) for (index, source), row in zip(chunk, pixels, strict=True)]
+            pending.append(_Pending([index for index, _ in chunk], pixels, rows))
+            if len(pending) > prefetch:
+                yield _collect(pending.popleft())
+        while pending:
+            yield _collect(pending.popleft())
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _collect(batch: _Pending) -> ArrayBatch:
+    errors: list[tuple[int, ImageError]] = []
+    good: list[int] = []
+    for row, (index, future) in enumerate(zip(batch.indices, batch.rows, strict=True)):
+        try:
+            future.result()
+            good.append(row)
+        except ImageError as error:
+            errors.append((index, _without_frames(error)))
+    pixels = batch.pixels[good] if errors else batch.pixels
+    return ArrayBatch(np.array(batch.indices, dtype=np.int64)[good], pixels, errors)
+
+
+def _without_frames(error: ImageError) -> ImageError:
+    """The error without the tracebacks of itself and its causes.
+
+    They hold the frames that they passed, and so the whole batch's pixels, until the garbage collector comes by: over
+    thousands of photos with some damaged ones memory would grow by hundreds of megabytes.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
+
+
+def _load(
+    source: Sample | ImageInput,
+    index: int,
+    row: npt.NDArray[np.float32],
+    *,
+    preprocess: Preprocess,
+    augment: Augment | None,
+    epoch: int,
+    view: int,
+) -> None:
+    """Write one photo's normalised pixels into its `row` (3, S, S) of the batch."""
+    if isinstance(source, Sample):
+        if source.image is None:
+            raise ImageError(f"sample {source.id} has no photo, only text or labels")
+        source = source.image
+    image = read_image(source, min_side=DRAFT_FACTOR * preprocess.size)
+    if augment is not None:
+        image = augment(image, epoch=epoch, index=index, view=view)
+    normalize_into(row, preprocess.resize(image), preprocess)
+
+
+def normalize_into(row: npt.NDArray[np.float32], photo: npt.NDArray[np.uint8], preprocess: Preprocess) -> None:
+    """`Preprocess.normalize` of one photo (S, S, 3) into `row` (3, S, S), bit for bit the same.
+
+    One photo at a time stays in the core's cache, which makes this over ten times as fast as normalising a whole batch
+    (`benchmarks/loader.py`).
+    """
+    np.copyto(row, photo.transpose(2, 0, 1))
+    row /= np.float32(255)
+    row -= np.array(preprocess.mean, dtype=np.float32)[:, None, None]
+    row /= np.array(preprocess.std, dtype=np.float32)[:, None, None]

@@ -1,0 +1,297 @@
+"""What every dataset loader needs: where its files lie, reading them, labels to targets, and photos that are gone."""
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from intclip.data.sample import Sample, TarMember
+from intclip.errors import DatasetError, TaxonomyError
+from intclip.labels.reading import parse_taxonomy
+from intclip.labels.taxonomy import Taxonomy
+
+DATA_VARIABLE = "INTCLIP_DATA"
+"""Environment variable that names the folder with one folder a dataset."""
+
+Missing = Literal["error", "skip", "keep"]
+"""What to do about photos that the annotations name and that are not there."""
+
+Splits = dict[str, list[Sample]]
+
+_log = logging.getLogger("intclip.data")
+
+
+def dataset_root(name: str, root: str | os.PathLike[str] | None, folder: str) -> Path:
+    """The folder of a dataset: `root`, or `folder` inside `$INTCLIP_DATA`.
+
+    Raises:
+        DatasetError: Neither is given, or there is no such folder.
+    """
+    if root is None:
+        data = os.environ.get(DATA_VARIABLE)
+        if not data:
+            raise DatasetError(f"{name}: where does it lie? Give its folder (root), or set {DATA_VARIABLE}")
+        root = Path(data) / folder
+    root = Path(root).expanduser()
+    if not root.exists():
+        raise DatasetError(f"{name}: no such file or folder: {root}; see docs/datasets.md for its layout")
+    return root
+
+
+def first_existing(root: Path, names: Iterable[str], what: str) -> Path:
+    """The first of some paths under `root` that exists.
+
+    Raises:
+        DatasetError: None does.
+    """
+    names = list(names)
+    for name in names:
+        if (root / name).exists():
+            return root / name
+    raise DatasetError(f"{root} holds no {what}; expected {' or '.join(names)} (see docs/datasets.md)")
+
+
+def read_text(path: Path, encoding: str = "utf-8-sig") -> str:
+    """A whole text file.
+
+    Raises:
+        DatasetError: It cannot be read, or is in another encoding.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"cannot read {path}: {error.strerror or error}; check path and permission") from error
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        row = content.count(b"\n", 0, error.start) + 1
+        raise DatasetError(
+            f"{path}, row {row}: byte {content[error.start]:#04x} is not {encoding.removesuffix('-sig').upper()}; "
+            "save the file as UTF-8 or pass its encoding, such as encoding='latin-1'"
+        ) from error
+    except LookupError as error:
+        raise DatasetError(f"unknown encoding {encoding!r}; use a name such as utf-8 or latin-1") from error
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        DatasetError: It cannot be read or is not JSON.
+    """
+    return parse_json(read_text(path), str(path))
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        DatasetError: It is not JSON.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DatasetError(f"{where}, row {error.lineno}: not JSON ({error.msg}); fetch or write it again") from error
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits; nesting without end
+        raise DatasetError(f"{where}: not JSON that can be read ({error}); fetch or write it again") from error
+
+
+def load_array(path: Path) -> npt.NDArray[Any]:
+    """An array from a .npy file, without pickle.
+
+    Raises:
+        DatasetError: It cannot be read.
+    """
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DatasetError(f"cannot read {path} as a NumPy array: {error}; fetch or write it again") from error
+    if not isinstance(array, np.ndarray):
+        raise DatasetError(f"{path} holds several arrays; save one array with numpy.save")
+    return array
+
+
+class Labels:
+    """Turns what files call a label into targets of a taxonomy.
+
+    Args:
+        taxonomy: The K labels.
+    """
+
+    def __init__(self, taxonomy: Taxonomy) -> None:
+        self.taxonomy = taxonomy
+        self._known: dict[str, int] = {}
+
+    def index(self, label: Any, where: str) -> int:
+        """Position of a label given by name, alias or number.
+
+        Raises:
+            DatasetError: The taxonomy has no such label; the nearest names are suggested.
+        """
+        if isinstance(label, bool) or not isinstance(label, int | str):
+            raise DatasetError(f"{where}: {label!r:.60} is no label; write its name")
+        if isinstance(label, int):
+            if not 0 <= label < len(self.taxonomy):
+                last = len(self.taxonomy) - 1
+                raise DatasetError(
+                    f"{where}: label number {label} is outside taxonomy {self.taxonomy.name} (0 to {last})"
+                )
+            return label
+        if label not in self._known:
+            try:
+                self._known[label] = self.taxonomy.index(" ".join(label.split()))
+            except TaxonomyError as error:
+                raise DatasetError(f"{where}: {error}") from error
+        return self._known[label]
+
+    def targets(self, labels: Iterable[Any], where: str) -> npt.NDArray[np.float32]:
+        """(K,) float32: 1 for the labels given, 0 for all others.
+
+        Raises:
+            DatasetError: A label is not in the taxonomy.
+        """
+        targets = np.zeros(len(self.taxonomy), dtype=np.float32)
+        for label in labels:
+            targets[self.index(label, where)] = 1
+        return targets
+
+    def unknown(self) -> npt.NDArray[np.float32]:
+        """(K,) float32 NaN: nothing is known."""
+        return np.full(len(self.taxonomy), np.nan, dtype=np.float32)
+
+
+def share(value: Any, where: str) -> float:
+    """A share of votes in [0, 1]; NaN for what is unknown: nothing, or −1 as in partial-label sets.
+
+    Raises:
+        DatasetError: It is neither.
+    """
+    words = {
+        "": np.nan,
+        "true": 1.0,
+        "yes": 1.0,
+        "false": 0.0,
+        "no": 0.0,
+        "nan": np.nan,
+        "none": np.nan,
+        "null": np.nan,
+    }
+    if value is None:
+        return float("nan")
+    if isinstance(value, str) and value.strip().lower() in words:
+        return float(words[value.strip().lower()])
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = float("inf")
+    if number == -1 or number != number:
+        return float("nan")
+    if not 0 <= number <= 1:
+        raise DatasetError(
+            f"{where}: {value!r:.60} is not a share from 0 to 1; write 0, 1, a share, or nothing for unknown"
+        )
+    return number
+
+
+def unique_ids(splits: Splits, where: str) -> None:
+    """Hold that no two samples share an id.
+
+    Raises:
+        DatasetError: Two do.
+    """
+    seen: dict[str, str] = {}
+    for split, samples in splits.items():
+        for sample in samples:
+            if sample.id in seen:
+                raise DatasetError(
+                    f"{where}: id {sample.id!r} is there twice (in {seen[sample.id]} and {split}); make ids unique"
+                )
+            seen[sample.id] = split
+
+
+def settle_missing(splits: Splits, missing: Missing, where: str, remedy: str, gone: Sequence[str] = ()) -> Splits:
+    """Deal with photos that are not there.
+
+    Args:
+        splits: Samples; those without a photo are left alone.
+        missing: "error" refuses, "skip" leaves such samples out and says how many, "keep" keeps them.
+        where: The dataset, for messages.
+        remedy: How to get the photos.
+        gone: Ids of photos known to be gone from the web: left out even under "error".
+
+    Raises:
+        DatasetError: A photo is missing and `missing` is "error"; or nothing is left.
+    """
+    if missing not in ("error", "skip", "keep"):
+        raise DatasetError(f"missing={missing!r}: choose error, skip or keep")
+    if missing == "keep":
+        return splits
+    known = set(gone)
+    absent = [
+        sample
+        for samples in splits.values()
+        for sample in samples
+        if sample.image is not None and not _exists(sample.image)
+    ]
+    unexpected = [sample for sample in absent if sample.id not in known]
+    total = sum(sample.image is not None for samples in splits.values() for sample in samples)
+    if missing == "error" and unexpected:
+        raise DatasetError(
+            f"{where} names {len(unexpected)} of {total} photos that are not there, the first is "
+            f"{unexpected[0].image}; {remedy}, or load with missing='skip'"
+        )
+    if absent:
+        left_out = {sample.id for sample in absent}
+        splits = {split: [s for s in samples if s.id not in left_out] for split, samples in splits.items()}
+        if not any(splits.values()):
+            raise DatasetError(f"{where}: none of its {total} photos is there; {remedy}")
+        _log.warning("%s: %d of %d photos are not there and left out", where, len(absent), total)
+    return splits
+
+
+def _exists(image: Path | TarMember) -> bool:
+    return os.path.isfile(image.archive if isinstance(image, TarMember) else image)  # noqa: PTH113 (fast)
+
+
+def flat_taxonomy(names: Sequence[str], where: str, name: str) -> Taxonomy:
+    """A taxonomy of one level from the labels that a user's files hold.
+
+    Raises:
+        DatasetError: A name is empty, too long, or differs from another by letter case only.
+    """
+    try:
+        return parse_taxonomy([{"name": label} for label in names], where, name=name)
+    except TaxonomyError as error:
+        raise DatasetError(str(error)) from error
+
+
+def inside(root: Path, name: str, where: str) -> Path:
+    """`root / name`, which must not leave `root`.
+
+    Raises:
+        DatasetError: It does, or is not a path.
+    """
+    path = Path(name)
+    if not name or "\0" in name or path.is_absolute() or ".." in path.parts:
+        raise DatasetError(f"{where}: file name {name!r:.100} leaves the dataset's folder; correct it")
+    return root / path
+
+
+def require_keys(item: Any, keys: Mapping[str, type | tuple[type, ...]], where: str) -> None:
+    """Hold that a JSON value is an object with these keys of these types.
+
+    Raises:
+        DatasetError: It is not.
+    """
+    if not isinstance(item, dict):
+        raise DatasetError(f"{where}: expected an object with {', '.join(keys)}, found {item!r:.60}")
+    for key, kind in keys.items():
+        if key not in item:
+            raise DatasetError(f"{where}: there is no {key!r}; expected {', '.join(keys)}")
+        if not isinstance(item[key], kind):
+            raise DatasetError(f"{where}: {key!r} is {item[key]!r:.60}, of the wrong type")

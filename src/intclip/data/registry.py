@@ -1,0 +1,128 @@
+"""Every dataset by name, and users' own files by their kind: one way to load them all."""
+
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from intclip.data.emotion import load_abstract, load_artphoto, load_emotion6, load_emotion_roi, load_fi8
+from intclip.data.intentonomy import load_intentonomy, load_proxy_intents
+from intclip.data.layouts import load_coco, load_folder, load_webdataset
+from intclip.data.mdid import load_mdid
+from intclip.data.memes import load_memes
+from intclip.data.mvsa import load_mvsa
+from intclip.data.openmoji import load_openmoji
+from intclip.data.sample import Dataset
+from intclip.data.tables import SUFFIXES
+from intclip.data.tabular import load_table
+from intclip.errors import DatasetError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A dataset that can be loaded by name.
+
+    Attributes:
+        load: Takes root and keyword options, gives the dataset.
+        summary: One line: what it holds.
+        taxonomy: Name of its taxonomy; None where it depends on the files.
+        terms: On what terms it may be used.
+    """
+
+    load: Callable[..., Dataset]
+    summary: str
+    taxonomy: str | None
+    terms: str
+
+
+_RESEARCH = "research use"
+DATASETS: dict[str, Entry] = {
+    "intentonomy": Entry(
+        load_intentonomy, "14,455 photos, 28 intents", "intentonomy", "annotations CC BY 4.0, photos Unsplash"
+    ),
+    "proxy-intents": Entry(load_proxy_intents, "7,099 Flickr8k photos, 17 intents", "proxy-intents", _RESEARCH),
+    "emotionroi6": Entry(load_emotion_roi, "1,980 photos, 6 emotions", "ekman6", _RESEARCH),
+    "fi8": Entry(load_fi8, "23,308 photos, 8 emotions", "mikels8", _RESEARCH),
+    "artphoto": Entry(load_artphoto, "806 art photos, 8 emotions", "mikels8", _RESEARCH),
+    "abstract": Entry(load_abstract, "280 abstract paintings, 8 emotions", "mikels8", _RESEARCH),
+    "emotion6": Entry(load_emotion6, "1,980 photos, shares of 6 emotions", "ekman6", _RESEARCH),
+    "mdid-intent": Entry(
+        partial(load_mdid, labels="intent"), "1,299 Instagram posts, 7 intents", "mdid-intent", _RESEARCH
+    ),
+    "mdid-semiotic": Entry(
+        partial(load_mdid, labels="semiotic"), "1,299 posts, 3 semiotic relations", "mdid-semiotic", _RESEARCH
+    ),
+    "mdid-contextual": Entry(
+        partial(load_mdid, labels="contextual"), "1,299 posts, 3 contextual relations", "mdid-contextual", _RESEARCH
+    ),
+    "mvsa": Entry(load_mvsa, "tweets with photo, 3 sentiments", "sentiment3", _RESEARCH),
+    "memes": Entry(load_memes, "memes, 22 persuasion techniques", "persuasion", _RESEARCH),
+    "openmoji": Entry(load_openmoji, "OpenMoji drawings, Unicode's subcategories", "openmoji", "CC BY-SA 4.0"),
+    "table": Entry(load_table, "your CSV, JSON lines or Parquet", None, "yours"),
+    "folder": Entry(load_folder, "your photos, one folder a label", None, "yours"),
+    "coco": Entry(load_coco, "your COCO-style JSON", None, "yours"),
+    "webdataset": Entry(load_webdataset, "your WebDataset tars", None, "yours"),
+}
+"""Name to entry; the last four are kinds of files, which need a root."""
+
+KINDS = ("table", "folder", "coco", "webdataset")
+
+
+def load_dataset(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, **options: Any) -> Dataset:
+    """Load a dataset by name, or a file or folder of one's own by its path.
+
+    Args:
+        name: A key of `DATASETS`, or the path of a table (.csv, .tsv, .jsonl, .parquet), a COCO-style .json, a .tar, or
+            a folder of tables, tars or class folders.
+        root: Where a named dataset lies; by default its folder inside `$INTCLIP_DATA`.
+        **options: Of that dataset's loader, such as `missing="skip"`; see docs/datasets.md.
+
+    Raises:
+        DatasetError: There is no such dataset or option, or its files are missing or malformed.
+    """
+    text = os.fspath(name)
+    if text in DATASETS:
+        kind, arguments = text, () if root is None and text not in KINDS else (root,)
+        if arguments == (None,):
+            raise DatasetError(f"{text}: where does it lie? Give its path (root)")
+    else:
+        if root is not None or not Path(text).exists():
+            near = get_close_matches(text, DATASETS, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise DatasetError(f"no dataset or file {text!r}: {hint}give a path or one of {', '.join(DATASETS)}")
+        kind, arguments = kind_of(Path(text)), (text,)
+    load = DATASETS[kind].load
+    known = [p for p in inspect.signature(load).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for option in options:
+        if option not in {p.name for p in known}:
+            near = get_close_matches(option, [p.name for p in known], n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise DatasetError(
+                f"{kind} has no option {option!r}: {hint}it takes {', '.join(p.name for p in known) or 'none'}"
+            )
+    return load(*arguments, **options)
+
+
+def kind_of(path: Path) -> str:
+    """Which of `KINDS` a user's file or folder is.
+
+    Raises:
+        DatasetError: It is none.
+    """
+    if path.is_dir():
+        if any((path / f"{split}{suffix}").is_file() for split in ("train", "val", "test") for suffix in SUFFIXES):
+            return "table"
+        return "webdataset" if any(path.glob("*.tar")) else "folder"
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
+        return "table"
+    kinds = {".json": "coco", ".tar": "webdataset"}
+    if suffix not in kinds:
+        raise DatasetError(
+            f"{path} is no dataset that can be read; give a folder or one of {', '.join((*SUFFIXES, *kinds))}"
+        )
+    return kinds[suffix]

@@ -1,0 +1,64 @@
+"""One sample type and one dataset type for every source of photos and labels."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from intclip.labels.taxonomy import Taxonomy
+
+
+@dataclass(frozen=True, slots=True)
+class TarMember:
+    """A file inside a tar archive: read by seeking, without unpacking."""
+
+    archive: Path
+    name: str
+    offset: int
+    size: int
+
+
+ImageSource = Path | TarMember
+"""Where a photo's bytes lie."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A photo, a text, or both, with labels.
+
+    Attributes:
+        id: Unique within its dataset.
+        image: Where the photo lies; None for a text alone.
+        text: Caption, post or description; None when there is none.
+        targets: (K,) float32 in [0, 1]: a share of votes or 0/1; NaN where unknown.
+    """
+
+    id: str
+    targets: npt.NDArray[np.float32]
+    image: ImageSource | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Samples in splits, with the taxonomy of their labels.
+
+    Attributes:
+        name: Such as "intentonomy" or the file it came from.
+        taxonomy: The K labels that `Sample.targets` are about.
+        task: "multilabel", or "singlelabel" when exactly one label holds per photo.
+        splits: Split name ("train", "val", "test", or a fold) to its samples.
+        positive_share: A target at or above it counts as positive wherever a yes or no is needed.
+    """
+
+    name: str
+    taxonomy: Taxonomy
+    task: Literal["multilabel", "singlelabel"]
+    splits: dict[str, list[Sample]] = field(repr=False)
+    positive_share: float = 0.5
+
+    def targets(self, split: str) -> npt.NDArray[np.float32]:
+        """Targets (N, K) of a split, in order."""
+        return np.stack([sample.targets for sample in self.splits[split]])

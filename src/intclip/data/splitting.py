@@ -1,0 +1,81 @@
+"""Splits for datasets that come without: seeded, stratified by each sample's rarest label."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from intclip.data.reading import Splits
+from intclip.data.sample import Sample
+from intclip.errors import DatasetError
+
+
+def strata(samples: Sequence[Sample]) -> npt.NDArray[np.int64]:
+    """For each sample the position of its rarest positive label (target at least 0.5); K where it has none."""
+    targets = np.nan_to_num(np.stack([sample.targets for sample in samples]))
+    # The strongest target counts as positive too, so that soft targets below one half still tell samples apart.
+    positive = (targets >= 0.5) | ((targets == targets.max(axis=1, keepdims=True)) & (targets > 0))
+    frequency = np.where(positive, positive.sum(axis=0), len(samples) + 1)
+    rarest: npt.NDArray[np.int64] = np.where(positive.any(axis=1), frequency.argmin(axis=1), targets.shape[1]).astype(
+        np.int64
+    )
+    return rarest
+
+
+def hold_out(samples: Sequence[Sample], shares: Mapping[str, float], seed: int = 0) -> Splits:
+    """Deal samples into splits of given shares, every stratum alike; the order within a split stays that of `samples`.
+
+    Args:
+        samples: In a fixed order: the same order and seed give the same splits.
+        shares: Split name to its share; the shares sum to 1.
+        seed: Of the shuffle within strata.
+
+    Raises:
+        DatasetError: The shares do not sum to 1, or a split would be empty.
+    """
+    names, parts = list(shares), np.array(list(shares.values()), dtype=np.float64)
+    if not names or (parts < 0).any() or abs(parts.sum() - 1) > 1e-6:
+        raise DatasetError(f"split shares {dict(shares)} must be at least 0 and sum to 1")
+    if not samples:
+        raise DatasetError("there are no samples to split")
+    rng = np.random.default_rng(seed)
+    assigned = np.empty(len(samples), dtype=np.int64)
+    dealt = np.zeros(len(names))
+    groups = strata(samples)
+    for stratum in np.unique(groups):
+        members = rng.permutation(np.flatnonzero(groups == stratum))
+        exact = parts * len(members)
+        counts = np.floor(exact + 1e-9)
+        open_splits = exact - counts > 1e-9
+        # What rounding leaves over goes to the splits that are most behind over all strata, one each.
+        for _ in range(len(members) - int(counts.sum())):
+            behind = parts * (dealt.sum() + counts.sum() + 1) - dealt - counts
+            split = int(np.where(open_splits, behind, -np.inf).argmax())
+            counts[split] += 1
+            open_splits[split] = False
+        dealt += counts
+        assigned[members] = np.repeat(np.arange(len(names)), counts.astype(np.int64))
+    splits: Splits = {name: [] for name in names}
+    for sample, where in zip(samples, assigned.tolist(), strict=True):
+        splits[names[where]].append(sample)
+    for name, share in shares.items():
+        if share > 0 and not splits[name]:
+            raise DatasetError(
+                f"{len(samples)} samples are too few for split {name} ({share:.0%}); add samples or change shares"
+            )
+    return splits
+
+
+def fold_out(samples: Sequence[Sample], folds: int, fold: int, seed: int = 0) -> Splits:
+    """Cross-validation: "test" is the `fold`-th of `folds` stratified parts, "train" the rest.
+
+    Raises:
+        DatasetError: There is no such fold, or there are too few samples.
+    """
+    if not 2 <= folds <= len(samples) or not 0 <= fold < folds:
+        raise DatasetError(
+            f"fold {fold} of {folds}: choose a fold from 0 to {folds - 1}, and 2 to {len(samples)} folds"
+        )
+    parts = hold_out(samples, {str(part): 1 / folds for part in range(folds)}, seed)
+    test = {sample.id for sample in parts[str(fold)]}
+    return {"train": [s for s in samples if s.id not in test], "test": [s for s in samples if s.id in test]}

@@ -1,0 +1,168 @@
+"""Rows of tables of photos, texts and labels: CSV, JSON lines, Parquet.
+
+Columns are found by name (letter case does not matter; `columns` renames others):
+
+    photo   image, path, file, filename, file_name, image_path, photo    relative to the table's folder
+    text    text, caption, description, post
+    labels  labels, tags                             a list, or names joined by ';'
+    label   label, class, category                   the same; where every row has exactly one, the task is single-label
+    shares  soft_labels, votes, probabilities        label to share of votes, or K shares in the taxonomy's order
+    or one column a label, with 0, 1, a share of votes, or nothing (or −1) for unknown
+    split   split                                    train, val, test or another name
+    id      id, post_id
+
+An empty cell under labels means that nothing is known about the row; `[]` that no label holds.
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from intclip.data.reading import parse_json, read_text
+from intclip.errors import DatasetError
+
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "image": ("image", "path", "file", "filename", "file_name", "image_path", "photo"),
+    "text": ("text", "caption", "description", "post"),
+    "labels": ("labels", "tags"),
+    "label": ("label", "class", "category"),
+    "shares": ("soft_labels", "votes", "probabilities"),
+    "split": ("split",),
+    "id": ("id", "post_id"),
+}
+"""What a column may be called, by what it holds."""
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table, under the canonical column names of `COLUMNS` and the remaining ones as they are.
+
+    Attributes:
+        where: File and row, for messages.
+        known: What was recognised.
+        other: All other columns.
+    """
+
+    where: str
+    known: dict[str, Any]
+    other: dict[str, Any]
+
+
+def read_rows(path: Path, *, columns: Mapping[str, str] | None = None, encoding: str = "utf-8-sig") -> list[Row]:
+    """The rows of a table.
+
+    Raises:
+        DatasetError: The file is malformed or of an unknown kind, or its columns are wrong.
+    """
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        records = _read_csv(path, "\t" if suffix == ".tsv" else ",", encoding)
+    elif suffix in (".jsonl", ".ndjson"):
+        records = _read_jsonl(path, encoding)
+    elif suffix == ".parquet":
+        records = _read_parquet(path)
+    else:
+        raise DatasetError(f"{path} is no table that can be read; give one of {', '.join(SUFFIXES)}")
+    if not records:
+        raise DatasetError(f"{path} has no rows; write a header and one row a photo or text")
+    names = list(dict.fromkeys(name for _, record in records for name in record))
+    found = find_columns(names, columns, str(path))
+    return [make_row(where, record, found) for where, record in records]
+
+
+def make_row(where: str, record: Mapping[str, Any], found: Mapping[str, str]) -> Row:
+    """Part a record into recognised columns (`found`: kind to name) and others."""
+    named = set(found.values())
+    return Row(
+        where,
+        {kind: record.get(column) for kind, column in found.items()},
+        {column: value for column, value in record.items() if column not in named},
+    )
+
+
+def find_columns(names: Sequence[str], columns: Mapping[str, str] | None, where: str) -> dict[str, str]:
+    """What a column holds to its name in the file.
+
+    Raises:
+        DatasetError: `columns` names one that is not there, or there is neither photo nor text.
+    """
+    columns = dict(columns or {})
+    folded = {name.strip().casefold(): name for name in reversed(names)}
+    found = {}
+    for kind, aliases in COLUMNS.items():
+        wanted = columns.pop(kind, None)
+        if wanted is not None:
+            if wanted not in names:
+                raise DatasetError(f"{where} has no column {wanted!r}; its columns: {listed(names)}")
+            found[kind] = wanted
+        elif alias := next((alias for alias in aliases if alias in folded), None):
+            found[kind] = folded[alias]
+    if columns:
+        raise DatasetError(f"columns: unknown kind {next(iter(columns))!r}; choose from {', '.join(COLUMNS)}")
+    if "image" not in found and "text" not in found:
+        raise DatasetError(
+            f"{where} has neither a photo column ({', '.join(COLUMNS['image'])}) nor a text column "
+            f"({', '.join(COLUMNS['text'])}); its columns: {listed(names)}; rename one or pass columns={{'image': …}}"
+        )
+    return found
+
+
+def _read_csv(path: Path, delimiter: str, encoding: str) -> list[tuple[str, dict[str, Any]]]:
+    reader = csv.reader(io.StringIO(read_text(path, encoding), newline=""), delimiter=delimiter, strict=True)
+    records: list[tuple[str, dict[str, Any]]] = []
+    header: list[str] | None = None
+    try:
+        for cells in reader:
+            where = f"{path}, row {reader.line_num}"
+            if not cells:
+                continue
+            if header is None:
+                header = cells
+                if len(set(header)) < len(header):
+                    raise DatasetError(f"{where}: two columns have the same name; its columns: {listed(header)}")
+                continue
+            if len(cells) != len(header):
+                raise DatasetError(
+                    f"{where}: {len(cells)} cells for {len(header)} columns; put cells that hold "
+                    f"'{delimiter}' or line breaks in double quotes"
+                )
+            records.append((where, dict(zip(header, cells, strict=True))))
+    except csv.Error as error:
+        raise DatasetError(f"{path}, row {reader.line_num}: not CSV ({error}); write it with a CSV writer") from error
+    return records
+
+
+def _read_jsonl(path: Path, encoding: str) -> list[tuple[str, dict[str, Any]]]:
+    records = []
+    for number, line in enumerate(read_text(path, encoding).split("\n"), 1):
+        if line.strip():
+            where = f"{path}, row {number}"
+            record = parse_json(line, where)
+            if not isinstance(record, dict):
+                raise DatasetError(
+                    f'{where}: expected an object such as {{"image": …, "labels": […]}}, found {record!r:.60}'
+                )
+            records.append((where, record))
+    return records
+
+
+def _read_parquet(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    import pyarrow.parquet
+
+    try:
+        records = pyarrow.parquet.read_table(path).to_pylist()
+    except Exception as error:  # Arrow raises its own errors, and Python's, on damaged files
+        reason = " ".join(str(error).split())[:200]
+        raise DatasetError(f"{path} is not a Parquet file that can be read ({reason}); write it again") from error
+    return [(f"{path}, row {number}", record) for number, record in enumerate(records, 1)]
+
+
+def listed(names: Iterable[Any], most: int = 12) -> str:
+    """Names for a message, the first `most` of them."""
+    names = [str(name) for name in names]
+    return ", ".join(names[:most]) + (" …" if len(names) > most else "") if names else "none"

@@ -1,0 +1,270 @@
+"""Datasets from tables of photos, texts and labels; see `intclip.data.tables` for their columns."""
+
+import os
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from intclip.data.reading import Labels, Missing, Splits, flat_taxonomy, parse_json, settle_missing, share
+from intclip.data.sample import Dataset, Sample
+from intclip.data.splitting import hold_out
+from intclip.data.tables import SUFFIXES, Row, listed, read_rows
+from intclip.errors import DatasetError
+from intclip.labels import load_taxonomy
+from intclip.labels.taxonomy import Taxonomy
+
+_LABEL_KINDS = ("labels", "label", "shares")
+
+
+def load_table(
+    root: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]],
+    *,
+    taxonomy: str | Taxonomy | None = None,
+    name: str | None = None,
+    task: Literal["multilabel", "singlelabel"] | None = None,
+    images: str | os.PathLike[str] | None = None,
+    columns: Mapping[str, str] | None = None,
+    encoding: str = "utf-8-sig",
+    missing: Missing = "error",
+    shares: Mapping[str, float] | None = None,
+    seed: int = 0,
+    positive_share: float = 0.5,
+) -> Dataset:
+    """A dataset from a table, or from one table a split.
+
+    Args:
+        root: A .csv, .tsv, .jsonl or .parquet file; a folder with `train.*`, `val.*`, `test.*`; or split name to file.
+        taxonomy: Name or file of the labels' taxonomy; without it, the labels found, in alphabetical order.
+        name: Of the dataset; the file's or folder's name by default.
+        task: "singlelabel" when exactly one label holds; told by the taxonomy and the rows by default.
+        images: Folder that the photos' paths are relative to; the table's folder by default.
+        columns: What a column holds (a key of `COLUMNS`) to its name in the file, where the name is another.
+        encoding: Of CSV and JSON lines.
+        missing: What to do about photos that are not there.
+        shares: Deal a table without split column into splits, such as {"train": 0.8, "test": 0.2}; else all is "train".
+        seed: Of that deal.
+        positive_share: From which share of votes on a label counts.
+
+    Raises:
+        DatasetError: A file is missing or malformed, a column or label is wrong; it names file, row and remedy.
+    """
+    files = table_files(root)
+    where = str(root) if not isinstance(root, Mapping) else ", ".join(map(str, files.values()))
+    tables = {split: read_rows(path, columns=columns, encoding=encoding) for split, path in files.items()}
+    bases = {split: Path(images) if images is not None else path.parent for split, path in files.items()}
+    name = (
+        name or next(iter(files.values())).stem if len(files) == 1 else name or next(iter(files.values())).parent.name
+    )
+    return dataset_from_rows(
+        tables, bases, name=name, where=where, taxonomy=taxonomy, task=task, missing=missing, shares=shares, seed=seed,
+        positive_share=positive_share,
+    )  # fmt: skip
+
+
+def table_files(root: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]]) -> dict[str, Path]:
+    """Split name to table; a single file is "train" until its split column says otherwise.
+
+    Raises:
+        DatasetError: There is no such file, or a folder holds no table named after a split.
+    """
+    if isinstance(root, Mapping):
+        files = {str(split): Path(path) for split, path in root.items()}
+    elif Path(root).is_dir():
+        candidates = {
+            split: [Path(root) / f"{split}{suffix}" for suffix in SUFFIXES] for split in ("train", "val", "test")
+        }
+        files = {split: path for split, paths in candidates.items() for path in paths if path.is_file()}
+        if not files:
+            raise DatasetError(f"{root} holds no table; expected train, val or test with one of {', '.join(SUFFIXES)}")
+    else:
+        files = {"train": Path(root)}
+    for path in files.values():
+        if not path.is_file():
+            raise DatasetError(f"no such table: {path}; check the path")
+    return files
+
+
+def dataset_from_rows(
+    tables: Mapping[str, Sequence[Row]],
+    bases: Mapping[str, Path],
+    *,
+    name: str,
+    where: str,
+    taxonomy: str | Taxonomy | None,
+    task: Literal["multilabel", "singlelabel"] | None,
+    missing: Missing,
+    shares: Mapping[str, float] | None,
+    seed: int,
+    positive_share: float,
+) -> Dataset:
+    """A dataset from rows already read; see `load_table`. A row's own split goes before its table's."""
+    if isinstance(taxonomy, str):
+        taxonomy = load_taxonomy(taxonomy)
+    rows = [row for table in tables.values() for row in table]
+    wide = _wide_columns(rows, taxonomy)
+    if taxonomy is None:
+        taxonomy = flat_taxonomy(_labels_found(rows, wide), where, name)
+    reader = Labels(taxonomy)
+    splits: Splits = {}
+    ids: dict[str, Row] = {}
+    for table, split_rows in tables.items():
+        for row in split_rows:
+            sample = _sample(row, bases[table], reader, wide)
+            if sample.id in ids:
+                sample = _settle_twin(sample, row, ids)
+            ids[sample.id] = row
+            splits.setdefault(str(row.known.get("split") or table), []).append(sample)
+    if shares is not None and len(splits) == 1:
+        splits = hold_out(next(iter(splits.values())), shares, seed)
+    if task is None:
+        task = "singlelabel" if taxonomy.exclusive or _one_label_each(rows) else "multilabel"
+    splits = settle_missing(splits, missing, where, "correct the paths")
+    return Dataset(name, taxonomy, task, splits, positive_share)
+
+
+def _wide_columns(rows: Sequence[Row], taxonomy: Taxonomy | None) -> dict[str, str]:
+    """Columns that are labels themselves: column to label; empty where a labels or shares column is there."""
+    if any(kind in row.known for row in rows for kind in _LABEL_KINDS):
+        return {}
+    names = list(dict.fromkeys(name for row in rows for name in row.other))
+    if taxonomy is not None:
+        spellings = {" ".join(n.split()).casefold(): n for n in (*taxonomy.names, *taxonomy.aliases)}
+        wide = {name: spellings[key] for name in names if (key := " ".join(name.split()).casefold()) in spellings}
+        for name in names:
+            near = (
+                get_close_matches(" ".join(name.split()).casefold(), spellings, n=1, cutoff=0.8)
+                if name not in wide
+                else []
+            )
+            if near:
+                raise DatasetError(
+                    f"{rows[0].where.rpartition(', row')[0]}: column {name!r} is no label of "
+                    f"{taxonomy.name}; did you mean {spellings[near[0]]!r}? Rename it"
+                )
+    else:
+        wide = {name: name for name in names if _holds_shares(rows, name)}
+    if not wide:
+        raise DatasetError(
+            f"{rows[0].where.rpartition(', row')[0]} has no labels: neither a column labels or label, nor one "
+            f"column a label with 0 or 1; its other columns: {listed(names)}"
+        )
+    return wide
+
+
+def _holds_shares(rows: Sequence[Row], column: str) -> bool:
+    try:
+        values = [share(row.other.get(column), row.where) for row in rows]
+    except DatasetError:
+        return False
+    return not all(np.isnan(values))
+
+
+def _labels_found(rows: Sequence[Row], wide: Mapping[str, str]) -> list[str]:
+    found: set[str] = set(wide.values())
+    for row in rows:
+        found.update(" ".join(label.split()) for label in _label_list(row) or () if isinstance(label, str))
+        shares = _share_map(row)
+        if isinstance(shares, dict):
+            found.update(" ".join(str(label).split()) for label in shares)
+    if not found:
+        raise DatasetError(f"{rows[0].where}: no label is named in any row; write label names, or pass the taxonomy")
+    return sorted(found)
+
+
+def _label_list(row: Row) -> list[Any] | None:
+    """The labels of a row's labels or label cell; None where nothing is known."""
+    cell = row.known["labels"] if "labels" in row.known else row.known.get("label")
+    if isinstance(cell, str):
+        cell = cell.strip()
+        if cell.startswith("["):
+            cell = parse_json(cell, row.where)
+        else:
+            return [part.strip() for part in cell.split(";") if part.strip()] or None
+    if cell is None:
+        return None
+    if isinstance(cell, float) and cell.is_integer():  # a spreadsheet's way of writing numbers
+        cell = int(cell)
+    return list(cell) if isinstance(cell, list | tuple) else [cell]
+
+
+def _share_map(row: Row) -> Any:
+    cell = row.known.get("shares")
+    if isinstance(cell, str):
+        return parse_json(cell, row.where) if cell.strip() else None
+    return cell
+
+
+def _sample(row: Row, base: Path, reader: Labels, wide: Mapping[str, str]) -> Sample:
+    image, text = row.known.get("image"), row.known.get("text")
+    for kind, value in (("photo", image), ("text", text)):
+        if value is not None and not isinstance(value, str):
+            raise DatasetError(f"{row.where}: its {kind} is {value!r:.60}, not text; write a path or a text")
+    if not image and not text:
+        raise DatasetError(f"{row.where}: there is neither photo nor text; fill one in or remove the row")
+    if image and "\0" in image:
+        raise DatasetError(f"{row.where}: {image!r:.60} is no path; correct it")
+    given = row.known.get("id")
+    return Sample(
+        id=str(given) if given not in (None, "") else image or row.where.rpartition(", ")[2],
+        targets=_targets(row, reader, wide),
+        image=base / image if image else None,
+        text=text or None,
+    )
+
+
+def _targets(row: Row, reader: Labels, wide: Mapping[str, str]) -> npt.NDArray[np.float32]:
+    targets = reader.unknown()
+    for column, label in wide.items():
+        targets[reader.index(label, row.where)] = share(row.other.get(column), f"{row.where}, column {column!r}")
+    labels = _label_list(row)
+    if labels is not None:
+        targets = reader.targets(labels, row.where)
+    shares = _share_map(row)
+    if isinstance(shares, dict):
+        targets = np.zeros_like(targets) if labels is None else targets
+        for label, value in shares.items():
+            # Parquet gives every row all labels of a struct column; None there means that this row does not name it.
+            if value is not None:
+                targets[reader.index(label, row.where)] = share(value, row.where)
+    elif isinstance(shares, list | tuple):
+        if len(shares) != len(targets):
+            raise DatasetError(
+                f"{row.where}: {len(shares)} shares for {len(targets)} labels; give one for each, or names"
+            )
+        targets = np.array([share(value, row.where) for value in shares], dtype=np.float32)
+    elif shares is not None:
+        raise DatasetError(f"{row.where}: {shares!r:.60} is neither label to share nor a list of shares")
+    return targets
+
+
+def _settle_twin(sample: Sample, row: Row, ids: Mapping[str, Row]) -> Sample:
+    """Two rows with one id: the same photo in two posts or splits is two samples; labels spread over rows are refused.
+
+    (`intclip data check` reports photos that are in two splits.)
+    """
+    first = ids[sample.id]
+    if row.known.get("id") not in (None, ""):
+        raise DatasetError(f"{row.where}: id {sample.id!r} is there already ({first.where}); make ids unique")
+    same_split = first.where.rpartition(", ")[0] == row.where.rpartition(", ")[0] and all(
+        first.known.get(kind) == row.known.get(kind) for kind in ("split", "text")
+    )
+    if same_split:
+        raise DatasetError(
+            f"{row.where}: {sample.id!r} is there already ({first.where}); "
+            "give a photo one row and join its labels with ';'"
+        )
+    number = 2
+    while f"{sample.id}#{number}" in ids:
+        number += 1
+    return Sample(f"{sample.id}#{number}", sample.targets, sample.image, sample.text)
+
+
+def _one_label_each(rows: Sequence[Row]) -> bool:
+    if any("label" not in row.known or "labels" in row.known for row in rows):
+        return False
+    counts = {len(labels) for row in rows if (labels := _label_list(row)) is not None}
+    return counts == {1}

@@ -1,0 +1,190 @@
+"""A local server of photos that misbehaves on request."""
+
+import io
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
+
+from makers import encode, photo
+
+
+class PhotoServer(ThreadingHTTPServer):
+    """Serves `/<behaviour>-<anything>` with that behaviour; keeps count of what was asked."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.asked: Counter[str] = Counter()
+        self.queries: dict[str, dict[str, list[str]]] = {}
+        self.times: list[float] = []
+        self.lock = threading.Lock()
+        self.busy = self.busiest = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, *_: object) -> None:
+        """Clients that break off are part of the game."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: PhotoServer
+
+    def do_GET(self) -> None:
+        parts = urlsplit(self.path)
+        name = parts.path.strip("/")
+        with self.server.lock:
+            self.server.asked[name] += 1
+            self.server.queries[name] = parse_qs(parts.query)
+            self.server.times.append(time.monotonic())
+            self.server.busy += 1
+            self.server.busiest = max(self.server.busiest, self.server.busy)
+        try:
+            getattr(self, name.partition("-")[0], self.good)(name, self.server.asked[name])
+        finally:
+            with self.server.lock:
+                self.server.busy -= 1
+
+    def reply(self, content: bytes, status: int = 200, kind: str | None = "image/jpeg", **headers: str) -> None:
+        self.send_response(status)
+        if kind is not None:
+            self.send_header("Content-Type", kind)
+        headers.setdefault("Content-Length", str(len(content)))
+        for key, value in headers.items():
+            self.send_header(key.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def body(self, name: str) -> bytes:
+        """The photo of a name; at most as wide as asked, as Unsplash does it."""
+        width = int(self.server.queries[name].get("w", ["400"])[0])
+        return encode(photo(len(name) + sum(map(ord, name)), (min(400, width), min(300, width * 3 // 4))))
+
+    def good(self, name: str, _: int) -> None:
+        self.reply(self.body(name))
+
+    def large(self, name: str, _: int) -> None:
+        self.reply(encode(photo(3, (900, 600))))
+
+    def png(self, name: str, _: int) -> None:
+        self.reply(encode(photo(4), "PNG"), kind="image/png")
+
+    def turned(self, name: str, _: int) -> None:
+        from PIL import Image
+
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        self.reply(encode(photo(5), exif=exif))
+
+    def untyped(self, name: str, _: int) -> None:
+        self.reply(self.body(name), kind=None)
+
+    def gone(self, name: str, _: int) -> None:
+        self.reply(b"nothing here", 404, "text/plain")
+
+    def vanished(self, name: str, _: int) -> None:
+        self.reply(b"", 410, "text/plain")
+
+    def forbidden(self, name: str, _: int) -> None:
+        self.reply(b"no", 403, "text/plain")
+
+    def page(self, name: str, _: int) -> None:
+        self.reply(b"<html>please sign in</html>", kind="text/html; charset=utf-8")
+
+    def liar(self, name: str, _: int) -> None:
+        self.reply(b"<html>please sign in</html>")
+
+    def flaky(self, name: str, times: int) -> None:
+        self.good(name, times) if times > 2 else self.reply(b"oops", 500, "text/plain")
+
+    def dead(self, name: str, _: int) -> None:
+        self.reply(b"oops", 500, "text/plain")
+
+    def wait(self, name: str, times: int) -> None:
+        self.good(name, times) if times > 1 else self.reply(b"", 429, "text/plain", Retry_After="1")
+
+    def date(self, name: str, times: int) -> None:
+        later = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
+        self.good(name, times) if times > 1 else self.reply(b"", 503, "text/plain", Retry_After=later)
+
+    def short(self, name: str, times: int) -> None:
+        """Promises more than it sends, then breaks off; whole from the second time on."""
+        if times > 1:
+            return self.good(name, times)
+        content = self.body(name)
+        self.reply(content[: len(content) // 2], Content_Length=str(len(content)))
+        self.close_connection = True
+        return None
+
+    def breaks(self, name: str, _: int) -> None:
+        content = self.body(name)
+        self.reply(content[: len(content) // 2], Content_Length=str(len(content)))
+        self.close_connection = True
+
+    def understated(self, name: str, _: int) -> None:
+        """Promises less than it sends: what arrives is half a photo."""
+        content = self.body(name)
+        self.reply(content[: len(content) // 2], Content_Length=str(len(content) // 2))
+
+    def slow(self, name: str, _: int) -> None:
+        """Comes in pieces, each in time."""
+        content = self.body(name)
+        self.send_response(200)
+        self.send_header("Content-Type", "image/jpeg")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        stream = io.BytesIO(content)
+        while piece := stream.read(len(content) // 4 + 1):
+            self.wfile.write(piece)
+            self.wfile.flush()
+            time.sleep(0.1)
+
+    def silent(self, name: str, times: int) -> None:
+        """Says nothing for long, the first time."""
+        if times == 1:
+            time.sleep(1.5)
+        self.good(name, times)
+
+    def drip(self, name: str, _: int) -> None:
+        """Never ends: a byte at a time."""
+        self.send_response(200)
+        self.send_header("Content-Type", "image/jpeg")
+        self.send_header("Content-Length", "1000000")
+        self.end_headers()
+        for _ in range(400):
+            self.wfile.write(b"\xff")
+            self.wfile.flush()
+            time.sleep(0.05)
+
+    def moved(self, name: str, _: int) -> None:
+        self.reply(b"", 302, "text/plain", Location=f"/good-{name}?w=32")
+
+    def circle(self, name: str, _: int) -> None:
+        self.reply(b"", 302, "text/plain", Location=f"/{name}")
+
+    def empty(self, name: str, _: int) -> None:
+        self.reply(b"")
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@contextmanager
+def photo_server() -> Iterator[PhotoServer]:
+    server = PhotoServer()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()

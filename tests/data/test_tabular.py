@@ -1,0 +1,341 @@
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from makers import write_photo
+
+from intclip.data import load_dataset
+from intclip.data.sample import Dataset
+from intclip.data.tabular import load_table
+from intclip.errors import DatasetError
+
+NAN = float("nan")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for index, name in enumerate(("a.jpg", "b.jpg", "c.jpg", "sub/d.jpg")):
+        write_photo(tmp_path / name, index)
+    return tmp_path
+
+
+def write(path: Path, content: str | list[dict[str, Any]], encoding: str = "utf-8") -> Path:
+    """A table of the kind that the suffix says."""
+    if isinstance(content, str):
+        path.write_bytes(content.encode(encoding))
+    elif path.suffix == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, content)))
+    elif path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pa.Table.from_pylist(content), path)
+    else:
+        with path.open("w", newline="", encoding=encoding) as file:
+            writer = csv.DictWriter(file, list(content[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(content)
+    return path
+
+
+def targets(dataset: Dataset, split: str = "train") -> list[list[float]]:
+    return [row.tolist() for row in dataset.targets(split)]
+
+
+def one_line(error: pytest.ExceptionInfo[DatasetError]) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_every_kind_of_table_gives_the_same_dataset(folder: Path, suffix: str) -> None:
+    rows = [
+        {"image": "a.jpg", "labels": "sea; sun", "text": 'with, comma and "quotes"\nand a line'},
+        {"image": "b.jpg", "labels": "sun", "text": "plain"},
+        {"image": "sub/d.jpg", "labels": "", "text": "unlabelled"},
+        {"image": "c.jpg", "labels": "[]", "text": "none holds"},
+    ]
+    dataset = load_table(write(folder / f"my.{suffix}", rows))
+    assert (dataset.name, dataset.task, dataset.taxonomy.names) == ("my", "multilabel", ("sea", "sun"))
+    np.testing.assert_array_equal(targets(dataset), [[1, 1], [0, 1], [NAN, NAN], [0, 0]])
+    assert dataset.splits["train"][0].text == 'with, comma and "quotes"\nand a line'
+    assert [s.id for s in dataset.splits["train"]] == ["a.jpg", "b.jpg", "sub/d.jpg", "c.jpg"]
+    assert dataset.splits["train"][2].image == folder / "sub" / "d.jpg"
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_lists_and_shares(folder: Path, suffix: str) -> None:
+    rows = [
+        {"image": "a.jpg", "labels": ["sea", "sun"]},
+        {"image": "b.jpg", "labels": []},
+        {"image": "c.jpg", "labels": None},
+    ]
+    np.testing.assert_array_equal(
+        targets(load_table(write(folder / f"x.{suffix}", rows))), [[1, 1], [0, 0], [NAN, NAN]]
+    )
+    rows = [{"image": "a.jpg", "votes": {"sea": 0.4, "sun": None}}, {"image": "b.jpg", "votes": {"sea": 1, "sun": 0.2}}]
+    dataset = load_table(write(folder / f"x.{suffix}", rows), positive_share=0.4)
+    np.testing.assert_allclose(targets(dataset), [[0.4, 0], [1, 0.2]], rtol=1e-6)
+    assert dataset.positive_share == 0.4
+    rows = [{"image": "a.jpg", "votes": [0.0, 0.5, 1.0]}, {"image": "b.jpg", "votes": None}]
+    dataset = load_table(write(folder / f"x.{suffix}", rows), taxonomy="sentiment3")
+    np.testing.assert_array_equal(targets(dataset), [[0, 0.5, 1], [NAN] * 3])
+
+
+def test_one_column_a_label(folder: Path) -> None:
+    text = "path,sea,sun,likes\na.jpg,1,0.5,300\nb.jpg,,true,20\nc.jpg,-1,no,1\n"
+    dataset = load_table(write(folder / "x.csv", text))
+    assert dataset.taxonomy.names == ("sea", "sun")  # likes hold no shares
+    np.testing.assert_array_equal(targets(dataset), [[1, 0.5], [NAN, 1], [NAN, 0]])
+    text = "path,Positive,NEGATIVE\na.jpg,1,0\n"
+    dataset = load_table(write(folder / "x.csv", text), taxonomy="sentiment3")
+    names = dataset.taxonomy.names
+    row = dict(zip(names, targets(dataset)[0], strict=True))
+    assert (row["positive"], row["negative"]) == (1, 0)
+    assert np.isnan(row["neutral"])  # a label without a column is unknown
+
+
+def test_single_label_tables(folder: Path) -> None:
+    assert load_table(write(folder / "x.csv", "image,label\na.jpg,sea\nb.jpg,sun\n")).task == "singlelabel"
+    assert load_table(write(folder / "x.csv", "image,label\na.jpg,sea\nb.jpg,sun;sea\n")).task == "multilabel"
+    assert load_table(write(folder / "x.csv", "image,labels\na.jpg,sea\nb.jpg,sun\n")).task == "multilabel"
+    path = write(folder / "x.csv", "image,labels\na.jpg,joy\n")
+    assert load_table(path, taxonomy="ekman6").task == "singlelabel"
+    assert load_table(path, taxonomy="ekman6", task="multilabel").task == "multilabel"
+
+
+def test_text_alone(folder: Path) -> None:
+    dataset = load_table(write(folder / "x.csv", "text,label\nhello,sea\nworld,sun\n"))
+    assert [(s.id, s.image, s.text) for s in dataset.splits["train"]] == [
+        ("row 2", None, "hello"),
+        ("row 3", None, "world"),
+    ]
+
+
+def test_splits_by_column_by_file_and_by_share(folder: Path) -> None:
+    text = "image,labels,split\na.jpg,sea,train\nb.jpg,sun,test\nc.jpg,sea,\n"
+    dataset = load_table(write(folder / "x.csv", text))
+    assert {name: len(samples) for name, samples in dataset.splits.items()} == {"train": 2, "test": 1}
+    several = folder / "several"
+    several.mkdir()
+    write(several / "train.csv", "image,labels\n../a.jpg,sea\n")
+    write(several / "test.jsonl", [{"image": "a.jpg", "labels": ["sun"]}])
+    dataset = load_dataset(several, missing="keep")
+    assert dataset.taxonomy.names == ("sea", "sun")
+    assert list(dataset.splits) == ["train", "test"]
+    assert dataset.name == "several"
+    rows = [{"text": f"t{i}", "labels": "sea" if i % 2 else "sun"} for i in range(20)]
+    dataset = load_table(write(folder / "y.csv", rows), shares={"train": 0.8, "test": 0.2})
+    assert {name: len(samples) for name, samples in dataset.splits.items()} == {"train": 16, "test": 4}
+    assert len(load_table({"dev": folder / "y.csv"}).splits["dev"]) == 20
+
+
+def test_renamed_columns_and_other_folders(folder: Path) -> None:
+    path = write(folder / "elsewhere.csv", "shot,why,note\nd.jpg,sea,x\n")
+    dataset = load_table(path, columns={"image": "shot", "labels": "why", "text": "note"}, images=folder / "sub")
+    assert dataset.splits["train"][0].image == folder / "sub" / "d.jpg"
+    assert dataset.splits["train"][0].text == "x"
+    with pytest.raises(DatasetError, match="no column 'shoot'; its columns: shot, why, note"):
+        load_table(path, columns={"image": "shoot"})
+    with pytest.raises(DatasetError, match="unknown kind 'photograph'"):
+        load_table(path, columns={"image": "shot", "photograph": "shot"})
+
+
+def test_encodings(folder: Path) -> None:
+    text = "image,labels\na.jpg,schön\n"
+    for encoding in ("utf-8", "utf-8-sig"):
+        assert load_table(write(folder / "x.csv", text, encoding)).taxonomy.names == ("schön",)
+    path = write(folder / "x.csv", text, "latin-1")
+    assert load_table(path, encoding="latin-1").taxonomy.names == ("schön",)
+    with pytest.raises(DatasetError, match=r"x\.csv, row 2: byte 0xf6 is not UTF-8; .*encoding='latin-1'") as error:
+        load_table(path)
+    one_line(error)
+    with pytest.raises(DatasetError, match="unknown encoding"):
+        load_table(path, encoding="utf-88")
+
+
+WRONG_CSV = {
+    "wrong columns": ("file_size,labels\n1,sea\n", "neither a photo column .* its columns: file_size, labels"),
+    "no labels": ("image,size\na.jpg,300\n", "has no labels.*other columns: size"),
+    "misspelt column": ("image,Positve\na.jpg,1\n", "'Positve' is no label of .*mean 'positive'"),
+    "unknown label": ("image,labels\na.jpg,positive\nb.jpg,postive\n", r"row 3: .*no label 'postive'; .*'positive'"),
+    "too many cells": ("image,labels\na.jpg,positive,negative\n", "row 2: 3 cells for 2 columns.*double quotes"),
+    "too few cells": ("image,labels\na.jpg\n", "row 2: 1 cells for 2 columns"),
+    "same column twice": ("image,image\na.jpg,b.jpg\n", "two columns have the same name"),
+    "no rows": ("image,labels\n", "no rows"),
+    "no content": ("", "no rows"),
+    "share": ("image,positive\na.jpg,7\n", "row 2, column 'positive': '7' is not a share"),
+    "photo gone": ("image,labels\na.jpg,positive\nz.jpg,positive\n", r"1 of 2 photos that are not there, .*z\.jpg"),
+    "empty row": ("image,text,labels\na.jpg,,positive\n,,positive\n", "row 3: there is neither photo nor text"),
+    "id twice": ("id,image,labels\n1,a.jpg,positive\n1,b.jpg,positive\n", r"row 3: id '1' is there already .*row 2"),
+    "one label a row": ("image,labels\na.jpg,positive\na.jpg,negative\n", r"row 3: .*already .*row 2.*join.*';'"),
+    "quote left open": ('image,labels\na.jpg,"positive\n', "not CSV"),
+    "null byte in path": ("image,labels\na\0.jpg,positive\n", "is no path|not CSV"),
+    "json cell": ("image,labels\na.jpg,[positive\n", "row 2.*not JSON"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG_CSV)
+def test_wrong_csv_names_file_row_and_remedy(folder: Path, case: str) -> None:
+    text, fault = WRONG_CSV[case]
+    path = write(folder / "wrong.csv", text)
+    with pytest.raises(DatasetError, match=fault) as error:
+        load_table(path, taxonomy="sentiment3")
+    assert str(path) in one_line(error)
+
+
+WRONG_JSONL = {
+    "not an object": ("[1]", "row 1: expected an object"),
+    "not JSON": ('{"image": "a.jpg", "labels": ["sea"]}\n{"image"', "row 2: not JSON|row 2, row 1: not JSON"),
+    "path of the wrong type": ('{"image": 3, "labels": ["sea"]}', "its photo is 3, not text"),
+    "text of the wrong type": ('{"text": ["a"], "labels": ["sea"]}', "its text is"),
+    "label of the wrong type": ('{"image": "a.jpg", "labels": [["sea"], "b"]}', "is no label"),
+    "true as a label": ('{"image": "a.jpg", "labels": [true, "b"]}', "is no label"),
+    "number without taxonomy": ('{"image": "a.jpg", "labels": [3]}', "no label is named"),
+    "shares of the wrong type": ('{"image": "a.jpg", "votes": 3, "labels": ["a"]}', "neither label to share"),
+    "share out of range": ('{"image": "a.jpg", "votes": {"a": 1e999}}', "not a share"),
+    "labels that differ by case": ('{"image": "a.jpg", "labels": ["Sea", "sea"]}', "twice"),
+    "empty label": ('{"image": "a.jpg", "labels": [" ", "sea"]}', "empty"),
+    "endless label": (json.dumps({"image": "a.jpg", "labels": ["word " * 100]}), "CLIP tokens"),
+    "number too long": ('{"image": "a.jpg", "labels": ' + "9" * 5000 + "}", "not JSON that can be read"),
+    "nested without end": ("[" * 100_000, "not JSON"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG_JSONL)
+def test_wrong_json_lines(folder: Path, case: str) -> None:
+    text, fault = WRONG_JSONL[case]
+    with pytest.raises(DatasetError, match=fault) as error:
+        load_table(write(folder / "wrong.jsonl", text))
+    one_line(error)
+
+
+def test_numbers_as_labels_need_a_taxonomy(folder: Path) -> None:
+    path = write(folder / "x.jsonl", [{"image": "a.jpg", "labels": [2]}, {"image": "b.jpg", "labels": 0}])
+    assert np.argmax(load_table(path, taxonomy="sentiment3").targets("train"), axis=1).tolist() == [2, 0]
+    path = write(folder / "x.jsonl", [{"image": "a.jpg", "labels": [3]}])
+    with pytest.raises(DatasetError, match="label number 3 is outside"):
+        load_table(path, taxonomy="sentiment3")
+
+
+def test_wrong_parquet_and_wrong_files(folder: Path) -> None:
+    (folder / "x.parquet").write_bytes(b"PAR1 nonsense PAR1")
+    (folder / "x.xlsx").touch()
+    (folder / "hollow").mkdir()
+    for root, fault in (
+        ("x.parquet", "not a Parquet file"),
+        ("x.xlsx", "no table"),
+        ("none.csv", "no such table"),
+        ("hollow", "holds no table"),
+    ):
+        with pytest.raises(DatasetError, match=fault) as error:
+            load_table(folder / root)
+        one_line(error)
+    path = write(folder / "x.parquet", [{"image": {"bytes": b"x", "path": "a.jpg"}, "labels": ["a"]}])
+    with pytest.raises(DatasetError, match="its photo is"):
+        load_table(path)
+
+
+def test_posts_that_share_a_photo_are_samples_of_their_own(folder: Path) -> None:
+    path = write(folder / "x.csv", "image,text,labels\na.jpg,one,sea\na.jpg,two,sun\na.jpg,three,sun\n")
+    assert [s.id for s in load_table(path).splits["train"]] == ["a.jpg", "a.jpg#2", "a.jpg#3"]
+
+
+def test_missing_photos_can_be_skipped_or_kept(folder: Path) -> None:
+    path = write(folder / "x.csv", "image,labels\na.jpg,sea\nz.jpg,sea\n")
+    assert [s.id for s in load_table(path, missing="skip").splits["train"]] == ["a.jpg"]
+    assert [s.id for s in load_table(path, missing="keep").splits["train"]] == ["a.jpg", "z.jpg"]
+    with pytest.raises(DatasetError, match="none of its 1 photos"):
+        load_table(write(folder / "x.csv", "image,labels\nz.jpg,sea\n"), missing="skip")
+
+
+def test_own_taxonomy_file(folder: Path) -> None:
+    (folder / "mine.yaml").write_text("- sea\n- sun\n- moon\n")
+    path = write(folder / "x.csv", "image,labels\na.jpg,moon\n")
+    assert targets(load_table(path, taxonomy=str(folder / "mine.yaml"))) == [[0, 0, 1]]
+
+
+# -- hostile files: anything but a DatasetError is a fault of the parser
+
+HEADERS = st.sampled_from(
+    [
+        b"",
+        b"image,labels\n",
+        b"image,a,b\n",
+        b"text,votes\n",
+        b'{"image": "a.jpg", "labels": ',
+        b"PAR1",
+        b"\xef\xbb\xbf",
+    ]
+)
+
+
+@settings(
+    max_examples=250, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    HEADERS,
+    st.binary(max_size=200),
+    st.sampled_from(["csv", "tsv", "jsonl", "parquet"]),
+    st.sampled_from([None, "sentiment3"]),
+)
+def test_random_bytes(tmp_path: Path, header: bytes, content: bytes, suffix: str, taxonomy: str | None) -> None:
+    path = tmp_path / f"fuzz.{suffix}"
+    path.write_bytes(header + content)
+    try:
+        load_table(path, taxonomy=taxonomy)
+    except DatasetError:
+        return
+
+
+CELLS = st.one_of(
+    st.text(max_size=12),
+    st.sampled_from(["a.jpg", "[]", "[1]", "{}", "1", "0.5", "-1", "nan", "1e400", ";", "positive", "\x00"]),
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | CELLS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(CELLS, inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = st.sampled_from(["image", "text", "labels", "label", "votes", "split", "id", "positive", "a", "b"])
+
+
+@settings(
+    max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.dictionaries(KEYS, JSON, max_size=5), max_size=4), st.sampled_from([None, "sentiment3"]))
+def test_random_json_lines(tmp_path: Path, rows: list[dict[str, Any]], taxonomy: str | None) -> None:
+    path = tmp_path / "fuzz.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8", errors="surrogatepass")
+    try:
+        dataset = load_table(path, taxonomy=taxonomy, missing="keep")
+    except DatasetError:
+        return
+    for samples in dataset.splits.values():
+        for sample in samples:
+            known = sample.targets[~np.isnan(sample.targets)]
+            assert ((known >= 0) & (known <= 1)).all()
+
+
+@settings(
+    max_examples=250, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(KEYS, min_size=1, max_size=5),
+    st.lists(st.lists(CELLS, min_size=5, max_size=5), max_size=4),
+    st.sampled_from([None, "sentiment3"]),
+)
+def test_random_cells(tmp_path: Path, header: list[str], rows: list[list[str]], taxonomy: str | None) -> None:
+    buffer = io.StringIO()
+    csv.writer(buffer).writerows([header, *(row[: len(header)] for row in rows)])
+    path = tmp_path / "fuzz.csv"
+    path.write_text(buffer.getvalue(), encoding="utf-8", errors="replace")
+    try:
+        load_table(path, taxonomy=taxonomy, missing="keep")
+    except DatasetError:
+        return
