@@ -1,0 +1,1 @@
+"""Methods: one folder each, over shared parts, behind one contract and one registry."""

@@ -1,0 +1,58 @@
+"""An image tower, its mean over regions and one linear layer, trained with asymmetric loss.
+
+Ridnik et al., Asymmetric Loss for Multi-Label Classification, ICCV 2021: the loss is the method, the network is plain.
+"""
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from intclip.backbones.base import Backbone, Features
+from intclip.labels.taxonomy import Taxonomy
+from intclip.methods.base import Method, Options, Output, ParameterGroup
+from intclip.methods.loss_options import LossOptions
+from intclip.methods.visual_map import MapOptions, VisualMap, deep_and_rest
+
+
+class AslResnetOptions(Options, frozen=True):
+    """Options of the plain classifier.
+
+    Attributes:
+        visual: Which map is read, and whether a copy of the deep layers trains.
+        dropout: On the mean of the regions.
+        loss: γ₊ 0, γ₋ 4, margin 0.05, as the released script sets them for COCO.
+        deep_lr: Multiplier of the learning rate for the deep layers; 1 in the released code.
+    """
+
+    visual: MapOptions = MapOptions()
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    loss: LossOptions = LossOptions(gamma_pos=0, gamma_neg=4, margin=0.05, reduction="batch")
+    deep_lr: float = Field(default=1.0, gt=0)
+
+
+class AslResnet(Method):
+    """Map, mean over regions, linear layer."""
+
+    def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: AslResnetOptions) -> None:
+        super().__init__(backbone, taxonomy)
+        self.options = options
+        self.loss_reduction = options.loss.over_photos
+        self.visual = VisualMap(backbone, options.visual)
+        self.needs = self.visual.needs
+        self.dropout = nn.Dropout(options.dropout)
+        self.head = nn.Linear(self.visual.channels, len(taxonomy))
+
+    def forward(self, features: Features, *, maps: bool = False) -> Output:
+        """Logits (B, K); the map "fused" is the head at every region, whose mean is the logit."""
+        visual = self.visual(self.backbone, features)
+        output = Output(self.head(self.dropout(visual.mean(dim=(2, 3)))))
+        if maps:
+            output.maps["fused"] = self.head(visual.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return output
+
+    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
+        """The asymmetric loss."""
+        return {"classification": self.options.loss(output.logits, targets)}
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Groups "deep" (where it trains) and "rest"."""
+        return deep_and_rest(self, self.visual.branch, self.options.deep_lr)

@@ -1,0 +1,129 @@
+"""The contract between a method, the training loop and the predictor.
+
+A method names the backbone features it `needs`, maps them to logits (B, K), and returns its loss as named terms, so
+the loop knows no loss and the predictor knows no architecture. The backbone is frozen and shared; whatever a method
+trains is its own, so a bundle stores `own_state()` only.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from intclip.backbones.base import Backbone, FeatureName, Features
+from intclip.labels.taxonomy import Taxonomy
+
+
+class Options(BaseModel, frozen=True, extra="forbid"):
+    """Base of every method's options: the `method.options` section of a recipe."""
+
+
+@dataclass
+class Output:
+    """What a method says of a batch.
+
+    Attributes:
+        logits: (B, K); `sigmoid(logits)` are the probabilities (`softmax` for single-label tasks).
+        maps: Evidence, region logits by name ("sight", "semantic", "fused", …), each (B, K, H, W). Only filled when
+            `forward` is called with `maps=True`.
+        extras: What the method's own loss or evidence needs besides.
+    """
+
+    logits: Tensor
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class ParameterGroup:
+    """Parameters that share a learning-rate multiplier and a weight decay multiplier."""
+
+    name: str
+    parameters: list[nn.Parameter]
+    lr_multiplier: float = 1.0
+    weight_decay_multiplier: float = 1.0
+
+
+class Method(nn.Module, ABC):
+    """A classifier of K labels over a frozen backbone's features.
+
+    Attributes:
+        needs: Backbone features that `forward` reads; an instance may set its own, by its options.
+        views: How many augmented views of a photo one training step takes.
+        loss_reduction: How `loss` reduces over the photos of a batch. The loop needs it to weigh the parts of a batch
+            that lie on several processes or come one after the other: "sum" adds over photos (ASL as published),
+            "mean" averages over them.
+        backbone: The frozen backbone; never trained, never stored with the method.
+        taxonomy: The K labels.
+    """
+
+    needs: tuple[FeatureName, ...] = ("pooled",)
+    views: int = 1
+    loss_reduction: Literal["sum", "mean"] = "mean"
+
+    def __init__(self, backbone: Backbone, taxonomy: Taxonomy) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.taxonomy = taxonomy
+
+    @abstractmethod
+    def forward(self, features: Features, *, maps: bool = False) -> Output:
+        """Logits of a batch of features, and with `maps` the region logits behind them."""
+
+    @abstractmethod
+    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
+        """Named loss terms, already weighted; the loop minimises their sum.
+
+        Args:
+            output: Of `forward`.
+            targets: (B, K) in [0, 1]; NaN where a label is unknown.
+        """
+
+    def training_loss(self, views: Sequence[Features], targets: Tensor) -> dict[str, Tensor]:
+        """Loss terms of one training step; override to use several views (`views` of them arrive)."""
+        return self.loss(self(views[0]), targets)
+
+    def prepare(self, batches: Iterable[tuple[Features, Tensor]]) -> None:
+        """Look at the whole training set once before training (prototypes, co-occurrence); may pass over it again.
+
+        Args:
+            batches: (features, targets) of the training split, un-augmented; it can be iterated several times.
+        """
+
+    def after_step(self) -> None:
+        """Called after each optimiser step."""
+
+    def after_epoch(self, epoch: int) -> None:
+        """Called after each training epoch, counted from 1."""
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Learnable parameters in groups; by default all in one."""
+        return [ParameterGroup("all", self.learnable_parameters())]
+
+    def learnable_parameters(self) -> list[nn.Parameter]:
+        """All parameters that take gradients."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def own_state(self) -> dict[str, Tensor]:
+        """State dict without the backbone: what a bundle stores."""
+        return {key: value for key, value in self.state_dict().items() if not key.startswith("backbone.")}
+
+    def load_own_state(self, state: dict[str, Tensor]) -> None:
+        """Load `own_state`, strictly.
+
+        Raises:
+            KeyError: A tensor is missing or left over; all are named.
+            ValueError: A tensor has another shape.
+        """
+        own = self.own_state()
+        if missing := sorted(own.keys() - state.keys()):
+            raise KeyError(f"missing tensors: {', '.join(missing)}")
+        if extra := sorted(state.keys() - own.keys()):
+            raise KeyError(f"unexpected tensors: {', '.join(extra)}")
+        if wrong := [key for key in own if own[key].shape != state[key].shape]:
+            shapes = ", ".join(f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}" for key in wrong)
+            raise ValueError(f"wrong shapes: {shapes}")
+        self.load_state_dict(state, strict=False)

@@ -1,0 +1,63 @@
+"""DualCoOp: two learned prompts a class against the frozen region features; nothing of the image tower trains.
+
+Sun, Hu, Saenko: DualCoOp, NeurIPS 2022. It is IntCLIP without a semantic branch, with class names for sentences and
+the mean region as one more region.
+"""
+
+from pydantic import Field
+from torch import Tensor
+
+from intclip.backbones.base import Backbone, Features
+from intclip.labels.taxonomy import Taxonomy
+from intclip.methods.base import Method, Options, Output
+from intclip.methods.loss_options import LossOptions
+from intclip.methods.prompts import PromptLearner
+from intclip.methods.region_pooling import PoolingOptions, RegionPooling
+
+
+class DualcoopOptions(Options, frozen=True):
+    """Options of DualCoOp; the defaults are its code's, the loss scale that of its COCO example.
+
+    Attributes:
+        context_length: Number of context vectors a prompt.
+        class_specific: Contexts of each class its own.
+        sentence_form: Which of the taxonomy's sentences follow the context.
+        pooling: From region similarities to logits.
+        loss: The classification loss.
+    """
+
+    context_length: int = Field(default=16, ge=0)
+    class_specific: bool = True
+    sentence_form: str = "fine"
+    pooling: PoolingOptions = PoolingOptions(mean_region=True)
+    loss: LossOptions = LossOptions(scale=0.03)
+
+
+class DualCoOp(Method):
+    """Dual prompts and class-specific region pooling on the frozen region features."""
+
+    needs = ("regions",)
+
+    def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: DualcoopOptions) -> None:
+        super().__init__(backbone, taxonomy)
+        self.options = options
+        self.loss_reduction = options.loss.over_photos
+        self.prompts = PromptLearner(
+            backbone.text,
+            taxonomy.sentences(options.sentence_form),
+            context_length=options.context_length,
+            class_specific=options.class_specific,
+        )
+        self.pooling = RegionPooling(options.pooling, len(taxonomy.names))
+
+    def forward(self, features: Features, *, maps: bool = False) -> Output:
+        """Logits (B, K), and the "sight" map."""
+        text, regions = self.prompts(self.backbone.text), features["regions"]
+        output = Output(self.pooling(regions, text))
+        if maps:
+            output.maps["sight"] = self.pooling.map(regions, text)
+        return output
+
+    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
+        """The classification loss."""
+        return {"classification": self.options.loss(output.logits, targets)}

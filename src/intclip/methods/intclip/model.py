@@ -1,0 +1,145 @@
+"""IntCLIP: a frozen and a trainable copy of the deep layers over one trunk, joined, against pairs of learned prompts.
+
+Yang, Ye, Tao: Synergy of Sight and Semantics, ECCV 2024. README.md beside this file has the equations, what the paper
+leaves open, and results.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+
+from intclip.backbones.base import Backbone, FeatureName, Features
+from intclip.labels.taxonomy import Taxonomy
+from intclip.methods.aggregation import AggregationVariant, SightAssistedAggregation
+from intclip.methods.base import Method, Options, Output, ParameterGroup
+from intclip.methods.branches import Branch
+from intclip.methods.loss_options import LossOptions
+from intclip.methods.prompts import PromptLearner
+from intclip.methods.region_pooling import PoolingOptions, RegionPooling
+
+
+class LearningRates(BaseModel, frozen=True, extra="forbid"):
+    """Multipliers of the recipe's learning rate, by group of parameters.
+
+    Attributes:
+        prompts: Context vectors.
+        deep: The trainable copy of the deep layers (released code: 0.1).
+        aggregation: Sight-assisted aggregation (released code: 0.1).
+        pooling: Learned scales and biases, where there are any.
+    """
+
+    prompts: float = Field(default=1.0, gt=0)
+    deep: float = Field(default=0.1, gt=0)
+    aggregation: float = Field(default=0.1, gt=0)
+    pooling: float = Field(default=1.0, gt=0)
+
+
+class IntclipOptions(Options, frozen=True):
+    """Options of IntCLIP; the defaults are the paper's.
+
+    Attributes:
+        branches: "dual", or "single" without the frozen one (Table 4).
+        train: "semantic" trains a copy of the deep layers, "all" a copy of trunk and deep layers, "none" no image
+            layers: then a single branch is DualCoOp, and two branches are one map, aggregated with itself (Table 4).
+        aggregation: How two branches are joined; not used by a single branch.
+        context_length: Number of context vectors a prompt.
+        class_specific: Contexts of each class its own.
+        sentence_form: Which of the taxonomy's sentences follow the context.
+        pooling: From region similarities to logits.
+        loss: The classification loss.
+        sight_loss: Weight λ of the same loss on the logits of the sight map alone.
+        lr: Multipliers of the learning rate.
+    """
+
+    branches: Literal["dual", "single"] = "dual"
+    train: Literal["none", "semantic", "all"] = "semantic"
+    aggregation: AggregationVariant = "paper"
+    context_length: int = Field(default=16, ge=0)
+    class_specific: bool = True
+    sentence_form: str = "11-15"
+    pooling: PoolingOptions = PoolingOptions()
+    loss: LossOptions = LossOptions()
+    sight_loss: float = Field(default=0, ge=0)
+    lr: LearningRates = LearningRates()
+
+
+class IntCLIP(Method):
+    """IntCLIP over any backbone that has region features."""
+
+    def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: IntclipOptions) -> None:
+        super().__init__(backbone, taxonomy)
+        self.options = options
+        self.needs = _needs(options)
+        self.loss_reduction = options.loss.over_photos
+        self.prompts = PromptLearner(
+            backbone.text,
+            taxonomy.sentences(options.sentence_form),
+            context_length=options.context_length,
+            class_specific=options.class_specific,
+        )
+        self.pooling = RegionPooling(options.pooling, len(taxonomy.names))
+        self.semantic: Branch | None = None
+        if options.train == "semantic":
+            self.semantic = Branch(backbone.deep)
+        elif options.train == "all":
+            self.semantic = Branch(backbone.trunk, backbone.deep)
+        self.aggregation: SightAssistedAggregation | None = None
+        if options.branches == "dual":
+            self.aggregation = SightAssistedAggregation(backbone.embed_dim, variant=options.aggregation)
+
+    def forward(self, features: Features, *, maps: bool = False) -> Output:
+        """Logits of a batch; maps are "sight" and "semantic" (where the branch exists) and "fused".
+
+        Args:
+            features: As named by `needs`.
+            maps: Fill the region logits.
+        """
+        text = self.prompts(self.backbone.text)
+        sight = features.get("regions")
+        semantic = self._semantic_map(features)
+        fused = semantic if self.aggregation is None else self.aggregation(semantic, features["regions"])
+        output = Output(self.pooling(fused, text))
+        if self.options.sight_loss and self.training:
+            output.extras["sight_logits"] = self.pooling(features["regions"], text)
+        if maps:
+            output.maps["fused"] = self.pooling.map(fused, text)
+            if sight is not None:
+                output.maps["sight"] = self.pooling.map(sight, text)
+            if self.semantic is not None:
+                output.maps["semantic"] = self.pooling.map(semantic, text)
+        return output
+
+    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
+        """The classification loss, and the sight loss where λ > 0."""
+        terms = {"classification": self.options.loss(output.logits, targets)}
+        if "sight_logits" in output.extras:
+            terms["sight"] = self.options.sight_loss * self.options.loss(output.extras["sight_logits"], targets)
+        return terms
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Groups "prompts", "deep", "aggregation" and "pooling", those that have parameters."""
+        lr = self.options.lr
+        groups = [
+            ParameterGroup("prompts", _learnable(self.prompts), lr.prompts),
+            ParameterGroup("deep", _learnable(self.semantic), lr.deep),
+            ParameterGroup("aggregation", _learnable(self.aggregation), lr.aggregation),
+            ParameterGroup("pooling", _learnable(self.pooling), lr.pooling, weight_decay_multiplier=0),
+        ]
+        return [group for group in groups if group.parameters]
+
+    def _semantic_map(self, features: Features) -> Tensor:
+        """Region features of the trainable branch, or the sight map where nothing of the image tower trains."""
+        if self.semantic is None:
+            return features["regions"]
+        return self.backbone.head.regions(self.semantic(features["pixels" if self.options.train == "all" else "trunk"]))
+
+
+def _needs(options: IntclipOptions) -> tuple[FeatureName, ...]:
+    semantic: dict[str, tuple[FeatureName, ...]] = {"none": (), "semantic": ("trunk",), "all": ("pixels",)}
+    reads_sight = options.branches == "dual" or options.train == "none" or options.sight_loss > 0
+    return (*semantic[options.train], *(("regions",) if reads_sight else ()))
+
+
+def _learnable(module: nn.Module | None) -> list[nn.Parameter]:
+    return [] if module is None else [parameter for parameter in module.parameters() if parameter.requires_grad]

@@ -1,0 +1,64 @@
+"""Logistic regression on the frozen image embedding, trained by the same loop as every other method."""
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from intclip.backbones.base import Backbone, Features
+from intclip.labels.taxonomy import Taxonomy
+from intclip.methods.base import Method, Options, Output
+from intclip.methods.loss_options import LossOptions
+from intclip.methods.probe_inputs import ProbeInput, Scaling, Vector, vector_needs
+
+
+class LinearProbeOptions(Options, frozen=True):
+    """Options of the linear probe.
+
+    Attributes:
+        vector: Which vector a photo is.
+        scaling: How its coordinates are scaled.
+        loss: The classification loss.
+    """
+
+    vector: Vector = "pooled"
+    scaling: Scaling = "standardize"
+    loss: LossOptions = LossOptions(kind="bce", reduction="batch")
+
+
+class LinearProbe(Method):
+    """One linear layer; it starts at zero, so every probability starts at one half."""
+
+    def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: LinearProbeOptions) -> None:
+        super().__init__(backbone, taxonomy)
+        self.options = options
+        self.needs = vector_needs(options.vector)
+        self.loss_reduction = options.loss.over_photos
+        self.input = ProbeInput(backbone.embed_dim, options.vector, options.scaling)
+        self.linear = nn.Linear(self.input.width, len(taxonomy.names))
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def prepare(self, batches: Iterable[tuple[Features, Tensor]]) -> None:
+        """Mean and deviation of the inputs."""
+        self.input.fit(batches)
+
+    def forward(self, features: Features, *, maps: bool = False) -> Output:
+        """Logits (B, K); "fused" maps (class activation maps) where the vector is the region mean, linearly scaled.
+
+        A region's logit is the one that the photo would have if its mean region were this one.
+        """
+        output = Output(self.linear(self.input(features)))
+        if maps and self.options.vector == "region_mean" and self.options.scaling != "l2":
+            output.maps["fused"] = self._map(features["regions"])
+        return output
+
+    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
+        """The classification loss."""
+        return {"classification": self.options.loss(output.logits, targets)}
+
+    def _map(self, regions: Tensor) -> Tensor:
+        flat = regions.flatten(2).transpose(1, 2)
+        if self.options.scaling == "standardize":
+            flat = (flat - self.input.mean) / self.input.std
+        logits: Tensor = self.linear(flat).transpose(1, 2)
+        return logits.reshape(*logits.shape[:2], *regions.shape[2:])

@@ -1,0 +1,210 @@
+"""MCCL: patches of several stages composed of class-made prototypes, asked by labels that a graph has mixed.
+
+Multi-Grained Compositional Visual Clue Learning for Image Intent Recognition, arXiv 2504.18201 (2025). Only the
+abstract, the introduction and summaries were to be had: README.md beside this file has the equations and says which
+choices are ours.
+"""
+
+import logging
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from intclip.backbones import load_backbone
+from intclip.backbones.base import Backbone, FeatureName, Features
+from intclip.errors import DatasetError, RecipeError
+from intclip.labels.taxonomy import Taxonomy
+from intclip.methods.base import Method, Output, ParameterGroup
+from intclip.methods.branches import Branch
+from intclip.methods.label_graph import LabelCounts, LabelGCN, label_adjacency, label_embeddings
+from intclip.methods.mccl.options import McclOptions
+from intclip.methods.mccl.stage import Moments, Stage, sample_patches
+from intclip.methods.prototypes import allocate
+from intclip.methods.query_decoder import GroupLinear, QueryDecoder, attention_map
+from intclip.methods.visual_map import deep_and_rest
+
+_log = logging.getLogger("intclip.methods")
+
+_STAGES: dict[int, FeatureName] = {1: "stage1", 2: "stage2", 3: "stage3", 4: "stage4"}
+_LAST = 4
+
+
+class MCCL(Method):
+    """MCCL over any backbone.
+
+    Attributes:
+        label_text: Label embeddings (K, D) of the text encoder.
+        adjacency: Normalised label graph (K, K); every label alone before `prepare`.
+    """
+
+    label_text: Tensor
+    adjacency: Tensor
+
+    def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: McclOptions) -> None:
+        super().__init__(backbone, taxonomy)
+        classes, dim = len(taxonomy), cast(int, options.decoder.dim)
+        if options.pool.prototypes < classes:
+            raise RecipeError(f"pool.prototypes {options.pool.prototypes} is below the number of classes, {classes}")
+        self.options = options
+        self.loss_reduction = options.loss.over_photos
+        self.branch: Branch | None = None
+        if options.train == "deep":
+            if _LAST not in options.stages:
+                raise RecipeError("train: deep changes stage 4 alone, and stages leaves it out; add 4, or train: none")
+            self.branch = Branch(backbone.deep)
+        shapes, self._sources = _sources(backbone, options.stages, trains=self.branch is not None)
+        self.needs = tuple(dict.fromkeys(self._sources.values()))
+        self._stages = nn.ModuleList(Stage(shapes[stage][0], dim, options.pool) for stage in options.stages)
+        count = len(self._stages)
+        self.gate = nn.Parameter(torch.zeros(count)) if options.gates == "learned" else None
+        self.photo_gate = nn.Linear(count * dim, count) if options.gates == "photo" else None
+        if self.photo_gate is not None:
+            nn.init.zeros_(self.photo_gate.weight)
+            nn.init.zeros_(self.photo_gate.bias)
+        self.register_buffer("label_text", _label_text(backbone, taxonomy, options))
+        self.register_buffer("adjacency", torch.eye(classes, device=self.label_text.device))
+        # Not `graph`: a traced module has an attribute of that name, and OpenVINO then loses the layer.
+        self.label_graph = LabelGCN(self.label_text.shape[1], *[dim] * max(options.graph_layers, 1))
+        self.decoder = QueryDecoder(dim, options.decoder)
+        self.head = GroupLinear(classes, dim)
+
+    @property
+    def stages(self) -> dict[int, Stage]:
+        """The stages that are read, by number."""
+        return dict(zip(self.options.stages, cast(Iterable[Stage], self._stages), strict=True))
+
+    def prepare(self, batches: Iterable[tuple[Features, Tensor]]) -> None:
+        """Label graph, scales of the stages, and prototypes of each class, in two passes.
+
+        Raises:
+            DatasetError: No label of the training split is true of any photo.
+        """
+        counts, moments = LabelCounts(len(self.taxonomy)), {stage: Moments() for stage in self.stages}
+        for features, targets in batches:
+            counts.add(targets)
+            with torch.no_grad():
+                for stage, stage_map in self._maps(features).items():
+                    moments[stage].add(stage_map)
+        if not counts.counts.sum() > 0:
+            raise DatasetError("no label is true of any training photo, so MCCL has nothing to make prototypes of")
+        for stage, module in self.stages.items():
+            moments[stage].give(module)
+        if self.options.graph_layers:
+            self.adjacency.copy_(label_adjacency(counts.conditional(), self.label_text, self.options.graph))
+        if self.options.pool.initial == "classes":
+            self._place_prototypes(batches, counts.counts)
+
+    def _place_prototypes(self, batches: Iterable[tuple[Features, Tensor]], counts: Tensor) -> None:
+        pool = self.options.pool
+        rates = (pool.patches / counts.clamp_min(1e-12)).float().to(self.adjacency.device)
+        found: dict[int, list[list[Tensor]]] = {s: [[] for _ in self.taxonomy.names] for s in self.stages}
+        for features, targets in batches:
+            with torch.no_grad():
+                for stage, stage_map in self._maps(features).items():
+                    patches = self.stages[stage].patches(stage_map)
+                    for label, points in sample_patches(patches, targets, rates).items():
+                        found[stage][label].append(points.cpu())
+        allotted = allocate(counts.numpy(), pool.prototypes, power=pool.rarity).tolist()
+        for stage, module in self.stages.items():
+            empty = torch.empty(0, len(module.mean))
+            module.place_prototypes([torch.cat([empty, *parts]) for parts in found[stage]], allotted, seed=stage)
+
+    def forward(self, features: Features, *, maps: bool = False) -> Output:
+        """Logits (B, K); the map "fused" is each label's attention, above 0 where it exceeds an even share."""
+        fused = self._fuse([self.stages[stage](stage_map) for stage, stage_map in self._maps(features).items()])
+        states, attention = self.decoder(fused, self.label_queries(), attention=maps)
+        output = Output(self.head(states))
+        if attention is not None:
+            output.maps["fused"] = attention_map(attention)
+        return output
+
+    def label_queries(self) -> Tensor:
+        """Label embeddings behind the graph (K, d): what the labels ask the regions with."""
+        queries: Tensor = self.label_graph(self.label_text, self.adjacency)
+        return queries
+
+    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
+        """The classification loss."""
+        return {"classification": self.options.loss(output.logits, targets)}
+
+    def after_step(self) -> None:
+        """Online clustering (Eq. 5) and usage."""
+        for stage in self.stages.values():
+            stage.pool.step()
+
+    def after_epoch(self, epoch: int) -> None:
+        """Tell when the prototypes have collapsed."""
+        pool = self.options.pool
+        if pool.composition == "none":
+            return
+        for stage, used in self.prototypes_in_use().items():
+            if used < pool.collapse * pool.prototypes:
+                _log.warning(
+                    "epoch %d: the prototypes of stage %d have collapsed, %.1f of %d are in effective use; lower "
+                    "pool.temperature or raise pool.momentum",
+                    epoch,
+                    stage,
+                    used,
+                    pool.prototypes,
+                )
+
+    def prototypes_in_use(self) -> dict[int, float]:
+        """Stage to the number of its prototypes in effective use (perplexity of usage)."""
+        return {stage: module.pool.perplexity() for stage, module in self.stages.items()}
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Groups "deep" (where it trains) and "rest"."""
+        return deep_and_rest(self, self.branch, self.options.deep_lr)
+
+    def patches(self, features: Features) -> dict[int, Tensor]:
+        """Stage to its unit patches (B, H, W, C)."""
+        return {stage: self.stages[stage].patches(stage_map) for stage, stage_map in self._maps(features).items()}
+
+    def _maps(self, features: Features) -> dict[int, Tensor]:
+        maps = {stage: features[source] for stage, source in self._sources.items()}
+        if self.branch is not None:
+            maps[_LAST] = self.backbone.deep_map(self.branch(features["trunk"]))
+        return maps
+
+    def _fuse(self, maps: list[Tensor]) -> Tensor:
+        """The weighted sum of maps (B, d, H_i, W_i) on the grid of the coarsest, (B, d, H, W)."""
+        grid = (maps[-1].shape[2], maps[-1].shape[3])
+        pooled = torch.stack([m if m.shape[2:] == grid else F.adaptive_avg_pool2d(m, grid) for m in maps], dim=1)
+        if self.photo_gate is not None:
+            shares = self.photo_gate(pooled.mean(dim=(3, 4)).flatten(1)).softmax(dim=1)
+        else:
+            gate = self.gate if self.gate is not None else pooled.new_zeros(len(maps))
+            shares = gate.softmax(dim=0)[None]
+        fused: Tensor = (shares[:, :, None, None, None] * pooled).sum(dim=1)
+        return fused
+
+
+def _sources(
+    backbone: Backbone, stages: tuple[int, ...], *, trains: bool
+) -> tuple[dict[int, tuple[int, ...]], dict[int, FeatureName]]:
+    """Shapes of the stages' maps without the batch, and the feature that each is read from.
+
+    Where a stage is the trunk's output, "trunk" is read: one feature fewer to cache, and the one that others cache.
+    """
+    size, device = backbone.image_size, next(backbone.parameters()).device
+    noise = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    found = backbone.features(noise, ("trunk", "stages"))
+    shapes = {stage: tuple(found[_STAGES[stage]].shape[1:]) for stage in stages}
+    sources = {stage: _STAGES[stage] for stage in stages}
+    if trains:
+        shapes[_LAST] = tuple(backbone.deep_map(backbone.deep(found["trunk"])).shape[1:])
+        sources[_LAST] = "trunk"
+        sources |= {s: "trunk" for s in stages if s != _LAST and torch.equal(found[_STAGES[s]], found["trunk"])}
+    return shapes, sources
+
+
+def _label_text(backbone: Backbone, taxonomy: Taxonomy, options: McclOptions) -> Tensor:
+    if options.text_encoder == "random":
+        device = next(backbone.parameters()).device
+        return torch.randn(len(taxonomy), backbone.embed_dim, device=device)
+    other = options.text_encoder not in ("backbone", backbone.name)
+    text = load_backbone(options.text_encoder).text if other else backbone.text
+    return label_embeddings(text, taxonomy, options.sentence_form).to(next(backbone.parameters()).device)

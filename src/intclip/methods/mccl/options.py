@@ -1,0 +1,85 @@
+"""Options of MCCL."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field, field_validator
+
+from intclip.methods.base import Options
+from intclip.methods.label_graph import GraphOptions
+from intclip.methods.loss_options import LossOptions
+from intclip.methods.prototypes import Update
+from intclip.methods.query_decoder import DecoderOptions
+
+Gates = Literal["none", "learned", "photo"]
+Composition = Literal["replace", "add", "none"]
+
+
+class PoolOptions(BaseModel, frozen=True, extra="forbid"):
+    """Options of the prototypes; every stage has a pool of them.
+
+    Attributes:
+        prototypes: P of a stage, over all classes; at least K.
+        rarity: A class of n_c samples gets prototypes in proportion to n_c^−rarity; 0 gives all the same.
+        initial: "classes" clusters the patches of each class, "random" leaves directions at random.
+        patches: Patches a class that are clustered, at most.
+        temperature: τ of the softmax over cosines.
+        momentum: λ of Eq. 5.
+        update: How prototypes move in training.
+        composition: A patch is replaced by its composition, added to it, or left as it is ("none": no composition).
+        collapse: Share of P below which the number of prototypes in effective use is told as a collapse.
+    """
+
+    prototypes: int = Field(default=256, gt=0)
+    rarity: float = 1.0
+    initial: Literal["classes", "random"] = "classes"
+    patches: int = Field(default=1024, gt=0)
+    temperature: float = Field(default=0.1, gt=0)
+    momentum: float = Field(default=0.999, ge=0, le=1)
+    update: Update = "momentum"
+    composition: Composition = "replace"
+    collapse: float = Field(default=0.1, ge=0, le=1)
+
+
+class McclOptions(Options, frozen=True):
+    """Options of MCCL. What the published text leaves open has the values that worked here; see README.md.
+
+    Attributes:
+        stages: Which of the backbone's four stages are read, fine to coarse; 1 and 2 hurt, the authors say.
+        train: "deep" trains a copy of the deep layers, and the last stage is read from it.
+        gates: How stages are weighed: all alike, by learned weights, or by weights that each photo decides.
+        pool: The prototypes.
+        sentence_form: Which of the taxonomy's sentences stand for the labels.
+        text_encoder: Who reads them: "backbone", another backbone's name such as "lite", or "random" for vectors
+            that mean nothing.
+        graph: The label graph.
+        graph_layers: Graph convolutions; 0 projects each label alone.
+        decoder: The query decoder; its `dim` must be set.
+        loss: The classification loss.
+        deep_lr: Multiplier of the learning rate for the deep layers.
+    """
+
+    stages: tuple[int, ...] = (3, 4)
+    train: Literal["none", "deep"] = "deep"
+    gates: Gates = "none"
+    pool: PoolOptions = PoolOptions()
+    sentence_form: str = "11-15"
+    text_encoder: str = "backbone"
+    graph: GraphOptions = GraphOptions()
+    graph_layers: int = Field(default=2, ge=0)
+    decoder: DecoderOptions = DecoderOptions(dim=256, feedforward=1024)
+    loss: LossOptions = LossOptions(gamma_pos=0, gamma_neg=2, margin=0, reduction="batch")
+    deep_lr: float = Field(default=0.1, gt=0)
+
+    @field_validator("stages")
+    @classmethod
+    def _stages(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or list(value) != sorted(set(value)) or not set(value) <= {1, 2, 3, 4}:
+            raise ValueError("name some of the stages 1, 2, 3, 4, each once and in this order")
+        return value
+
+    @field_validator("decoder")
+    @classmethod
+    def _width(cls, value: DecoderOptions) -> DecoderOptions:
+        if value.dim is None:
+            raise ValueError("set decoder.dim: stages of different widths meet in it")
+        return value

@@ -1,0 +1,114 @@
+"""MultiGuard: any method trained on noisy photos, so that its votes under the same noise can be certified.
+
+Jia, Qu, Gong: MultiGuard: Provably Robust Multi-label Classification against Adversarial Examples, NeurIPS 2022.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from intclip.backbones.base import Backbone, Features
+from intclip.errors import RecipeError
+from intclip.labels.taxonomy import Taxonomy
+from intclip.methods.base import Method, Options, Output, ParameterGroup
+from intclip.methods.multiguard.smoothing import add_noise
+from intclip.methods.registry import build_method
+
+
+class MultiguardOptions(Options, frozen=True):
+    """Options of MultiGuard.
+
+    Attributes:
+        method: The method that is made robust; the authors take a plain network with asymmetric loss.
+        options: Its options.
+        sigma: Deviation of the noise in training, of pixel values in [0, 1].
+        samples: In evaluation, probabilities are the mean over this many noisy copies, the same noise for every photo;
+            0 scores the photo as it is.
+    """
+
+    method: str = "asl_resnet"
+    options: dict[str, Any] = Field(default_factory=dict)
+    sigma: float = Field(default=0.5, gt=0)
+    samples: int = Field(default=0, ge=0)
+
+
+class MultiGuard(Method):
+    """A method under noise. It reads pixels, since noise comes before the backbone, so nothing can be cached."""
+
+    needs = ("pixels",)
+
+    def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: MultiguardOptions) -> None:
+        super().__init__(backbone, taxonomy)
+        self.options = options
+        if options.method.replace("-", "_") == "multiguard":
+            raise RecipeError("multiguard cannot wrap itself; name another method")
+        self.inner = build_method(options.method, backbone, taxonomy, options.options)
+        self.loss_reduction = self.inner.loss_reduction
+        self.views = self.inner.views
+
+    def forward(self, features: Features, *, maps: bool = False) -> Output:
+        """What the wrapped method says of the photo as it is; with `samples`, the mean probability of noisy copies."""
+        pixels = features["pixels"]
+        output: Output = self.inner(self._read(pixels), maps=maps)
+        if self.training or not self.options.samples:
+            return output
+        generator = torch.Generator().manual_seed(0)
+        total = torch.zeros_like(output.logits)
+        for _ in range(self.options.samples):
+            noise = torch.randn(pixels.shape[1:], generator=generator).to(pixels)
+            logits = self.inner(self._read(self._noisy(pixels, noise))).logits
+            total += logits.softmax(dim=1) if self.taxonomy.exclusive else logits.sigmoid()
+        mean = total / self.options.samples
+        output.logits = mean.clamp_min(1e-6).log() if self.taxonomy.exclusive else torch.logit(mean, eps=1e-6)
+        return output
+
+    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
+        """The wrapped method's."""
+        return self.inner.loss(output, targets)
+
+    def training_loss(self, views: Sequence[Features], targets: Tensor) -> dict[str, Tensor]:
+        """The wrapped method's, on photos with noise of their own."""
+        noisy = [self._noisy(view["pixels"], torch.randn_like(view["pixels"])) for view in views]
+        return self.inner.training_loss([self._read(pixels) for pixels in noisy], targets)
+
+    def prepare(self, batches: Iterable[tuple[Features, Tensor]]) -> None:
+        """The wrapped method's, on the photos as they are."""
+        self.inner.prepare(_Read(self, batches))
+
+    def after_step(self) -> None:
+        """The wrapped method's."""
+        self.inner.after_step()
+
+    def after_epoch(self, epoch: int) -> None:
+        """The wrapped method's."""
+        self.inner.after_epoch(epoch)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The wrapped method's."""
+        return self.inner.parameter_groups()
+
+    def own_state(self) -> dict[str, Tensor]:
+        """State of the wrapped method, without the backbone that both hold."""
+        return {f"inner.{key}": value for key, value in self.inner.own_state().items()}
+
+    def _read(self, pixels: Tensor) -> Features:
+        return self.backbone.features(pixels, self.inner.needs)
+
+    def _noisy(self, pixels: Tensor, noise: Tensor) -> Tensor:
+        return add_noise(pixels, noise, self.backbone.preprocess, self.options.sigma)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Batches of pixels as the features that the wrapped method reads, as often as they are iterated."""
+
+    method: MultiGuard
+    batches: Iterable[tuple[Features, Tensor]]
+
+    def __iter__(self) -> Iterator[tuple[Features, Tensor]]:
+        for features, targets in self.batches:
+            yield self.method._read(features["pixels"]), targets

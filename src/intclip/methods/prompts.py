@@ -1,0 +1,107 @@
+"""Learned prompts: context vectors before each class's sentence, read by the frozen text encoder.
+
+    [start, V₁ … V_M, sentence, end]     (IntCLIP paper, Eq. 1; CoOp, Zhou et al., IJCV 2022; DualCoOp, NeurIPS 2022)
+
+All halves (negative and positive) of all classes go through the encoder in one batch, no longer than the longest
+prompt. In evaluation the text features are kept until the context changes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from intclip.backbones.base import TextTower
+from intclip.errors import TaxonomyError
+
+NEGATIVE, POSITIVE = 0, 1
+"""Order of the halves of a dual prompt along their axis."""
+
+
+class PromptLearner(nn.Module):
+    """Context vectors for every half and class, and the fixed token embeddings around them.
+
+    The text tower is passed to each call and not held, so that it is neither trained nor stored with the prompts.
+
+    Args:
+        text: Text tower, for its token embeddings.
+        sentences: K class sentences.
+        halves: 2 for dual prompts (negative, positive), 1 for CoOp.
+        context_length: Number M of context vectors; 0 leaves plain sentences.
+        class_specific: One set of contexts a class, or one that all classes share.
+        std: Standard deviation of the initial contexts.
+
+    Raises:
+        TaxonomyError: A sentence is too long for the tower once the context is added.
+    """
+
+    context: nn.Parameter
+    start: Tensor
+    sentence: Tensor
+    lengths: Tensor
+
+    def __init__(
+        self,
+        text: TextTower,
+        sentences: Sequence[str],
+        *,
+        halves: int = 2,
+        context_length: int = 16,
+        class_specific: bool = True,
+        std: float = 0.02,
+    ) -> None:
+        super().__init__()
+        self.halves, self.classes, self.context_length = halves, len(sentences), context_length
+        room = text.context_length - context_length
+        lengths = [int(text.lengths(text.tokenize([sentence]))[0]) for sentence in sentences]
+        for sentence, length in zip(sentences, lengths, strict=True):
+            if length > room:
+                raise TaxonomyError(
+                    f"{sentence!r} has {length} tokens and {context_length} context vectors leave room for {room}; "
+                    "choose shorter sentences or a smaller context_length"
+                )
+        tokens = text.tokenize(sentences)
+        with torch.no_grad():
+            embedded = text.embed(tokens.to(next(text.parameters()).device))
+        # Not stored: a bundle keeps the sentences themselves, and these follow from them.
+        self.register_buffer("start", embedded[:, :1].clone(), persistent=False)
+        self.register_buffer("sentence", embedded[:, 1:].clone(), persistent=False)
+        self.register_buffer("lengths", text.lengths(tokens).to(embedded.device) + context_length, persistent=False)
+        self.context = nn.Parameter(
+            torch.randn(halves, len(sentences) if class_specific else 1, context_length, text.width) * std
+        )
+        self._seen: Tensor | None = None
+        self._features: Tensor | None = None
+
+    def embeddings(self) -> tuple[Tensor, Tensor]:
+        """Prompt embeddings (halves · K, L, width), halves outermost, and their lengths (halves · K,)."""
+        context = self.context.expand(-1, self.classes, -1, -1)
+        start = self.start.expand(self.halves, -1, -1, -1)
+        sentence = self.sentence.expand(self.halves, -1, -1, -1)
+        prompts = torch.cat([start.to(context.dtype), context, sentence.to(context.dtype)], dim=2)
+        return prompts.flatten(0, 1), self.lengths.repeat(self.halves)
+
+    def encode(self, text: TextTower) -> Tensor:
+        """Text features (halves, K, D), unnormalised, computed anew."""
+        embeddings, lengths = self.embeddings()
+        return text.encode_embeddings(embeddings, lengths).view(self.halves, self.classes, -1)
+
+    def forward(self, text: TextTower) -> Tensor:
+        """Text features (halves, K, D), unnormalised; in evaluation from memory while the context is the same.
+
+        The comparison is by value, so that loading, averaging or moving weights needs no notice; an export or a
+        compilation takes what is in memory as a constant, so run once in evaluation before.
+        """
+        if self.training:
+            self._seen = self._features = None
+            return self.encode(text)
+        if self._features is None or not (torch.compiler.is_compiling() or self._unchanged()):
+            with torch.no_grad():
+                self._features = self.encode(text)
+            self._seen = self.context.detach().clone()
+        return self._features
+
+    def _unchanged(self) -> bool:
+        seen, now = self._seen, self.context
+        same_kind = seen is not None and seen.device == now.device and seen.dtype == now.dtype
+        return same_kind and seen is not None and torch.equal(seen, now)

@@ -1,0 +1,81 @@
+"""Query2Label: a transformer decoder whose queries are the labels, over a trainable feature map.
+
+Liu, Zhang, Yang, Su, Zhu: Query2Label, arXiv 2107.10834; the released code where the two differ. README.md beside this
+file has the equations.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from intclip.backbones.base import Backbone, Features
+from intclip.labels.taxonomy import Taxonomy
+from intclip.methods.base import Method, Options, Output, ParameterGroup
+from intclip.methods.label_graph import label_embeddings
+from intclip.methods.loss_options import LossOptions
+from intclip.methods.query_decoder import DecoderOptions, GroupLinear, QueryDecoder, attention_map
+from intclip.methods.visual_map import MapOptions, VisualMap, deep_and_rest
+
+
+class Query2labelOptions(Options, frozen=True):
+    """Options of Query2Label; the defaults are the released code's.
+
+    Attributes:
+        visual: Which map is read, and whether a copy of the deep layers trains.
+        queries: "learned" label embeddings, or "text": the backbone's own of the sentences, projected.
+        sentence_form: Which sentences, with "text".
+        decoder: Its size and shape.
+        loss: The classification loss; γ₊ 0, γ₋ 2, no margin.
+        deep_lr: Multiplier of the learning rate for the deep layers; 1 in the released code.
+    """
+
+    visual: MapOptions = MapOptions()
+    queries: Literal["learned", "text"] = "learned"
+    sentence_form: str = "11-15"
+    decoder: DecoderOptions = DecoderOptions()
+    loss: LossOptions = LossOptions(gamma_pos=0, gamma_neg=2, margin=0, reduction="batch")
+    deep_lr: float = Field(default=1.0, gt=0)
+
+
+class Query2Label(Method):
+    """Query2Label over any backbone."""
+
+    label_text: Tensor
+
+    def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: Query2labelOptions) -> None:
+        super().__init__(backbone, taxonomy)
+        self.options = options
+        self.loss_reduction = options.loss.over_photos
+        self.visual = VisualMap(backbone, options.visual)
+        self.needs = self.visual.needs
+        self.decoder = QueryDecoder(self.visual.channels, options.decoder)
+        classes, dim = len(taxonomy), self.decoder.dim
+        self.queries: nn.Parameter | None = None
+        self.project: nn.Linear | None = None
+        if options.queries == "learned":
+            self.queries = nn.Parameter(torch.randn(classes, dim))
+        else:
+            # Not stored: a bundle keeps the sentences themselves, and these follow from them.
+            text = label_embeddings(backbone.text, taxonomy, options.sentence_form)
+            self.register_buffer("label_text", text, persistent=False)
+            self.project = nn.Linear(text.shape[1], dim)
+        self.head = GroupLinear(classes, dim)
+
+    def forward(self, features: Features, *, maps: bool = False) -> Output:
+        """Logits (B, K); the map "fused" is each label's attention, above 0 where it exceeds an even share."""
+        queries = self.queries if self.project is None else self.project(self.label_text)
+        states, attention = self.decoder(self.visual(self.backbone, features), queries, attention=maps)
+        output = Output(self.head(states))
+        if attention is not None:
+            output.maps["fused"] = attention_map(attention)
+        return output
+
+    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
+        """The classification loss."""
+        return {"classification": self.options.loss(output.logits, targets)}
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Groups "deep" (where it trains) and "rest"."""
+        return deep_and_rest(self, self.visual.branch, self.options.deep_lr)

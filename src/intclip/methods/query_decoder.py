@@ -1,0 +1,270 @@
+"""Query decoder: every label asks a feature map where its evidence is, and answers with its own logit.
+
+Liu et al., Query2Label (arXiv 2107.10834), as its released code builds it. Over N = H·W regions x with positions p:
+
+    encoder layer   x ← LN(x + SA(q = k = x + p, v = x));  x ← LN(x + FFN(x))
+    decoder layer   h ← LN(h + CA(q = h + e, k = x + p, v = x));  h ← LN(h + FFN(h))
+    logit           z_k = w_k · h_k + b_k
+
+with label embeddings e (K, d), h = 0 at first. The released code leaves out the decoder's self-attention; it is an
+option here. Layers and their parts are public, so that a method can drive them one by one.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+
+from intclip.errors import RecipeError
+
+
+class DecoderOptions(BaseModel, frozen=True, extra="forbid"):
+    """Size and shape of a query decoder; the defaults are Query2Label's.
+
+    Attributes:
+        dim: Width d; None takes the map's own channels and projects nothing, as in the released code, or the next
+            width that fits where heads or positions do not divide them.
+        heads: Of every attention; divides d.
+        feedforward: Hidden width of the layers' networks; None is 4 d.
+        dropout: On attention weights, hidden units and every branch.
+        encoder_layers: Self-attention layers over the regions.
+        decoder_layers: Cross-attention layers of the labels.
+        self_attention: Labels also attend to each other in the decoder.
+        positions: Added to the regions where they are compared: sines and cosines, or nothing.
+    """
+
+    dim: int | None = Field(default=None, gt=0)
+    heads: int = Field(default=4, gt=0)
+    feedforward: int | None = Field(default=None, gt=0)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    encoder_layers: int = Field(default=1, ge=0)
+    decoder_layers: int = Field(default=2, ge=1)
+    self_attention: bool = False
+    positions: Literal["sine", "none"] = "sine"
+
+
+class Attention(nn.Module):
+    """Multi-head attention with queries, keys and values of their own; parameters named as torch's.
+
+    Args:
+        dim: Width d of everything.
+        heads: Divides d.
+        dropout: On the weights.
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
+        self.out_proj = nn.Linear(dim, dim)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *, weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the queries read (B, Q, d), and with `weights` their attention (B, Q, N), mean over heads.
+
+        Args:
+            query: (B, Q, d).
+            key: (B, N, d).
+            value: (B, N, d).
+            weights: Also give the attention.
+        """
+        parts = zip((query, key, value), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
+        # Each (B, heads, length, d / heads)
+        q, k, v = (F.linear(x, w, b).view(*x.shape[:2], self.heads, -1).transpose(1, 2) for x, w, b in parts)
+        dropout = self.dropout if self.training else 0.0
+        attention = None
+        if weights:
+            shares = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(dim=-1)
+            attention = shares.mean(dim=1)
+            read = F.dropout(shares, dropout) @ v
+        else:
+            read = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        return self.out_proj(read.transpose(1, 2).flatten(2)), attention
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a ReLU between, beside an identity, then a layer norm."""
+
+    def __init__(self, dim: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(dim, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, dim), nn.Dropout(dropout)
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, d) to (…, d)."""
+        out: Tensor = self.norm(x + self.layers(x))
+        return out
+
+
+class EncoderLayer(nn.Module):
+    """Regions attend to regions."""
+
+    def __init__(self, dim: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = Attention(dim, heads, dropout)
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(dim)
+        self.feedforward = FeedForward(dim, hidden, dropout)
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Regions (B, N, d) with positions (N, d) to regions (B, N, d)."""
+        placed = x + positions
+        read, _ = self.attention(placed, placed, x)
+        out: Tensor = self.feedforward(self.norm(x + self.dropout(read)))
+        return out
+
+
+class DecoderLayer(nn.Module):
+    """Labels attend to regions, and before that, if so built, to each other."""
+
+    def __init__(self, dim: int, heads: int, hidden: int, dropout: float, *, self_attention: bool = False) -> None:
+        super().__init__()
+        self.self_attention = Attention(dim, heads, dropout) if self_attention else None
+        self.self_norm = nn.LayerNorm(dim) if self_attention else None
+        self.attention = Attention(dim, heads, dropout)
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(dim)
+        self.feedforward = FeedForward(dim, hidden, dropout)
+
+    def forward(
+        self, hidden: Tensor, queries: Tensor, memory: Tensor, positions: Tensor, *, attention: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Label states (B, K, d), and with `attention` the labels' attention to the regions (B, K, N).
+
+        Args:
+            hidden: Label states (B, K, d) of the layer before; zeros at first.
+            queries: Label embeddings, (K, d) or (B, K, d), added wherever labels ask.
+            memory: Regions (B, N, d).
+            positions: Of the regions (N, d).
+            attention: Also give the attention, mean over heads.
+        """
+        if self.self_attention is not None and self.self_norm is not None:
+            asked = hidden + queries
+            hidden = self.self_norm(hidden + self.dropout(self.self_attention(asked, asked, hidden)[0]))
+        read, shares = self.attention(hidden + queries, memory + positions, memory, weights=attention)
+        return self.feedforward(self.norm(hidden + self.dropout(read))), shares
+
+
+class QueryDecoder(nn.Module):
+    """From a feature map and label embeddings to one state a label.
+
+    Args:
+        channels: Of the map.
+        options: Size and shape.
+
+    Attributes:
+        dim: Width d of label embeddings and states.
+        encoder: Encoder layers.
+        layers: Decoder layers.
+        norm: On the states of the last layer.
+
+    Raises:
+        RecipeError: The heads do not divide d, or sine positions need a d that 4 divides.
+    """
+
+    def __init__(self, channels: int, options: DecoderOptions) -> None:
+        super().__init__()
+        self.options = options
+        step = math.lcm(options.heads, 4)
+        self.dim = options.dim or step * math.ceil(channels / step)
+        if self.dim % options.heads:
+            raise RecipeError(
+                f"decoder.heads {options.heads} must divide its width {self.dim}; set decoder.dim or heads"
+            )
+        if options.positions == "sine" and self.dim % 4:
+            raise RecipeError(f"sine positions need a decoder.dim that 4 divides, this is {self.dim}; set decoder.dim")
+        self.project = nn.Identity() if self.dim == channels else nn.Conv2d(channels, self.dim, 1)
+        size = (self.dim, options.heads, options.feedforward or 4 * self.dim, options.dropout)
+        self.encoder = nn.ModuleList(EncoderLayer(*size) for _ in range(options.encoder_layers))
+        self.layers = nn.ModuleList(
+            DecoderLayer(*size, self_attention=options.self_attention) for _ in range(options.decoder_layers)
+        )
+        self.norm = nn.LayerNorm(self.dim)
+        for parameter in (*self.encoder.parameters(), *self.layers.parameters()):
+            if parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def encode(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Regions (B, N, d) behind the encoder and their positions (N, d), of a map (B, C, H, W)."""
+        height, width = features.shape[2:]
+        x = self.project(features).flatten(2).transpose(1, 2)
+        if self.options.positions == "sine":
+            positions = sine_positions(height, width, self.dim).to(x)
+        else:
+            positions = x.new_zeros(height * width, self.dim)
+        for layer in self.encoder:
+            x = layer(x, positions)
+        return x, positions
+
+    def forward(self, features: Tensor, queries: Tensor, *, attention: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Label states (B, K, d), and with `attention` the last layer's attention (B, K, H, W), which sums to 1.
+
+        Args:
+            features: Map (B, C, H, W).
+            queries: Label embeddings, (K, d) or (B, K, d).
+            attention: Also give the attention, mean over heads.
+        """
+        memory, positions = self.encode(features)
+        hidden = torch.zeros_like(queries).expand(memory.shape[0], -1, -1)
+        shares: Tensor | None = None
+        for index, layer in enumerate(self.layers, start=1):
+            last = index == len(self.layers)
+            hidden, shares = layer(hidden, queries, memory, positions, attention=attention and last)
+        return self.norm(hidden), None if shares is None else shares.view(*shares.shape[:2], *features.shape[2:])
+
+
+class GroupLinear(nn.Module):
+    """One linear score a label: z_k = w_k · h_k + b_k, weights and biases from U(±d^-½).
+
+    Args:
+        classes: K.
+        dim: d.
+    """
+
+    def __init__(self, classes: int, dim: int) -> None:
+        super().__init__()
+        bound = dim**-0.5
+        self.weight = nn.Parameter(torch.empty(classes, dim).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(classes).uniform_(-bound, bound))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Logits (B, K) of label states (B, K, d)."""
+        # Not (hidden * weight).sum(): OpenVINO joins such a sum with the bias, and errs for batches of K photos.
+        return (hidden[:, :, None] @ self.weight[:, :, None]).flatten(1) + self.bias
+
+
+def sine_positions(height: int, width: int, dim: int, *, temperature: float = 10_000) -> Tensor:
+    """Sines and cosines of row and column, (H·W, d): the first half of d tells the row, the second the column.
+
+    Rows and columns count from 1 and are scaled so that the last is 2π (Carion et al., DETR, 2020).
+
+    Args:
+        height: H.
+        width: W.
+        dim: d; 4 divides it.
+        temperature: Of the frequencies.
+    """
+    half = dim // 2
+    frequencies = temperature ** (2 * (torch.arange(half) // 2) / half)
+
+    def encode(count: int) -> Tensor:
+        angles = torch.arange(1, count + 1)[:, None] / count * (2 * math.pi) / frequencies
+        return torch.stack([angles[:, 0::2].sin(), angles[:, 1::2].cos()], dim=2).flatten(1)
+
+    rows = encode(height)[:, None].expand(height, width, half)
+    columns = encode(width)[None].expand(height, width, half)
+    return torch.cat([rows, columns], dim=2).flatten(0, 1)
+
+
+def attention_map(attention: Tensor) -> Tensor:
+    """Attention (B, K, H, W), which sums to 1 over regions, as evidence: above 0 where it exceeds an even share."""
+    return attention * (attention.shape[2] * attention.shape[3]) - 1

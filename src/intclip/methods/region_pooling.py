@@ -1,0 +1,113 @@
+"""From region features to one logit a class: class-specific region pooling of dual prompts, and plainer poolings.
+
+    s = similarity_scale · cos(region, text)          (B, 2, K, N), halves (negative, positive)
+    w = softmax over regions of the positive half     (B, K, N), shared by both halves
+    z = logit_scale · Σ w · s                         (B, 2, K);   logit = z₊ − z₋, p = sigmoid(logit)
+
+p is the paper's softmax over the two halves (Eq. 5). Source: DualCoOp, Sun et al., NeurIPS 2022, and its code.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+
+from intclip.methods.prompts import NEGATIVE, POSITIVE
+
+Pooling = Literal["class_specific", "mean", "max"]
+
+
+class PoolingOptions(BaseModel, frozen=True, extra="forbid"):
+    """How region similarities become logits.
+
+    Attributes:
+        pooling: "class_specific" (weights of the positive half), "mean" over regions, or "max" (the region where the
+            positive half is strongest).
+        similarity_scale: Scale of cosine similarities; also the sharpness of the region weights.
+        logit_scale: Scale of pooled similarities.
+        mean_region: Add the mean of all regions as one more region, as DualCoOp does.
+        learn_scales: Train both scales (as their logarithms) from the values above.
+        bias: Add a learned bias to each class's logit. Small scales need it: the two halves of a prompt start alike,
+            so that without it every probability starts at one half and rare labels cannot get far below.
+        bias_start: Its value at the start, in logits.
+    """
+
+    pooling: Pooling = "class_specific"
+    similarity_scale: float = Field(default=20, gt=0)
+    logit_scale: float = Field(default=5, gt=0)
+    mean_region: bool = False
+    learn_scales: bool = False
+    bias: bool = False
+    bias_start: float = 0
+
+
+def region_similarities(regions: Tensor, text: Tensor) -> Tensor:
+    """Cosine similarities (B, 2, K, N) of regions (B, D, N) and text features (2, K, D)."""
+    halves, classes = text.shape[:2]
+    rows = regions.transpose(1, 2)
+    # Dividing the products by the lengths is cheaper than dividing the regions, forward and backward.
+    products = rows @ F.normalize(text, dim=2).flatten(0, 1).T
+    cosines: Tensor = products / rows.norm(dim=2, keepdim=True).clamp_min(1e-12)
+    return cosines.view(*cosines.shape[:2], halves, classes).permute(0, 2, 3, 1)
+
+
+def pool_similarities(similarities: Tensor, pooling: Pooling = "class_specific") -> Tensor:
+    """Similarities (B, 2, K, N), scaled already, pooled over regions: (B, 2, K)."""
+    positive = similarities[:, POSITIVE]
+    if pooling == "mean":
+        return similarities.mean(dim=-1)
+    if pooling == "max":
+        strongest = positive.argmax(dim=-1, keepdim=True)
+        return similarities.gather(-1, strongest.unsqueeze(1).expand(-1, 2, -1, -1)).squeeze(-1)
+    return (similarities * positive.softmax(dim=-1).unsqueeze(1)).sum(dim=-1)
+
+
+class RegionPooling(nn.Module):
+    """Logits (B, K) of region features and dual text features, with fixed or learned scales.
+
+    Args:
+        options: See `PoolingOptions`.
+        classes: Number K of classes, for the bias.
+    """
+
+    def __init__(self, options: PoolingOptions, classes: int) -> None:
+        super().__init__()
+        self.pooling, self.mean_region = options.pooling, options.mean_region
+        self.fixed_scales = (options.similarity_scale, options.logit_scale)
+        self.log_scales = nn.Parameter(torch.tensor(self.fixed_scales).log()) if options.learn_scales else None
+        self.bias = nn.Parameter(torch.full((classes,), float(options.bias_start))) if options.bias else None
+
+    def scales(self) -> tuple[Tensor | float, Tensor | float]:
+        """Similarity scale and logit scale as they are now."""
+        if self.log_scales is None:
+            return self.fixed_scales
+        similarity, logit = self.log_scales.exp().unbind()
+        return similarity, logit
+
+    def forward(self, regions: Tensor, text: Tensor) -> Tensor:
+        """Logits (B, K).
+
+        Args:
+            regions: (B, D, H, W).
+            text: (2, K, D), negative and positive half.
+        """
+        flat = regions.flatten(2)
+        if self.mean_region:
+            flat = torch.cat([flat, flat.mean(dim=2, keepdim=True)], dim=2)
+        scale, logit_scale = self.scales()
+        halves = logit_scale * pool_similarities(scale * region_similarities(flat, text), self.pooling)
+        return self._with_bias(halves[:, POSITIVE] - halves[:, NEGATIVE])
+
+    def map(self, regions: Tensor, text: Tensor) -> Tensor:
+        """Region logits (B, K, H, W): the logit that each region would give if it were the only one."""
+        similarities = region_similarities(regions.flatten(2), text)
+        scale, logit_scale = self.scales()
+        difference = scale * logit_scale * (similarities[:, POSITIVE] - similarities[:, NEGATIVE])
+        return self._with_bias(difference.reshape(*difference.shape[:2], *regions.shape[2:]))
+
+    def _with_bias(self, logits: Tensor) -> Tensor:
+        if self.bias is None:
+            return logits
+        return logits + self.bias.view(-1, *[1] * (logits.dim() - 2))

@@ -1,0 +1,152 @@
+"""SST: label features by semantic decoupling, mixed over the label graph; pairs of labels and of photos as supervision.
+
+Chen, Pu, Wu, Xie, Lin: Structured Semantic Transfer for Multi-Label Recognition with Partial Labels, AAAI 2022.
+README.md beside this file has the equations and says where this differs from the released code.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from intclip.backbones.base import Backbone, Features
+from intclip.labels.taxonomy import Taxonomy
+from intclip.losses import asymmetric_loss_with_logits, binary_cross_entropy_with_logits
+from intclip.methods.base import Method, Options, Output, ParameterGroup
+from intclip.methods.label_graph import count_labels, label_embeddings
+from intclip.methods.query_decoder import GroupLinear, attention_map
+from intclip.methods.sst.parts import (
+    GatedGraph,
+    PairHead,
+    SemanticDecoupling,
+    contrastive_loss,
+    inter_pseudo_labels,
+    intra_pseudo_labels,
+)
+from intclip.methods.visual_map import MapOptions, VisualMap, deep_and_rest
+
+
+class SstOptions(Options, frozen=True):
+    """Options of SST; the defaults are the released code's.
+
+    Attributes:
+        visual: Which map is read, and whether a copy of the deep layers trains.
+        dim: Channels behind the 1×1 convolution, and width of the label features.
+        steps: Of the gated graph network.
+        sentence_form: Which sentences stand for the labels, read by the backbone's text tower.
+        cooccurrence: Weight of the pairs' asymmetric loss (γ₊ 1, γ₋ 2).
+        contrastive: Weight of the contrastive loss between photos.
+        pseudo: Weight of either pseudo-label loss; they only act on unknown labels.
+        pseudo_epoch: Epoch, from 1, after which pseudo labels are made.
+        margin: Score from which an unknown label is taken as true, at first.
+        margin_decay: Taken off the margin in every further epoch.
+        margin_floor: Below which the margin does not fall.
+        deep_lr: Multiplier of the learning rate for the deep layers; 1 in the released code.
+    """
+
+    visual: MapOptions = MapOptions()
+    dim: int = Field(default=1024, gt=0)
+    steps: int = Field(default=3, ge=1)
+    sentence_form: str = "fine"
+    cooccurrence: float = Field(default=10.0, ge=0)
+    contrastive: float = Field(default=0.05, ge=0)
+    pseudo: float = Field(default=1.0, ge=0)
+    pseudo_epoch: int = Field(default=5, ge=0)
+    margin: float = Field(default=0.95, ge=0, le=1)
+    margin_decay: float = Field(default=0.025, ge=0)
+    margin_floor: float = Field(default=0.75, ge=0, le=1)
+    deep_lr: float = Field(default=1.0, gt=0)
+
+
+class SST(Method):
+    """SST over any backbone; its losses are means over known entries.
+
+    Attributes:
+        adjacency: P(j | i) of the training labels (K, K), 1 on the diagonal.
+        epochs: Epochs done, which decide the margin of pseudo labels.
+    """
+
+    label_text: Tensor
+    adjacency: Tensor
+    epochs: Tensor
+
+    def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: SstOptions) -> None:
+        super().__init__(backbone, taxonomy)
+        self.options = options
+        self.visual = VisualMap(backbone, options.visual)
+        self.needs = self.visual.needs
+        classes, dim = len(taxonomy), options.dim
+        text = label_embeddings(backbone.text, taxonomy, options.sentence_form)
+        # Not stored: a bundle keeps the sentences themselves, and these follow from them.
+        self.register_buffer("label_text", text, persistent=False)
+        self.register_buffer("adjacency", torch.eye(classes, device=text.device))
+        self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
+        self.project = nn.Conv2d(self.visual.channels, dim, 1)
+        self.decoupling = SemanticDecoupling(dim, text.shape[1], dim)
+        # Not `graph`: a traced module has an attribute of that name, and OpenVINO then loses the layer.
+        self.propagation = GatedGraph(dim, options.steps)
+        self.joint = nn.Linear(2 * dim, dim)
+        self.head = GroupLinear(classes, dim)
+        # Only what has a weight is there, so that every parameter learns.
+        self.pairs = PairHead(classes, dim) if options.cooccurrence and classes > 1 else None
+
+    def prepare(self, batches: Iterable[tuple[Features, Tensor]]) -> None:
+        """Co-occurrence of the training labels."""
+        counts = count_labels((targets for _, targets in batches), len(self.taxonomy))
+        self.adjacency.copy_(counts.conditional())
+
+    def forward(self, features: Features, *, maps: bool = False) -> Output:
+        """Logits (B, K); the map "fused" is each label's weight on the regions, above 0 where it exceeds an even share.
+
+        In training, extras are "label_features" (B, K, d) and "pairs" (B, K(K − 1)/2).
+        """
+        visual = self.project(self.visual(self.backbone, features))
+        found, weights = self.decoupling(visual.flatten(2).transpose(1, 2), self.label_text)
+        mixed = self.propagation(found, self.adjacency)
+        output = Output(self.head(torch.tanh(self.joint(torch.cat([mixed, found], dim=2)))))
+        if self.training:
+            output.extras["label_features"] = found
+            if self.pairs is not None:
+                output.extras["pairs"] = self.pairs(found)
+        if maps:
+            output.maps["fused"] = attention_map(weights.view(*weights.shape[:2], *visual.shape[2:]))
+        return output
+
+    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
+        """Partial cross-entropy; in training also pairs, contrast, and pseudo labels once their epoch has come."""
+        options = self.options
+        terms = {"classification": binary_cross_entropy_with_logits(output.logits, targets, reduction="mean")}
+        found, pairs = output.extras.get("label_features"), output.extras.get("pairs")
+        if found is None:
+            return terms
+        if options.contrastive:
+            terms["contrastive"] = options.contrastive * contrastive_loss(found, targets)
+        if pairs is not None and self.pairs is not None:
+            together = asymmetric_loss_with_logits(
+                pairs, self.pairs.targets(targets), gamma_pos=1, gamma_neg=2, margin=0.05, reduction="mean"
+            )
+            terms["cooccurrence"] = options.cooccurrence * together
+        if options.pseudo and self.epochs >= options.pseudo_epoch:
+            margin = self.pseudo_margin()
+            made = {"inter": inter_pseudo_labels(found.detach(), targets, margin)}
+            if pairs is not None and self.pairs is not None:
+                made["intra"] = intra_pseudo_labels(self.pairs.matrix(pairs.detach()), targets, margin)
+            for name, labels in made.items():
+                loss = binary_cross_entropy_with_logits(output.logits, labels, reduction="mean")
+                terms[f"{name}_pseudo"] = options.pseudo * loss
+        return terms
+
+    def pseudo_margin(self) -> float:
+        """The margin of the epoch under way."""
+        options = self.options
+        passed = max(int(self.epochs) - options.pseudo_epoch, 0)
+        return max(options.margin - options.margin_decay * passed, options.margin_floor)
+
+    def after_epoch(self, epoch: int) -> None:
+        """Count epochs."""
+        self.epochs.fill_(epoch)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Groups "deep" (where it trains) and "rest"."""
+        return deep_and_rest(self, self.visual.branch, self.options.deep_lr)

@@ -1,0 +1,79 @@
+"""Which feature map a method reads: frozen, or from a trainable copy of the deep layers."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from intclip.backbones.base import Backbone, FeatureName, Features
+from intclip.methods.base import Method, ParameterGroup
+from intclip.methods.branches import Branch
+
+
+class MapOptions(BaseModel, frozen=True, extra="forbid"):
+    """Options of a visual map.
+
+    Attributes:
+        train: "deep" trains a copy of the backbone's deep layers, "none" nothing of the image tower.
+        space: "own" takes the last layer's own channels (2048 of a ResNet), "joint" the head's region features, the
+            space that the image tower shares with text.
+    """
+
+    train: Literal["deep", "none"] = "deep"
+    space: Literal["own", "joint"] = "own"
+
+
+class VisualMap(nn.Module):
+    """The map (B, C, H, W) that options name.
+
+    Args:
+        backbone: Frozen; it is not held.
+        options: Which map.
+
+    Attributes:
+        needs: Backbone features that the map is made of.
+        channels: C.
+        branch: The trainable copy of the deep layers, where there is one.
+    """
+
+    def __init__(self, backbone: Backbone, options: MapOptions) -> None:
+        super().__init__()
+        self.options = options
+        self.branch = Branch(backbone.deep) if options.train == "deep" else None
+        frozen: FeatureName = "stage4" if options.space == "own" else "regions"
+        self.needs: tuple[FeatureName, ...] = (frozen,) if self.branch is None else ("trunk",)
+        self.channels = backbone.embed_dim
+        if options.space == "own":
+            self.channels = feature_shapes(backbone, ("stage4",))["stage4"][0]
+
+    def forward(self, backbone: Backbone, features: Features) -> Tensor:
+        """The map of a batch of features as `needs` names them."""
+        if self.branch is None:
+            return features[self.needs[0]]
+        deep = self.branch(features["trunk"])
+        return backbone.deep_map(deep) if self.options.space == "own" else backbone.head.regions(deep)
+
+
+def deep_and_rest(method: Method, branch: Branch | None, multiplier: float) -> list[ParameterGroup]:
+    """Parameter groups "deep", a method's trainable copy of the deep layers, where there is one, and "rest".
+
+    Args:
+        method: All its learnable parameters are in one of the two.
+        branch: The copy.
+        multiplier: Of the learning rate of "deep".
+    """
+    deep = [] if branch is None else [parameter for parameter in branch.parameters() if parameter.requires_grad]
+    known = set(map(id, deep))
+    rest = [parameter for parameter in method.learnable_parameters() if id(parameter) not in known]
+    groups = [ParameterGroup("deep", deep, multiplier), ParameterGroup("rest", rest)]
+    return [group for group in groups if group.parameters]
+
+
+def feature_shapes(backbone: Backbone, names: Iterable[FeatureName]) -> dict[str, tuple[int, ...]]:
+    """Shapes of backbone features by name, without the batch; one black photo is computed."""
+    size = backbone.image_size
+    parameter = next(backbone.parameters())
+    pixels = torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype)
+    return {name: tuple(value.shape[1:]) for name, value in backbone.features(pixels, names).items()}
