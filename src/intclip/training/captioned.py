@@ -1,0 +1,112 @@
+"""Photos with captions, and what the frozen towers make of them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from intclip.backbones.base import Backbone, TextTower
+from intclip.data.loading import pixel_batches
+from intclip.data.reading import read_json
+from intclip.errors import DatasetError
+
+Progress = Callable[[int, int], None]
+"""Takes how much is done, and how much there is."""
+
+
+@dataclass(frozen=True)
+class CaptionedPhotos:
+    """Photos and their captions, at least one each.
+
+    Attributes:
+        photos: N files.
+        captions: T texts.
+        owner: (T,) int64, each caption's photo; captions of one photo stand together.
+    """
+
+    photos: list[Path]
+    captions: list[str]
+    owner: Tensor
+
+
+def read_captions(root: Path, file: str) -> CaptionedPhotos:
+    """Read a JSON file of photo name to captions; the photos lie in `images/` beside it.
+
+    Args:
+        root: The folder of both.
+        file: Name of the JSON file. A photo's name may leave out ".jpg".
+
+    Raises:
+        DatasetError: The file is missing or of another form, or a photo is not there.
+    """
+    path = root / file
+    content = read_json(path)
+    if not isinstance(content, dict) or not content:
+        raise DatasetError(f'{path}: expected photo names with their captions, such as {{"a.jpg": ["A dog ."]}}')
+    photos: list[Path] = []
+    captions: list[str] = []
+    owner: list[int] = []
+    for name, texts in content.items():
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
+            raise DatasetError(f"{path}: {name!r} needs a list of captions, none of them empty")
+        photo = root / "images" / name
+        photo = photo if photo.suffix else photo.with_suffix(".jpg")
+        if not photo.is_file():
+            raise DatasetError(f"{path}: no photo {photo}")
+        owner += [len(photos)] * len(texts)
+        photos.append(photo)
+        captions += texts
+    return CaptionedPhotos(photos, captions, torch.tensor(owner))
+
+
+def imagenet_names() -> list[str]:
+    """Names of ImageNet's 1,000 classes, in the classifier's order (from imagenet-simple-labels, public domain)."""
+    text = files("intclip").joinpath("backbones/weights/imagenet_names.txt").read_text(encoding="utf-8")
+    return text.splitlines()
+
+
+@torch.inference_mode()
+def photo_views(backbone: Backbone, photos: Sequence[Path], window: int, progress: Progress | None = None) -> Tensor:
+    """Mean features (N, V, C), float16, of each photo and of parts of it; the first view is the whole photo.
+
+    The other views are the means over every `window` × `window` part of the last feature map, and all that again for
+    the photo's mirror image.
+
+    Raises:
+        ImageError: A photo cannot be read.
+    """
+    batches: list[Tensor] = []
+    done = 0
+    for batch in pixel_batches(photos, backbone.preprocess, 32):
+        if batch.errors:
+            raise batch.errors[0][1]
+        views = [view for pixels in (batch.pixels, batch.pixels.flip(3)) for view in _views(backbone, pixels, window)]
+        batches.append(torch.stack(views, dim=1).half())
+        done += len(batch.indices)
+        if progress is not None:
+            progress(done, len(photos))
+    return torch.cat(batches)
+
+
+def _views(backbone: Backbone, pixels: Tensor, window: int) -> Iterator[Tensor]:
+    deep = backbone.deep(backbone.trunk(pixels))
+    yield deep.mean(dim=(2, 3))
+    parts = F.avg_pool2d(deep, min(window, *deep.shape[2:]), stride=1)
+    yield from parts.flatten(2).unbind(2)
+
+
+@torch.inference_mode()
+def sentence_features(text: TextTower, sentences: Sequence[str], progress: Progress | None = None) -> Tensor:
+    """Normalised features (T, D) of sentences, computed in order of length, which wastes no time on padding."""
+    order = sorted(range(len(sentences)), key=lambda index: len(sentences[index]))
+    out = torch.empty(len(sentences), text.embed_dim)
+    for start in range(0, len(order), 128):
+        rows = order[start : start + 128]
+        out[rows] = F.normalize(text(text.tokenize([sentences[row] for row in rows])), dim=1)
+        if progress is not None:
+            progress(min(start + 128, len(order)), len(order))
+    return out

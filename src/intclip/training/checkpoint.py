@@ -1,0 +1,96 @@
+"""Checkpoints: one safetensors file, its header carrying the JSON half, written beside and renamed.
+
+Nothing is pickled. The newest checkpoint and the one before it are kept; when the newest is damaged, the one before it
+is used.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from intclip.errors import CheckpointError
+from intclip.files import atomic_path
+
+VERSION = 1
+NEWEST, PREVIOUS = "checkpoint.safetensors", "checkpoint-previous.safetensors"
+Json = dict[str, Any]
+
+
+def save_checkpoint(directory: Path, tensors: Mapping[str, Tensor], meta: Json) -> None:
+    """Write the newest checkpoint of a run and keep the one before it.
+
+    Args:
+        directory: The run's directory.
+        tensors: Any names; shared memory is allowed.
+        meta: Numbers and texts, JSON.
+
+    Raises:
+        StorageError: It cannot be written; the older checkpoint stays.
+    """
+    newest, previous = directory / NEWEST, directory / PREVIOUS
+    with atomic_path(newest) as partial:
+        write_tensors(partial, tensors, meta)
+        if newest.exists():
+            newest.replace(previous)
+
+
+def load_checkpoint(directory: Path) -> tuple[dict[str, Tensor], Json] | None:
+    """The newest whole checkpoint of a run, or None where there is none.
+
+    Raises:
+        CheckpointError: There are checkpoints, and all are damaged or of another version.
+    """
+    damaged: CheckpointError | None = None
+    for path in (directory / NEWEST, directory / PREVIOUS):
+        if path.exists():
+            try:
+                return read_tensors(path)
+            except CheckpointError as error:
+                damaged = damaged or error
+    if damaged is not None:
+        raise damaged
+    return None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Json) -> None:
+    """Write tensors and JSON to one safetensors file, with a checksum of the tensors."""
+    whole = {key: value.detach().cpu().contiguous().clone() for key, value in sorted(tensors.items())}
+    header = {"intclip": json.dumps({"version": VERSION, "sha256": _digest(whole), "meta": meta})}
+    save_file(whole, path, metadata=header)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], Json]:
+    """What `write_tensors` wrote.
+
+    Raises:
+        CheckpointError: The file is damaged, no checkpoint, or of another version.
+    """
+    mend = "delete it to fall back to an older one or start again"
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("intclip", "null"))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); {mend}") from error
+    if not isinstance(header, dict) or header.get("version") != VERSION:
+        raise CheckpointError(f"{path} is no checkpoint of this version of intclip; {mend}")
+    if header["sha256"] != _digest(tensors):
+        raise CheckpointError(f"{path} is damaged (its checksum differs); {mend}")
+    meta: Json = header["meta"]
+    return tensors, meta
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        tensor = tensors[key]
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

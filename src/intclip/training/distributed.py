@@ -1,0 +1,136 @@
+"""One process or several: where this one stands, and exact sums over all of them.
+
+Started alone, nothing of `accelerate` is imported. Started by `torchrun` or `accelerate launch`, accelerate picks the
+device and the backend (NCCL on GPUs, gloo on CPU).
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from intclip.errors import IntclipError, RecipeError
+from intclip.extras import require
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a run.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        world: How many there are.
+        device: Device that this process computes on.
+    """
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum of a tensor over all processes, the same on each."""
+        if self.world == 1:
+            return tensor
+        tensor = tensor.to(self.device).clone()
+        torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def gather(self, item: T) -> list[T]:
+        """A small object of every process, in order of rank."""
+        if self.world == 1:
+            return [item]
+        items: list[T | None] = [None] * self.world
+        torch.distributed.all_gather_object(items, item)
+        return cast(list[T], items)
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace every gradient by its sum over all processes.
+
+        One flat reduction, and not DistributedDataParallel: a share of a batch may be empty or smaller, and a
+        parameter may take no part in a step. Behind the gradients travels who has one: a parameter that has none in
+        any process keeps none, so that weight decay and momentum leave it alone, as in one process.
+        """
+        if self.world == 1:
+            return
+        present = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        flat = torch.cat([*(gradient.flatten() for gradient in gradients), present])
+        torch.distributed.all_reduce(flat)
+        *pieces, present = torch.split(flat, [*(gradient.numel() for gradient in gradients), len(parameters)])
+        for parameter, piece, count in zip(parameters, pieces, present.tolist(), strict=True):
+            parameter.grad = piece.view_as(parameter) if count else None
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        if self.world > 1:
+            torch.distributed.barrier()
+
+    def first_then_all(self, work: Callable[[], T]) -> T:
+        """Do work in the first process, then in the others, which find what it left; an error of the first ends all.
+
+        Raises:
+            IntclipError: Of the first process, in every process.
+        """
+        if self.world == 1:
+            return work()
+        outcome: T | None = None
+        error: IntclipError | None = None
+        if self.is_main:
+            try:
+                outcome = work()
+            except IntclipError as raised:
+                error = raised
+        if (failure := self.gather(error)[0]) is not None:
+            raise failure
+        return cast(T, outcome) if self.is_main else work()
+
+    def broadcast(self, module: nn.Module) -> None:
+        """Give every process the first one's parameters and buffers."""
+        if self.world > 1:
+            for tensor in module.state_dict().values():
+                torch.distributed.broadcast(tensor, src=0)
+
+
+def connect(device: str = "auto") -> Processes:
+    """This process among those that the launcher started.
+
+    Args:
+        device: "auto" takes a GPU when there is one; else a torch device such as "cpu" or "cuda:1".
+
+    Raises:
+        RecipeError: There is no such device.
+        MissingExtraError: Several processes were started and accelerate is not installed.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Hours, because the others wait while the first process fills a cache.
+        state = require("accelerate", "train").PartialState(cpu=device == "cpu", timeout=timedelta(hours=12))
+        return Processes(state.process_index, state.num_processes, state.device)
+    return Processes(0, 1, pick_device(device))
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device of a name, "auto" being a GPU when there is one.
+
+    Raises:
+        RecipeError: There is no such device on this machine.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise RecipeError(f"device {name!r} is not on this machine; use auto, cpu, cuda or cuda:N") from error

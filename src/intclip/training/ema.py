@@ -1,0 +1,34 @@
+"""Exponential moving average of a method's own state."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+class MovingAverage:
+    """Average of a state: average ← decay · average + (1 − decay) · state, from the first state on.
+
+    Attributes:
+        decay: In [0, 1).
+        state: The average; tensors that are not floating point are copies of the newest.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor], decay: float) -> None:
+        self.decay = decay
+        self.state = {key: value.detach().clone() for key, value in state.items()}
+
+    @torch.no_grad()
+    def update(self, state: Mapping[str, Tensor]) -> None:
+        """Take in the state after one optimiser step."""
+        for key, value in state.items():
+            average = self.state[key]
+            if average.is_floating_point():
+                average.lerp_(value.detach(), 1 - self.decay)
+            else:
+                average.copy_(value)
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Replace the average by a stored one."""
+        for key, average in self.state.items():
+            average.copy_(state[key])

@@ -1,0 +1,168 @@
+"""From a recipe to its parts: splits, backbone, method, and one feature source per split."""
+
+import contextlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from intclip.backbones import load_backbone
+from intclip.backbones.base import Backbone
+from intclip.backbones.preprocess import Preprocess
+from intclip.data.registry import load_dataset
+from intclip.data.sample import Dataset, Sample
+from intclip.data.splitting import hold_out
+from intclip.errors import DatasetError
+from intclip.labels import load_taxonomy
+from intclip.labels.taxonomy import Taxonomy
+from intclip.methods.base import Method
+from intclip.methods.registry import build_method
+from intclip.training.distributed import Processes
+from intclip.training.recipe import BackboneSection, DataSection, Recipe
+from intclip.training.source import FeatureSource
+from intclip.training.source_maker import DATA_SEED, SourceMaker
+
+
+@dataclass
+class Experiment:
+    """Everything that a run needs, built.
+
+    Attributes:
+        dataset: With the splits that the run uses, "train", "val" and "test" under these names.
+        method: On the device, untrained.
+        sources: Split to its features.
+        positive_share: A target at or above it is a yes.
+    """
+
+    dataset: Dataset
+    method: Method
+    sources: dict[str, FeatureSource]
+    positive_share: float
+
+
+def build_experiment(
+    recipe: Recipe, processes: Processes, *, dataset: Dataset | None = None, backbone: Backbone | None = None
+) -> Experiment:
+    """Load the data and the backbone, and build the method.
+
+    Args:
+        recipe: The run.
+        processes: Gives the device.
+        dataset: Use this one instead of the recipe's `data.name`.
+        backbone: Use this one instead of the recipe's `backbone.name`.
+
+    Raises:
+        DatasetError: The dataset or a split is missing or empty.
+        CheckpointError: The backbone's weights are missing or wrong.
+    """
+    data = recipe.data
+    if dataset is None:
+        dataset = load_dataset(data.name, data.root, **data.options)
+    # A folder of photos may have one label a photo under any taxonomy; the model is told by its taxonomy.
+    taxonomy = replace(choose_taxonomy(dataset, data.taxonomy), exclusive=dataset.task == "singlelabel")
+    dataset = replace(dataset, splits=choose_splits(dataset, data), taxonomy=taxonomy)
+    share = data.positive_share if data.positive_share is not None else dataset.positive_share
+    backbone = open_backbone(recipe.backbone, backbone).to(processes.device)
+    seed_everything(recipe.train.seed)
+    method = build_method(recipe.method.name, backbone, dataset.taxonomy, recipe.method.options).to(processes.device)
+    maker = SourceMaker(recipe, method, processes, share)
+    sources = {split: maker.make(split, samples) for split, samples in dataset.splits.items()}
+    return Experiment(dataset, method, sources, share)
+
+
+def open_backbone(section: BackboneSection, backbone: Backbone | None = None) -> Backbone:
+    """The backbone of a recipe, its preprocessing changed as the recipe says."""
+    if backbone is None:
+        backbone = load_backbone(section.name, checkpoint=section.checkpoint, split=section.split)
+    backbone.preprocess = adapt_preprocess(backbone.preprocess, section)
+    return backbone
+
+
+def adapt_preprocess(preprocess: Preprocess, section: BackboneSection) -> Preprocess:
+    """A backbone's own preprocessing with the recipe's changes."""
+    changes: dict[str, Any] = {}
+    if not section.normalize:
+        changes |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    if section.crop is not None:
+        changes["crop"] = section.crop
+    if section.interpolation is not None:
+        changes["interpolation"] = section.interpolation
+    return preprocess.model_copy(update=changes)
+
+
+def choose_taxonomy(dataset: Dataset, name: str | None) -> Taxonomy:
+    """The dataset's taxonomy, or another one of the same classes: other sentences, other levels.
+
+    Raises:
+        DatasetError: The other one has other classes, or the same in another order.
+        TaxonomyError: There is no such taxonomy.
+    """
+    if name is None:
+        return dataset.taxonomy
+    taxonomy = load_taxonomy(name)
+    if taxonomy.names != dataset.taxonomy.names:
+        raise DatasetError(
+            f"data.taxonomy {name} does not have the {len(dataset.taxonomy)} classes of {dataset.name} in their order; "
+            "write sentences for the dataset's own taxonomy with `intclip labels integrate`"
+        )
+    return taxonomy
+
+
+def choose_splits(dataset: Dataset, data: DataSection) -> dict[str, list[Sample]]:
+    """The splits "train", "val" and, where there is one, "test" of a dataset, as a recipe wants them.
+
+    Raises:
+        DatasetError: A split is missing, empty or without photos, or there are too few photos to set some aside.
+    """
+    known = ", ".join(sorted(dataset.splits))
+    for wanted in (data.train, *([data.test] if data.test else [])):
+        if not dataset.splits.get(wanted):
+            raise DatasetError(
+                f"dataset {dataset.name} has no photos in split {wanted!r}; its splits: {known}; "
+                "name another with data.train or data.test (null for none)"
+            )
+    train = list(dataset.splits[data.train])
+    val = list(dataset.splits.get(data.val, [])) if data.val else []
+    if not val:
+        parts = hold_out(train, {"train": 1 - data.holdout, "val": data.holdout}, DATA_SEED)
+        train, val = parts["train"], parts["val"]
+    splits = {"train": train, "val": val}
+    if data.test:
+        splits["test"] = list(dataset.splits[data.test])
+    return {name: _with_photos(samples, dataset.name, name)[: data.limit] for name, samples in splits.items()}
+
+
+def _with_photos(samples: list[Sample], dataset: str, split: str) -> list[Sample]:
+    found = [sample for sample in samples if sample.image is not None]
+    if samples and not found:
+        raise DatasetError(
+            f"none of the {len(samples)} samples of {dataset}, {split}, has a photo; get the photos first"
+        )
+    return found
+
+
+def seed_everything(*parts: int) -> None:
+    """Seed torch, NumPy and random by a hash of these numbers, such as (seed, epoch, step, rank)."""
+    seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+@contextlib.contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """Ask for deterministic kernels on a CPU, where they cost little; leave the caller's random state as it was."""
+    before = torch.get_deterministic_debug_mode()
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        if device.type == "cpu":
+            torch.set_deterministic_debug_mode("warn")
+        try:
+            yield
+        finally:
+            torch.set_deterministic_debug_mode(before)
+            random.setstate(states[0])
+            np.random.set_state(states[1])

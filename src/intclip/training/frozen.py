@@ -1,0 +1,84 @@
+"""A backbone's frozen features by the fastest engine that the machine has."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from intclip.backbones.base import Backbone, FeatureName, Features
+from intclip.data.cache_shards import Arrays
+from intclip.data.feature_cache import to_device
+from intclip.inference.engines import Engine, choose_engine, compile_module
+from intclip.inference.graph import FeatureGraph, example_pixels
+
+
+class FrozenFeatures:
+    """Features of pixels, without gradient; on a CPU by OpenVINO where it is installed, else by torch.
+
+    The engine is compiled when the first batch comes, so a run that finds its features in a cache never compiles one.
+
+    Args:
+        backbone: Frozen, on the device.
+        names: Which features; "pixels" are passed on.
+        device: Where features are wanted.
+        engine: "auto", "torch", "openvino" or "onnx".
+        precision: Makes the autocast context in which torch computes.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        names: Sequence[FeatureName],
+        *,
+        device: torch.device,
+        engine: str = "auto",
+        precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self._backbone = backbone
+        self._names = tuple(name for name in names if name != "pixels")
+        self._passes_pixels = "pixels" in names
+        self._device = device
+        self._engine_name = choose_engine(engine, device.type)
+        self._engine: Engine | None = None
+        self._precision = precision
+
+    @property
+    def arithmetic(self) -> str:
+        """In what the features are computed: "fp32", "bf16" or "fp16"; a cache of one is no cache of another."""
+        with self._precision():
+            kind = self._device.type
+            if self._engine_name != "torch" or not torch.is_autocast_enabled(kind):
+                return "fp32"
+            return {torch.bfloat16: "bf16", torch.float16: "fp16"}[torch.get_autocast_dtype(kind)]
+
+    def __call__(self, pixels: Tensor) -> Features:
+        """Features (B, …) on the device, of pixels (B, 3, S, S)."""
+        features: Features = {}
+        if self._names and self._engine_name == "torch":
+            with self._precision():
+                features = self._backbone.features(to_device(pixels, self._device), self._names)
+        elif self._names:
+            arrays = self._compiled()(pixels.numpy())
+            features = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if self._passes_pixels:
+            features["pixels"] = to_device(pixels, self._device)
+        return features
+
+    def arrays(self, pixels: npt.NDArray[np.float32]) -> Arrays:
+        """The same for NumPy, in float32: what a feature cache computes with."""
+        if len(pixels) == 1 and self._engine is None:
+            # A cache asks for the shapes with one photo of zeros; an engine is not worth compiling for that.
+            features = self._backbone.features(torch.from_numpy(pixels).to(self._device), self._names)
+        else:
+            features = self(torch.from_numpy(pixels))
+        return {name: value.float().cpu().numpy() for name, value in features.items()}
+
+    def _compiled(self) -> Engine:
+        if self._engine is None:
+            graph = FeatureGraph(self._backbone, self._names)
+            self._engine = compile_module(graph, example_pixels(self._backbone), engine=self._engine_name, device="cpu")
+        return self._engine

@@ -1,0 +1,269 @@
+"""The training loop: one plain loop for every method, stoppable and resumable at any step.
+
+All that a step depends on is either in the checkpoint (weights, optimiser, moving average, loss sums) or a pure
+function of seed, epoch and step (order, augmentation, dropout, learning rate). So a resumed run equals an unbroken one,
+bit for bit on a CPU, and no random state has to be kept.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from intclip.errors import TrainingError
+from intclip.evaluation.scoring import choose_thresholds, headline, make_report, score, selection_value
+from intclip.training.checkpoint import load_checkpoint, save_checkpoint
+from intclip.training.distributed import Processes
+from intclip.training.ema import MovingAverage
+from intclip.training.experiment import Experiment, seed_everything
+from intclip.training.logbook import Line, Logbook
+from intclip.training.optimizer import build_optimizer, flatten_optimizer, restore_optimizer, set_rates
+from intclip.training.plan import Indices, epoch_order, global_batches, micro_batches, share, steps_per_epoch
+from intclip.training.recipe import Recipe
+from intclip.training.source import Batch, PlainPasses
+from intclip.training.source_maker import autocast
+from intclip.training.sums import LossSums
+
+State = dict[str, Tensor]
+_PREPARE, _STEP, _EPOCH_END = 0, 1, 2  # what a random number is drawn for
+_UNREADABLE = "unreadable"
+
+
+@dataclass
+class Position:
+    """Where a run stands: what a checkpoint holds besides tensors.
+
+    Attributes:
+        epoch: Epoch under way, from 1.
+        step: Optimiser steps done in this epoch.
+        sums: Loss terms of this epoch so far, summed over steps.
+        best: The best epoch so far: "value", "epoch", "weights" ("raw" or "ema"); empty before the first.
+        seconds: Time spent so far, over all starts.
+    """
+
+    epoch: int = 1
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+class Trainer:
+    """One run over a built experiment.
+
+    Args:
+        recipe: The run.
+        experiment: Its parts.
+        processes: Who takes part.
+        out: The run's directory.
+        progress: Show progress on a terminal.
+    """
+
+    def __init__(
+        self, recipe: Recipe, experiment: Experiment, processes: Processes, out: Path, *, progress: bool
+    ) -> None:
+        self.recipe, self.experiment, self.processes, self.out = recipe, experiment, processes, out
+        self.method, self.source = experiment.method, experiment.sources["train"]
+        self.photos = len(self.source.ids)
+        self.steps = steps_per_epoch(self.photos, recipe.train.batch_size)
+        self.position = Position()
+        self.best_state: State = {}
+        self.average: MovingAverage | None = None
+        self._progress = progress
+
+    def run(self, *, resume: bool) -> Position:
+        """Train to the end; afterwards the method holds the weights of the best epoch.
+
+        Raises:
+            TrainingError: The loss became infinite or no number.
+            CheckpointError: With `resume`, the checkpoints are damaged or of another model.
+        """
+        method, recipe = self.method, self.recipe
+        seed_everything(recipe.train.seed, _PREPARE)
+        method.eval()
+        # Also when resuming: a method may keep the batches that it is given here for its later epochs.
+        method.prepare(PlainPasses(self.source, recipe.train.eval_batch_size))
+        self.processes.broadcast(method)
+        self.parameters = method.learnable_parameters()
+        if self.parameters:
+            self.optimizer = build_optimizer(recipe.optim, method.parameter_groups())
+            if recipe.optim.ema is not None:
+                self.average = MovingAverage(method.own_state(), recipe.optim.ema)
+            if resume:
+                self._restore()
+            self._train()
+        if self.best_state:
+            method.load_own_state(self.best_state)
+        method.eval()
+        return self.position
+
+    @property
+    def _global_step(self) -> int:
+        return (self.position.epoch - 1) * self.steps + self.position.step
+
+    def _train(self) -> None:
+        epochs = self.recipe.schedule.epochs
+        with Logbook(
+            self.out,
+            active=self.processes.is_main,
+            total_steps=epochs * self.steps,
+            tensorboard=self.recipe.train.tensorboard,
+            progress=self._progress,
+        ) as self.log:
+            self.log.rewind(self._global_step, self.position.epoch - 1)
+            while self.position.epoch <= epochs:
+                self._epoch()
+
+    def _epoch(self) -> None:
+        train, position, world = self.recipe.train, self.position, self.processes
+        self._started, self._seconds_before, self._first_step = time.monotonic(), position.seconds, position.step
+        self.sums = LossSums(world, position.sums)
+        self.method.train()
+        order = epoch_order(self.photos, train.seed, position.epoch)
+        batches = list(global_batches(order, train.batch_size, position.step))
+        pieces = [micro_batches(share(batch, world.rank, world.world), train.accumulate) for batch in batches]
+        plan = [piece for parts in pieces for piece in parts]
+        stream = self.source.batches(plan, epoch=position.epoch, views=self.method.views)
+        for batch, parts in zip(batches, pieces, strict=True):
+            self._step(stream, parts, len(batch))
+            position.step += 1
+            self.log.advance(self._global_step, f"epoch {position.epoch}/{self.recipe.schedule.epochs}")
+            if position.step == self.steps:
+                break
+            if position.step % train.log_every == 0:
+                self._read_sums()
+                self.log.write(self._line("step"))
+            if train.checkpoint_every and position.step % train.checkpoint_every == 0:
+                self._read_sums()
+                self._save()
+        self._read_sums()
+        seed_everything(train.seed, _EPOCH_END, position.epoch)
+        self.method.after_epoch(position.epoch)
+        self.log.write(self._line("epoch") | self._validate())
+        position.epoch, position.step, position.sums = position.epoch + 1, 0, {}
+        self._save()
+
+    def _step(self, stream: Iterator[Batch], parts: list[Indices], photos: int) -> None:
+        """One optimiser step over `photos` photos, this process's in `parts`; nothing here waits for the device."""
+        recipe, method, position = self.recipe, self.method, self.position
+        set_rates(self.optimizer, recipe.optim, recipe.schedule, self._global_step, self.steps)
+        seed_everything(recipe.train.seed, _STEP, position.epoch, position.step, self.processes.rank)
+        for indices in parts:
+            piece = next(stream)
+            if lost := len(indices) - len(piece.indices):
+                self.sums.add({_UNREADABLE: torch.tensor(lost, device=self.processes.device)})
+            if not piece.views:
+                continue
+            weight = 1.0 if method.loss_reduction == "sum" else len(piece.indices) / photos
+            with autocast(recipe.train.precision, self.processes.device):
+                terms = method.training_loss(piece.views, piece.targets)
+                loss = weight * torch.stack(list(terms.values())).sum()
+            torch.autograd.backward(loss)
+            self.sums.add(terms, weight)
+        self.processes.sum_gradients(self.parameters)
+        if recipe.optim.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, recipe.optim.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        method.after_step()
+        if self.average is not None:
+            self.average.update(method.own_state())
+
+    def _validate(self) -> Line:
+        """Score the epoch, raw weights and moving average, and keep the better one when it is the best so far."""
+        best_before = dict(self.position.best)
+        raw = {key: value.clone() for key, value in self.method.own_state().items()}
+        line: Line = {"metrics": self._score_weights("raw")}
+        if self.average is not None:
+            self.method.load_own_state(self.average.state)
+            line["metrics_ema"] = self._score_weights("ema")
+            self.method.load_own_state(raw)
+        return line | {"best": self.position.best != best_before}
+
+    def _score_weights(self, weights: str) -> Line:
+        metrics = self._scores()
+        value, best = metrics["selection"], self.position.best
+        if not best or self.recipe.evaluate.select == "last" or value > best["value"]:
+            self.best_state = {key: tensor.detach().cpu().clone() for key, tensor in self.method.own_state().items()}
+            self.position.best = {"value": value, "epoch": self.position.epoch, "weights": weights}
+        return metrics
+
+    def _scores(self) -> Line:
+        """Metrics of the split that selects, with thresholds from the validation split where any are tuned."""
+        recipe, experiment = self.recipe, self.experiment
+        task, protocol = experiment.dataset.task, recipe.evaluate
+        selecting = "test" if protocol.select == "test" and "test" in experiment.sources else "val"
+        wanted = {selecting} if protocol.thresholds == "fixed" else {selecting, "val"}
+        scores = {
+            split: score(
+                self.method,
+                experiment.sources[split],
+                task,
+                processes=self.processes,
+                batch_size=recipe.train.eval_batch_size,
+                precision=autocast(recipe.train.precision, self.processes.device),
+            )
+            for split in sorted(wanted)
+        }
+        thresholds = choose_thresholds(scores.get("val"), task, protocol, experiment.positive_share)
+        taxonomy, positive_share = experiment.dataset.taxonomy, experiment.positive_share
+        report = make_report(scores[selecting], task, taxonomy, thresholds, positive_share=positive_share)
+        line: Line = {"split": selecting, **headline(report, task)}
+        line["selection"] = selection_value(report, task, protocol.metric)
+        return line | ({"threshold": thresholds} if isinstance(thresholds, float) and task == "multilabel" else {})
+
+    def _read_sums(self) -> None:
+        position = self.position
+        position.sums = self.sums.read()
+        if not self.sums.finite():
+            raise TrainingError(
+                f"the loss is not finite in epoch {position.epoch}, by step {position.step} of {self.steps}: lower "
+                "optim.lr, set optim.clip_norm=1, or use train.precision=fp32"
+            )
+
+    def _line(self, kind: str) -> Line:
+        position, train = self.position, self.recipe.train
+        seconds = time.monotonic() - self._started
+        speed = min((position.step - self._first_step) * train.batch_size, self.photos) / max(seconds, 1e-9)
+        left = self.recipe.schedule.epochs * self.steps - self._global_step
+        line: Line = {
+            "kind": kind,
+            "epoch": position.epoch,
+            "step": self._global_step,
+            "loss": {name: value / position.step for name, value in position.sums.items() if name != _UNREADABLE},
+            "lr": {group["name"]: group["lr"] for group in self.optimizer.param_groups},
+            "images_per_second": round(speed, 1),
+            "seconds": round(self._seconds_before + seconds, 1),
+            "seconds_left": round(left * train.batch_size / max(speed, 1e-9)),
+        }
+        return line | ({_UNREADABLE: int(position.sums[_UNREADABLE])} if _UNREADABLE in position.sums else {})
+
+    def _save(self) -> None:
+        self.position.seconds = self._seconds_before + time.monotonic() - self._started
+        if not self.processes.is_main:
+            return
+        moments, numbers = flatten_optimizer(self.optimizer)
+        parts = {"method": self.method.own_state(), "optimizer": moments, "best": self.best_state}
+        if self.average is not None:
+            parts["ema"] = self.average.state
+        tensors = {f"{part}/{key}": value for part, state in parts.items() for key, value in state.items()}
+        save_checkpoint(self.out, tensors, {"position": vars(self.position), "optimizer": numbers})
+
+    def _restore(self) -> None:
+        found = load_checkpoint(self.out)
+        if found is None:
+            return
+        tensors, meta = found
+        parts: dict[str, State] = {"method": {}, "optimizer": {}, "best": {}, "ema": {}}
+        for key, value in tensors.items():
+            part, _, name = key.partition("/")
+            parts[part][name] = value
+        self.method.load_own_state(parts["method"])
+        if self.average is not None:
+            self.average.load(parts["ema"])
+        restore_optimizer(self.optimizer, parts["optimizer"], meta["optimizer"])
+        self.position, self.best_state = Position(**meta["position"]), parts["best"]

@@ -1,0 +1,89 @@
+"""Optimisers: built from a method's parameter groups, and taken apart for a checkpoint without pickle."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from intclip.errors import CheckpointError, RecipeError
+from intclip.methods.base import ParameterGroup
+from intclip.training.recipe import OptimSection, ScheduleSection
+from intclip.training.recipe_file import nearest
+from intclip.training.schedule import learning_rate
+
+Json = dict[str, Any]
+
+
+def build_optimizer(optim: OptimSection, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
+    """The recipe's optimiser over a method's groups.
+
+    Raises:
+        RecipeError: `optim.multipliers` names a group that the method has not.
+    """
+    names = [group.name for group in groups]
+    for name in optim.multipliers:
+        if name not in names:
+            close = nearest(name, names)
+            hint = f"did you mean {close!r}?" if close else f"its groups: {', '.join(names)}"
+            raise RecipeError(f"optim.multipliers: the method has no parameter group {name!r}; {hint}")
+    settings: list[dict[str, Any]] = [
+        {
+            "params": group.parameters,
+            "name": group.name,
+            "multiplier": optim.multipliers.get(group.name, group.lr_multiplier),
+            "weight_decay": optim.weight_decay * group.weight_decay_multiplier,
+        }
+        for group in groups
+    ]
+    if optim.name == "sgd":
+        return torch.optim.SGD(settings, lr=optim.lr, momentum=optim.momentum)
+    return torch.optim.AdamW(settings, lr=optim.lr, betas=optim.betas)
+
+
+def set_rates(
+    optimizer: torch.optim.Optimizer, optim: OptimSection, schedule: ScheduleSection, step: int, steps_per_epoch: int
+) -> None:
+    """Give every group its learning rate for the step that follows `step` steps done."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(
+            schedule.name,
+            schedule.unit,
+            rate=optim.lr * group["multiplier"],
+            warmup_rate=schedule.warmup_lr,
+            step=step,
+            steps_per_epoch=steps_per_epoch,
+            epochs=schedule.epochs,
+            warmup_epochs=schedule.warmup_epochs,
+        )
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Json]:
+    """An optimiser's state as tensors named `<parameter>.<entry>` and JSON."""
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, dict[str, Any]] = {}
+    for index, entries in state["state"].items():
+        numbers[str(index)] = {}
+        for entry, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{entry}"] = value
+            else:
+                numbers[str(index)][entry] = value
+    return tensors, {"state": numbers, "param_groups": state["param_groups"]}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], meta: Json) -> None:
+    """Give an optimiser the state that `flatten_optimizer` took.
+
+    Raises:
+        CheckpointError: The state is of another model.
+    """
+    state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in meta["state"].items()}
+    try:
+        for key, value in tensors.items():
+            index, _, entry = key.partition(".")
+            state[int(index)][entry] = value
+        optimizer.load_state_dict({"state": state, "param_groups": meta["param_groups"]})
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"the checkpoint is of another model ({error}); start again without --resume") from error

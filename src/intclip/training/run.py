@@ -1,0 +1,260 @@
+"""One training run from recipe to bundle: `train`."""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from intclip import __version__
+from intclip.backbones.base import Backbone
+from intclip.data.sample import Dataset
+from intclip.errors import StorageError, TrainingError
+from intclip.evaluation.report import write_predictions, write_report
+from intclip.evaluation.scoring import Scores, Thresholds, choose_thresholds, headline, make_report, score, to_json
+from intclip.files import write_text
+from intclip.inference.bundle import save_bundle
+from intclip.methods.registry import method_options
+from intclip.training.checkpoint import NEWEST, PREVIOUS
+from intclip.training.distributed import Processes, connect
+from intclip.training.experiment import Experiment, build_experiment, deterministic
+from intclip.training.loop import Trainer
+from intclip.training.recipe import Recipe, load_recipe
+from intclip.training.recipe_file import dump_recipe
+from intclip.training.source_maker import autocast
+
+RECIPE, METRICS, BUNDLE = "recipe.yaml", "metrics.json", "bundle"
+PLACE_KEYS = (
+    ("data", "root"),
+    ("cache", "path"),
+    ("train", "device"),
+    ("train", "workers"),
+    ("train", "eval_batch_size"),
+    ("train", "log_every"),
+    ("train", "checkpoint_every"),
+    ("train", "tensorboard"),
+)
+"""What may differ between the starts of one run: where it runs and what it tells, not what it learns."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run gave.
+
+    Attributes:
+        out: Its directory.
+        bundle: The trained model, for `intclip.load`.
+        metrics: Content of `metrics.json`.
+    """
+
+    out: Path
+    bundle: Path
+    metrics: dict[str, Any]
+
+    def headline(self, split: str) -> dict[str, float]:
+        """The few figures of a split, as shares."""
+        figures: dict[str, float] = self.metrics["splits"][split]["headline"]
+        return figures
+
+
+def train(
+    recipe: Recipe,
+    out_dir: str | Path,
+    resume: bool = False,
+    *,
+    dataset: Dataset | None = None,
+    backbone: Backbone | None = None,
+    progress: bool = True,
+) -> TrainResult:
+    """Train a method, score it once on the test split, and save it.
+
+    The directory gets `recipe.yaml`, `log.jsonl`, `checkpoint.safetensors` while it runs, and at the end `bundle/`,
+    and for every scored split `report-<split>.json`, `.md` and `predictions-<split>.parquet`; `metrics.json` comes last
+    and marks the run as finished.
+
+    Args:
+        recipe: What to train.
+        out_dir: The run's directory.
+        resume: Go on from the newest checkpoint, or start when there is none; a finished run is returned as it is.
+            Without it, a directory that holds a run is refused.
+        dataset: Use this one instead of the recipe's `data.name`.
+        backbone: Use this one instead of the recipe's `backbone.name`.
+        progress: Show progress when standard error is a terminal.
+
+    Raises:
+        StorageError: The directory holds a run already, or cannot be written.
+        TrainingError: With `resume`, the run there has another recipe; or the loss is not finite.
+        DatasetError: The dataset or a split is missing.
+        CheckpointError: The backbone's weights are missing, or the checkpoints damaged.
+    """
+    out = Path(out_dir)
+    processes = connect(recipe.train.device)
+    check_directory(out, recipe, resume=resume)
+    processes.wait()
+    if resume and (out / METRICS).exists():
+        return load_result(out)
+    with deterministic(processes.device):
+        experiment = build_experiment(recipe, processes, dataset=dataset, backbone=backbone)
+        # Only now is the directory touched: a recipe that cannot be built leaves nothing behind.
+        with _claimed(out, recipe, active=processes.is_main):
+            processes.wait()
+            position = Trainer(recipe, experiment, processes, out, progress=progress).run(resume=resume)
+            scored: list[str] = [split for split in ("val", "test") if split in experiment.sources]
+            scores = {split: _score(recipe, experiment, processes, split) for split in scored}
+            if processes.is_main:
+                _finish(out, recipe, experiment, scores, {"best": position.best, "seconds": round(position.seconds, 1)})
+            processes.wait()
+    return load_result(out)
+
+
+def load_result(out: Path) -> TrainResult:
+    """The result of a finished run.
+
+    Raises:
+        TrainingError: The run there is not finished.
+    """
+    try:
+        metrics = json.loads((out / METRICS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"the run in {out} is not finished; go on with --resume") from error
+    return TrainResult(out, out / BUNDLE, metrics)
+
+
+@contextmanager
+def _claimed(out: Path, recipe: Recipe, *, active: bool) -> Iterator[None]:
+    """Hold the directory against other processes, write the recipe, and clear what a killed one was writing."""
+    if not active:
+        yield
+        return
+    if not (out / RECIPE).exists():
+        write_text(out / RECIPE, dump_recipe(recipe.model_dump(mode="json")))
+    with (out / ".lock").open("w") as lock:
+        if sys.platform != "win32":
+            import fcntl
+
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise TrainingError(f"another process trains in {out}; wait for it, or choose another --out") from error
+        for path in (*out.glob(".*.partial"), *out.glob(".*.replaced")):
+            shutil.rmtree(path, ignore_errors=True)
+            path.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            (out / ".lock").unlink(missing_ok=True)
+
+
+def check_directory(out: Path, recipe: Recipe, *, resume: bool) -> None:
+    """Hold that a directory may take this run.
+
+    Raises:
+        StorageError: It holds a run, and `resume` is not asked for.
+        TrainingError: It holds the run of another recipe.
+    """
+    if not (out / RECIPE).exists():
+        return
+    if not resume:
+        raise StorageError(f"{out} holds a run already; go on with --resume, or choose another --out")
+    before, now = load_recipe(out / RECIPE).model_dump(mode="json"), recipe.model_dump(mode="json")
+    for section, key in PLACE_KEYS:
+        before[section].pop(key, None)
+        now[section].pop(key, None)
+    for section in now:
+        if section != "name" and before[section] != now[section]:
+            raise TrainingError(
+                f"the run in {out} has another {section} ({_difference(before[section], now[section])}); resume "
+                "with its own recipe, or choose another --out"
+            )
+
+
+def _difference(before: Any, now: Any, place: str = "") -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key):
+                return _difference(before.get(key), now.get(key), f"{place}.{key}" if place else key)
+    return f"{place + ': ' if place else ''}{before!r} there, {now!r} here"
+
+
+def _score(recipe: Recipe, experiment: Experiment, processes: Processes, split: str) -> Scores:
+    return score(
+        experiment.method,
+        experiment.sources[split],
+        experiment.dataset.task,
+        processes=processes,
+        batch_size=recipe.train.eval_batch_size,
+        precision=autocast(recipe.train.precision, processes.device),
+    )
+
+
+def _finish(
+    out: Path, recipe: Recipe, experiment: Experiment, scores: Mapping[str, Scores], training: Mapping[str, Any]
+) -> None:
+    """Write reports, predictions and the bundle, and then what marks the run as finished."""
+    dataset, method, protocol = experiment.dataset, experiment.method, recipe.evaluate
+    thresholds = choose_thresholds(scores.get("val"), dataset.task, protocol, experiment.positive_share)
+    splits: dict[str, Any] = {}
+    for split, found in scores.items():
+        report = make_report(
+            found,
+            dataset.task,
+            dataset.taxonomy,
+            thresholds,
+            positive_share=experiment.positive_share,
+            draws=protocol.bootstrap,
+        )
+        write_report(out, f"report-{split}", report, dataset.task, f"{recipe.name}: {dataset.name}, {split}")
+        write_predictions(out / f"predictions-{split}.parquet", found, dataset.taxonomy.names)
+        figures = headline(report, dataset.task)
+        splits[split] = {"photos": len(found.ids), "unreadable": len(found.unreadable), "headline": figures}
+        if "intervals" in report:
+            splits[split]["intervals"] = {key: report["intervals"].get(key) for key in figures}
+    _save_bundle(out / BUNDLE, recipe, experiment, thresholds, splits)
+    metrics = {
+        "recipe": recipe.name,
+        "protocol": recipe.protocol,
+        "dataset": dataset.name,
+        "task": dataset.task,
+        "backbone": method.backbone.name,
+        "method": recipe.method.name,
+        "seed": recipe.train.seed,
+        "epochs": recipe.schedule.epochs,
+        "learnable_parameters": sum(parameter.numel() for parameter in method.learnable_parameters()),
+        "photos": {split: len(samples) for split, samples in dataset.splits.items()},
+        "splits": splits,
+        "thresholds": to_json(thresholds),
+        "thresholds_from": "fixed" if protocol.thresholds == "fixed" else "val",
+        "selected_on": protocol.select,
+        **training,
+        "versions": {"intclip": __version__, "torch": torch.__version__},
+    }
+    write_text(out / METRICS, json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+    for name in (NEWEST, PREVIOUS):
+        (out / name).unlink(missing_ok=True)
+
+
+def _save_bundle(
+    path: Path, recipe: Recipe, experiment: Experiment, thresholds: Thresholds, splits: Mapping[str, Any]
+) -> None:
+    checkpoint = recipe.backbone.checkpoint
+    content = recipe.model_dump(mode="json")
+    content["data"]["root"] = content["cache"]["path"] = None  # folders of this machine say nothing elsewhere
+    content["backbone"]["checkpoint"] = None if checkpoint is None else Path(checkpoint).name
+    save_bundle(
+        path,
+        method=experiment.method,
+        method_name=recipe.method.name.replace("-", "_"),
+        options=method_options(recipe.method.name).model_validate(recipe.method.options).model_dump(mode="json"),
+        backbone_name=experiment.method.backbone.name,
+        backbone_checkpoint=checkpoint if checkpoint is not None and Path(checkpoint).is_file() else None,
+        split=recipe.backbone.split,
+        thresholds=thresholds,
+        recipe=content,
+        metrics=splits,
+        overwrite=True,
+    )

@@ -1,0 +1,146 @@
+"""`intclip train`, `evaluate` and `ablate` on a handful of photos with the embedded backbone, as a user types them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from intclip.cli.main import app
+from intclip.errors import DatasetError, IntclipError, RecipeError, StorageError, TrainingError
+from intclip.training.recipe import builtin_recipes
+
+COLOURS = {"red": (200, 40, 40), "blue": (40, 40, 200)}
+
+
+def intclip(*words: object) -> str:
+    """Output of a command that ends well; errors come out as they are raised."""
+    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """A folder with splits and one folder a label."""
+    root = tmp_path_factory.mktemp("data") / "colours"
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 3), ("test", 3)):
+        for label, colour in COLOURS.items():
+            folder = root / split / label
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = np.clip(rng.normal(colour, 30, (64, 80, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.jpg")
+    return root
+
+
+def options(photos: Path) -> list[str]:
+    place = ["--data-root", str(photos)]
+    quick = ["schedule.epochs=3", "data.limit=null", "train.batch_size=4", "train.device=cpu", "evaluate.bootstrap=20"]
+    quick += ["data.name=folder", "data.val=val", "data.test=test"]
+    return place + [word for override in quick for word in ("--set", override)]
+
+
+@pytest.fixture(scope="module")
+def run(photos, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    cache = out.parent / "cache"
+    text = intclip("train", "tiny", *options(photos), "--out", out, "--cache", cache)
+    assert "linear_probe on lite, colours: epoch" in text
+    assert f"intclip predict PHOTO --model {out}" in text
+    assert list(cache.rglob("*.npy"))
+    return out
+
+
+def test_training_leaves_a_model_that_predicts_and_evaluates(photos, run, tmp_path):
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["splits"]["test"]["headline"]["accuracy"] == 1.0
+    text = intclip("evaluate", run, "--data", photos, "--engine", "torch", "--out", tmp_path, "--bootstrap", 20)
+    assert "| Accuracy | 100.00 |" in text
+    assert json.loads((tmp_path / "report-test.json").read_text())["images"] == 6
+    assert (tmp_path / "predictions-test.parquet").exists()
+
+
+def test_evaluation_tunes_thresholds_on_another_split_only(photos, run):
+    words = ["evaluate", run, "--data", photos, "--engine", "torch", "--bootstrap", 0, "--json"]
+    assert json.loads(intclip(*words, "--split", "val"))["accuracy"] == 1.0
+    with pytest.raises(DatasetError, match="thresholds cannot be tuned on 'val' itself"):
+        intclip(*words, "--split", "val", "--thresholds", "val")
+    with pytest.raises(DatasetError, match=r"no photos in split 'dev'; its splits: train, val, test"):
+        intclip(*words, "--split", "dev")
+    with pytest.raises(RecipeError, match="a threshold is a probability"):
+        intclip(*words, "--thresholds", "1.5")
+
+
+def test_a_model_of_other_labels_is_refused(run, tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.jpg")
+    (tmp_path / "t.csv").write_text("path,labels\na.jpg,cat\n")
+    with pytest.raises(DatasetError, match="are not the model's"):
+        intclip("evaluate", run, "--data", tmp_path / "t.csv", "--split", "train", "--engine", "torch")
+
+
+def test_a_second_start_needs_resume(photos, run):
+    with pytest.raises(StorageError, match="holds a run already"):
+        intclip("train", "tiny", *options(photos), "--out", run, "--cache", "off")
+    metrics = json.loads(intclip("train", "tiny", *options(photos), "--out", run, "--resume", "--json"))
+    assert metrics == json.loads((run / "metrics.json").read_text())
+    with pytest.raises(TrainingError, match=r"another schedule \(epochs: 3 there, 4 here\)"):
+        intclip("train", "tiny", *options(photos), "--set", "schedule.epochs=4", "--out", run, "--resume")
+
+
+def test_study_runs_from_the_command_line_and_is_not_run_twice(photos, run, tmp_path):
+    words = ["ablate", "table6", "--recipe", "proxy-lite", *options(photos), "--set", "schedule.epochs=2"]
+    words += ["--set", "augment=null", "--set", "backbone.engine=torch", "--cache", "off"]
+    words += ["--seeds", "0", "--jobs", 1, "--out", tmp_path / "a"]
+    text = intclip(*words)
+    assert "| IntCLIP | – / " in text
+    assert "| backbone | CLIP RN101 | lite |" in text
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"cells", "table6.csv", "table6.md", "table6.png"}
+    log = tmp_path / "a" / "cells" / "intclip" / "seed-0" / "log.jsonl"
+    before = log.stat().st_mtime_ns
+    rows = json.loads(intclip(*words, "--json"))
+    assert rows[0]["row"] == "IntCLIP"
+    assert len(rows[0]["ours"]["accuracy"]) == 1
+    assert log.stat().st_mtime_ns == before
+
+
+def test_help_and_lists_teach():
+    for command in ("train", "evaluate", "ablate"):
+        text = CliRunner().invoke(app, [command, "--help"]).stdout
+        assert "Examples:" in text
+        assert f"intclip {command} " in text
+    listed = intclip("train", "--list")
+    assert all(line.split()[0] in builtin_recipes() for line in listed.splitlines())
+    assert "table4: Designs of the image encoder (Table 4)" in intclip("ablate", "--show")
+    assert "sentence_form" in intclip("train", "clean", "--show")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train"], "name a recipe: asl_resnet, clean, "),
+        (["train", "claen"], "no recipe 'claen'; did you mean 'clean'?"),
+        (["train", "tiny", "--set", "optim.lrr=1"], "unknown key 'optim.lrr'; did you mean 'optim.lr'?"),
+        (["train", "tiny", "--data-root", "/nowhere/at/all"], "no such file or folder"),
+        (["evaluate", "no-such-model"], "no model 'no-such-model'"),
+        (["ablate"], "name a study: methods"),
+        (["ablate", "table9", "--show"], "no study 'table9'; did you mean"),
+        (["evaluate", "lite"], "say which one with --data"),
+    ],
+)
+def test_bad_input_is_one_line(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(IntclipError) as error:
+        intclip(*words)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_seeds_are_refused(photos, tmp_path):
+    for seeds in ("0,one", "1,1", "-1"):
+        with pytest.raises(RecipeError, match="--seeds"):
+            intclip("ablate", "table6", *options(photos), "--seeds", seeds, "--out", tmp_path)

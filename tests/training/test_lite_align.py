@@ -1,0 +1,163 @@
+"""The alignment of `lite`: its parts in closed form, and one small run end to end."""
+
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.testing import assert_close
+from typer.testing import CliRunner
+
+from intclip.backbones.lite import imagenet_classifier, read_projection
+from intclip.cli.main import app
+from intclip.errors import DatasetError, ImageError, RecipeError
+from intclip.training import lite_align
+from intclip.training.captioned import imagenet_names, photo_views, read_captions, sentence_features
+from intclip.training.lite_align import (
+    AlignmentSet,
+    class_prototypes,
+    contrastive_loss,
+    load_align_recipe,
+    train_head,
+)
+
+
+def pairs(count=64, channels=30, dim=8):
+    """Photos whose caption is a fixed linear map of the roots of their features."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.rand(count, 1, channels, generator=generator) * 6
+    true_map = torch.randn(dim, channels, generator=generator)
+    texts = F.normalize((features[:, 0].sqrt() - features[:, 0].sqrt().mean(dim=0)) @ true_map.T, dim=1)
+    return AlignmentSet(features, texts, torch.arange(count))
+
+
+def small_recipe(**changes):
+    values = {"epochs": 1, "batch_size": 32, "lr": 0.01, "warmup_steps": 1, "dropout": 0.0, "names_weight": 0.0}
+    return load_align_recipe().model_copy(update=values | changes)
+
+
+def test_training_finds_the_map():
+    data = pairs()
+    _, first = train_head(data, small_recipe())
+    head, last = train_head(data, small_recipe(epochs=60))
+    assert last < first / 3
+    found = F.normalize(head.project(data.views[:, 0]), dim=1) @ data.texts.T
+    assert (found.argmax(dim=1) == torch.arange(64)).float().mean() > 0.95
+
+
+def test_same_seed_same_projection():
+    data = pairs()
+    heads = [train_head(data, small_recipe(seed=seed, dropout=0.2))[0] for seed in (1, 1, 2)]
+    weights = [head.projection.weight for head in heads]
+    assert_close(weights[0], weights[1], rtol=0, atol=0)
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_names_pull_their_prototypes():
+    data = pairs()
+    generator = torch.Generator().manual_seed(1)
+    prototypes = torch.rand(5, 30, generator=generator) * 6
+    names = F.normalize(torch.randn(2, 5, 8, generator=generator), dim=2)
+    with_names = AlignmentSet(data.views, data.texts, data.owner, prototypes, names)
+    head, _ = train_head(with_names, small_recipe(epochs=60, names_weight=1.0, names_batch=16, prototype_noise=0.1))
+    closeness = F.normalize(head.project(prototypes), dim=1) @ names.mean(dim=0).T
+    assert closeness.argmax(dim=1).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_contrastive_loss_in_closed_form():
+    eye = torch.eye(4)
+    expected = math.log(math.exp(5) + 3) - 5  # own cosine 1, three others 0, at scale 5
+    assert contrastive_loss(eye, eye, 5.0).item() == pytest.approx(expected, rel=1e-6)
+    same = torch.ones(4, 1)
+    assert contrastive_loss(same, same, 7.0).item() == pytest.approx(math.log(4), rel=1e-6)
+
+
+def test_prototypes_lie_where_the_classifier_finds_their_class():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.rand(500, 20, generator=generator) * 3
+    weight = torch.randn(6, 20, generator=generator)
+    prototypes = class_prototypes(weight, features, 1.0)
+    mean = features.mean(dim=0)
+    assert prototypes.min() >= 0
+    assert ((prototypes - mean) @ weight.T).argmax(dim=1).tolist() == list(range(6))
+    assert_close((prototypes - mean).norm(dim=1), torch.ones(6), rtol=1e-4, atol=0)  # nothing was clamped
+    white = torch.cat([torch.eye(20), -torch.eye(20)]) + 3  # Σ is a multiple of 1, so Σ^½ w has the direction of w
+    centred = F.normalize(weight - weight.mean(dim=0), dim=1)
+    assert_close(class_prototypes(weight, white, 2.0), 3 + 2 * centred, rtol=1e-4, atol=1e-5)
+
+
+def test_names_are_the_thousand_in_order():
+    names = imagenet_names()
+    assert len(names) == 1000
+    assert (names[0], names[967], names[999]) == ("tench", "espresso", "toilet paper")
+
+
+def write_photos(folder, count=4):
+    (folder / "images").mkdir()
+    captions = {}
+    for index in range(count):
+        image = Image.new("RGB", (40, 30), (60 * index, 90, 200 - 60 * index))
+        image.paste((255, 255, 255), (index * 8, 5, index * 8 + 6, 25))
+        image.save(folder / "images" / f"p{index}.jpg")
+        captions[f"p{index}"] = [f"photo number {index}", f"a picture, {index}"][: 1 + index % 2]
+    (folder / "captions_train.json").write_text(json.dumps(captions))
+    return captions
+
+
+def test_captions_and_views(tmp_path, tiny_backbone):
+    write_photos(tmp_path)
+    data = read_captions(tmp_path, "captions_train.json")
+    assert data.owner.tolist() == [0, 1, 1, 2, 3, 3]
+    assert data.captions[2] == "a picture, 1"
+    views = photo_views(tiny_backbone, data.photos, 2)
+    maps = tiny_backbone.deep(tiny_backbone.trunk(tiny_backbone.pixels([Image.open(path) for path in data.photos])))
+    assert views.shape == (4, 10, maps.shape[1])  # the whole and four 2 × 2 parts of a 3 × 3 map, and mirrored
+    assert_close(views[:, 0].float(), maps.mean(dim=(2, 3)), rtol=1e-3, atol=1e-3)
+    assert_close(views[:, 2].float(), maps[:, :, :2, 1:].mean(dim=(2, 3)), rtol=1e-3, atol=1e-3)
+    features = sentence_features(tiny_backbone.text, data.captions)
+    assert_close(features.norm(dim=1), torch.ones(6))
+    alone = tiny_backbone.encode_text(tiny_backbone.tokenize([data.captions[4]]))
+    assert_close(features[4:5], F.normalize(alone, dim=1), rtol=1e-4, atol=1e-5)
+
+
+def test_the_command_writes_a_projection_that_loads(tmp_path, monkeypatch):
+    weight, bias = imagenet_classifier()
+    monkeypatch.setattr(lite_align, "imagenet_classifier", lambda: (weight[:3], bias[:3]))
+    monkeypatch.setattr(lite_align, "imagenet_names", lambda: imagenet_names()[:3])
+    captions = write_photos(tmp_path)
+    (tmp_path / "captions_val.json").write_text(json.dumps(dict(list(captions.items())[:3])))
+    (tmp_path / "quick.yaml").write_text("epochs: 1\nbatch_size: 4\nnames_batch: 8\n")
+    out = tmp_path / "mine.safetensors"
+    args = ["lite-align", "--root", str(tmp_path), "--out", str(out), "--recipe", str(tmp_path / "quick.yaml")]
+    result = CliRunner().invoke(app, [*args, "--json"], catch_exceptions=False)
+    report = json.loads(result.stdout)
+    assert (report["photos"], report["captions"], report["recall_photos"]) == (4, 6, 3)
+    assert 0 <= report["recall"]["text_to_image"]["R@1"] <= report["recall"]["text_to_image"]["R@10"] == 100
+    head, (mean, _) = read_projection(out)
+    assert head.projection.weight.shape == (384, 1280)
+    assert 0 < mean.norm() <= 1
+
+
+def test_bad_input_is_named(tmp_path, tiny_backbone):
+    with pytest.raises(DatasetError, match="cannot read"):
+        read_captions(tmp_path, "captions_train.json")
+    captions = write_photos(tmp_path)
+    for content, message in (
+        ([], "expected photo names with their captions"),
+        ({"p0": "one text"}, "'p0' needs a list of captions"),
+        ({"p0": []}, "'p0' needs a list of captions"),
+        ({**captions, "p9": ["gone"]}, r"no photo .*p9\.jpg"),
+    ):
+        (tmp_path / "c.json").write_text(json.dumps(content))
+        with pytest.raises(DatasetError, match=message):
+            read_captions(tmp_path, "c.json")
+    (tmp_path / "images" / "p1.jpg").write_bytes(b"")
+    with pytest.raises(ImageError, match=r"p1\.jpg"):
+        photo_views(tiny_backbone, read_captions(tmp_path, "captions_train.json").photos, 2)
+    (tmp_path / "recipe.yaml").write_text("epoch: 3\n")
+    with pytest.raises(RecipeError, match="unknown key 'epoch'; did you mean 'epochs'"):
+        load_align_recipe(tmp_path / "recipe.yaml")
+    with pytest.raises(DatasetError, match="at least two photos"):
+        train_head(AlignmentSet(torch.rand(1, 1, 4), torch.rand(1, 3), torch.tensor([0])), small_recipe())
