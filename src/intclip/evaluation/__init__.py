@@ -1,0 +1,1 @@
+"""Evaluation: scores, reports, and the studies of the papers."""

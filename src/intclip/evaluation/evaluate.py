@@ -1,0 +1,164 @@
+"""Score a model on a split of a dataset: any model that `intclip.load` gives, in any engine."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.progress import track
+
+from intclip.data.loading import pixel_batches
+from intclip.data.sample import Dataset, Sample
+from intclip.errors import DatasetError
+from intclip.evaluation.scoring import Report, Scores, Task, Thresholds, make_report
+from intclip.inference.predictor import Predictor
+from intclip.labels.taxonomy import Taxonomy
+from intclip.thresholds import tune_threshold
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out.
+
+    Attributes:
+        task: "multilabel" or "singlelabel".
+        scores: Probabilities and targets of every photo that could be read.
+        report: All metrics as JSON values; see `make_report`.
+    """
+
+    task: Task
+    scores: Scores
+    report: Report
+
+
+def evaluate(
+    predictor: Predictor,
+    dataset: Dataset,
+    split: str = "test",
+    *,
+    thresholds: float | str | None = None,
+    per_class: bool = False,
+    positive_share: float | None = None,
+    batch_size: int = 32,
+    workers: int | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+    progress: bool = True,
+) -> Evaluation:
+    """Score a model on a split.
+
+    Args:
+        predictor: The model.
+        dataset: Its labels must be the model's, in any order.
+        split: Which of the dataset's splits is scored.
+        thresholds: None takes the model's own; a number is one for all labels; a string names another split of the
+            dataset, on which they are tuned for macro F1.
+        per_class: Tune one threshold a label.
+        positive_share: A target at or above it is a yes; None takes the dataset's own.
+        batch_size: Photos computed at once.
+        workers: Threads that decode photos; as many as there are usable cores by default.
+        draws: Of the bootstrap for 95 % intervals; 0 for none.
+        seed: Of the bootstrap.
+        progress: Show a progress bar when standard error is a terminal.
+
+    Raises:
+        DatasetError: There is no such split, its labels are not the model's, thresholds would be tuned on the split
+            that is scored, or no photo can be read.
+    """
+    task: Task = "singlelabel" if predictor.taxonomy.exclusive else "multilabel"
+    share = dataset.positive_share if positive_share is None else positive_share
+
+    def score_split(name: str) -> Scores:
+        if not dataset.splits.get(name):
+            known = ", ".join(dataset.splits)
+            raise DatasetError(f"dataset {dataset.name} has no photos in split {name!r}; its splits: {known}")
+        samples = dataset.splits[name]
+        return score_photos(
+            predictor,
+            samples,
+            align_targets(dataset.targets(name), dataset.taxonomy, predictor.taxonomy),
+            batch_size=batch_size,
+            workers=workers,
+            progress=progress,
+        )
+
+    levels: Thresholds
+    if isinstance(thresholds, str):
+        if thresholds == split:
+            raise DatasetError(f"thresholds cannot be tuned on {split!r} itself; name another split, or score another")
+        tuning = score_split(thresholds)
+        levels = tune_threshold(tuning.probabilities, tuning.targets, per_class=per_class, positive_share=share)
+    elif thresholds is None:
+        own = np.asarray(predictor.thresholds, dtype=np.float64).round(6)
+        levels = float(own[0]) if (own == own[0]).all() else own
+    else:
+        levels = thresholds
+    scores = score_split(split)
+    report = make_report(scores, task, predictor.taxonomy, levels, positive_share=share, draws=draws, seed=seed)
+    return Evaluation(task, scores, report)
+
+
+def score_photos(
+    predictor: Predictor,
+    samples: Sequence[Sample],
+    targets: npt.NDArray[np.float32],
+    *,
+    batch_size: int = 32,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Scores:
+    """Probabilities of samples by the model's engine.
+
+    Args:
+        predictor: The model.
+        samples: N of them.
+        targets: (N, K), columns in the model's order.
+        batch_size: Photos computed at once.
+        workers: Threads that decode.
+        progress: Show a progress bar when standard error is a terminal.
+
+    Raises:
+        DatasetError: No photo could be read.
+    """
+    batches = pixel_batches(samples, predictor.card.preprocessing, batch_size, workers=workers)
+    probabilities = np.full(targets.shape, np.nan, dtype=np.float32)
+    shown = track(
+        batches,
+        "scoring",
+        total=-(-len(samples) // batch_size),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not (progress and sys.stderr.isatty()),
+    )
+    for batch in shown:
+        if len(batch.indices):
+            probabilities[batch.indices] = predictor.predict_pixels(batch.pixels.numpy())
+    read: npt.NDArray[np.bool_] = np.isfinite(probabilities[:, 0])
+    if not read.any():
+        raise DatasetError(f"none of the {len(samples)} photos could be read; check the dataset's folder and its files")
+    return Scores(
+        ids=[sample.id for sample, there in zip(samples, read, strict=True) if there],
+        probabilities=probabilities[read],
+        targets=targets[read],
+        unreadable=[sample.id for sample, there in zip(samples, read, strict=True) if not there],
+    )
+
+
+def align_targets(targets: npt.NDArray[np.float32], given: Taxonomy, wanted: Taxonomy) -> npt.NDArray[np.float32]:
+    """Targets (N, K) with their columns in another taxonomy's order.
+
+    Raises:
+        DatasetError: The two do not have the same labels.
+    """
+    if given.names == wanted.names:
+        return targets
+    missing, extra = set(wanted.names) - set(given.names), set(given.names) - set(wanted.names)
+    if missing or extra:
+        examples = ", ".join(repr(name) for name in sorted(missing | extra)[:3])
+        raise DatasetError(
+            f"the dataset's labels ({given.name}, {len(given.names)}) are not the model's ({wanted.name}, "
+            f"{len(wanted.names)}), such as {examples}; take a dataset and a model of the same taxonomy"
+        )
+    return targets[:, [given.names.index(name) for name in wanted.names]]

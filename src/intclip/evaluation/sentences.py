@@ -1,0 +1,150 @@
+"""Photos and descriptions as items that a taxonomy's words rank: the glue of `intclip labels score`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from intclip.backbones.base import Backbone, TextTower
+from intclip.data.loading import pixel_batches
+from intclip.data.sample import Dataset, Sample
+from intclip.errors import DatasetError, IntclipError
+from intclip.labels.score import FormScore, score_forms
+from intclip.labels.taxonomy import Taxonomy
+
+BATCH = 32
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class SentenceScores:
+    """Scores of several forms on the same items.
+
+    Attributes:
+        forms: One score a form.
+        items: How many items were ranked.
+        left_out: Items without the text or photo that was asked for, or whose photo cannot be read.
+    """
+
+    forms: list[FormScore]
+    items: int
+    left_out: int
+
+
+def score_texts(
+    taxonomy: Taxonomy,
+    texts: Sequence[str],
+    targets: npt.NDArray[np.float32],
+    backbone: Backbone,
+    forms: Sequence[str],
+    *,
+    on_progress: Progress | None = None,
+) -> SentenceScores:
+    """Rank descriptions by their cosine with a taxonomy's words, both through the backbone's text tower.
+
+    Args:
+        taxonomy: K classes.
+        texts: N descriptions; what is longer than the tower reads is cut at its end.
+        targets: (N, K), 0/1; NaN where unknown.
+        backbone: Whose text tower.
+        forms: Of `intclip.labels.FORMS`.
+        on_progress: Called with (done, total) texts.
+    """
+    items = embed_texts(backbone.text, texts, on_progress=on_progress)
+    scores = score_forms(taxonomy, items, targets, lambda words: embed_texts(backbone.text, words), forms)
+    return SentenceScores(scores, len(texts), 0)
+
+
+def score_dataset(
+    taxonomy: Taxonomy,
+    dataset: Dataset,
+    split: str,
+    backbone: Backbone,
+    forms: Sequence[str],
+    *,
+    photos: bool,
+    on_progress: Progress | None = None,
+) -> SentenceScores:
+    """Rank a split's photos, or their texts, by their cosine with a taxonomy's words.
+
+    Args:
+        taxonomy: Its classes are the dataset's, perhaps in other words or order.
+        dataset: Where the samples are.
+        split: Of the dataset.
+        backbone: Both towers for photos, the text tower for texts.
+        forms: Of `intclip.labels.FORMS`.
+        photos: Rank the photos; else the texts.
+        on_progress: Called with (done, total) items.
+
+    Raises:
+        DatasetError: There is no such split, or no sample has what is to be ranked.
+        TaxonomyError: A class is not among the dataset's labels.
+    """
+    if split not in dataset.splits:
+        raise DatasetError(f"{dataset.name} has no split {split!r}; choose one of: {', '.join(dataset.splits)}")
+    samples = dataset.splits[split]
+    what = "photos" if photos else "texts"
+    there = [s for s in samples if (s.image is not None if photos else bool(s.text and s.text.strip()))]
+    if not there:
+        raise DatasetError(
+            f"{dataset.name} has no {what} in split {split}; score its {'texts' if photos else 'photos'}"
+        )
+    order = [dataset.taxonomy.index(name) for name in taxonomy.names]
+    if photos:
+        items, readable = embed_photos(backbone, there, on_progress=on_progress)
+        there = [there[index] for index in readable]
+        if not there:
+            raise DatasetError(f"none of the photos of {dataset.name} ({split}) can be read; run `intclip data check`")
+    else:
+        items = embed_texts(backbone.text, [str(sample.text) for sample in there], on_progress=on_progress)
+    shares = np.stack([sample.targets for sample in there])[:, order]
+    targets = np.where(np.isnan(shares), np.nan, shares >= dataset.positive_share - 1e-6).astype(np.float32)
+    scores = score_forms(taxonomy, items, targets, lambda words: embed_texts(backbone.text, words), forms)
+    return SentenceScores(scores, len(there), len(samples) - len(there))
+
+
+def embed_texts(
+    tower: TextTower, texts: Sequence[str], *, on_progress: Progress | None = None
+) -> npt.NDArray[np.float32]:
+    """Text features (T, D), unnormalised; a text that the tower cannot take whole loses words at its end."""
+    fitting = [_fit(tower, text) for text in texts]
+    features: npt.NDArray[np.float32] = np.empty((len(texts), tower.embed_dim), dtype=np.float32)
+    by_length = np.argsort([len(text) for text in fitting], kind="stable")  # so that little is padded
+    for start in range(0, len(texts), BATCH):
+        rows = by_length[start : start + BATCH]
+        with torch.inference_mode():
+            batch = tower(tower.tokenize([fitting[row] for row in rows]))
+        features[rows] = batch.float().cpu().numpy()
+        if on_progress is not None:
+            on_progress(min(start + BATCH, len(texts)), len(texts))
+    return features
+
+
+def _fit(tower: TextTower, text: str) -> str:
+    while True:
+        try:
+            tower.tokenize([text])
+        except IntclipError:
+            text = text[: len(text) * 9 // 10]
+        else:
+            return text
+
+
+def embed_photos(
+    backbone: Backbone, samples: Sequence[Sample], *, on_progress: Progress | None = None
+) -> tuple[npt.NDArray[np.float32], list[int]]:
+    """Image embeddings (M, D) of the samples that can be read, and which those are."""
+    features: dict[int, npt.NDArray[np.float32]] = {}
+    done = 0
+    for batch in pixel_batches(samples, backbone.preprocess, BATCH):
+        if len(batch.indices):
+            with torch.inference_mode():
+                rows = backbone.encode_image(batch.pixels).float().cpu().numpy()
+            features.update(zip(map(int, batch.indices), rows, strict=True))
+        done += len(batch.indices) + len(batch.errors)
+        if on_progress is not None:
+            on_progress(done, len(samples))
+    readable = sorted(features)
+    return np.stack([features[index] for index in readable]) if readable else np.empty((0, 1), np.float32), readable
