@@ -1,0 +1,198 @@
+"""Descriptions of photos by a vision-language model at any OpenAI-compatible endpoint.
+
+The prompt names no label unless it is asked to: a description that was given the label words cannot be used to
+measure how well those labels are read from it.
+"""
+
+import base64
+import io
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from string import Template
+from urllib.parse import urlsplit
+
+from PIL import Image
+
+from intclip.data.images import read_image
+from intclip.errors import ImageError, IntclipError, LanguageModelError
+from intclip.labels.llm import Answer, ChatClient, Message
+
+_PROMPTS = Path(__file__).parent / "prompts"
+MAX_SIDE = 768
+"""Longer photos are made smaller before they are sent: fewer tokens, and no more of the photo than is needed."""
+TOKENS_A_PHOTO = 1200
+"""Tokens of prompt and photo, for the estimate of costs before the first one is sent."""
+MAX_TOKENS = 300
+MOST_FAILURES = 3
+"""Failures of the endpoint in a row that stop a run."""
+_QUALITY = 88
+
+
+@dataclass(frozen=True)
+class Described:
+    """What came back for one photo.
+
+    Attributes:
+        photo: Its path.
+        text: The description, one paragraph; empty where there is an error.
+        answer: Provenance; None where there is an error.
+        error: Why there is no description.
+        endpoint_failed: Whether it was the endpoint, and not the photo or the cost cap.
+    """
+
+    photo: str
+    text: str
+    answer: Answer | None = None
+    error: str | None = None
+    endpoint_failed: bool = False
+
+
+@dataclass(frozen=True)
+class Price:
+    """What an endpoint costs, and how much may be spent.
+
+    Attributes:
+        per_photo: Highest price of one photo; 0 where nothing is charged.
+        cap: Most that may be spent in one run; None for no limit.
+    """
+
+    per_photo: float = 0.0
+    cap: float | None = None
+
+    @classmethod
+    def from_tokens(cls, prompt: float, answer: float, cap: float | None) -> "Price":
+        """Highest price of a photo from prices of a million tokens of prompt and answer."""
+        return cls((TOKENS_A_PHOTO * prompt + MAX_TOKENS * answer) / 1e6, cap)
+
+
+def photo_prompt(labels: Sequence[str] = ()) -> str:
+    """The words that go with a photo; label names only where they are given."""
+    text = (_PROMPTS / "photo.txt").read_text(encoding="utf-8").strip()
+    if labels:
+        more = Template((_PROMPTS / "photo_labels.txt").read_text(encoding="utf-8").strip())
+        text += " " + more.substitute(labels="; ".join(labels))
+    return text
+
+
+def photo_message(photo: str | Path, prompt: str) -> Message:
+    """One turn of a conversation with a photo in it, re-encoded: no place, camera or time of the file goes along.
+
+    Raises:
+        ImageError: The photo cannot be read.
+    """
+    image = read_image(photo, min_side=MAX_SIDE)
+    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=_QUALITY)
+    url = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+    parts = [{"type": "text", "text": prompt}, {"type": "image_url", "image_url": {"url": url}}]
+    return {"role": "user", "content": parts}
+
+
+def describe_photos(
+    photos: Sequence[str | Path],
+    client: ChatClient,
+    *,
+    prompt: str | None = None,
+    workers: int = 4,
+    price: Price | None = None,
+) -> Iterator[Described]:
+    """Describe photos, in order; at most `workers` requests at once, and no more photos open than twice that.
+
+    A photo that cannot be read, or whose answer does not come, takes its place with an error, and the others go on;
+    three failures of the endpoint in a row stop the run. Answers from the client's cache cost nothing.
+
+    Args:
+        photos: Paths.
+        client: Of the endpoint.
+        prompt: Of `photo_prompt` by default.
+        workers: Requests at once.
+        price: Cost cap; the photos beyond it get an error.
+
+    Raises:
+        LanguageModelError: The endpoint failed three times in a row.
+    """
+    if workers < 1:
+        raise IntclipError(f"workers must be at least 1, not {workers}")
+    words = prompt or photo_prompt()
+    budget = _Budget(price or Price())
+    waiting: dict[int, Future[Described]] = {}
+    failures = 0
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            sent = 0
+            for position in range(len(photos)):
+                while sent < len(photos) and sent - position < 2 * workers:
+                    waiting[sent] = pool.submit(_describe, photos[sent], client, words, budget)
+                    sent += 1
+                wait([waiting[position]], return_when=FIRST_COMPLETED)
+                found = waiting.pop(position).result()
+                yield found
+                failures = failures + 1 if found.endpoint_failed else 0
+                if failures == MOST_FAILURES:
+                    raise LanguageModelError(str(found.error))
+        finally:
+            for future in waiting.values():
+                future.cancel()
+
+
+def is_local(base_url: str) -> bool:
+    """Whether an endpoint runs on this machine, so that no photo leaves it."""
+    host = urlsplit(base_url).hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def privacy_statement(count: int, endpoint: str, model: str) -> str:
+    """What is said before the first photo leaves the machine."""
+    where = endpoint or "https://api.openai.com"
+    return (
+        f"{count} photos will be sent to {where} (model {model}), made smaller to {MAX_SIDE} pixels and without the "
+        "data in their files (place, camera, time). Whoever runs that server can see and may keep them. "
+        "People in the photos may not have agreed to that."
+    )
+
+
+class _Budget:
+    """Counts what was spent, over all threads: money is set aside before a request, and given back if it fails."""
+
+    def __init__(self, price: Price) -> None:
+        self._price = price
+        self._spent = 0.0
+        self._lock = threading.Lock()
+
+    def take(self) -> bool:
+        with self._lock:
+            if self._price.cap is not None and self._spent + self._price.per_photo > self._price.cap + 1e-12:
+                return False
+            self._spent += self._price.per_photo
+            return True
+
+    def give_back(self) -> None:
+        with self._lock:
+            self._spent -= self._price.per_photo
+
+
+def _describe(photo: str | Path, client: ChatClient, prompt: str, budget: _Budget) -> Described:
+    name = str(photo)
+    try:
+        message = photo_message(photo, prompt)
+    except ImageError as error:
+        return Described(name, "", error=str(error))
+    known = client.recall([message], max_tokens=MAX_TOKENS)
+    if known is None and not budget.take():
+        return Described(name, "", error=f"{name}: the cost cap is reached; raise --max-cost and run again to go on")
+    try:
+        answer = known or client.ask([message], max_tokens=MAX_TOKENS)
+    except LanguageModelError as error:
+        budget.give_back()
+        return Described(name, "", error=str(error), endpoint_failed=True)
+    return Described(name, " ".join(answer.text.split()), answer)

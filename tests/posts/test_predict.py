@@ -1,0 +1,153 @@
+"""From a table to a bundle to predictions: photos alone, words alone, both, by the embedded backbone."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import intclip
+from intclip.cli.main import app
+from intclip.errors import IntclipError
+from intclip.inference.post_predictor import PostPredictor
+
+KINDS = {"sea": ((20, 60, 200), "waves on the beach and a blue sea"), "fire": ((220, 60, 20), "a hot fire burning")}
+
+
+def invoke(*words):
+    return CliRunner().invoke(app, list(map(str, words)))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("posts")
+    rng = np.random.default_rng(0)
+    with (folder / "posts.csv").open("w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(["image", "text", "labels"])
+        for i in range(24):
+            kind = list(KINDS)[i % 2]
+            colour, text = KINDS[kind]
+            noise = rng.normal(scale=20, size=(64, 64, 3)) + colour
+            Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
+            table.writerow([f"{i}.png", f"{text} number {i}", kind if i % 6 else "sea;fire"])
+    result = invoke("fit", folder / "posts.csv", "--out", folder / "model", "--folds", 2, "--json")
+    assert result.exit_code == 0, result.output
+    return folder, json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def model(home):
+    return intclip.load(home[0] / "model")
+
+
+def test_fit_tells_what_it_chose_and_how_good_it_is(home):
+    _, facts = home
+    assert facts["posts"] == 24
+    assert set(facts["metrics"]) == {"text", "image", "both"}
+    assert 0 <= facts["metrics"]["both"]["mAP"]["low"] <= facts["metrics"]["both"]["mAP"]["high"] <= 1
+    assert set(facts["heads"]) == {"text", "image"}
+
+
+def test_photo_alone_words_alone_and_both(model, home):
+    assert isinstance(model, PostPredictor)
+    photo = home[0] / "2.png"
+    words = "waves on a blue sea"
+    by_photo, by_words = model.predict(photo)[0], model.predict(texts=words)[0]
+    both = model.predict([photo], texts=[words])[0]
+    for found in (by_photo, by_words, both):
+        assert found.scores["sea"] > found.scores["fire"]
+    assert by_words.source == "text 1"
+    mixed = model.predict([photo, None, photo], texts=[None, words, words])
+    for one, expected in zip(mixed, (by_photo, by_words, both), strict=True):
+        np.testing.assert_allclose(one.probabilities, expected.probabilities, atol=1e-5)
+        np.testing.assert_allclose(one.thresholds, expected.thresholds)
+
+
+def test_what_cannot_be_read(model, home):
+    with pytest.raises(IntclipError, match="neither a photo nor words"):
+        model.predict([None], texts=[" "])
+    with pytest.raises(IntclipError, match="more photos than texts"):
+        model.predict([home[0] / "0.png"] * 2, texts=["one"])
+    with pytest.raises(IntclipError, match="more texts than photos"):
+        model.predict([home[0] / "0.png"], texts=["one", "two"])
+    with pytest.raises(IntclipError, match="images, texts, or both"):
+        model.predict()
+    found = model.predict([home[0] / "no.png", None], texts=["sea", "sea"], errors="collect")
+    assert "no.png" in found[0].error
+    assert found[1].error is None
+    with pytest.raises(IntclipError, match="does not export"):
+        model.method()
+    with pytest.raises(IntclipError, match="photos alone"):
+        intclip.load("lite", engine="torch").predict(home[0] / "0.png", texts=["sea"])
+
+
+def test_thresholds_of_the_caller(model):
+    assert model.predict(texts="sea", thresholds=0.0)[0].labels == ["fire", "sea"]
+    own = model.predict(texts="sea")[0].thresholds
+    changed = model.predict(texts="sea", thresholds={"sea": 0.99})[0].thresholds
+    assert changed[1] == pytest.approx(0.99)
+    assert changed[0] == own[0]
+
+
+def test_evidence_of_words_is_the_fall_of_the_odds(model):
+    found = model.explain_words("burning waves on the sea", "sea")
+    assert [word for word, _ in found.words] == ["burning", "waves", "on", "the", "sea"]
+    weights = dict(found.words)
+    assert max(weights, key=weights.__getitem__) in ("waves", "sea")
+    assert weights["burning"] < weights["sea"]
+    whole = model.predict(texts="burning waves on the sea")[0].scores["sea"]
+    less = model.predict(texts="burning waves on the")[0].scores["sea"]
+    odds = np.log(whole / (1 - whole)) - np.log(less / (1 - less))
+    assert weights["sea"] == pytest.approx(odds, abs=1e-3)
+    with pytest.raises(IntclipError, match="no words"):
+        model.explain_words("  ", "sea")
+
+
+def test_agreement_of_photo_and_words(model, home):
+    sea, fire = home[0] / "2.png", home[0] / "1.png"
+    words = "waves on the beach and a blue sea"
+    same, against, alone = model.agreement([sea, fire, sea], [words, words, None])
+    assert same.score > 0 > against.score
+    assert alone is None
+    assert set(against.conflicts) <= {"sea", "fire"}
+
+
+def test_a_long_text_is_read_in_pieces(model):
+    assert np.isfinite(model.predict(texts="sea " * 600)[0].probabilities).all()
+
+
+def test_predict_a_table(home):
+    folder, _ = home
+    table = folder / "new.jsonl"
+    rows = [{"image": "2.png", "text": "a blue sea"}, {"text": "a hot fire"}, {"image": "1.png"}]
+    table.write_text("\n".join(map(json.dumps, rows)))
+    result = invoke("predict", table, "--model", folder / "model", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert [max(row["scores"], key=row["scores"].get) for row in found] == ["sea", "fire", "fire"]
+    result = invoke("predict", "--text", "a blue sea", "--model", folder / "model", "--json")
+    assert json.loads(result.stdout)[0]["scores"]["sea"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--head", "magic"], "no head 'magic'"),
+        (["--channel", "sound"], "no channel 'sound'"),
+        (["--folds", 1], "holds nothing out"),
+        (["--text-encoder", "nowhere"], "no text encoder"),
+        (["--split", "test"], "no split 'test'"),
+    ],
+)
+def test_fit_refuses_in_one_line(home, tmp_path, words, message):
+    with pytest.raises(IntclipError, match=message):
+        CliRunner().invoke(
+            app,
+            ["fit", str(home[0] / "posts.csv"), "--out", str(tmp_path / "m"), *map(str, words)],
+            catch_exceptions=False,
+            standalone_mode=False,
+        )
+    assert not (tmp_path / "m").exists()
