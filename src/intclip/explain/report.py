@@ -1,0 +1,175 @@
+"""A folder's report: one HTML file without any network, with photos, intents by level, and evidence on demand.
+
+The page holds a thumbnail a photo, the probabilities, and the region logits of its strongest labels as bytes (a 7 × 7
+map takes 49), which the browser turns into an overlay when it is asked for: 2,000 photos stay a page of some MB.
+"""
+
+import base64
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from intclip.data.images import ImageInput, read_image
+from intclip.errors import ImageError
+from intclip.explain.evidence import colors
+from intclip.files import write_text
+from intclip.inference.card import MAP_PREFIX
+from intclip.inference.pipeline import Scored, expand, score
+from intclip.inference.predictor import Predictor
+
+TEMPLATES = Path(__file__).parent / "templates"
+THUMBNAIL = 320
+"""Longest side of a photo in the page, in pixels."""
+EVIDENCE_LABELS = 3
+"""Labels of a photo whose evidence the page holds: its most probable ones."""
+_PER_MILLE = 1000
+
+
+class PhotoEntry(TypedDict):
+    """One photo as the page holds it.
+
+    name: file name; path: where it lay; image: thumbnail as a data URI; size: its width and height; probabilities: per
+    mille (K,); evidence: label index to branch to region logits as base64 bytes, row by row, 0 the map's lowest and 255
+    its highest; box: the part (left, top, right, bottom) that the model saw, as shares of the photo.
+    """
+
+    name: str
+    path: str
+    image: str
+    size: tuple[int, int]
+    probabilities: list[int]
+    evidence: dict[int, dict[str, str]]
+    box: tuple[float, float, float, float]
+
+
+def write_folder_report(
+    images: ImageInput | Iterable[ImageInput],
+    predictor: Predictor,
+    path: str | os.PathLike[str],
+    *,
+    title: str = "Why these photos were taken",
+    batch_size: int = 32,
+) -> list[ImageError]:
+    """Score photos and write their report.
+
+    Args:
+        images: As for `Predictor.predict`.
+        predictor: The model.
+        path: The HTML file to write.
+        title: Heading of the page.
+        batch_size: Photos scored at once.
+
+    Returns:
+        One error for each photo that could not be read; the page lists them too.
+
+    Raises:
+        ImageError: There is no readable photo at all.
+        StorageError: The file cannot be written.
+    """
+    entries: list[PhotoEntry] = []
+    failures: list[ImageError] = []
+    has_maps = bool(predictor.card.maps)
+    engine = predictor.engine(maps=has_maps)
+    sources, scored = _tee(expand(images))
+    for photo in score(scored, predictor.card.preprocessing, engine, batch_size=batch_size):
+        source = next(sources)
+        if photo.error is not None:
+            failures.append(photo.error)
+        else:
+            entries.append(_entry(source, photo, predictor))
+    if not entries:
+        raise ImageError(f"no photo could be read; the first one: {failures[0]}" if failures else "no photos")
+    write_text(path, render(title, predictor, entries, failures))
+    return failures
+
+
+def render(title: str, predictor: Predictor, entries: list[PhotoEntry], failures: list[ImageError]) -> str:
+    """The whole page as HTML."""
+    from jinja2 import Environment, FileSystemLoader
+
+    taxonomy = predictor.taxonomy
+    levels = [
+        {"name": level, "labels": list(names), "members": _members(predictor, position)}
+        for position, (level, names) in enumerate(taxonomy.levels.items())
+    ]
+    data = {
+        "model": predictor.card.model,
+        "taxonomy": taxonomy.name,
+        "exclusive": taxonomy.exclusive,
+        "levels": levels,
+        "thresholds": [round(float(threshold) * _PER_MILLE) for threshold in predictor.thresholds],
+        "branches": list(predictor.card.maps),
+        "palette": colors(np.linspace(0, 1, 256)).round().astype(int).tolist(),
+        "photos": entries,
+        "failures": [str(failure) for failure in failures],
+    }
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
+    return environment.get_template("report.html").render(
+        title=title,
+        style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        script=(TEMPLATES / "report.js").read_text(encoding="utf-8"),
+        # `</` would end the script element, whatever stands in a file name.
+        data=json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/"),
+    )
+
+
+def _members(predictor: Predictor, level: int) -> list[list[int]]:
+    """For every label of a level, the indices of the classes below it."""
+    taxonomy = predictor.taxonomy
+    names = list(taxonomy.levels.values())[level]
+    if level == 0:
+        return [[index] for index in range(len(names))]
+    above = [taxonomy.parents[name][level - 1] for name in taxonomy.names]
+    return [[index for index, parent in enumerate(above) if parent == name] for name in names]
+
+
+def _entry(source: ImageInput, photo: Scored, predictor: Predictor) -> PhotoEntry:
+    image = read_image(source, min_side=THUMBNAIL)
+    box = predictor.card.preprocessing.source_box(image.size)
+    width, height = image.size
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=72, optimize=True)
+    probabilities = photo.outputs["probabilities"]
+    strongest = np.argsort(-probabilities, kind="stable")[:EVIDENCE_LABELS]
+    maps = {key.removeprefix(MAP_PREFIX): value for key, value in photo.outputs.items() if key.startswith(MAP_PREFIX)}
+    return PhotoEntry(
+        name=Path(photo.source).name,
+        path=photo.source,
+        image="data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"),
+        size=image.size,
+        probabilities=(probabilities * _PER_MILLE).round().astype(int).tolist(),
+        evidence={
+            int(label): {branch: _packed(values[label]) for branch, values in maps.items()} for label in strongest
+        }
+        if maps
+        else {},
+        box=(box[0] / width, box[1] / height, box[2] / width, box[3] / height),
+    )
+
+
+def _packed(regions: npt.NDArray[np.floating[Any]]) -> str:
+    """Region logits (h, w) as base64: a byte for h, one for w, then h · w bytes from the lowest to the highest."""
+    low, high = float(regions.min()), float(regions.max())
+    scaled = (regions - low) / (high - low) if high > low else np.zeros_like(regions)
+    content = bytes(regions.shape) + (scaled * 255).round().astype(np.uint8).tobytes()
+    return base64.b64encode(content).decode("ascii")
+
+
+def _tee(images: Iterable[ImageInput]) -> tuple[Iterator[ImageInput], Iterator[ImageInput]]:
+    from itertools import tee
+
+    first, second = tee(images)
+    return first, second
+
+
+def decode_thumbnail(entry: PhotoEntry) -> Image.Image:
+    """The thumbnail of an entry as an image."""
+    return Image.open(io.BytesIO(base64.b64decode(entry["image"].partition(",")[2])))

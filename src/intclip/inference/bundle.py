@@ -1,0 +1,346 @@
+"""A trained model as a directory: `bundle.json` (what it is) and `weights.safetensors` (what it learned).
+
+The weights are the method's own state only; the frozen backbone is named, not stored. Everything else that a
+prediction depends on lies in the JSON: taxonomy, sentences, preprocessing, thresholds, scales. Reading one imports no
+torch and runs no code, and a bundle that is not exactly what it says is refused.
+"""
+
+import json
+import math
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from intclip import __version__
+from intclip.backbones.preprocess import Preprocess
+from intclip.errors import BundleError, IntclipError
+from intclip.files import atomic_directory, sha256_file
+from intclip.inference.weights import TensorInfo, read_weights, write_weights
+from intclip.labels.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from intclip.methods.base import Method
+
+FORMAT_VERSION = 1
+JSON_FILE = "bundle.json"
+WEIGHTS_FILE = "weights.safetensors"
+MAX_JSON_BYTES = 16 * 2**20
+
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# A backbone is named, never pointed at: no "..", no absolute path, nothing that a loader could take for a file.
+_WORD = r"[A-Za-z0-9_+@-]+"
+BackboneName = Annotated[str, Field(pattern=rf"^(hf:)?{_WORD}([./]{_WORD})*$", max_length=100)]
+MethodName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_+-]*$", max_length=100)]
+
+
+class _Part(BaseModel):
+    """Every part of a bundle's JSON is exact: nothing unknown is passed over."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CheckpointIdentity(_Part):
+    """Which file a backbone was read from, where it was not the registry's own."""
+
+    name: str
+    sha256: Sha256
+
+
+class BackboneIdentity(_Part):
+    """The frozen backbone that a bundle's weights belong to."""
+
+    name: BackboneName
+    split: Literal["paper", "released"] = "paper"
+    checkpoint: CheckpointIdentity | None = None
+
+
+class MethodIdentity(_Part):
+    """The method, with the options it was built with."""
+
+    name: MethodName
+    options: dict[str, Any]
+
+
+class WeightsInfo(_Part):
+    """The weights file: its hash and what it holds."""
+
+    sha256: Sha256
+    tensors: dict[str, TensorInfo]
+
+
+class BundleInfo(_Part):
+    """The content of `bundle.json`.
+
+    Attributes:
+        format: Marks the file.
+        format_version: Of this layout; newer ones are refused.
+        intclip: Version of the package that wrote it.
+        backbone: The frozen backbone.
+        method: The method and its options.
+        task: "multilabel" (sigmoid) or "singlelabel" (softmax).
+        taxonomy: All of `Taxonomy.to_dict`.
+        sentences: The K sentences that the prompts were built from.
+        preprocessing: From photo to pixels.
+        thresholds: One for all labels, or K of them.
+        scales: The fixed scales of the method's logits, by option name.
+        recipe: The training recipe; None for a model that was not trained here.
+        metrics: What was measured, by split or name.
+        weights: Of the weights file.
+    """
+
+    format: Literal["intclip-bundle"] = "intclip-bundle"
+    format_version: int = FORMAT_VERSION
+    intclip: str
+    backbone: BackboneIdentity
+    method: MethodIdentity
+    task: Literal["multilabel", "singlelabel"] = "multilabel"
+    taxonomy: dict[str, Any]
+    sentences: list[str]
+    preprocessing: Preprocess
+    thresholds: Probability | list[Probability]
+    scales: dict[str, float] = {}
+    recipe: dict[str, Any] | None = None
+    metrics: dict[str, Any] | None = None
+    weights: WeightsInfo
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that was read and found whole.
+
+    Attributes:
+        path: Its directory.
+        info: Content of `bundle.json`.
+        taxonomy: The K labels.
+        state: The method's own tensors by name; floats as float32.
+    """
+
+    path: Path
+    info: BundleInfo
+    taxonomy: Taxonomy = field(repr=False)
+    state: dict[str, npt.NDArray[Any]] = field(repr=False)
+
+    @property
+    def thresholds(self) -> npt.NDArray[np.float32]:
+        """Thresholds (K,), one a label."""
+        return np.broadcast_to(np.asarray(self.info.thresholds, np.float32), (len(self.taxonomy.names),)).copy()
+
+    def build_method(self, checkpoint: str | os.PathLike[str] | None = None) -> "Method":
+        """The trained method over its backbone, in evaluation mode.
+
+        Args:
+            checkpoint: The backbone's weights file; by default the registry's own for this backbone.
+
+        Raises:
+            BundleError: The weights do not fit the method, or the backbone file is another one than in training.
+        """
+        import torch
+
+        from intclip.backbones import load_backbone
+        from intclip.methods.registry import build_method
+
+        identity = self.info.backbone
+        self._check_checkpoint(checkpoint)
+        path = None if checkpoint is None else Path(checkpoint)
+        backbone = load_backbone(identity.name, checkpoint=path, split=identity.split)
+        backbone.preprocess = self.info.preprocessing  # a recipe may train on other pixels than the backbone's own
+        method = build_method(self.info.method.name, backbone, self.taxonomy, self.info.method.options)
+        state = {name: torch.from_numpy(array) for name, array in self.state.items()}
+        try:
+            method.load_own_state(state)
+        except (KeyError, ValueError) as error:
+            raise BundleError(
+                f"{self.path / WEIGHTS_FILE} does not fit method {self.info.method.name!r}: {error.args[0]}; "
+                "the bundle is damaged, or was written by another version of intclip"
+            ) from error
+        method.eval()
+        return method
+
+    def _check_checkpoint(self, checkpoint: str | os.PathLike[str] | None) -> None:
+        expected = self.info.backbone.checkpoint
+        if expected is None:
+            return
+        name = self.info.backbone.name
+        if checkpoint is None:
+            raise BundleError(
+                f"{self.path} was trained over its own {name} weights ({expected.name}); "
+                f"pass that file as checkpoint (SHA-256 {expected.sha256[:12]}…)"
+            )
+        if sha256_file(checkpoint) != expected.sha256:
+            raise BundleError(
+                f"{checkpoint} is not the {name} file that {self.path} was trained over "
+                f"({expected.name}, SHA-256 {expected.sha256[:12]}…); pass that one"
+            )
+
+
+def save_bundle(
+    path: str | os.PathLike[str],
+    *,
+    method: "Method",
+    method_name: str,
+    options: Mapping[str, Any] | BaseModel,
+    backbone_name: str,
+    thresholds: float | Sequence[float] | npt.NDArray[np.floating[Any]],
+    recipe: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    dtype: Literal["float32", "float16"] = "float32",
+    backbone_checkpoint: str | os.PathLike[str] | None = None,
+    split: Literal["paper", "released"] = "paper",
+    overwrite: bool = False,
+) -> None:
+    """Write a trained method as a bundle directory, whole or not at all.
+
+    Args:
+        path: The directory to create.
+        method: Trained; only its own state is written, never the backbone.
+        method_name: Its name in the registry of methods.
+        options: The options it was built with; they must survive JSON.
+        backbone_name: The backbone's name in the registry of backbones.
+        thresholds: In [0, 1]: one for all labels, or K.
+        recipe: The training recipe.
+        metrics: What was measured; NaN becomes null.
+        dtype: Of floats on disk; float16 halves the file.
+        backbone_checkpoint: The file the backbone was read from, where it was not the registry's own; its hash is kept.
+        split: Where the backbone was split into trunk and deep layers.
+        overwrite: Replace an existing directory.
+
+    Raises:
+        BundleError: Weights are not finite or too large for float16, or a threshold is outside [0, 1].
+        StorageError: The directory exists, or cannot be written.
+    """
+    taxonomy = method.taxonomy
+    names = taxonomy.names
+    levels = np.asarray(thresholds, dtype=np.float64)
+    if levels.shape not in ((), (len(names),)) or not np.all((levels >= 0) & (levels <= 1)):
+        raise BundleError(f"thresholds must be one number or {len(names)}, in [0, 1]; got shape {levels.shape}")
+    state = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in method.own_state().items()}
+    checkpoint = None
+    if backbone_checkpoint is not None:
+        file = Path(backbone_checkpoint)
+        checkpoint = CheckpointIdentity(name=file.name, sha256=sha256_file(file))
+    plain_options: dict[str, Any] = _plain(options)
+    with atomic_directory(path, overwrite=overwrite) as partial:
+        tensors = write_weights(partial / WEIGHTS_FILE, state, dtype=dtype)
+        info = BundleInfo(
+            intclip=__version__,
+            backbone=BackboneIdentity(name=backbone_name, split=split, checkpoint=checkpoint),
+            method=MethodIdentity(name=method_name, options=plain_options),
+            task="singlelabel" if taxonomy.exclusive else "multilabel",
+            taxonomy=taxonomy.to_dict(),
+            sentences=sentences_of(taxonomy, plain_options),
+            preprocessing=method.backbone.preprocess,
+            thresholds=levels.tolist(),
+            scales=_scales(plain_options),
+            recipe=None if recipe is None else _plain(recipe),
+            metrics=None if metrics is None else _plain(metrics),
+            weights=WeightsInfo(sha256=sha256_file(partial / WEIGHTS_FILE), tensors=tensors),
+        )
+        text = json.dumps(info.model_dump(mode="json"), ensure_ascii=False, indent=1, allow_nan=False)
+        (partial / JSON_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def load_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Read a bundle directory, strictly: every field, every tensor, every hash.
+
+    Raises:
+        BundleError: Something is missing, left over, damaged, or of a newer version; one line says what.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise BundleError(f"no bundle at {path}: expected a directory with {JSON_FILE} and {WEIGHTS_FILE}")
+    for name in (JSON_FILE, WEIGHTS_FILE):
+        _check_regular(path / name)
+    info = _read_info(path / JSON_FILE)
+    try:
+        taxonomy = Taxonomy.from_dict(info.taxonomy)
+    except IntclipError as error:
+        raise BundleError(f"{path / JSON_FILE}: taxonomy: {error}") from error
+    classes = len(taxonomy.names)
+    if isinstance(info.thresholds, list) and len(info.thresholds) != classes:
+        raise BundleError(f"{path / JSON_FILE}: {len(info.thresholds)} thresholds for {classes} labels")
+    if len(info.sentences) != classes:
+        raise BundleError(f"{path / JSON_FILE}: {len(info.sentences)} sentences for {classes} labels")
+    state = read_weights(path / WEIGHTS_FILE, info.weights.tensors, sha256=info.weights.sha256)
+    return Bundle(path, info, taxonomy, state)
+
+
+def sentences_of(taxonomy: Taxonomy, options: Mapping[str, Any]) -> list[str]:
+    """The K sentences that a method with these options builds its prompts from."""
+    form = options.get("sentence_form")
+    return taxonomy.sentences(form) if isinstance(form, str) else list(taxonomy.names)
+
+
+def _read_info(file: Path) -> BundleInfo:
+    if file.stat().st_size > MAX_JSON_BYTES:
+        raise BundleError(f"{file} is larger than {MAX_JSON_BYTES >> 20} MiB; that is no bundle of intclip")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{file} is not valid JSON ({error}); fetch the bundle again") from error
+    if not isinstance(content, dict) or content.get("format") != "intclip-bundle":
+        raise BundleError(f"{file} does not describe an intclip bundle (no 'format': 'intclip-bundle')")
+    version = content.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise BundleError(
+            f"{file} was written by a newer intclip ({content.get('intclip')}, format {version}; this one reads up to "
+            f"{FORMAT_VERSION}); upgrade with: pip install -U intclip"
+        )
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise BundleError(f"{file}: format_version is {version!r}, expected {FORMAT_VERSION}")
+    try:
+        return BundleInfo.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{file}: {place}: {first['msg']}; the bundle is damaged") from error
+
+
+def _check_regular(file: Path) -> None:
+    try:
+        mode = file.lstat().st_mode
+    except OSError as error:
+        raise BundleError(f"{file.parent} is not a bundle: it has no {file.name}") from error
+    if stat.S_ISLNK(mode):
+        raise BundleError(f"{file} is a link; a bundle holds its own files: copy the file it points to")
+    if not stat.S_ISREG(mode):
+        raise BundleError(f"{file} is not a regular file")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number that JSON knows")
+
+
+def _scales(options: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The options that are scales, by dotted name: what the method's logits are multiplied by."""
+    found: dict[str, float] = {}
+    for key, value in options.items():
+        if isinstance(value, Mapping):
+            found |= _scales(value, f"{prefix}{key}.")
+        elif key.endswith("scale") and isinstance(value, int | float) and not isinstance(value, bool):
+            found[prefix + key] = float(value)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """The same content in JSON's own types; floats that are not finite become None."""
+    if isinstance(value, BaseModel):
+        return _plain(value.model_dump(mode="json"))
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str | int | None):
+        return value
+    return str(value)

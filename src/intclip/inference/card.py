@@ -1,0 +1,93 @@
+"""What a graph does not say about itself: labels, preprocessing, thresholds. It travels inside every exported file."""
+
+import json
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ValidationError
+
+from intclip import __version__
+from intclip.backbones.preprocess import Preprocess
+from intclip.errors import BundleError, IntclipError
+from intclip.labels.taxonomy import Taxonomy
+
+CARD_VERSION = 1
+METADATA_KEY = "intclip"
+"""Key of the card in ONNX's metadata and in OpenVINO's runtime information."""
+MAP_PREFIX = "map_"
+"""An output that starts so is a map of region logits (B, K, H, W)."""
+
+
+class ModelCard(BaseModel, frozen=True, extra="forbid"):
+    """Everything that prediction needs besides the graph.
+
+    Attributes:
+        card_version: Of this layout.
+        intclip: Version of the package that wrote it.
+        model: What the user asked for, such as "lite".
+        backbone: Name of the backbone.
+        method: Name of the method.
+        task: "multilabel" (probabilities are a sigmoid of the logits) or "singlelabel" (a softmax).
+        labels: The K labels, in the order of the outputs.
+        thresholds: K thresholds on probabilities.
+        preprocessing: From photo to pixels, the graph's input "pixels" (B, 3, S, S), float32.
+        maps: Names of the evidence maps the model has ("sight", "semantic", "fused").
+        arithmetic: "float32", or "int8" after quantisation.
+        taxonomy: All of `Taxonomy.to_dict`.
+    """
+
+    card_version: int = CARD_VERSION
+    intclip: str = __version__
+    model: str
+    backbone: str
+    method: str
+    task: Literal["multilabel", "singlelabel"]
+    labels: list[str]
+    thresholds: list[float]
+    preprocessing: Preprocess
+    maps: list[str]
+    arithmetic: Literal["float32", "int8"] = "float32"
+    taxonomy: dict[str, Any]
+
+    def read_taxonomy(self) -> Taxonomy:
+        """The K labels as a taxonomy."""
+        return Taxonomy.from_dict(self.taxonomy)
+
+    def threshold_array(self) -> npt.NDArray[np.float32]:
+        """Thresholds (K,), float32."""
+        return np.array(self.thresholds, dtype=np.float32)
+
+    def to_json(self) -> str:
+        """The card as one line of JSON."""
+        return self.model_dump_json()
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> "ModelCard":
+        """Read a card.
+
+        Args:
+            text: From a file's metadata.
+            where: The file, for messages.
+
+        Raises:
+            BundleError: The card is damaged, contradicts itself, or is of a newer version.
+        """
+        try:
+            content = json.loads(text)
+            version = content.get("card_version")
+            if isinstance(version, int) and version > CARD_VERSION:
+                raise BundleError(f"{where} was exported by a newer intclip; upgrade with: pip install -U intclip")
+            card = cls.model_validate(content)
+            names = card.read_taxonomy().names
+        except (ValidationError, IntclipError, ValueError, RecursionError, AttributeError) as error:
+            if isinstance(error, BundleError):
+                raise
+            raise BundleError(f"{where}: its intclip metadata is damaged ({_first_line(error)})") from error
+        if tuple(card.labels) != names or len(card.thresholds) != len(names):
+            raise BundleError(f"{where}: its labels, thresholds and taxonomy do not agree; export it again")
+        return card
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,62 @@
+"""The torch modules that engines compile: normalised pixels in, named tensors out."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from intclip.backbones.base import Backbone, FeatureName
+from intclip.inference.card import MAP_PREFIX
+from intclip.methods.base import Method
+
+
+class PhotoGraph(nn.Module):
+    """Trunk, deep layers and a method's head as one module.
+
+    Text features are constants in it: a method keeps them in evaluation.
+
+    Args:
+        method: Trained, with its backbone.
+        exclusive: Whether exactly one label holds: softmax in place of sigmoid.
+        maps: Return the method's region logits too, as "map_sight" and so on.
+    """
+
+    def __init__(self, method: Method, *, exclusive: bool, maps: bool) -> None:
+        super().__init__()
+        self.method, self.exclusive, self.maps = method.eval(), exclusive, maps
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Outputs "probabilities" and "logits" (B, K), and maps (B, K, H, W), of pixels (B, 3, S, S)."""
+        features = self.method.backbone.features(pixels, self.method.needs)
+        output = self.method(features, maps=self.maps)
+        logits = output.logits.float()
+        probabilities = logits.softmax(dim=1) if self.exclusive else logits.sigmoid()
+        named = {"probabilities": probabilities, "logits": logits}
+        return named | {MAP_PREFIX + name: value.float() for name, value in output.maps.items()}
+
+
+class FeatureGraph(nn.Module):
+    """A backbone's frozen features as one module, for the feature cache."""
+
+    def __init__(self, backbone: Backbone, names: Iterable[FeatureName]) -> None:
+        super().__init__()
+        self.backbone, self.names = backbone, tuple(names)
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """The named features of pixels (B, 3, S, S)."""
+        return self.backbone.features(pixels, self.names)
+
+
+def map_names(method: Method) -> list[str]:
+    """Names of the evidence maps that a method gives."""
+    with torch.no_grad():
+        features = method.backbone.features(torch.from_numpy(example_pixels(method.backbone)), method.needs)
+        return list(method(features, maps=True).maps)
+
+
+def example_pixels(backbone: Backbone, batch: int = 2) -> npt.NDArray[np.float32]:
+    """A batch of noise (B, 3, S, S) to trace or shape a graph with; always the same."""
+    size = backbone.image_size
+    return np.random.default_rng(0).standard_normal((batch, 3, size, size)).astype(np.float32)

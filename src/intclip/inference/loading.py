@@ -1,0 +1,246 @@
+"""`intclip.load`: from a name, a bundle, an exported file or a hub repository to a `Predictor`."""
+
+import difflib
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from intclip.errors import BundleError, CheckpointError, IntclipError
+from intclip.inference.bundle import JSON_FILE, WEIGHTS_FILE, Bundle, load_bundle
+from intclip.inference.card import ModelCard
+from intclip.inference.engines import Precision, choose_engine
+from intclip.inference.exported import SUFFIXES, GraphFormat, open_graph
+from intclip.inference.graph_cache import cache_home, cached_graph, graph_key, keep_graph, weights_identity
+from intclip.inference.predictor import Predictor
+from intclip.labels.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from intclip.methods.base import Method
+
+ZERO_SHOT = "zero-shot"
+ZERO_SHOT_THRESHOLD = 0.5
+"""The zero-shot method places p = 0.5 where a label begins to stand out from ordinary photos."""
+BUNDLES = Path(__file__).parents[1] / "bundles"
+SHORT_NAMES = {"proxy": "proxy-lite"}
+"""Spec to the folder of a bundle inside the package."""
+HUB = "hf://"
+POSTS_FILE = "posts.json"
+"""Marks the folder of a model of posts; see `post_bundle`, which is not imported for anything else."""
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model that was resolved and not yet built.
+
+    Attributes:
+        name: What the user asked for.
+        method_name: The method's name.
+        thresholds: One, or K.
+        identity: What its numbers depend on, as plain data: the key of its cached graph.
+        build: Makes the torch method.
+    """
+
+    name: str
+    method_name: str
+    thresholds: Any
+    identity: dict[str, Any]
+    build: "Callable[[], Method]"
+
+
+def load(
+    spec: str | os.PathLike[str] = "lite",
+    *,
+    taxonomy: str | os.PathLike[str] | Taxonomy | None = None,
+    engine: str = "auto",
+    device: str = "auto",
+    precision: Precision = "f32",
+    sentences: str = "11-15",
+    checkpoint: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+) -> Predictor:
+    """Load a model.
+
+    Args:
+        spec: "lite" (embedded, offline, zero-shot); "zero-shot:NAME" with a backbone such as RN101; "proxy" (the
+            trained bundle inside the package); the folder of a bundle, or of a model of posts (`intclip fit`); an
+            exported file (*.onnx, *.xml); "hf://owner/name", a bundle on the Hugging Face hub, "@revision" appended or
+            not.
+        taxonomy: For zero-shot models: a built-in name, a YAML file, or a `Taxonomy`; Intentonomy by default. A trained
+            model brings its own.
+        engine: "auto" (a GPU by torch; on a CPU OpenVINO where it is installed, else torch), "torch", "openvino",
+            "onnx".
+        device: "auto", "cpu", "cuda", "mps"; other than the CPU only by torch.
+        precision: "f32" is exact; "bf16" and "f16" where the machine has them.
+        sentences: For zero-shot models: which words of a label; see `Taxonomy.sentences`.
+        checkpoint: The backbone's weights file, where it is not the registry's own.
+        threads: Threads to compute with; all cores by default.
+
+    Raises:
+        IntclipError: One line says what is missing or wrong, and how to mend it.
+
+    Example:
+        >>> intclip.load("lite").predict("photo.jpg")[0].labels  # doctest: +SKIP
+    """
+    text = os.fspath(spec)
+    path = Path(text)
+    if path.suffix in SUFFIXES:
+        _refuse_taxonomy(text, taxonomy)
+        return _load_exported(path, engine, device, precision, threads)
+    if (path / POSTS_FILE).is_file():
+        return _load_posts(text, taxonomy, engine, device)
+    if text == "lite" or text.startswith(ZERO_SHOT):
+        model = _zero_shot(text, taxonomy, sentences, checkpoint)
+    else:
+        _refuse_taxonomy(text, taxonomy)
+        model = _bundle_model(text, load_bundle(bundle_path(text)), checkpoint)
+    name = choose_engine(engine, device)
+    if name == "torch":
+        method = model.build()
+        card = _card(model, method)
+        return Predictor(card, engine=name, build=_once(method, model.build), precision=precision, device=device)
+    return _load_graph(model, name, precision, threads)
+
+
+def _load_posts(spec: str, taxonomy: object, engine: str, device: str) -> Predictor:
+    from intclip.inference.post_bundle import load_post_bundle
+    from intclip.inference.post_predictor import PostPredictor
+
+    _refuse_taxonomy(spec, taxonomy)
+    if engine not in ("auto", "torch") or device not in ("auto", "cpu"):
+        raise IntclipError(f"{spec} is a model of posts and runs in torch on the CPU; leave engine and device at auto")
+    return PostPredictor(load_post_bundle(spec), name=spec)
+
+
+def _load_exported(path: Path, engine: str, device: str, precision: Precision, threads: int | None) -> Predictor:
+    graph = open_graph(path)
+    if engine not in ("auto", graph.format) or device not in ("auto", "cpu"):
+        raise IntclipError(f"{path} runs in engine {graph.format!r} on the CPU; leave engine and device at auto")
+    return Predictor(graph.card, engine=graph.format, graph=graph, precision=precision, threads=threads)
+
+
+def _load_graph(model: _Model, format: GraphFormat, precision: Precision, threads: int | None) -> Predictor:
+    """The model's graph from the cache, else converted now and kept there. Only the second needs torch."""
+    key = graph_key(model=model.name, **model.identity)
+    graph = cached_graph(key, format)
+    if graph is None:
+        from intclip.inference.export import build_graph
+
+        method = model.build()
+        card = _card(model, method)
+        graph = build_graph(method, card, format, maps=bool(card.maps))
+        # From the file, as every later load: the same graph from memory may compute with other last bits.
+        graph = keep_graph(key, graph)
+    return Predictor(graph.card, engine=format, graph=graph, build=model.build, precision=precision, threads=threads)
+
+
+def _zero_shot(
+    spec: str,
+    taxonomy: str | os.PathLike[str] | Taxonomy | None,
+    sentences: str,
+    checkpoint: str | os.PathLike[str] | None,
+) -> _Model:
+    backbone = "lite" if spec in ("lite", ZERO_SHOT) else spec.removeprefix(f"{ZERO_SHOT}:")
+    labels = _read_taxonomy("intentonomy" if taxonomy is None else taxonomy)
+
+    def build() -> "Method":
+        from intclip.backbones import load_backbone
+        from intclip.methods.registry import build_method
+
+        return build_method(
+            "zero_shot",
+            load_backbone(backbone, checkpoint=checkpoint),
+            labels,
+            {"sentence_form": sentences},
+        )
+
+    identity = {
+        "method": "zero_shot",
+        "sentences": labels.sentences(sentences),
+        "backbone": backbone,
+        "weights": weights_identity(backbone, checkpoint),
+        "taxonomy": labels.to_dict(),
+    }
+    return _Model(spec, "zero_shot", ZERO_SHOT_THRESHOLD, identity, build)
+
+
+def _bundle_model(spec: str, bundle: Bundle, checkpoint: str | os.PathLike[str] | None) -> _Model:
+    info = bundle.info
+    identity = {
+        "bundle": hashlib.sha256((bundle.path / JSON_FILE).read_bytes()).hexdigest(),
+        "weights": weights_identity(info.backbone.name, checkpoint),
+    }
+    return _Model(spec, info.method.name, info.thresholds, identity, lambda: bundle.build_method(checkpoint))
+
+
+def bundle_path(spec: str) -> Path:
+    """Where the bundle of a spec lies; hub repositories are downloaded.
+
+    Raises:
+        IntclipError: It is no name, no folder and no repository.
+    """
+    if spec.startswith(HUB):
+        return _fetch_bundle(spec)
+    name = SHORT_NAMES.get(spec, spec)
+    if (inside := BUNDLES / name).is_dir() and os.sep not in name and name not in ("", ".", ".."):
+        return inside
+    path = Path(spec)
+    if path.exists():
+        # The directory of a training run holds its bundle under this name.
+        return path / "bundle" if (path / "bundle" / JSON_FILE).is_file() else path
+    known = ["lite", f"{ZERO_SHOT}:RN101", *sorted(SHORT_NAMES)]
+    near = difflib.get_close_matches(spec, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"give a bundle's folder, or one of: {', '.join(known)}"
+    raise IntclipError(f"no model {spec!r}: {hint}")
+
+
+def _fetch_bundle(spec: str) -> Path:
+    """A bundle of the hub as plain files in the cache folder.
+
+    The hub's own cache is made of links, which a bundle must not be; so the two files are copied out of it.
+    """
+    from intclip.backbones import hub
+    from intclip.files import atomic_directory
+
+    repo, revision = hub.parse(hub.PREFIX + spec.removeprefix(HUB))
+    try:
+        found = [hub.fetch(hub.HubFile(repo, name, revision)) for name in (JSON_FILE, WEIGHTS_FILE)]
+    except CheckpointError as error:
+        raise BundleError(
+            f"cannot fetch the bundle {spec}: {str(error).partition(';')[0]}; "
+            "or fetch its folder on a machine with a network and load that"
+        ) from error
+    home = cache_home() or Path(found[0]).parent
+    folder = home / "bundles" / f"{repo.replace('/', '--')}-{found[0].parent.name[:12]}"
+    if not folder.is_dir():
+        with atomic_directory(folder) as partial:
+            for file, name in zip(found, (JSON_FILE, WEIGHTS_FILE), strict=True):
+                (partial / name).write_bytes(file.read_bytes())
+    return folder
+
+
+def _card(model: _Model, method: "Method") -> ModelCard:
+    from intclip.inference.export import make_card
+
+    return make_card(method, model=model.name, method_name=model.method_name, thresholds=model.thresholds)
+
+
+def _once(method: "Method", build: "Callable[[], Method]") -> "Callable[[], Method]":
+    """The method that was built already, the first time; then new ones."""
+    kept = [method]
+    return lambda: kept.pop() if kept else build()
+
+
+def _refuse_taxonomy(spec: str, taxonomy: object) -> None:
+    if taxonomy is not None:
+        raise IntclipError(f"{spec} brings its own labels; a taxonomy is for zero-shot models: lite, zero-shot:NAME")
+
+
+def _read_taxonomy(taxonomy: str | os.PathLike[str] | Taxonomy) -> Taxonomy:
+    if isinstance(taxonomy, Taxonomy):
+        return taxonomy
+    from intclip.labels import load_taxonomy
+
+    return load_taxonomy(taxonomy)

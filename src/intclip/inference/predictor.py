@@ -1,0 +1,300 @@
+"""A model ready for photos: predict, explain, export, quantise."""
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from intclip.data.images import ImageInput, describe, read_image
+from intclip.errors import IntclipError
+from intclip.inference.card import MAP_PREFIX, ModelCard
+from intclip.inference.engines import Engine, EngineName, Precision
+from intclip.inference.exported import Graph, check_format, check_suffix
+from intclip.inference.pipeline import expand, score
+from intclip.inference.prediction import Prediction
+
+if TYPE_CHECKING:
+    from intclip.explain.evidence import Evidence
+    from intclip.methods.base import Method
+
+Thresholds = float | Mapping[str, float] | Sequence[float] | npt.NDArray[np.floating[Any]]
+"""One for all labels, K of them, or some by name (the others keep the model's own)."""
+Texts = str | Iterable[str | None]
+"""Words of posts, one text each; None or blank where a post has none."""
+Images = ImageInput | Iterable[ImageInput | None]
+"""Photos; None where a post has none, which only a model of posts reads."""
+
+
+class Predictor:
+    """Intents of photos; made by `intclip.load`.
+
+    It may be shared by threads: the engine computes one batch at a time.
+
+    Args:
+        card: Labels, preprocessing, thresholds.
+        engine: Which library computes.
+        graph: The converted model; None for torch.
+        build: Makes the torch method; None for a model that was loaded from an exported file.
+        precision: Arithmetic of the engine.
+        device: For torch.
+        threads: Threads the engine computes with; all cores by default.
+
+    Attributes:
+        card: See above.
+        taxonomy: The K labels and their hierarchy.
+        thresholds: (K,) float32, one a label.
+    """
+
+    def __init__(
+        self,
+        card: ModelCard,
+        *,
+        engine: EngineName,
+        graph: Graph | None = None,
+        build: "Callable[[], Method] | None" = None,
+        precision: Precision = "f32",
+        device: str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        self.card = card
+        self.taxonomy = card.read_taxonomy()
+        self.thresholds = card.threshold_array()
+        self.engine_name: EngineName = engine
+        self._graph, self._build = graph, build
+        self._precision, self._device, self._threads = precision, device, threads
+        self._engines: dict[bool, Engine] = {}
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        labels = f"{len(self.taxonomy.names)} labels of {self.taxonomy.name}"
+        return f"<Predictor {self.card.model}: {labels}, {self.engine_name}>"
+
+    def predict(
+        self,
+        images: Images | None = None,
+        *,
+        texts: Texts | None = None,
+        batch_size: int = 32,
+        thresholds: Thresholds | None = None,
+        errors: Literal["raise", "collect"] = "raise",
+        workers: int | None = None,
+    ) -> list[Prediction]:
+        """Predictions of photos, in order.
+
+        A photo alone and the same photo in a batch agree within 1e-5 (f32).
+
+        Args:
+            images: Paths, PIL images, uint8 arrays (H, W, 3), encoded bytes; folders and glob patterns stand for the
+                photos in them. One photo gives a list of one.
+            texts: The posts' words, for a model of posts (`intclip fit`); this one reads photos alone.
+            batch_size: Photos that the engine takes at once.
+            thresholds: In place of the model's own.
+            errors: "raise" stops at the first photo that cannot be read; "collect" gives it a `Prediction` with an
+                `error`.
+            workers: Threads that decode; as many as there are usable cores by default.
+
+        Raises:
+            ImageError: A photo cannot be read; the message names it.
+            IntclipError: There are texts, or no photos.
+        """
+        return list(
+            self.predict_iter(
+                images, texts=texts, batch_size=batch_size, thresholds=thresholds, errors=errors, workers=workers
+            )
+        )
+
+    def predict_iter(
+        self,
+        images: Images | None = None,
+        *,
+        texts: Texts | None = None,
+        batch_size: int = 32,
+        thresholds: Thresholds | None = None,
+        errors: Literal["raise", "collect"] = "raise",
+        workers: int | None = None,
+    ) -> Iterator[Prediction]:
+        """`predict` as a stream: any number of photos in bounded memory, from any iterable, read as it goes."""
+        if errors not in ("raise", "collect"):
+            raise ValueError(f"errors must be 'raise' or 'collect', not {errors!r}")
+        if texts is not None:
+            raise IntclipError(
+                f"{self.card.model} reads photos alone; `intclip fit` makes a model that reads words too"
+            )
+        levels = self.resolve_thresholds(thresholds)
+        unknown = np.full(len(self.taxonomy.names), np.nan, dtype=np.float32)
+        photos = score(
+            expand(_photos(images)), self.card.preprocessing, self.engine(), batch_size=batch_size, workers=workers
+        )
+        for photo in photos:
+            if photo.error is not None:
+                if errors == "raise":
+                    raise photo.error
+                yield Prediction(unknown.copy(), levels, self.taxonomy, photo.source, str(photo.error))
+            else:
+                yield Prediction(photo.outputs["probabilities"].copy(), levels, self.taxonomy, photo.source)
+
+    def predict_pixels(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Probabilities (B, K) of normalised pixels (B, 3, S, S): the engine alone, for servers and batch jobs."""
+        return self.engine()(pixels)["probabilities"].astype(np.float32, copy=False)
+
+    def explain(self, image: ImageInput, label: str) -> "Evidence":
+        """Where in a photo a label's evidence lies: the model's own region logits, one forward pass.
+
+        Args:
+            image: As `predict` takes it.
+            label: Name or alias of a label.
+
+        Raises:
+            ImageError: The photo cannot be read.
+            TaxonomyError: There is no such label; the nearest ones are named.
+            IntclipError: The method, or the exported file, has no maps.
+        """
+        from intclip.data.loading import DRAFT_FACTOR, normalize_into
+        from intclip.explain.evidence import make_evidence
+
+        index = self.taxonomy.index(label)
+        preprocess = self.card.preprocessing
+        engine = self.engine(maps=True)
+        photo = read_image(image, min_side=DRAFT_FACTOR * preprocess.size)
+        pixels = np.empty((1, 3, preprocess.size, preprocess.size), dtype=np.float32)
+        normalize_into(pixels[0], preprocess.resize(photo), preprocess)
+        outputs = engine(pixels)
+        regions = {
+            name.removeprefix(MAP_PREFIX): values[0, index]
+            for name, values in outputs.items()
+            if name.startswith(MAP_PREFIX)
+        }
+        return make_evidence(
+            self.taxonomy.names[index],
+            float(outputs["probabilities"][0, index]),
+            regions,
+            size=preprocess.size,
+            # The decoder may have halved the photo; the box is told in the pixels of the whole one.
+            box=preprocess.source_box(read_image(image).size),
+            source=describe(image),
+        )
+
+    def export(
+        self, path: str | os.PathLike[str], format: Literal["onnx", "openvino"] = "onnx", *, maps: bool = False
+    ) -> Path:
+        """Write the model as a file that runs without intclip, with labels, preprocessing and thresholds inside.
+
+        Args:
+            path: *.onnx, or *.xml for OpenVINO (its weights go into the .bin beside it).
+            format: "onnx" or "openvino".
+            maps: Keep the evidence maps among the outputs.
+
+        Raises:
+            IntclipError: Wrong suffix, or the model is only there in the other format.
+            StorageError: The file cannot be written.
+        """
+        wanted = check_format(format)
+        check_suffix(path, wanted)
+        graph = self._graph
+        if graph is None or graph.format != wanted or (wanted == "onnx" and graph.has_maps != maps):
+            if self.card.arithmetic == "int8":
+                raise IntclipError("an int8 model exports in the format it was quantised in: openvino")
+            from intclip.inference.export import build_graph
+
+            graph = build_graph(self.method(), self.card, wanted, maps=maps and bool(self.card.maps))
+        return graph.save(path, maps=maps)
+
+    def quantize(self, photos: ImageInput | Iterable[ImageInput], *, limit: int = 300) -> "Predictor":
+        """The same model in int8 (OpenVINO), its ranges measured on some of the user's photos.
+
+        Args:
+            photos: As for `predict`; some hundred typical ones.
+            limit: How many of them are used.
+
+        Raises:
+            ImageError: A photo cannot be read, or there are none.
+            MissingExtraError: OpenVINO or nncf is not installed.
+        """
+        from intclip.inference.quantization import quantize_graph
+
+        graph = self._graph
+        if graph is None or graph.format != "openvino":
+            from intclip.inference.export import build_graph
+
+            graph = build_graph(self.method(), self.card, "openvino", maps=bool(self.card.maps))
+        quantized = quantize_graph(graph, expand(photos), limit=limit)
+        return Predictor(quantized.card, engine="openvino", graph=quantized, threads=self._threads)
+
+    def method(self) -> "Method":
+        """The torch method behind the model, built anew: for evaluation, and what engines cannot do.
+
+        Raises:
+            IntclipError: The model was loaded from an exported file, which holds no torch method.
+        """
+        if self._build is None:
+            raise IntclipError(
+                f"{self.card.model} is an exported graph; load the bundle or backbone it came from for this"
+            )
+        return self._build()
+
+    def engine(self, *, maps: bool = False) -> Engine:
+        """The compiled model, made at first use.
+
+        Args:
+            maps: With the evidence maps among its outputs.
+
+        Raises:
+            IntclipError: Maps are asked for and there are none.
+        """
+        with self._lock:
+            if maps not in self._engines:
+                if maps:
+                    self._check_maps()
+                self._engines[maps] = self._make_engine(maps)
+            return self._engines[maps]
+
+    def resolve_thresholds(self, thresholds: Thresholds | None) -> npt.NDArray[np.float32]:
+        """Thresholds (K,) from what a caller gives; see `Thresholds`.
+
+        Raises:
+            IntclipError: Not one or K of them, or outside [0, 1].
+            TaxonomyError: A name is no label.
+        """
+        levels = self.thresholds.copy()
+        if thresholds is None:
+            return levels
+        if isinstance(thresholds, Mapping):
+            for name, value in thresholds.items():
+                levels[self.taxonomy.index(name)] = value
+        else:
+            given = np.asarray(thresholds, dtype=np.float32)
+            if given.shape not in ((), levels.shape):
+                raise IntclipError(f"give one threshold or {len(levels)}, one a label; got shape {given.shape}")
+            levels[:] = given
+        if not np.all((levels >= 0) & (levels <= 1)):
+            raise IntclipError("thresholds are probabilities: they lie in [0, 1]")
+        return levels
+
+    def _make_engine(self, maps: bool) -> Engine:
+        outputs = ["probabilities", "logits"]
+        if maps:
+            outputs += [MAP_PREFIX + name for name in self.card.maps]
+        if self._graph is not None:
+            return self._graph.engine(tuple(outputs), precision=self._precision, threads=self._threads)
+        from intclip.inference.engines import TorchEngine
+        from intclip.inference.graph import PhotoGraph
+
+        module = PhotoGraph(self.method(), exclusive=self.taxonomy.exclusive, maps=maps)
+        return TorchEngine(module, device=self._device, precision=self._precision, outputs=outputs)
+
+    def _check_maps(self) -> None:
+        if not self.card.maps:
+            raise IntclipError(f"method {self.card.method} has no evidence maps; take one with regions, such as lite")
+        if self._graph is not None and not self._graph.has_maps:
+            raise IntclipError(f"{self.card.model} was exported without evidence maps; export it again with maps")
+
+
+def _photos(images: Images | None) -> ImageInput | Iterable[ImageInput]:
+    """Photos of a model that reads nothing else: an empty place is left to the reader, who names it."""
+    if images is None:
+        raise IntclipError("give photos")
+    return images  # type: ignore[return-value]

@@ -1,0 +1,100 @@
+"""Predictions as tables: JSON, CSV and Parquet, written as they come, one row a photo."""
+
+import contextlib
+import csv
+import json
+import os
+from collections.abc import Iterator, Sequence
+from typing import IO, Any, Protocol
+
+from intclip.extras import require
+from intclip.files import atomic_path
+from intclip.inference.prediction import Prediction
+
+FIXED_COLUMNS = ("source", "error", "labels")
+"""Columns before the K columns of probabilities; `labels` are those at or above their thresholds."""
+LABEL_SEPARATOR = "; "
+_ROWS_A_GROUP = 2048
+
+
+class Writer(Protocol):
+    """Takes predictions one by one."""
+
+    def __call__(self, prediction: Prediction) -> None:
+        """Write one row."""
+        ...
+
+
+def as_row(prediction: Prediction, level: str | None = None) -> dict[str, Any]:
+    """One prediction as JSON values: source, error, labels, scores.
+
+    Args:
+        prediction: Of one photo.
+        level: Read the scores at this level of the taxonomy; labels stay as they are.
+    """
+    row = prediction.to_dict()
+    if level is not None and prediction.error is None:
+        row["scores"] = prediction.level(level)
+    return row
+
+
+@contextlib.contextmanager
+def json_writer(stream: IO[str], level: str | None = None) -> Iterator[Writer]:
+    """One JSON array of `as_row` objects, one a line, whatever their number."""
+    count = 0
+
+    def write(prediction: Prediction) -> None:
+        nonlocal count
+        text = json.dumps(as_row(prediction, level), ensure_ascii=False)
+        stream.write((",\n" if count else "[\n") + text)
+        count += 1
+
+    yield write
+    stream.write("\n]\n" if count else "[]\n")
+
+
+@contextlib.contextmanager
+def csv_writer(path: str | os.PathLike[str], names: Sequence[str], level: str | None = None) -> Iterator[Writer]:
+    """A CSV file, whole or not at all: `FIXED_COLUMNS`, then one column a name.
+
+    Args:
+        path: The file.
+        names: The label names, or those of the level.
+        level: See `as_row`.
+    """
+    with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream)
+        table.writerow([*FIXED_COLUMNS, *names])
+
+        def write(prediction: Prediction) -> None:
+            row = as_row(prediction, level)
+            scores = row["scores"] or {}
+            cells = [f"{scores[name]:.6g}" if name in scores else "" for name in names]
+            table.writerow([row["source"], row["error"] or "", LABEL_SEPARATOR.join(row["labels"]), *cells])
+
+        yield write
+
+
+@contextlib.contextmanager
+def parquet_writer(path: str | os.PathLike[str], names: Sequence[str], level: str | None = None) -> Iterator[Writer]:
+    """A Parquet file, whole or not at all: columns as in CSV, labels as a list of strings; arguments as there."""
+    arrow = require("pyarrow", "core")
+    parquet = require("pyarrow.parquet", "core")
+    fields = [("source", arrow.string()), ("error", arrow.string()), ("labels", arrow.list_(arrow.string()))]
+    schema = arrow.schema([*fields, *((name, arrow.float32()) for name in names)])
+    with atomic_path(path) as partial, parquet.ParquetWriter(partial, schema, compression="zstd") as table:
+        rows: list[dict[str, Any]] = []
+
+        def flush() -> None:
+            table.write_table(arrow.Table.from_pylist(rows, schema=schema))
+            rows.clear()
+
+        def write(prediction: Prediction) -> None:
+            row = as_row(prediction, level)
+            scores = row.pop("scores") or {}
+            rows.append(row | {name: scores.get(name) for name in names})
+            if len(rows) >= _ROWS_A_GROUP:
+                flush()
+
+        yield write
+        flush()

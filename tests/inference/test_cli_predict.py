@@ -1,0 +1,198 @@
+"""The command line: exit codes, what is printed and what is written, nothing half."""
+
+import csv
+import json
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from PIL import Image
+from tiny_models import reference_probabilities
+
+from fakes import tiny_taxonomy
+
+NAMES = list(tiny_taxonomy().names)
+
+
+@pytest.fixture(scope="module")
+def exported(bundle_path, tmp_path_factory):
+    """The bundle as an OpenVINO file with maps: the fastest model to load."""
+    import intclip
+    from fakes import TinyBackbone
+    from intclip.backbones import registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.BUILDERS, "tiny", lambda name, checkpoint, split: TinyBackbone())
+        patch.setenv("INTCLIP_CACHE", "off")
+        model = intclip.load(bundle_path, engine="openvino")
+        return model.export(tmp_path_factory.mktemp("cli") / "tiny.xml", "openvino", maps=True)
+
+
+@pytest.fixture
+def mixed(photos, tmp_path):
+    """Two good photos, then a text that claims to be one, then a good one."""
+    text = tmp_path / "text.jpg"
+    text.write_text("hello")
+    return [photos[0], photos[1], text, photos[2]]
+
+
+def test_table(cli, exported, photos):
+    code, out, err = cli("predict", *photos[:2], "-m", exported, "--top", 3)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert len(lines) == 2 * (1 + 3)
+    assert lines[0] == str(photos[0])
+    expected = reference_probabilities(photos[:1])[0]
+    best = int(expected.argmax())
+    assert lines[1].split()[1] == f"{expected[best]:.3f}"
+    assert lines[1].endswith(NAMES[best])
+    assert lines[1].lstrip().startswith("●" if expected[best] >= 0.52 else "○")
+
+
+def test_json_is_one_array_with_the_reference_s_numbers(cli, exported, photos):
+    code, out, _ = cli("predict", photos[0].parent, "-m", exported, "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert [row["source"] for row in rows] == [str(path) for path in photos]
+    scores = [[row["scores"][name] for name in NAMES] for row in rows]
+    np.testing.assert_allclose(scores, reference_probabilities(photos), atol=1e-5, rtol=0)
+    assert all(row["error"] is None for row in rows)
+
+
+def test_csv_and_parquet_say_the_same(cli, exported, photos, tmp_path):
+    table, frame = tmp_path / "out.csv", tmp_path / "out.parquet"
+    code, out, _ = cli("predict", *photos, "-m", exported, "--csv", table, "--parquet", frame)
+    assert (code, out) == (0, "")
+    with table.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    columns = pyarrow.parquet.read_table(frame).to_pydict()
+    assert list(rows[0]) == list(columns) == ["source", "error", "labels", *NAMES]
+    assert [row["labels"] for row in rows] == ["; ".join(labels) for labels in columns["labels"]]
+    expected = reference_probabilities(photos)
+    for k, name in enumerate(NAMES):
+        np.testing.assert_allclose(columns[name], expected[:, k], atol=1e-5)
+        np.testing.assert_allclose([float(row[name]) for row in rows], expected[:, k], atol=2e-5)
+
+
+def test_level_and_threshold(cli, exported, photos):
+    _, out, _ = cli("predict", photos[0], "-m", exported, "--json", "--level", "group", "--threshold", 0)
+    (row,) = json.loads(out)
+    expected = reference_probabilities(photos[:1])[0]
+    assert row["scores"] == pytest.approx(
+        {"group 0": expected[[0, 2, 4]].max(), "group 1": expected[[1, 3]].max()}, abs=1e-5
+    )
+    assert row["labels"] == NAMES
+    _, out, _ = cli("predict", photos[0], "-m", exported, "--level", "group", "--threshold", 1)
+    assert out.count("group") == 2
+    assert "●" not in out
+
+
+def test_bad_photos_are_listed_and_the_others_done(cli, exported, mixed, tmp_path):
+    table = tmp_path / "out.csv"
+    code, out, err = cli("predict", *mixed, "-m", exported, "--json", "--csv", table)
+    assert code == 2
+    assert err.splitlines()[0] == "could not be read:"
+    assert "text.jpg" in err.splitlines()[1]
+    assert err.splitlines()[-1] == "intclip: 1 of 4 photos could not be read; all others are done"
+    rows = json.loads(out)
+    assert [row["error"] is None for row in rows] == [True, True, False, True]
+    assert len(table.read_text().splitlines()) == 5
+
+
+def test_many_bad_photos_are_counted_not_all_listed(cli, exported, tmp_path):
+    for i in range(25):
+        (tmp_path / f"{i:02d}.jpg").write_text("x")
+    code, _, err = cli("predict", tmp_path, "-m", exported)
+    assert code == 2
+    assert len(err.splitlines()) == 1 + 20 + 1 + 1
+    assert "and 5 more" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "gone.jpg"], "gone.jpg"),
+        (["predict", "EMPTY"], "no photos in folder"),
+        (["predict", "PHOTO", "-m", "gone"], "no model 'gone'"),
+        (["predict", "PHOTO", "-m", "gone.onnx"], "no such exported model"),
+        (["predict", "PHOTO", "-m", "MODEL", "--level", "family"], "family"),
+        (["predict", "PHOTO", "-m", "MODEL", "--taxonomy", "emotions"], "brings its own labels"),
+        (["predict", "PHOTO", "-m", "MODEL", "--engine", "torch"], "engine"),
+        (["predict", "PHOTO", "--taxonomy", "gone.yaml"], "gone.yaml"),
+        (["predict", "PHOTO", "--sentences", "100"], "100"),
+        (["predict", "PHOTO", "--threshold", "2"], "threshold"),
+        (["predict", "PHOTO", "--precision", "f8"], "precision"),
+        (["predict", "PHOTO", "-m", "MODEL", "--csv", "/proc/nowhere/x.csv"], "cannot write"),
+        (["predict", "PHOTO", "-m", "MODEL", "--parquet", "/proc/nowhere/x.parquet"], "cannot write"),
+        (["predict"], "photos"),
+        (["explain", "gone.jpg", "--label", "x"], "gone.jpg"),
+        (["explain", "PHOTO", "-m", "MODEL", "--label", "klass 1"], "did you mean 'class 1'"),
+        (["explain", "PHOTO", "-m", "MODEL", "--out", "x.gif"], "x.gif"),
+        (["export", "MODEL", "--out", "x.bin"], "x.bin"),
+        (["export", "MODEL", "--out", "x.xml", "--format", "onnx"], "x.xml"),
+        (["export", "MODEL", "--out", "x.onnx"], "exported graph"),
+        (["export", "MODEL", "--out", "x.xml", "--int8"], "--calibrate"),
+        (["export", "gone", "--out", "x.onnx"], "no model 'gone'"),
+        (["export", "MODEL"], "--out"),
+        (["predikt", "PHOTO"], "predikt"),
+    ],
+)
+def test_wrong_input_is_one_line_and_code_2(cli, exported, photos, tmp_path, monkeypatch, arguments, message):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    places = {"PHOTO": str(photos[0]), "MODEL": str(exported), "EMPTY": str(tmp_path / "empty")}
+    code, out, err = cli(*(places.get(argument, argument) for argument in arguments))
+    assert code == 2
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert err.startswith("intclip: ")
+    assert message in err
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"], "nothing half-written"
+
+
+def test_explain_writes_an_overlay(cli, exported, photos, tmp_path):
+    target = tmp_path / "overlay.png"
+    code, out, err = cli("explain", photos[3], "-m", exported, "--label", "CLASS 2", "--out", target)
+    assert (code, err) == (0, "")
+    assert out.startswith("class 2: ")
+    with Image.open(target) as drawn, Image.open(photos[3]) as photo:
+        assert drawn.size == photo.size
+        # What lies outside the middle square is dimmed; the square is not.
+        before, after = np.asarray(photo.convert("RGB"), float), np.asarray(drawn.convert("RGB"), float)
+    assert after[:, :15].mean() < 0.6 * before[:, :15].mean()
+    assert not np.array_equal(after[:, 40:160], before[:, 40:160])
+
+
+def test_explain_takes_the_most_probable_label_by_default(cli, exported, photos, tmp_path):
+    code, out, _ = cli("explain", photos[0], "-m", exported, "--out", tmp_path / "o.jpg", "--json", "--branch", "sight")
+    found = json.loads(out)
+    assert code == 0
+    assert found["label"] == NAMES[int(reference_probabilities(photos[:1])[0].argmax())]
+    assert sorted(found["branches"]) == ["fused", "semantic", "sight"]
+    assert (tmp_path / "o.jpg").is_file()
+
+
+def test_export_with_int8(cli, bundle_path, photos, tmp_path):
+    target = tmp_path / "int8.xml"
+    code, out, err = cli("export", bundle_path, "--out", target, "--int8", "--calibrate", photos[0].parent)
+    assert (code, err) == (0, "")
+    assert "int8, 5 labels" in out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["int8.bin", "int8.xml"]
+    code, out, _ = cli("predict", *photos, "-m", target, "--json")
+    scores = [[row["scores"][name] for name in NAMES] for row in json.loads(out)]
+    assert np.abs(scores - reference_probabilities(photos)).max() < 0.1
+
+
+def test_interrupted_work_leaves_no_table(cli, exported, photos, tmp_path, monkeypatch):
+    """Ctrl-C in the middle: exit code 130 and no file."""
+    from intclip.inference.predictor import Predictor
+
+    def interrupted(self, *arguments, **options):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(Predictor, "predict_iter", interrupted)
+    code, _, err = cli("predict", *photos, "-m", exported, "--csv", tmp_path / "out.csv")
+    assert code == 130
+    assert err == "intclip: interrupted\n"
+    assert list(tmp_path.iterdir()) == []

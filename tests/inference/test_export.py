@@ -1,0 +1,195 @@
+"""Exported files say the same as the model, to whoever reads them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import pytest
+import torch
+from tiny_models import THRESHOLDS, reference_probabilities
+
+import intclip
+from fakes import TinyBackbone, tiny_taxonomy
+from intclip.backbones import registry
+from intclip.errors import BundleError, IntclipError, StorageError
+from intclip.inference.conversion import to_openvino
+from intclip.inference.engines import OpenvinoEngine
+from intclip.inference.graph import PhotoGraph
+from intclip.methods.registry import METHODS, build_method, method_options
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "predict_onnx.py"
+
+
+@pytest.fixture(scope="module")
+def model(bundle_path, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.BUILDERS, "tiny", lambda name, checkpoint, split: TinyBackbone())
+        patch.setenv("INTCLIP_CACHE", str(tmp_path_factory.mktemp("model-cache")))
+        yield intclip.load(bundle_path, engine="openvino")
+
+
+@pytest.fixture(scope="module")
+def files(model, tmp_path_factory):
+    """The model as ONNX and OpenVINO, the latter with its maps."""
+    folder = tmp_path_factory.mktemp("exported")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.BUILDERS, "tiny", lambda name, checkpoint, split: TinyBackbone())
+        return {
+            "onnx": model.export(folder / "model.onnx"),
+            "openvino": model.export(folder / "model.xml", "openvino", maps=True),
+        }
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_a_loaded_export_gives_the_model_s_numbers(files, photos, format, batch_size):
+    exported = intclip.load(files[format])
+    np.testing.assert_array_equal(exported.thresholds, np.float32(THRESHOLDS))
+    assert exported.taxonomy == tiny_taxonomy()
+    found = np.stack([p.probabilities for p in exported.predict(photos, batch_size=batch_size)])
+    np.testing.assert_allclose(found, reference_probabilities(photos), atol=1e-5, rtol=0)
+
+
+def test_the_example_without_intclip_prints_the_same_numbers(files, photos, model, tmp_path):
+    """In a process that cannot import intclip."""
+    run = subprocess.run(
+        [sys.executable, "-I", str(EXAMPLE), str(files["onnx"]), *map(str, photos)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    rows = [json.loads(line) for line in run.stdout.splitlines()]
+    exact = intclip.load(files["onnx"]).predict(photos, batch_size=1)
+    for row, ours, compiled in zip(rows, exact, model.predict(photos), strict=True):
+        assert row["source"] == ours.source
+        assert row["labels"] == ours.labels == compiled.labels
+        assert row["scores"] == ours.scores, "the same file on the same engine: not one bit differs"
+        assert row["scores"] == pytest.approx(compiled.scores, abs=1e-5)
+
+
+def test_the_example_is_short_and_knows_nothing_of_intclip():
+    code = EXAMPLE.read_text()
+    assert len(code.splitlines()) <= 45
+    assert "import intclip" not in code
+
+
+def test_the_card_is_in_the_files(files):
+    session = onnxruntime.InferenceSession(files["onnx"], providers=["CPUExecutionProvider"])
+    cards = [json.loads(session.get_modelmeta().custom_metadata_map["intclip"])]
+    core = openvino.Core().read_model(files["openvino"])
+    cards.append(json.loads(core.get_rt_info("intclip").astype(str)))
+    for card in cards:
+        assert card["labels"] == list(tiny_taxonomy().names)
+        assert card["thresholds"] == pytest.approx(THRESHOLDS)
+        assert card["preprocessing"] == TinyBackbone.preprocess.model_dump(mode="json")
+        assert card["maps"] == ["fused", "sight", "semantic"]
+    assert [port.name for port in session.get_outputs()] == ["probabilities", "logits"]
+    assert session.get_inputs()[0].shape[1:] == [3, 24, 24]
+    assert not isinstance(session.get_inputs()[0].shape[0], int), "the batch is free"
+
+
+def test_maps_are_exported_on_demand(files, photos, model, tmp_path):
+    ours = model.explain(photos[0], "class 2")
+    theirs = intclip.load(files["openvino"]).explain(photos[0], "class 2")
+    np.testing.assert_allclose(theirs.fused, ours.fused, atol=1e-4)
+    with pytest.raises(IntclipError, match="without evidence maps"):
+        intclip.load(files["onnx"]).explain(photos[0], "class 2")
+    plain = model.export(tmp_path / "plain.xml", "openvino")
+    assert len(openvino.Core().read_model(plain).outputs) == 2
+    # The model itself has lost nothing by that.
+    np.testing.assert_array_equal(model.explain(photos[0], "class 2").fused, ours.fused)
+
+
+def test_an_export_can_be_exported_again(files, tmp_path, photos):
+    again = intclip.load(files["openvino"]).export(tmp_path / "again.xml", "openvino")
+    found = np.stack([p.probabilities for p in intclip.load(again).predict(photos)])
+    np.testing.assert_allclose(found, reference_probabilities(photos), atol=1e-5, rtol=0)
+    with pytest.raises(IntclipError, match="exported graph"):
+        intclip.load(files["openvino"]).export(tmp_path / "again.onnx")
+
+
+def test_int8_stays_close_and_says_so(model, photos, tmp_path):
+    quantized = model.quantize(photos)
+    assert quantized.card.arithmetic == "int8"
+    exact = reference_probabilities(photos)
+    found = np.stack([p.probabilities for p in quantized.predict(photos)])
+    assert 0 < np.abs(found - exact).max() < 0.1
+    path = quantized.export(tmp_path / "int8.xml", "openvino")
+    reloaded = intclip.load(path)
+    assert reloaded.card.arithmetic == "int8"
+    np.testing.assert_allclose(np.stack([p.probabilities for p in reloaded.predict(photos)]), found, atol=1e-3)
+    # The float model is as it was.
+    np.testing.assert_allclose(np.stack([p.probabilities for p in model.predict(photos)]), exact, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["x.bin", "x", "x.xml"])
+def test_wrong_suffixes(model, tmp_path, name):
+    with pytest.raises(IntclipError, match=r"\*\.onnx"):
+        model.export(tmp_path / name, "onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_format(model, tmp_path):
+    with pytest.raises(IntclipError, match="onnx or openvino"):
+        model.export(tmp_path / "x.onnx", "tflite")
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_what_cannot_be_written_leaves_nothing(files, format):
+    graph = intclip.load(files[format])._graph
+    target = "/proc/nowhere/x.onnx" if format == "onnx" else "/proc/nowhere/x.xml"
+    with pytest.raises(StorageError, match="cannot write"):
+        graph.save(target, maps=False)
+
+
+def test_files_that_are_no_exports(files, tmp_path):
+    with pytest.raises(BundleError, match="no such exported model"):
+        intclip.load(tmp_path / "gone.onnx")
+    for name in ("noise.onnx", "noise.xml"):
+        (tmp_path / name).write_bytes(b"noise")
+        (tmp_path / name).with_suffix(".bin").write_bytes(b"")
+        with pytest.raises(BundleError, match="not a readable"):
+            intclip.load(tmp_path / name)
+    stranger = onnx.load(files["onnx"])
+    del stranger.metadata_props[:]
+    onnx.save(stranger, tmp_path / "stranger.onnx")
+    with pytest.raises(BundleError, match="did not export it"):
+        intclip.load(tmp_path / "stranger.onnx")
+    lonely = tmp_path / "lonely.xml"
+    lonely.write_bytes(files["openvino"].read_bytes())
+    with pytest.raises(BundleError, match="lost its weights"):
+        intclip.load(lonely)
+
+
+@pytest.mark.parametrize(("key", "value"), [("card_version", 99), ("thresholds", [0.5]), ("labels", []), ("x", 1)])
+def test_damaged_cards(files, tmp_path, key, value):
+    model = onnx.load(files["onnx"])
+    card = json.loads(model.metadata_props[0].value)
+    onnx.helper.set_model_props(model, {"intclip": json.dumps(card | {key: value})})
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(BundleError):
+        intclip.load(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_converts_with_a_free_batch(name):
+    """At batch sizes other than the traced one: no size in a method may be frozen by tracing."""
+    options = {"context_length": 3} if "context_length" in method_options(name).model_fields else {}
+    method = build_method(name, TinyBackbone(), tiny_taxonomy(), options)
+    module = PhotoGraph(method, exclusive=False, maps=True)
+    rng = np.random.default_rng(0)
+    engine = OpenvinoEngine(to_openvino(module, rng.standard_normal((2, 3, 24, 24)).astype(np.float32)))
+    for count in (1, 5):
+        batch = rng.standard_normal((count, 3, 24, 24)).astype(np.float32)
+        with torch.no_grad():
+            expected = module(torch.from_numpy(batch))
+        found = engine(batch)
+        assert found.keys() == expected.keys()
+        for key, values in expected.items():
+            np.testing.assert_allclose(found[key], values.numpy(), atol=1e-4, rtol=1e-4, err_msg=f"{name} {key}")
