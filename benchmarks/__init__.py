@@ -1,0 +1,1 @@
+"""Paired measurements against a plain reference; run each as `python -m benchmarks.NAME` from the repository root."""

@@ -1,0 +1,41 @@
+"""Intents of photos from an exported ONNX file, without intclip: onnxruntime, Pillow and numpy are all it needs.
+
+intclip export lite --out lite.onnx
+python examples/predict_onnx.py lite.onnx photo.jpg …
+"""
+
+import json
+import sys
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+
+def read(path: str, size: int, mean: list[float], std: list[float], interpolation: str, crop: str) -> np.ndarray:
+    """A photo as the model's input (3, S, S): upright, short side to S, the middle square, normalised."""
+    image = Image.open(path)
+    image.draft(None, (2 * size, 2 * size))
+    image = ImageOps.exif_transpose(image).convert("RGB")
+    box = [0.0, 0.0, *map(float, image.size)]
+    if crop == "center":
+        for axis, side in enumerate(image.size):
+            resized = int(size * side / min(image.size))
+            start = round((resized - size) / 2)
+            box[axis], box[axis + 2] = start * side / resized, min((start + size) * side / resized, float(side))
+    image = image.resize((size, size), getattr(Image.Resampling, interpolation.upper()), box=tuple(box))
+    pixels = np.asarray(image, np.float32).transpose(2, 0, 1) / np.float32(255)
+    return (pixels - np.float32(mean)[:, None, None]) / np.float32(std)[:, None, None]
+
+
+if __name__ == "__main__":
+    session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+    card = json.loads(session.get_modelmeta().custom_metadata_map["intclip"])
+    for path in sys.argv[2:]:
+        pixels = read(path, **card["preprocessing"])[None]
+        probabilities = session.run(["probabilities"], {"pixels": pixels})[0][0]
+        scores = dict(zip(card["labels"], probabilities.tolist(), strict=True))
+        labels = [
+            n for n, t in zip(card["labels"], card["thresholds"], strict=True) if np.float32(scores[n]) >= np.float32(t)
+        ]
+        print(json.dumps({"source": path, "labels": labels, "scores": scores}, ensure_ascii=False))

@@ -1,0 +1,5 @@
+"""`python -m intclip.cli`: the same as the `intclip` command."""
+
+from intclip.cli.main import main
+
+main()

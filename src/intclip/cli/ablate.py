@@ -1,0 +1,103 @@
+"""`intclip ablate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def ablate(
+    study: Annotated[
+        str | None, typer.Argument(help="table2 … table6, table-note (loss and branches), or methods (Table 1).")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="What all rows start from: a recipe's name or file.")] = "clean",
+    data_root: Annotated[
+        str | None, typer.Option("--data-root", help="Folder of the dataset; by default inside $INTCLIP_DATA.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The study's directory; ablations/STUDY-RECIPE by default.")] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, parted by commas; every row runs once with each.")] = "0,1,2",
+    jobs: Annotated[int, typer.Option(min=0, help="Runs at once; 0 takes one a core, or one on a GPU.")] = 0,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe for all rows; may be repeated."),
+    ] = None,
+    cache: Annotated[str | None, typer.Option(help="Where frozen features are kept: auto, off, or a folder.")] = None,
+    fine_taxonomy: Annotated[
+        Path | None, typer.Option(help="Taxonomy written by `labels integrate --fine-only`, for the row HCI-FG.")
+    ] = None,
+    keep_bundles: Annotated[bool, typer.Option("--keep-bundles", help="Keep the trained model of every run.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Print the rows and what they change, and leave.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    r"""Run a study of the paper on any dataset and backbone, and set the paper's figures beside ours.
+
+    Every row of the table is trained under every seed. A run that is finished is not run again, one that was
+    interrupted goes on: give the same command again. The study's directory gets STUDY.md, STUDY.csv, STUDY.png and
+    cells/, a training run each.
+
+    \b
+    Examples:
+      intclip ablate --show
+      intclip ablate table4 --data-root intentonomy
+      intclip ablate table2 --recipe proxy-lite --data-root flickr8k --seeds 0,1,2
+      intclip ablate table6 --recipe clean-emotion --data-root EmotionROI
+      intclip ablate methods --recipe proxy-lite --set schedule.epochs=5 --jobs 1
+    """
+    from intclip.cli.common import parse_seeds, shell_command
+    from intclip.cli.train import place_overrides
+    from intclip.data.registry import load_dataset
+    from intclip.errors import RecipeError, TrainingError
+    from intclip.evaluation.ablation import choose_jobs, plan_cells, run_cells
+    from intclip.evaluation.studies import load_study, study_names
+    from intclip.evaluation.tables import collect, describe_protocol, write_tables
+    from intclip.training.recipe import validate_recipe
+    from intclip.training.recipe_file import read_recipe
+
+    if study is None:
+        if not show:
+            raise RecipeError(f"name a study: {', '.join(study_names())}; `intclip ablate --help` tells more")
+        _print_studies(study_names())
+        return
+    if show:
+        _print_studies([study])
+        return
+    chosen_overrides = place_overrides(data_root, cache) + (overrides or [])
+    content = read_recipe(recipe, chosen_overrides)
+    base = validate_recipe(content, recipe)
+    dataset = load_dataset(base.data.name, base.data.root, **base.data.options)
+    chosen = load_study(study, dataset.task)
+    out = out or Path("ablations") / f"{study}-{base.name}"
+    fine = None if fine_taxonomy is None else str(fine_taxonomy)
+    jobs = choose_jobs(jobs, base.train.device)
+    cells = plan_cells(
+        chosen, content, out, parse_seeds(seeds), overrides=chosen_overrides, fine_taxonomy=fine, jobs=jobs
+    )
+    failures = run_cells(cells, jobs=jobs, keep_bundles=keep_bundles)
+    rows = collect(chosen, cells, dataset.name)
+    protocol = describe_protocol(base, dataset, parse_seeds(seeds))
+    paths = write_tables(out, study, chosen, rows, command=shell_command(), protocol=protocol)
+    if as_json:
+        import json
+
+        metrics = chosen.metrics
+        print(json.dumps([{"row": r.name, "paper": r.paper, "ours": {m: r.values(m) for m in metrics}} for r in rows]))
+    else:
+        print(paths[0].read_text(encoding="utf-8"), end="")
+        print(f"\nWritten: {', '.join(map(str, paths))}")
+    if failures:
+        place, reason = next(iter(failures.items()))
+        raise TrainingError(f"{len(failures)} of {len(cells)} runs failed, the first in {place}: {reason}")
+
+
+def _print_studies(names: list[str]) -> None:
+    from intclip.evaluation.ablation import is_run
+    from intclip.evaluation.studies import TABLE6, load_study
+
+    for name in names:
+        for part in TABLE6.values() if name == "table6" else (name,):
+            study = load_study(part)
+            print(f"{part}: {study.title}")
+            for row in study.rows:
+                what = f"recipe {row.recipe}" if row.recipe else f"{row.set or 'the recipe as it is'}"
+                what = what if is_run(row, "given") else "published figures only"
+                print(f"  {row.name}: {what}")

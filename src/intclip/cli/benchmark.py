@@ -1,0 +1,95 @@
+"""`intclip benchmark`: how fast a model is on this machine."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from intclip.cli.predict import Checkpoint, Device, Labels, Precision, PrecisionOption
+
+_COLUMNS = {
+    "load_s": "load s",
+    "photos_per_s": "photos/s",
+    "one_photo_ms": "one photo ms",
+    "from_files_per_s": "from files/s",
+}
+
+
+def benchmark(
+    model: Annotated[str, typer.Argument(help="A model as `predict --model` takes it.")] = "lite",
+    photos: Annotated[
+        list[str] | None, typer.Option("--photos", help="Photos, folders or patterns to read; else JPEGs are made.")
+    ] = None,
+    engines: Annotated[
+        str, typer.Option(help="Engines to compare, with commas; all that are installed by default.")
+    ] = "",
+    taxonomy: Labels = None,
+    checkpoint: Checkpoint = None,
+    device: Device = "auto",
+    precision: PrecisionOption = Precision.f32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Photos a batch.")] = 32,
+    seconds: Annotated[float, typer.Option(min=0.1, help="About how long each figure is measured.")] = 3.0,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads to compute with; all cores by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the report here as JSON.")] = None,
+) -> None:
+    """Measure a model on this machine: loading, photos a second on each engine, one photo, and from JPEG files.
+
+    Quiet the machine first: other programs make every figure worse. `load s` is from nothing in memory to the first
+    answer; `photos/s` and `one photo ms` are computing alone; `from files/s` includes reading and resizing.
+
+    Examples:
+        intclip benchmark
+        intclip benchmark zero-shot:RN101 --checkpoint RN101.pt --engines torch,openvino
+        intclip benchmark runs/my-model --photos album/ --out speed.json
+    """
+    from intclip.data.images import find_images
+    from intclip.errors import IntclipError
+    from intclip.files import write_text
+    from intclip.inference.loading import load
+    from intclip.inference.speed import installed_engines, measure
+
+    chosen = [name.strip() for name in engines.split(",") if name.strip()] or installed_engines()
+    if unknown := sorted(set(chosen) - {"torch", "openvino", "onnx"}):
+        raise IntclipError(f"no engine is called {unknown[0]!r}; known: torch, openvino, onnx")
+    report = measure(
+        lambda engine: load(
+            model,
+            taxonomy=taxonomy,
+            checkpoint=checkpoint,
+            engine=engine,
+            device=device,
+            precision=precision.value,
+            threads=threads,
+        ),
+        chosen,
+        photos=find_images(photos) if photos else (),
+        batch_size=batch_size,
+        seconds=seconds,
+        announce=_announce,
+    )
+    report = {"model": model, "precision": precision.value, **report}
+    text = json.dumps(report, indent=2, ensure_ascii=False)
+    if out is not None:
+        write_text(out, text + "\n")
+    if as_json:
+        print(text)
+    else:
+        _print_table(report)
+
+
+def _announce(what: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{what}", end="", file=sys.stderr, flush=True)
+
+
+def _print_table(report: dict[str, dict[str, dict[str, object]]]) -> None:
+    from intclip.cli.common import print_table
+
+    _announce("")
+    machine = report["machine"]
+    print(f"{report['model']} on {machine['processor']}, {machine['cores']} cores, batches of {report['batch_size']}")
+    rows = [[engine, *(result[key] for key in _COLUMNS)] for engine, result in report["engines"].items()]
+    print_table(["engine", *_COLUMNS.values()], rows)

@@ -1,0 +1,92 @@
+"""What several command groups share: options of datasets, tables, progress bars."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from intclip.data.sample import Dataset
+
+
+def load_named_dataset(name: str, root: Path | None, options: list[str] | None) -> "Dataset":
+    """The dataset with its missing photos, where its loader can keep them."""
+    import inspect
+
+    from intclip.data.registry import DATASETS, kind_of, load_dataset
+
+    chosen = parse_options(options)
+    kind = name if name in DATASETS else kind_of(Path(name)) if Path(name).exists() else None
+    if kind is not None and "missing" in inspect.signature(DATASETS[kind].load).parameters:
+        chosen.setdefault("missing", "keep")
+    return load_dataset(name, root, **chosen)
+
+
+def parse_options(options: list[str] | None) -> dict[str, Any]:
+    """Options `key=value` of a dataset's loader; values are JSON where they can be, else text.
+
+    Raises:
+        DatasetError: There is no "=".
+    """
+    from intclip.errors import DatasetError
+
+    chosen: dict[str, Any] = {}
+    for option in options or []:
+        key, sign, value = option.partition("=")
+        if not sign:
+            raise DatasetError(f"--set {option}: write key=value")
+        try:
+            chosen[key] = json.loads(value)
+        except ValueError:
+            chosen[key] = value
+    return chosen
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds of a text such as "0,1,2".
+
+    Raises:
+        RecipeError: One is no whole number from 0 on, or is there twice.
+    """
+    from intclip.errors import RecipeError
+
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise RecipeError(f"--seeds {text!r}: give whole numbers parted by commas, such as 0,1,2") from error
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise RecipeError(f"--seeds {text!r}: each seed once, from 0 on")
+    return seeds
+
+
+def shell_command() -> str:
+    """The command that is running, as one would type it."""
+    import shlex
+
+    return shlex.join(["intclip", *sys.argv[1:]])
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print aligned columns, and an empty line."""
+    cells = [tuple(map(str, row)) for row in (header, *rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    for row in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print()
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeRemainingColumn
+
+    columns = (SpinnerColumn(), *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

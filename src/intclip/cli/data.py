@@ -1,0 +1,222 @@
+"""`intclip data list`, `show`, `prepare` and `check`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from intclip.cli.common import load_named_dataset, print_table, progress_bar
+
+if TYPE_CHECKING:
+    from intclip.data.check import Check
+    from intclip.data.sample import Dataset, Sample
+
+app = typer.Typer(help="List, prepare and check datasets.", no_args_is_help=True)
+_SHOWN = 10
+
+Name = Annotated[str, typer.Argument(help="A dataset's name (see `intclip data list`), or a file or folder of yours.")]
+Root = Annotated[Path | None, typer.Option(help="Where it lies; by default its folder inside $INTCLIP_DATA.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Option of the dataset's loader, key=value; may be given several times.", metavar="K=V"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
+
+
+@app.command("list")
+def list_datasets(as_json: AsJson = False) -> None:
+    """Name the datasets that can be loaded.
+
+    docs/datasets.md tells each one's layout, licence and citation.
+    """
+    from intclip.data.registry import DATASETS
+
+    if as_json:
+        rows = [
+            {"name": name, "summary": entry.summary, "taxonomy": entry.taxonomy, "terms": entry.terms}
+            for name, entry in DATASETS.items()
+        ]
+        print(json.dumps(rows, indent=1))
+        return
+    print_table(
+        ("name", "what", "taxonomy", "terms"),
+        [(name, entry.summary, entry.taxonomy or "", entry.terms) for name, entry in DATASETS.items()],
+    )
+
+
+@app.command()
+def show(name: Name, root: Root = None, options: Options = None, as_json: AsJson = False) -> None:
+    """Show a dataset's splits, labels and a few samples, without reading its photos.
+
+    intclip data show my-photos.csv
+
+    intclip data show intentonomy --root data/intentonomy --set positive_share=0.6
+    """
+    dataset = load_named_dataset(name, root, options)
+    from intclip.data.check import check_dataset
+
+    counts = check_dataset(dataset, photos=False)
+    if as_json:
+        samples = {split: [_sample_dict(dataset, s) for s in rows[:3]] for split, rows in dataset.splits.items()}
+        facts = {
+            "name": dataset.name,
+            "task": dataset.task,
+            "taxonomy": dataset.taxonomy.name,
+            "labels": list(dataset.taxonomy.names),
+            "positive_share": dataset.positive_share,
+            "splits": counts.splits,
+            "labels_per_sample": counts.labels_per_sample,
+            "positives": counts.positives,
+            "samples": samples,
+        }
+        print(json.dumps(facts, indent=1, ensure_ascii=False))
+        return
+    print(f"{dataset.name}: {dataset.task}, {len(dataset.taxonomy)} labels ({dataset.taxonomy.name})")
+    _print_splits(counts)
+    _print_classes(counts)
+    for split, rows in dataset.splits.items():
+        for sample in rows[:2]:
+            labels = "; ".join(_positives(dataset, sample)) or "no label"
+            print(f"{split}: {sample.id}  {sample.image or 'no photo'}  {labels}")
+
+
+@app.command()
+def prepare(
+    name: Annotated[str, typer.Argument(help="intentonomy, the one dataset whose photos can be fetched.")],
+    root: Annotated[Path, typer.Option(help="Folder to fill.")],
+    annotations: Annotated[
+        Path | None, typer.Option(help="Folder with the annotation files; by default those in ROOT, else fetched.")
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="train, val or test; may be given several times; all by default.")
+    ] = None,
+    width: Annotated[int, typer.Option(min=16, help="Largest width of a photo, in pixels.")] = 640,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Photos fetched at once.")] = 8,
+    rate: Annotated[float, typer.Option(min=0.1, help="Most requests a second; be polite.")] = 20,
+    attempts: Annotated[int, typer.Option(min=1, help="Tries a photo, with growing pauses.")] = 5,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds of silence before a try counts as failed.")] = 20,
+    retry_gone: Annotated[
+        bool, typer.Option("--retry-gone", help="Ask again for photos that an earlier run found gone.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Get Intentonomy's annotations and photos.
+
+    Photos are fetched from the addresses in the annotations, resized to WIDTH (about 1 GB instead of 20), verified, and
+    written whole or not at all. Run it again to fetch what is missing. ROOT/prepare-report.json names the photos that
+    are gone from the web; training goes on without them.
+
+    intclip data prepare intentonomy --root data/intentonomy
+    """
+    from intclip.data.prepare import prepare_intentonomy
+    from intclip.errors import DatasetError
+
+    if name != "intentonomy":
+        raise DatasetError(f"{name} cannot be fetched, only intentonomy; docs/datasets.md says where to get {name}")
+    with progress_bar("photos") as on_progress:
+        report = prepare_intentonomy(
+            root,
+            annotations=annotations,
+            splits=split or ("train", "val", "test"),
+            width=width,
+            workers=workers,
+            rate=rate,
+            attempts=attempts,
+            timeout=timeout,
+            retry_gone=retry_gone,
+            on_progress=on_progress,
+        )
+    print(json.dumps(report.to_dict(), indent=1, ensure_ascii=False) if as_json else report.summary())
+
+
+@app.command()
+def check(
+    name: Name,
+    root: Root = None,
+    options: Options = None,
+    photos: Annotated[bool, typer.Option(help="Read every photo; --no-photos looks at labels only.")] = True,
+    plots: Annotated[
+        Path | None, typer.Option(help="Draw class counts, co-occurrence and shift into this folder.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find missing, damaged, duplicate and leaking photos; count labels, and compare splits.
+
+    A photo leaks when it, or one that looks the same, is in two splits.
+
+    intclip data check intentonomy --root data/intentonomy --plots checks/
+    """
+    dataset = load_named_dataset(name, root, options)
+    from intclip.data.check import check_dataset
+
+    with progress_bar("photos") as on_progress:
+        found = check_dataset(dataset, photos=photos, workers=workers, on_progress=on_progress)
+    drawn: list[Path] = []
+    if plots is not None:
+        from intclip.data.check_plots import draw
+
+        drawn = draw(found, plots)
+    if as_json:
+        print(json.dumps({**found.to_dict(), "plots": [str(path) for path in drawn]}, indent=1, ensure_ascii=False))
+        return
+    _print_check(found, photos)
+    for path in drawn:
+        print(f"drawn: {path}")
+
+
+def _positives(dataset: "Dataset", sample: "Sample") -> list[str]:
+    names = dataset.taxonomy.names
+    return [names[k] for k, target in enumerate(sample.targets) if target >= dataset.positive_share]
+
+
+def _sample_dict(dataset: "Dataset", sample: "Sample") -> dict[str, Any]:
+    image = str(sample.image) if sample.image is not None else None
+    return {"id": sample.id, "image": image, "text": sample.text, "labels": _positives(dataset, sample)}
+
+
+def _print_splits(found: "Check") -> None:
+    rows = []
+    for split, facts in found.splits.items():
+        mean = found.labels_per_sample.get(split, 0.0)
+        rows.append((split, facts["samples"], facts["photos"], facts["labelled"], f"{mean:.2f}"))
+    print_table(("split", "samples", "photos", "labelled", "labels a sample"), rows)
+
+
+def _print_classes(found: "Check") -> None:
+    splits = list(found.positives)
+    rows = [(name, *(found.positives[split][k] for split in splits)) for k, name in enumerate(found.labels)]
+    print_table(("label", *splits), rows)
+
+
+def _print_check(found: "Check", photos: bool) -> None:
+    _print_splits(found)
+    _print_classes(found)
+    if photos:
+        for title, problems in (("missing", found.missing), ("damaged", found.corrupt)):
+            print(f"{title} photos: {len(problems)}")
+            for problem in problems[:_SHOWN]:
+                print(f"  {problem.split}: {problem.reason}")
+            _more(len(problems))
+        for title, groups in (
+            ("leaking between splits", found.leaks),
+            ("same bytes within a split", found.duplicates),
+            ("alike within a split", found.near_duplicates),
+        ):
+            print(f"groups of photos {title}: {len(groups)}")
+            for group in groups[:_SHOWN]:
+                print("  " + "  =  ".join(f"{split}: {name}" for split, name in group[:6]))
+            _more(len(groups))
+    for pair, rows in found.shift.items():
+        shifted = [row for row in rows if abs(row["z"]) > 3]
+        print(f"labels that differ by over three standard errors, {pair}: {len(shifted)}")
+        for row in shifted[:_SHOWN]:
+            print(f"  {row['label']}: {row['first']:.1%} and {row['second']:.1%} (z {row['z']:+.1f})")
+    verdict = "sound" if found.sound else "not sound: see above"
+    print(f"{found.dataset}: {verdict}" if photos else f"{found.dataset}: photos were not read")
+
+
+def _more(count: int) -> None:
+    if count > _SHOWN:
+        print(f"  … and {count - _SHOWN} more (--json lists all)")

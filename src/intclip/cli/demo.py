@@ -1,0 +1,66 @@
+"""`intclip demo`: the main jobs, one after the other, offline, on real photos and drawings from installed packages."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from intclip.inference.predictor import Predictor
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the report and the training run.")] = Path("demo"),
+    train: Annotated[bool, typer.Option("--train/--no-train", help="Train on 600 OpenMoji drawings as well.")] = True,
+) -> None:
+    """Show what intclip does, offline: intents without training, a trained model, a report, a short training run.
+
+    intclip demo --out demo
+    """
+    import shutil
+
+    from intclip.data.demo_photos import demo_photos
+    from intclip.explain.report import write_folder_report
+    from intclip.inference.loading import load
+
+    started = time.monotonic()
+    photos = demo_photos()
+    out.mkdir(parents=True, exist_ok=True)
+
+    print(f"1. Why were these {len(photos)} photos taken? 28 intents of Intentonomy, zero-shot, backbone lite")
+    zero_shot = load("lite")
+    _table(zero_shot, photos)
+
+    print(
+        "\n2. The same photos by IntCLIP with both branches, trained on 17 intents read from captions (proxy intents)"
+    )
+    trained = load("proxy")
+    _table(trained, photos)
+
+    print("\n3. Reports with evidence maps")
+    for name, predictor in (("report.html", zero_shot), ("report-proxy.html", trained)):
+        write_folder_report(photos, predictor, out / name)
+        print(f"   {out / name}")
+
+    if train:
+        print("\n4. Training on 600 OpenMoji drawings: Unicode's subcategories as labels, its categories as parents")
+        shutil.rmtree(out / "run", ignore_errors=True)
+        _train(out / "run")
+    print(f"\ndone in {time.monotonic() - started:.0f} s")
+
+
+def _table(predictor: "Predictor", photos: list[Path]) -> None:
+    for path, prediction in zip(photos, predictor.predict(photos), strict=True):
+        best = ", ".join(f"{name} {probability:.2f}" for name, probability in prediction.top(3))
+        print(f"   {path.stem:<20} {best}")
+
+
+def _train(folder: Path) -> None:
+    from intclip.training import load_recipe, train
+
+    result = train(load_recipe("demo"), folder)
+    figures = ", ".join(f"{name} {100 * value:.1f}" for name, value in result.headline("test").items())
+    classes = len(result.metrics["thresholds"]) if isinstance(result.metrics["thresholds"], list) else None
+    print(f"   test: {figures} (percent){f', {classes} classes' if classes else ''}")
+    print(f"   model: {result.bundle}")

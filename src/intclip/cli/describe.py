@@ -1,0 +1,124 @@
+"""`intclip describe`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def describe(
+    photos: Annotated[list[str], typer.Argument(help="Files, folders, quoted patterns, .txt lists of paths.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="The endpoint's name of a model that sees.")],
+    out: Annotated[Path, typer.Option(help="Table to write: .jsonl or .csv with columns image and text.")],
+    base_url: Annotated[
+        str | None, typer.Option("--base-url", help="Such as http://localhost:11434/v1; else $OPENAI_BASE_URL.")
+    ] = None,
+    taxonomy: Annotated[
+        str | None,
+        typer.Option(help="Tell the model these labels. Descriptions then must not be used to measure those labels."),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder of answers; by default OUT.cache beside the table.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Requests at once.")] = 4,
+    prices: Annotated[
+        tuple[float, float],
+        typer.Option(metavar="PROMPT ANSWER", help="Price of a million tokens of prompt and of answer."),
+    ] = (0.0, 0.0),
+    max_cost: Annotated[
+        float | None, typer.Option(min=0, help="Stop before more than this is spent; needs --prices.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds until an answer counts as lost.")] = 60,
+    attempts: Annotated[int, typer.Option(min=1, help="Tries a photo.")] = 5,
+    yes: Annotated[bool, typer.Option("--yes", help="You have read what leaves this machine and agree.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object about the run.")] = False,
+) -> None:
+    """Ask a vision-language model for a paragraph about each photo: content, mood, likely purpose.
+
+    The photos are sent to the endpoint; what leaves is stated first, and nothing does without --yes, unless the server
+    runs on this machine. Answers are cached by photo and prompt: run again to go on where it stopped.
+
+    intclip describe photos/ --base-url http://localhost:11434/v1 --model llava --out posts.jsonl
+
+    intclip fit posts.jsonl --out models/mine     (after you added a column labels)
+    """
+    import json
+
+    from intclip.cli.common import progress_bar
+    from intclip.data.images import find_images
+    from intclip.errors import IntclipError, StorageError
+    from intclip.labels.llm import ChatClient
+    from intclip.posts.describing import (
+        Price,
+        describe_photos,
+        is_local,
+        photo_prompt,
+        privacy_statement,
+    )
+
+    if out.suffix not in (".jsonl", ".csv"):
+        raise StorageError(f"{out}: write to a .jsonl or .csv file")
+    if max_cost is not None and prices == (0.0, 0.0):
+        raise IntclipError("--max-cost needs --prices PROMPT ANSWER, the endpoint's prices of a million tokens")
+    labels: list[str] = []
+    if taxonomy is not None:
+        from intclip.labels import load_taxonomy
+
+        labels = list(load_taxonomy(taxonomy).names)
+    paths = [str(path) for path in find_images(photos)]
+    folder = cache or out.with_name(f"{out.name}.cache")
+    client = ChatClient(model, base_url=base_url, cache=folder, timeout=timeout, attempts=attempts)
+    if not is_local(client.endpoint):
+        print(privacy_statement(len(paths), client.endpoint, model), file=sys.stderr)
+        if not yes:
+            raise IntclipError("nothing was sent; add --yes if you agree")
+    price = Price.from_tokens(*prices, max_cost)
+    found = []
+    try:
+        with progress_bar("describing") as bar:
+            for done, one in enumerate(
+                describe_photos(paths, client, prompt=photo_prompt(labels), workers=workers, price=price), start=1
+            ):
+                found.append(one)
+                if bar is not None:
+                    bar(done, len(paths))
+    finally:
+        client.close()
+        # Also after a stop: what was paid for is there, and the cache goes on from it.
+        rows = [{"image": one.photo, "text": one.text} for one in found if one.error is None]
+        if rows:
+            _write(out, rows)
+    failed = [one for one in found if one.error is not None]
+    fresh = sum(one.answer is not None and not one.answer.cached for one in found)
+    if as_json:
+        facts = {"out": str(out), "described": len(rows), "asked": fresh, "cached": len(rows) - fresh}
+        errors = {one.photo: one.error for one in failed}
+        print(json.dumps(facts | {"cost_at_most": fresh * price.per_photo, "errors": errors}, ensure_ascii=False))
+    else:
+        cost = f", at most {fresh * price.per_photo:.4f} spent" if price.per_photo else ""
+        print(f"{out}: {len(rows)} descriptions, {len(rows) - fresh} of them from the cache{cost}")
+    if failed:
+        raise IntclipError(f"{len(failed)} of {len(paths)} photos were not described; the first: {failed[0].error}")
+
+
+def _write(out: Path, rows: list[dict[str, str]]) -> None:
+    """The table, whole or not at all; photos are named relative to it where they lie below its folder."""
+    import csv
+    import io
+    import json
+
+    from intclip.files import write_text
+
+    base = out.absolute().parent
+    for row in rows:
+        photo = Path(row["image"]).absolute()
+        row["image"] = str(photo.relative_to(base) if photo.is_relative_to(base) else photo)
+    if out.suffix == ".jsonl":
+        write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        return
+    stream = io.StringIO(newline="")
+    table = csv.DictWriter(stream, ["image", "text"])
+    table.writeheader()
+    table.writerows(rows)
+    write_text(out, stream.getvalue())

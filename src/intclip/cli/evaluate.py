@@ -1,0 +1,107 @@
+"""`intclip evaluate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(help="A run or bundle folder, proxy, lite, zero-shot:RN101, an exported file, hf://owner/name."),
+    ],
+    data: Annotated[
+        str | None, typer.Option(help="Dataset: a name, a table, or a folder; that of the training by default.")
+    ] = None,
+    data_root: Annotated[
+        str | None, typer.Option("--data-root", help="Folder of a named dataset; by default inside $INTCLIP_DATA.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which split is scored.")] = "test",
+    thresholds: Annotated[
+        str | None,
+        typer.Option(
+            help="A number for all labels, or a split to tune them on (never the scored one); else the model's."
+        ),
+    ] = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Tune one threshold a label.")] = False,
+    positive_share: Annotated[
+        float | None, typer.Option(min=0, max=1, help="From which share of votes on a label counts as true.")
+    ] = None,
+    taxonomy: Annotated[
+        str | None, typer.Option(help="Labels of a zero-shot model; those of the dataset by default.")
+    ] = None,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Draws of the 95 % intervals; 0 for none.")] = 1000,
+    out: Annotated[Path | None, typer.Option(help="Also write report and predictions into this folder.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights file of the backbone, where it is your own.")] = None,
+    engine: Annotated[str, typer.Option(help="auto, torch, openvino or onnx.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Photos computed at once.")] = 32,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode photos.")] = None,
+) -> None:
+    r"""Score a model on a labelled split: macro, micro and samples F1, mAP, every class, 95 % intervals.
+
+    Thresholds come from the model (tuned on validation in training), from a number, or are tuned on another split
+    of the dataset; tuning on the split that is scored is refused.
+
+    \b
+    Examples:
+      intclip evaluate runs/proxy --data-root flickr8k --split val
+      intclip evaluate lite --data intentonomy --data-root intentonomy --thresholds val
+      intclip evaluate runs/mine --data photos.csv --split test --out report --json
+    """
+    from intclip.data.registry import load_dataset
+    from intclip.errors import DatasetError
+    from intclip.evaluation.evaluate import evaluate as score
+    from intclip.evaluation.report import render, write_predictions, write_report
+    from intclip.inference.bundle import load_bundle
+    from intclip.inference.loading import ZERO_SHOT, bundle_path, load
+
+    zero_shot = model == "lite" or model.startswith(ZERO_SHOT)
+    options: dict[str, object] = {}
+    if data is None:
+        recipe = None if zero_shot or Path(model).suffix else load_bundle(bundle_path(model)).info.recipe
+        if recipe is None:
+            raise DatasetError(f"{model} was not trained on a dataset that it names; say which one with --data")
+        data, options = recipe["data"]["name"], recipe["data"]["options"]
+        positive_share = recipe["data"]["positive_share"] if positive_share is None else positive_share
+    dataset = load_dataset(data, data_root, **options)
+    labels = (taxonomy or dataset.taxonomy) if zero_shot else None
+    predictor = load(model, taxonomy=labels, engine=engine, device=device, checkpoint=checkpoint)
+    result = score(
+        predictor,
+        dataset,
+        split,
+        thresholds=_number(thresholds),
+        per_class=per_class,
+        positive_share=positive_share,
+        batch_size=batch_size,
+        workers=workers,
+        draws=bootstrap,
+    )
+    title = f"{model} on {dataset.name}, {split}"
+    if out is not None:
+        write_report(out, f"report-{split}", result.report, result.task, title)
+        write_predictions(out / f"predictions-{split}.parquet", result.scores, predictor.taxonomy.names)
+    if as_json:
+        import json
+
+        print(json.dumps(result.report, indent=1))
+    else:
+        print(render(result.report, result.task, title), end="")
+
+
+def _number(thresholds: str | None) -> float | str | None:
+    """A number where it is one, else the name of a split."""
+    from intclip.errors import RecipeError
+
+    if thresholds is None:
+        return None
+    try:
+        value = float(thresholds)
+    except ValueError:
+        return thresholds
+    if not 0 <= value <= 1:
+        raise RecipeError(f"--thresholds {thresholds}: a threshold is a probability, from 0 to 1")
+    return value

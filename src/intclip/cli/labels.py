@@ -1,0 +1,312 @@
+"""`intclip labels list`, `show`, `check`, `score` and `integrate`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from intclip.cli.common import load_named_dataset, print_table, progress_bar
+
+if TYPE_CHECKING:
+    from intclip.evaluation.sentences import Progress, SentenceScores
+    from intclip.labels.taxonomy import Taxonomy
+
+app = typer.Typer(help="Taxonomies: show, check, score and write their sentences.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(metavar="TAXONOMY", help="A built-in taxonomy's name, or a YAML file.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
+
+
+@app.command("list")
+def list_taxonomies(as_json: AsJson = False) -> None:
+    """Name the taxonomies that come with intclip."""
+    from intclip.labels import builtin_taxonomies, load_taxonomy
+
+    taxonomies = [load_taxonomy(name) for name in builtin_taxonomies()]
+    if as_json:
+        facts = [
+            {"name": t.name, "levels": _level_sizes(t), "exclusive": t.exclusive, "source": t.source}
+            for t in taxonomies
+        ]
+        print(json.dumps(facts, indent=1, ensure_ascii=False))
+        return
+    rows = [(t.name, _levels(t), "one" if t.exclusive else "any number") for t in taxonomies]
+    print_table(("name", "levels", "labels a photo"), rows)
+
+
+@app.command()
+def show(
+    name: Name,
+    form: Annotated[str, typer.Option(help="Which words to print: fine, consolidated or a length.")] = "11-15",
+    as_json: AsJson = False,
+) -> None:
+    """Print a taxonomy as a tree, with each class's words.
+
+    intclip labels show intentonomy --form 6-9
+    """
+    taxonomy = _load(name)
+    if as_json:
+        print(json.dumps(taxonomy.to_dict(), indent=1, ensure_ascii=False))
+        return
+    sentences = dict(zip(taxonomy.names, taxonomy.sentences(form), strict=True))
+    print(f"{taxonomy.name}: {_levels(taxonomy)}. {taxonomy.source}")
+    levels = list(taxonomy.levels.values())
+    places = [{label: place for place, label in enumerate(names)} for names in levels]
+
+    def path(label: str) -> list[int]:
+        line = (label, *taxonomy.parents.get(label, ()))
+        return [places[depth][line[depth]] for depth in reversed(range(len(levels)))]
+
+    above: tuple[str, ...] = ()
+    for label in sorted(taxonomy.names, key=path):
+        line = tuple(reversed(taxonomy.parents.get(label, ())))
+        for depth, ancestor in enumerate(line):
+            if line[: depth + 1] != above[: depth + 1]:
+                print("  " * depth + ancestor)
+        above = line
+        text = "" if sentences[label] == label else f": {sentences[label]}"
+        print("  " * len(line) + f"{taxonomy.names.index(label)} {label}{text}")
+
+
+@app.command()
+def check(name: Name, as_json: AsJson = False) -> None:
+    """Check a taxonomy file: errors leave with code 2, advice is printed.
+
+    Errors are a cycle, an orphan, a name twice, a wrong number of sentences, a sentence outside its range of words or
+    over 77 CLIP tokens. Advice is about missing forms, long sentences and sentences that are nearly the same.
+
+    intclip labels check my-intents.yaml
+    """
+    from intclip.labels.advice import advise
+
+    taxonomy = _load(name)
+    advice = advise(taxonomy)
+    if as_json:
+        facts = {
+            "name": taxonomy.name,
+            "levels": _level_sizes(taxonomy),
+            "written": list(taxonomy.written),
+            "advice": advice,
+        }
+        print(json.dumps(facts, indent=1, ensure_ascii=False))
+        return
+    for line in advice:
+        print(f"advice: {line}")
+    print(f"{taxonomy.name}: {len(taxonomy)} classes, sound")
+
+
+@app.command()
+def score(
+    name: Name,
+    data: Annotated[
+        str, typer.Argument(help="A dataset (see `intclip data list`), a file of yours, or a JSON of id: description.")
+    ],
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="For a JSON of descriptions: the annotation file with the labels of its ids."),
+    ] = None,
+    form: Annotated[
+        list[str] | None,
+        typer.Option(help="fine, consolidated, 3-5, 6-9, 11-15, 16-20 or all; may be given several times."),
+    ] = None,
+    photos: Annotated[bool, typer.Option("--photos/--texts", help="Rank a dataset's photos, or its texts.")] = True,
+    split: Annotated[str, typer.Option(help="Of the dataset.")] = "val",
+    root: Annotated[Path | None, typer.Option(help="Where the dataset lies; by default inside $INTCLIP_DATA.")] = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--set", help="Option of the dataset's loader, key=value.", metavar="K=V")
+    ] = None,
+    backbone: Annotated[str, typer.Option(help="Whose towers embed words, texts and photos.")] = "lite",
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights of the backbone, a file or folder.")] = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Print each class's average precision too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how well a taxonomy's words rank photos or descriptions, without training.
+
+    Each class ranks the items by cosine. mAP is the mean of the exact average precisions; F1 is taken where precision
+    equals recall; ranking says whether an item's own classes come first. All in percent, in JSON as shares.
+
+    intclip labels score intentonomy descriptions_val.json --labels intentonomy_val2020.json --form all
+
+    intclip labels score proxy-intents proxy-intents --form all --per-class
+
+    intclip labels score my.yaml my-photos.csv --split train --form 11-15
+    """
+    from intclip.labels import FORMS
+
+    taxonomy = _load(name)
+    chosen = [f for f in FORMS if not form or "all" in form or f in form]
+    for wanted in form or []:
+        if wanted != "all":
+            taxonomy.sentences(wanted)  # refuses an unknown form before anything is loaded
+    with progress_bar("items") as on_progress:
+        scores = _scores(
+            taxonomy, data, labels, chosen, photos, split, root, options, (backbone, checkpoint), on_progress
+        )
+    if as_json:
+        facts = {"taxonomy": taxonomy.name, "backbone": backbone, "items": scores.items, "left_out": scores.left_out}
+        forms = [
+            {"form": s.form, "written": _written(taxonomy, s.form), "mAP": s.mAP, "mAP_voc": s.mAP_voc}
+            | {"macro_f1": s.macro_f1, "ranking": s.ranking, "per_class": s.per_class}
+            for s in scores.forms
+        ]
+        print(json.dumps({**facts, "forms": forms}, indent=1, ensure_ascii=False))
+        return
+    left_out = f" ({scores.left_out} left out)" if scores.left_out else ""
+    print(f"{taxonomy.name} on {data}: {scores.items} items{left_out}, backbone {backbone}, percent")
+    rows = [
+        (
+            s.form if _written(taxonomy, s.form) else f"{s.form} (not written)",
+            *_percent(s.mAP, s.mAP_voc, s.macro_f1, s.ranking),
+        )
+        for s in scores.forms
+    ]
+    print_table(("form", "mAP", "mAP (VOC)", "macro F1", "ranking"), rows)
+    if per_class:
+        columns = [s.per_class for s in scores.forms]
+        table = [
+            (n, columns[0][n]["support"], *_percent(*(column[n]["AP"] for column in columns))) for n in taxonomy.names
+        ]
+        print_table(("AP of", "positives", *(s.form for s in scores.forms)), table)
+
+
+def _scores(
+    taxonomy: "Taxonomy",
+    data: str,
+    labels: Path | None,
+    forms: list[str],
+    photos: bool,
+    split: str,
+    root: Path | None,
+    options: list[str] | None,
+    backbone: tuple[str, Path | None],
+    on_progress: "Progress | None",
+) -> "SentenceScores":
+    """Rank a JSON of descriptions where its labels are given, else a dataset."""
+    from intclip.backbones import load_backbone
+    from intclip.errors import DatasetError
+    from intclip.evaluation.sentences import score_dataset, score_texts
+
+    if labels is None:
+        dataset = load_named_dataset(data, root, options)
+        towers = load_backbone(backbone[0], checkpoint=backbone[1])
+        return score_dataset(taxonomy, dataset, split, towers, forms, photos=photos, on_progress=on_progress)
+    from dataclasses import replace
+
+    from intclip.data.intentonomy import read_annotations
+    from intclip.data.reading import read_json
+    from intclip.labels.score import join_descriptions
+
+    descriptions = read_json(Path(data))
+    if not isinstance(descriptions, dict):
+        raise DatasetError(f"{data} is no JSON of `id: description`; write it so, or leave out --labels for a dataset")
+    known = {photo.id: photo.targets for photo in read_annotations(labels, taxonomy)}
+    texts, targets = join_descriptions(descriptions, known, data)
+    towers = load_backbone(backbone[0], checkpoint=backbone[1])
+    scores = score_texts(taxonomy, texts, targets, towers, forms, on_progress=on_progress)
+    return replace(scores, left_out=len(descriptions) - len(texts))
+
+
+@app.command()
+def integrate(
+    name: Name,
+    model: Annotated[str, typer.Option(help="The endpoint's name of the language model.")],
+    out: Annotated[Path, typer.Option(help="YAML file to write: the taxonomy with the new sentences.")],
+    length: Annotated[
+        list[str] | None, typer.Option(help="3-5, 6-9, 11-15, 16-20 or all words; may be given several times.")
+    ] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(
+            help="OpenAI-compatible endpoint, such as http://localhost:11434/v1; $OPENAI_BASE_URL, or OpenAI."
+        ),
+    ] = None,
+    fine_only: Annotated[
+        bool, typer.Option("--fine-only", help="Start from the class names, without their levels (HCI-FG).")
+    ] = False,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder of the model's answers; by default OUT.answers beside OUT.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, max=64, help="Classes asked for at once.")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Requests a batch; wrong sentences are asked for again.")] = 4,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until an answer counts as lost.")] = 120,
+    attempts: Annotated[int, typer.Option(min=1, help="Tries a request, with growing pauses.")] = 5,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Have a language model write a taxonomy's sentences (Hierarchical Class Integration).
+
+    Stage 1 merges the levels of each class and drops what repeats; stage 2 writes one sentence of the asked length.
+    Sentences of a wrong length, missing or twice are asked for again. Every answer is kept with model, prompt hash and
+    date: an interrupted run continues where it stopped, and the same command again asks nothing. The key is taken from
+    $OPENAI_API_KEY; a server of your own needs none. This command sends the class names and definitions to BASE_URL.
+
+    intclip labels integrate intentonomy --base-url http://localhost:11434/v1 --model llama3.1 --out my.yaml
+    """
+    from intclip.errors import StorageError
+    from intclip.files import write_text
+    from intclip.labels.hci import integrate as run
+    from intclip.labels.lengths import WORD_RANGES
+    from intclip.labels.llm import ChatClient
+    from intclip.labels.writing import taxonomy_yaml
+
+    taxonomy = _load(name)
+    wanted = [f for f in WORD_RANGES if length and ("all" in length or f in length)] or ["11-15"]
+    if unknown := [f for f in length or [] if f not in (*WORD_RANGES, "all")]:
+        raise typer.BadParameter(f"{unknown[0]!r} is none of: {', '.join(WORD_RANGES)}, all")
+    if out.exists() and not overwrite:
+        raise StorageError(f"{out} exists already; choose another path or give --overwrite")
+    kept = cache if cache is not None else out.with_name(out.name + ".answers")
+    client = ChatClient(model, base_url=base_url, cache=kept, timeout=timeout, attempts=attempts)
+    comments, report = [], []
+    for form in wanted:
+        with progress_bar(f"{form} words") as on_progress:
+            done = run(taxonomy, client, form, fine_only=fine_only, batch=batch, rounds=rounds, on_progress=on_progress)
+        taxonomy = done.taxonomy
+        last = done.answers[-1]
+        comments.append(
+            f"{form} words: written by {last.served_by} on {last.date}, last prompt {last.prompt_hash[:16]}"
+        )
+        report.append(_integration_facts(form, done))
+    write_text(out, taxonomy_yaml(taxonomy, comments))
+    client.close()
+    if as_json:
+        print(json.dumps({"out": str(out), "answers": str(kept), "forms": report}, indent=1, ensure_ascii=False))
+        return
+    for facts in report:
+        print(
+            f"{facts['form']} words: {len(taxonomy)} sentences, {facts['asked']} answers asked, {facts['cached']} kept"
+        )
+    print(f"{out} written; measure it with: intclip labels score {out} DATA")
+
+
+def _integration_facts(form: str, done: Any) -> dict[str, Any]:
+    cached = sum(answer.cached for answer in done.answers)
+    sentences = dict(zip(done.taxonomy.names, done.taxonomy.sentences(form), strict=True))
+    facts = {"form": form, "asked": len(done.answers) - cached, "cached": cached}
+    provenance = [
+        {"model": a.model, "served_by": a.served_by, "prompt_hash": a.prompt_hash, "date": a.date} for a in done.answers
+    ]
+    return {**facts, "merged": dict(done.merged), "sentences": sentences, "provenance": provenance}
+
+
+def _load(name: str) -> "Taxonomy":
+    from intclip.labels import load_taxonomy
+
+    return load_taxonomy(name)
+
+
+def _level_sizes(taxonomy: "Taxonomy") -> dict[str, int]:
+    return {level: len(names) for level, names in taxonomy.levels.items()}
+
+
+def _levels(taxonomy: "Taxonomy") -> str:
+    return ", ".join(f"{count} {level}" for level, count in _level_sizes(taxonomy).items())
+
+
+def _written(taxonomy: "Taxonomy", form: str) -> bool:
+    return form in ("fine", "consolidated", *taxonomy.written)
+
+
+def _percent(*values: float) -> tuple[str, ...]:
+    return tuple(f"{100 * value:.2f}" for value in values)

@@ -1,0 +1,81 @@
+"""The `intclip` command: its groups, and how errors leave it."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from intclip.cli.ablate import ablate
+from intclip.cli.benchmark import benchmark
+from intclip.cli.data import app as data_app
+from intclip.cli.demo import demo
+from intclip.cli.describe import describe
+from intclip.cli.evaluate import evaluate
+from intclip.cli.fit import fit
+from intclip.cli.labels import app as labels_app
+from intclip.cli.lite_align import lite_align
+from intclip.cli.mccl import app as mccl_app
+from intclip.cli.predict import explain, export, predict
+from intclip.cli.report import report
+from intclip.cli.train import train
+from intclip.errors import IntclipError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="intclip",
+    help="Tells why a photo was taken or shared, and what it makes people feel.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: importing rich for it takes longer than everything else together
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    if version:
+        from intclip import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+_COMMANDS = (
+    predict, explain, report, export, fit, describe, train, evaluate, ablate, benchmark, lite_align, demo
+)  # fmt: skip
+for _command in _COMMANDS:
+    app.command()(_command)
+app.add_typer(data_app, name="data")
+app.add_typer(labels_app, name="labels")
+app.add_typer(mccl_app, name="mccl")
+
+
+def main() -> None:
+    """Run the command line: 0 on success, 2 with one line on wrong input, 130 when interrupted."""
+    try:
+        code = app(standalone_mode=False)
+    except IntclipError as error:
+        _fail(str(error))
+    except typer.TyperException as error:
+        _usage(error)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except BrokenPipeError:
+        sys.exit(0)
+    if code == INTERRUPTED:  # typer returns it for Ctrl-C
+        print("intclip: interrupted", file=sys.stderr)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: typer.TyperException) -> None:
+    """A command without its arguments shows its help; any other misuse one line."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.format_message(), file=sys.stderr)
+        sys.exit(2)
+    _fail(error.format_message())
+
+
+def _fail(message: str) -> None:
+    print(f"intclip: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,197 @@
+"""`intclip mccl`: the three checks of MCCL."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from intclip.methods.mccl import MCCL
+
+app = typer.Typer(
+    help="Look into a trained MCCL: prototypes, momentum, attention.", no_args_is_help=True, rich_markup_mode=None
+)
+
+Run = Annotated[str, typer.Argument(help="Folder of a trained MCCL: a run or its bundle.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Weights file of the backbone, where it is your own.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")]
+
+
+@app.command()
+def prototypes(
+    run: Run,
+    photos: Annotated[list[str], typer.Argument(help="Files, folders, quoted patterns, .txt lists of paths.")],
+    out: Annotated[Path, typer.Option(help="Picture to write, *.png or *.jpg.")] = Path("prototypes.png"),
+    stage: Annotated[int | None, typer.Option(min=1, max=4, help="Stage of the backbone; the last one read.")] = None,
+    label: Annotated[str | None, typer.Option(help="Only prototypes made for this label.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Prototypes, drawn at random.")] = 10,
+    nearest: Annotated[int, typer.Option(min=1, help="Patches of each, from as many photos.")] = 5,
+    limit: Annotated[int, typer.Option(min=1, help="Photos to search, at most.")] = 500,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw.")] = 0,
+    checkpoint: Checkpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    r"""Draw the patches nearest to some prototypes: do they show one thing?
+
+    \b
+    Examples:
+      intclip mccl prototypes runs/mccl photos/ --out prototypes.png
+      intclip mccl prototypes runs/mccl photos/ --label "Natural beauty" --count 5
+    """
+    from intclip.cli.common import progress_bar
+    from intclip.data.images import find_images
+    from intclip.explain.prototypes import choose_prototypes, draw_prototypes, nearest_patches
+
+    paths = find_images(photos)[:limit]
+    method = _load(run, checkpoint)
+    chosen = choose_prototypes(method, stage=stage, label=label, count=count, seed=seed)
+    with progress_bar("searching photos") as tell:
+        found = nearest_patches(method, _told(paths, tell), chosen, count=nearest)
+    draw_prototypes(method, found, out)
+    in_use = {number: (used, method.options.pool.prototypes) for number, used in method.prototypes_in_use().items()}
+    if as_json:
+        _print_json(
+            {
+                "picture": str(out),
+                "in_use": {number: used for number, (used, _) in in_use.items()},
+                "prototypes": [
+                    {
+                        "stage": p.stage,
+                        "index": p.index,
+                        "label": p.label,
+                        "usage": p.usage,
+                        "patches": [[str(patch.photo), patch.cosine] for patch in p.patches],
+                    }
+                    for p in found
+                ],
+            }
+        )
+        return
+    print(f"{out}: {len(found)} prototypes, the nearest patches of {len(paths)} photos")
+    for number, (used, total) in in_use.items():
+        collapsed = " (collapsed)" if used < method.options.pool.collapse * total else ""
+        print(f"stage {number}: {used:.0f} of {total} prototypes in effective use{collapsed}")
+
+
+@app.command()
+def attention(
+    run: Run,
+    photo: Annotated[Path, typer.Argument(help="One photo.")],
+    labels: Annotated[
+        list[str] | None,
+        typer.Option("--label", help="Labels to compare, repeat it; else the two probable ones that differ most."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Picture to write, *.png or *.jpg.")] = Path("attention.png"),
+    checkpoint: Checkpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    r"""Draw where contrasting labels look in one photo: do they look at different things?
+
+    \b
+    Examples:
+      intclip mccl attention runs/mccl beach.jpg --out attention.png
+      intclip mccl attention runs/mccl beach.jpg --label "Natural beauty" --label "Playful"
+    """
+    from intclip.explain.label_attention import contrasting, draw_attention, label_attention, overlap
+
+    method = _load(run, checkpoint)
+    looks = label_attention(method, photo)
+    chosen = [looks[method.taxonomy.index(label)] for label in labels] if labels else contrasting(looks)
+    draw_attention(method, photo, chosen, out)
+    pairs = [(a, b, overlap(a, b)) for i, a in enumerate(chosen) for b in chosen[i + 1 :]]
+    if as_json:
+        _print_json(
+            {
+                "picture": str(out),
+                "labels": {look.label: look.probability for look in chosen},
+                "overlap": [[a.label, b.label, shared] for a, b, shared in pairs],
+            }
+        )
+        return
+    print(f"{out}: {', '.join(f'{look.label} {look.probability:.2f}' for look in chosen)}")
+    for a, b, shared in pairs:
+        print(f"{a.label} and {b.label} share {shared:.0%} of their attention")
+
+
+@app.command()
+def momentum(
+    recipe: Annotated[str, typer.Option(help="What every run starts from: a recipe's name or file.")] = "mccl",
+    values: Annotated[str, typer.Option(help="Momenta, parted by commas.")] = "0.9,0.99999",
+    data_root: Annotated[
+        str | None, typer.Option("--data-root", help="Folder of the dataset; by default inside $INTCLIP_DATA.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Directory of the runs and the table.")] = Path("ablations/momentum"),
+    seeds: Annotated[str, typer.Option(help="Seeds, parted by commas.")] = "0,1,2",
+    jobs: Annotated[int, typer.Option(min=0, help="Runs at once; 0 takes one a core, or one on a GPU.")] = 0,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe for all runs; may be repeated."),
+    ] = None,
+    cache: Annotated[str | None, typer.Option(help="Where frozen features are kept: auto, off, or a folder.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    r"""Train with several momenta of the prototypes, and tell what that does to scores, steadiness and collapse.
+
+    Runs that are finished are not run again; give the same command again to go on.
+
+    \b
+    Examples:
+      intclip mccl momentum --data-root intentonomy
+      intclip mccl momentum --recipe proxy-lite --data-root flickr8k --values 0.9,0.999,0.99999 --seeds 0
+    """
+    from dataclasses import asdict
+
+    from intclip.cli.common import parse_seeds, shell_command
+    from intclip.cli.train import place_overrides
+    from intclip.errors import RecipeError, TrainingError
+    from intclip.evaluation.ablation import choose_jobs, plan_cells, run_cells
+    from intclip.evaluation.momentum import momentum_study, read_results, render
+    from intclip.files import write_text
+    from intclip.training.recipe import validate_recipe
+    from intclip.training.recipe_file import read_recipe
+
+    try:
+        momenta = [float(value) for value in values.split(",")]
+    except ValueError as error:
+        raise RecipeError(f"--values {values!r}: give numbers parted by commas, such as 0.9,0.99999") from error
+    content = read_recipe(recipe, place_overrides(data_root, cache) + (overrides or []))
+    jobs = choose_jobs(jobs, validate_recipe(content, recipe).train.device)
+    cells = plan_cells(momentum_study(momenta), content, out, parse_seeds(seeds), jobs=jobs)
+    failures = run_cells(cells, jobs=jobs, keep_bundles=True)
+    results = read_results(cells)
+    text = render(results, shell_command())
+    write_text(out / "momentum.md", text)
+    if as_json:
+        _print_json([asdict(result) for result in results])
+    else:
+        print(text, end="")
+    if failures:
+        place, reason = next(iter(failures.items()))
+        raise TrainingError(f"{len(failures)} of {len(cells)} runs failed, the first in {place}: {reason}")
+
+
+def _load(run: str, checkpoint: Path | None) -> "MCCL":
+    from intclip.errors import IntclipError
+    from intclip.inference.bundle import load_bundle
+    from intclip.inference.loading import bundle_path
+    from intclip.methods.mccl import MCCL
+
+    method = load_bundle(bundle_path(run)).build_method(checkpoint)
+    if not isinstance(method, MCCL):
+        raise IntclipError(f"{run} is no MCCL; train one with `intclip train mccl`")
+    return method
+
+
+def _told(paths: list[Path], tell: "Callable[[int, int], None] | None") -> "Iterator[Path]":
+    for done, path in enumerate(paths):
+        if tell is not None:
+            tell(done, len(paths))
+        yield path
+
+
+def _print_json(content: object) -> None:
+    import json
+
+    print(json.dumps(content))

@@ -1,0 +1,295 @@
+"""`intclip predict`, `explain` and `export`."""
+
+import sys
+from contextlib import ExitStack
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from intclip.inference.prediction import Prediction
+    from intclip.inference.predictor import Predictor
+    from intclip.inference.results import Writer
+
+SHOWN_FAILURES = 20
+LONG_WORK = 64
+"""Photos from which on a progress bar is worth its lines."""
+_BAR = 20
+
+
+class Branch(StrEnum):
+    """Which map to draw."""
+
+    fused = "fused"
+    sight = "sight"
+    semantic = "semantic"
+
+
+class Precision(StrEnum):
+    """Arithmetic of the engine."""
+
+    f32 = "f32"
+    bf16 = "bf16"
+    f16 = "f16"
+
+
+class Format(StrEnum):
+    """What to export to."""
+
+    onnx = "onnx"
+    openvino = "openvino"
+
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", help="lite, zero-shot:RN101, proxy, a bundle's folder, an exported file, or hf://owner/name."
+    ),
+]
+Labels = Annotated[str | None, typer.Option("--taxonomy", help="Labels of a zero-shot model: a name or a YAML file.")]
+Sentences = Annotated[str, typer.Option(help="Words of a label in a zero-shot model: fine, consolidated, 3-5 … 16-20.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Weights file of the backbone, where it is your own.")]
+EngineOption = Annotated[str, typer.Option("--engine", help="auto, torch, openvino or onnx.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+PrecisionOption = Annotated[Precision, typer.Option("--precision", help="f32 is exact.")]
+
+
+def predict(
+    photos: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Files, folders, quoted patterns such as 'trip/*.jpg', .txt lists of paths; tables (.csv, .jsonl, "
+            ".parquet) with columns image and text."
+        ),
+    ] = None,
+    model: Model = "lite",
+    taxonomy: Labels = None,
+    text: Annotated[
+        str | None, typer.Option(help="Words of the post, with its photo or alone; for a model of `intclip fit`.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Labels shown a photo, most probable first.")] = 5,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="A label holds from this probability on; else the model's own.")
+    ] = None,
+    level: Annotated[str | None, typer.Option(help="Read the probabilities at this level of the taxonomy.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array, an object a photo.")] = False,
+    csv: Annotated[Path | None, typer.Option(help="Write a CSV file, a row a photo.")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="Write a Parquet file, a row a photo.")] = None,
+    sentences: Sentences = "11-15",
+    checkpoint: Checkpoint = None,
+    engine: EngineOption = "auto",
+    device: Device = "auto",
+    precision: PrecisionOption = Precision.f32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Photos computed at once.")] = 32,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode photos.")] = None,
+) -> None:
+    """Tell the intents of photos.
+
+    A filled dot marks labels at or above their threshold. Photos that cannot be read are listed at the end and the
+    exit code is 2; the results of all others are written.
+
+    intclip predict photo.jpg
+
+    intclip predict holiday/ --csv intents.csv
+
+    intclip predict 'trip/*.jpg' --json --level group
+
+    intclip predict posts.csv --model models/mine --csv intents.csv
+    """
+    from intclip.cli.common import progress_bar
+    from intclip.errors import IntclipError
+    from intclip.inference.results import csv_writer, json_writer, parquet_writer
+
+    paths, words = _posts(photos or [], text)
+    predictor = _load(model, taxonomy, sentences, checkpoint, engine, device, precision)
+    levels = list(predictor.taxonomy.levels.values())
+    names = levels[predictor.taxonomy.level_index(0 if level is None else level)]
+    failures: list[tuple[str, str]] = []
+    with ExitStack() as stack:
+        writers: list[Writer] = []
+        if csv is not None:
+            writers.append(stack.enter_context(csv_writer(csv, names, level)))
+        if parquet is not None:
+            writers.append(stack.enter_context(parquet_writer(parquet, names, level)))
+        if as_json:
+            writers.append(stack.enter_context(json_writer(sys.stdout, level)))
+        if not writers:
+            writers.append(_table_writer(top, level))
+        report = stack.enter_context(progress_bar("predicting")) if len(paths) >= LONG_WORK else None
+        predictions = predictor.predict_iter(
+            paths, texts=words, batch_size=batch_size, thresholds=threshold, errors="collect", workers=workers
+        )
+        for done, prediction in enumerate(predictions, start=1):
+            if prediction.error is not None:
+                failures.append((prediction.source, prediction.error))
+            for write in writers:
+                write(prediction)
+            if report is not None:
+                report(done, len(paths))
+    if failures:
+        _list_failures(failures)
+        raise IntclipError(f"{len(failures)} of {len(paths)} photos could not be read; all others are done")
+
+
+def _posts(photos: list[str], text: str | None) -> tuple[list[Path | None], list[str | None] | None]:
+    """Photos and words of posts; no words at all where no post has any."""
+    from intclip.data.unlabelled import read_posts
+    from intclip.errors import IntclipError
+
+    if not photos and text is None:
+        raise IntclipError("give photos, a table of posts, or --text")
+    images, texts = read_posts(photos)
+    if text is not None:
+        if len(images) > 1 or any(texts):
+            raise IntclipError("--text is about one photo; for several posts give a table with columns image and text")
+        return images or [None], [text]
+    return images, texts if any(texts) else None
+
+
+def explain(
+    photo: Annotated[str, typer.Argument(help="A photo.")],
+    label: Annotated[str | None, typer.Option(help="Name of a label; the most probable one by default.")] = None,
+    out: Annotated[Path, typer.Option(help="Image to write: .png, .jpg or .webp.")] = Path("overlay.png"),
+    branch: Annotated[
+        Branch, typer.Option(help="What decides (fused), what is seen, or what is meant.")
+    ] = Branch.fused,
+    model: Model = "lite",
+    taxonomy: Labels = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    sentences: Sentences = "11-15",
+    checkpoint: Checkpoint = None,
+    engine: EngineOption = "auto",
+    device: Device = "auto",
+) -> None:
+    """Show where in a photo the evidence for a label lies.
+
+    The map is laid over the part of the photo that the model sees: from dark (none) to bright (most).
+
+    intclip explain photo.jpg --label "Natural beauty" --out overlay.png
+    """
+    import json
+
+    from intclip.data.images import read_image
+    from intclip.errors import StorageError
+    from intclip.explain.evidence import overlay
+    from intclip.files import atomic_path
+
+    formats = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+    if out.suffix.lower() not in formats:
+        raise StorageError(f"{out}: write to a .png, .jpg or .webp file")
+    image = read_image(photo)
+    predictor = _load(model, taxonomy, sentences, checkpoint, engine, device, Precision.f32)
+    if label is None:
+        label = predictor.predict(image)[0].top(1)[0][0]
+    evidence = predictor.explain(photo, label)
+    drawn = overlay(image, getattr(evidence, branch.value), evidence.box)
+    with atomic_path(out) as partial:
+        drawn.save(partial, format=formats[out.suffix.lower()])
+    if as_json:
+        found = {"photo": photo, "label": evidence.label, "probability": evidence.probability}
+        print(json.dumps(found | {"branches": evidence.branches, "out": str(out)}, ensure_ascii=False))
+        return
+    known = branch is Branch.fused or branch.value in evidence.branches
+    note = "" if known else f" (this model has no {branch.value} branch of its own)"
+    print(f"{evidence.label}: {evidence.probability:.3f}; {branch.value} evidence in {out}{note}")
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="lite, zero-shot:RN101, proxy, a bundle's folder, or hf://owner/name.")],
+    out: Annotated[Path, typer.Option(help="File to write: .onnx, or .xml for OpenVINO (with a .bin beside it).")],
+    format: Annotated[Format | None, typer.Option(help="By default told by the file's suffix.")] = None,
+    maps: Annotated[bool, typer.Option("--maps", help="Keep the evidence maps among the outputs.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Quantise; OpenVINO only; needs --calibrate.")] = False,
+    calibrate: Annotated[Path | None, typer.Option(help="Folder of some hundred typical photos for --int8.")] = None,
+    taxonomy: Labels = None,
+    sentences: Sentences = "11-15",
+    checkpoint: Checkpoint = None,
+) -> None:
+    """Write a model as a file that runs without intclip, with labels, preprocessing and thresholds inside.
+
+    examples/predict_onnx.py shows how another program uses one.
+
+    intclip export lite --out lite.onnx
+
+    intclip export runs/my-model --out model.xml --int8 --calibrate photos/
+    """
+    from intclip.errors import IntclipError
+    from intclip.inference.exported import SUFFIXES, check_suffix
+
+    wanted = format.value if format else SUFFIXES.get(out.suffix)
+    if wanted is None:
+        raise IntclipError(f"{out}: name the file *.onnx or *.xml, or state --format")
+    check_suffix(out, wanted)
+    if int8 and (wanted != "openvino" or calibrate is None):
+        raise IntclipError("--int8 writes OpenVINO (*.xml) and needs --calibrate FOLDER with some hundred photos")
+    predictor = _load(model, taxonomy, sentences, checkpoint, "openvino" if int8 else "auto", "cpu", Precision.f32)
+    if int8 and calibrate is not None:
+        predictor = predictor.quantize(calibrate)
+    predictor.export(out, wanted, maps=maps)
+    size = out.stat().st_size + (out.with_suffix(".bin").stat().st_size if wanted == "openvino" else 0)
+    labels = len(predictor.taxonomy.names)
+    print(f"{out}: {wanted}, {predictor.card.arithmetic}, {labels} labels, {size / 1e6:.1f} MB")
+
+
+def _load(
+    model: str,
+    taxonomy: str | None,
+    sentences: str,
+    checkpoint: Path | None,
+    engine: str,
+    device: str,
+    precision: Precision,
+) -> "Predictor":
+    from intclip.inference.loading import load
+
+    return load(
+        model,
+        taxonomy=taxonomy,
+        sentences=sentences,
+        checkpoint=checkpoint,
+        engine=engine,
+        device=device,
+        precision=precision.value,
+    )
+
+
+def _table_writer(top: int, level: str | None) -> "Writer":
+    """Prints a block a photo: its path, then the most probable labels with a bar."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(highlight=False, soft_wrap=True)
+
+    def write(prediction: "Prediction") -> None:
+        if prediction.error is not None:
+            return
+        console.print(f"[bold]{escape(prediction.source)}[/bold]")
+        for name, probability, holds in _best(prediction, top, level):
+            bar = "━" * round(_BAR * probability)
+            dot, style = ("●", "green") if holds else ("○", "dim")
+            console.print(f"  [{style}]{dot} {probability:5.3f} {bar:<{_BAR}} {escape(name)}[/{style}]")
+
+    return write
+
+
+def _best(prediction: "Prediction", top: int, level: str | None) -> list[tuple[str, float, bool]]:
+    """The most probable names with their probability and whether they hold; a parent holds where a child does."""
+    if level is None:
+        holding = set(prediction.labels)
+        return [(name, probability, name in holding) for name, probability in prediction.top(top)]
+    scores = prediction.level(level)
+    taxonomy = prediction.taxonomy
+    depth = taxonomy.level_index(level)
+    holding = {name if depth == 0 else taxonomy.parents[name][depth - 1] for name in prediction.labels}
+    best = sorted(scores.items(), key=lambda item: -item[1])[:top]
+    return [(name, probability, name in holding) for name, probability in best]
+
+
+def _list_failures(failures: list[tuple[str, str]]) -> None:
+    print("could not be read:", file=sys.stderr)
+    for _, error in failures[:SHOWN_FAILURES]:
+        print(f"  {error}", file=sys.stderr)
+    if len(failures) > SHOWN_FAILURES:
+        print(f"  … and {len(failures) - SHOWN_FAILURES} more (--json, --csv and --parquet name all)", file=sys.stderr)

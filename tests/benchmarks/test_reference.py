@@ -1,0 +1,138 @@
+"""The released computation, written plainly in benchmarks/reference.py, is the slow twin of methods/intclip."""
+
+import pytest
+import torch
+from benchmarks.reference import ReferenceIntCLIP, asymmetric_loss, make_optimizer, train_step
+from benchmarks.weights import TINY, random_state_dict
+from torch.testing import assert_close
+
+from intclip.backbones import from_openai_state_dict
+from intclip.labels import load_taxonomy
+from intclip.methods.region_pooling import pool_similarities, region_similarities
+from intclip.methods.registry import build_method
+
+OPTIONS = {"aggregation": "released", "loss": {"scale": 0.03}, "sentence_form": "6-9"}
+CONTEXTS = 16
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """The reference and our method with the same weights, in double precision."""
+    state = random_state_dict(TINY)
+    backbone = from_openai_state_dict(state, split="released")
+    torch.manual_seed(1)
+    method = build_method("intclip", backbone, load_taxonomy("intentonomy"), OPTIONS)
+    sentences = method.taxonomy.sentences(OPTIONS["sentence_form"])
+    prompts = backbone.tokenize([" ".join(["x"] * CONTEXTS) + " " + sentence for sentence in sentences])
+    tokens = torch.zeros(len(prompts), TINY.context_length, dtype=torch.int64)
+    tokens[:, : prompts.shape[1]] = prompts
+    reference = ReferenceIntCLIP(TINY, tokens, CONTEXTS)
+    reference.load_openai(state)
+    with torch.no_grad():
+        method.prompts.context[0].copy_(reference.context_negative)
+        method.prompts.context[1].copy_(reference.context_positive)
+        attention, theirs = method.aggregation.attention, reference.visual.aggregation
+        theirs.gamma.fill_(0.7)
+        attention.alpha.copy_(theirs.gamma[0])
+        for ours, other in zip(*layers(attention, theirs), strict=True):
+            ours.weight.copy_(other.weight.flatten(2))
+            ours.bias.copy_(other.bias)
+    return reference.double(), method.double().train()
+
+
+def layers(attention, theirs):
+    return (
+        (attention.query, attention.key, attention.value),
+        (theirs.query_conv, theirs.key_conv, theirs.value_conv),
+    )
+
+
+@pytest.fixture(scope="module")
+def batch():
+    generator = torch.Generator().manual_seed(2)
+    pixels = torch.randn(3, 3, TINY.image_size, TINY.image_size, generator=generator, dtype=torch.float64)
+    return pixels, (torch.rand(3, 28, generator=generator) < 0.2).double()
+
+
+def our_maps(method, pixels):
+    features = method.backbone.features(pixels, method.needs)
+    semantic = method.backbone.head.regions(method.semantic(features["trunk"]))
+    return semantic, method.aggregation(semantic, features["regions"])
+
+
+def test_text_features_agree(pair):
+    reference, method = pair
+    ours = method.prompts.encode(method.backbone.text)
+    assert_close(ours.flatten(0, 1), reference.encode_prompts(), rtol=1e-9, atol=1e-11)
+
+
+def test_fused_maps_agree_but_for_the_patch_that_comes_twice(pair, batch):
+    reference, method = pair
+    semantic, fused = our_maps(method, batch[0])
+    theirs = reference.visual(batch[0])
+    assert_close(theirs[:, :, 1:], fused.flatten(2), rtol=1e-9, atol=1e-11)
+    assert_close(theirs[:, :, 0], semantic[:, :, 0, 0], rtol=1e-9, atol=1e-11)
+
+
+def test_loss_and_gradients_agree_once_that_patch_is_added(pair, batch):
+    reference, method = pair
+    pixels, targets = batch
+    reference.zero_grad()
+    method.zero_grad()
+    their_logits = reference(pixels)
+    # The released loss cuts logarithms off at 1e-8, ours needs no cut: compare where it does not matter.
+    targets = targets * (their_logits.softmax(dim=1)[:, 1] > 1e-6)
+    assert targets.sum() > 5
+    their_loss = asymmetric_loss(their_logits, targets)
+    their_loss.backward()
+
+    semantic, fused = our_maps(method, pixels)
+    regions = torch.cat([semantic.flatten(2)[:, :, :1], fused.flatten(2)], dim=2)
+    text = method.prompts(method.backbone.text)
+    halves = 5 * pool_similarities(20 * region_similarities(regions, text))
+    loss = method.options.loss(halves[:, 1] - halves[:, 0], targets)
+    loss.backward()
+
+    assert_close(halves, their_logits, rtol=1e-9, atol=1e-11)
+    assert_close(loss.double(), their_loss, rtol=1e-6, atol=0)  # our loss computes in float32, also under autocast
+    ours = [method.prompts.context.grad[0], method.prompts.context.grad[1]]
+    theirs = [reference.context_negative.grad, reference.context_positive.grad]
+    for mine, other in zip(*layers(method.aggregation.attention, reference.visual.aggregation), strict=True):
+        ours += [mine.weight.grad, mine.bias.grad]
+        theirs += [other.weight.grad.flatten(2), other.bias.grad]
+    ours += [parameter.grad for parameter in method.semantic.parameters()]
+    theirs += [
+        parameter.grad for name, parameter in reference.visual.named_parameters() if name.startswith("semantic_layer")
+    ]
+    assert len(ours) == len(theirs)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert (
+            mine - other
+        ).norm() <= 1e-6 * other.norm() + 1e-15  # the key bias has no gradient: softmax takes it away
+    assert sum(parameter.numel() for parameter in method.learnable_parameters()) == sum(
+        parameter.numel() for group in make_optimizer(reference).param_groups for parameter in group["params"]
+    )
+
+
+def test_probabilities_without_that_patch_differ_little(pair, batch):
+    """Our `released` pools 49 of 50 regions; how much the patch that comes twice changes is a number, not a guess."""
+    reference, method = pair
+    method.eval()
+    with torch.no_grad():
+        ours = method(method.backbone.features(batch[0], method.needs)).logits.sigmoid()
+        theirs = reference(batch[0]).softmax(dim=1)[:, 1]
+    method.train()
+    assert 0 < (ours - theirs).abs().max() < 0.5
+
+
+def test_reference_learns(batch):
+    torch.manual_seed(3)
+    reference = ReferenceIntCLIP(TINY, torch.tensor([[49406, *range(1, 30), 49407] + [0] * 46] * 4), CONTEXTS)
+    reference.load_openai(random_state_dict(TINY))
+    optimizer = make_optimizer(reference, rate=0.01)
+    pixels, targets = batch[0].float(), batch[1][:, :4].float()
+    losses = [train_step(reference, optimizer, pixels, targets) for _ in range(4)]
+    assert losses[-1] < losses[0]
+    # As released: the text encoder's weights take gradients that no optimiser reads; running statistics never move.
+    assert reference.transformer.resblocks[0].mlp.c_fc.weight.grad is not None
+    assert reference.visual.layer3[0].conv1.weight.grad is None
