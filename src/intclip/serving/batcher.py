@@ -1,0 +1,315 @@
+"""The one queue before the models: whoever asks submits photos one by one, and they are computed in batches.
+
+Photos are decoded in a small pool of threads and computed by one worker thread. The worker never waits for a batch to
+fill: it takes what is ready, and while it computes the next photos come together. So a photo alone is answered at once,
+and under load batches grow by themselves.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from intclip.data.images import MAX_PIXELS, ImageInput, describe, read_image
+from intclip.data.loading import DRAFT_FACTOR, normalize_into, usable_cores
+from intclip.errors import ImageError, IntclipError
+from intclip.inference.prediction import Prediction
+from intclip.inference.predictor import Predictor
+
+if TYPE_CHECKING:
+    from intclip.explain.evidence import Evidence
+    from intclip.inference.post_predictor import PostPredictor
+
+Result = TypeVar("Result")
+Post = tuple[ImageInput | None, str | None]
+"""A photo, the words beside it, or both; words only for a model that reads them."""
+
+_MEMORY = 0.8
+"""Share of the past in the running mean of seconds a photo."""
+_LONGEST_WAIT = 60.0
+
+
+class Busy(IntclipError):
+    """The queue is full.
+
+    Args:
+        retry_after: Seconds after which there is probably room, at least 1.
+    """
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__(f"too many photos are waiting; try again in {retry_after:.0f} s")
+        self.retry_after = retry_after
+
+
+class Closed(IntclipError):
+    """The queue takes nothing more: the program is shutting down."""
+
+
+@dataclass(eq=False, slots=True)
+class _Job:
+    model: str
+    image: ImageInput | None
+    text: str | None
+    source: str
+    future: Future[Prediction]
+    pixels: npt.NDArray[np.uint8] | None = None
+
+
+class Batcher:
+    """Models behind one bounded queue; made once and shared by all threads.
+
+    Args:
+        models: Name to model; the first is the default.
+        capacity: Most photos inside at once: waiting, decoded, being computed.
+        max_batch: Most photos the engine takes at once.
+        decoders: Threads that decode; as many as there are usable cores by default.
+        max_pixels: Larger photos are refused from their header.
+        on_batch: Told the size of each batch and the seconds it took, on the worker's thread.
+
+    Attributes:
+        models: See above.
+        default: Name of the first model.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Predictor],
+        *,
+        capacity: int = 256,
+        max_batch: int = 32,
+        decoders: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+        on_batch: Callable[[int, float], None] = lambda photos, seconds: None,
+    ) -> None:
+        if not models or capacity < 1 or max_batch < 1:
+            raise ValueError("give at least one model; capacity and max_batch are at least 1")
+        self.models = dict(models)
+        self.default = next(iter(self.models))
+        self._capacity, self._max_batch, self._max_pixels = capacity, max_batch, max_pixels
+        self._on_batch = on_batch
+        self._queue: deque[_Job] = deque()
+        self._inside = 0
+        self._seconds = 0.02  # a photo, until the first batches have been timed
+        self._closing = False
+        self._change = threading.Condition()
+        self._pool = ThreadPoolExecutor(decoders or usable_cores(), thread_name_prefix="intclip-decode")
+        self._worker = threading.Thread(target=self._work, name="intclip-batches", daemon=True)
+        self._worker.start()
+
+    @property
+    def inside(self) -> int:
+        """Photos taken and not yet answered."""
+        return self._inside
+
+    def submit(
+        self, image: ImageInput | None, text: str | None = None, *, model: str | None = None
+    ) -> Future[Prediction]:
+        """Take one post; `submit_all` tells what is raised, and what the future holds."""
+        return self.submit_all([(image, text)], model=model)[0]
+
+    def submit_all(self, posts: Sequence[Post], *, model: str | None = None) -> list[Future[Prediction]]:
+        """Take some posts, all of them or none.
+
+        Args:
+            posts: At most `capacity`.
+            model: Its name; the first one by default.
+
+        Returns:
+            A future a post. It holds the `Prediction`, or raises `ImageError` where the photo cannot be read. One that
+            is cancelled before its batch was begun is not computed.
+
+        Raises:
+            Busy: There is no room for all of them.
+            Closed: `close` was called.
+            IntclipError: There is no such model, it reads no words, or a post is empty.
+        """
+        name, predictor = self.find(model)
+        for image, text in posts:
+            _check_post(name, channels(predictor), image, text)
+        jobs = [_Job(name, image, text, _source(image), Future()) for image, text in posts]
+        self._enter(len(jobs))
+        for job in jobs:
+            self._pool.submit(self._decode, job)
+        return [job.future for job in jobs]
+
+    def explain(self, image: ImageInput, label: str, *, model: str | None = None) -> "Future[Evidence]":
+        """Evidence of a label in a photo, from the very pixels that `submit` predicts from.
+
+        Raises:
+            TaxonomyError: There is no such label.
+            Busy, Closed, IntclipError: As `submit_all`; and the model has no maps.
+        """
+        predictor = self.find(model)[1]
+        predictor.taxonomy.index(label)
+        return self.run(partial(_explain, predictor, image, label, self._max_pixels))
+
+    def run(self, work: Callable[[], Result]) -> Future[Result]:
+        """Other work on a photo, such as drawing one, in the decoding threads; it takes the room of one photo.
+
+        Raises:
+            Busy: The queue is full.
+            Closed: `close` was called.
+        """
+        self._enter(1)
+        future = self._pool.submit(work)
+        future.add_done_callback(lambda _: self._leave(1))
+        return future
+
+    def find(self, model: str | None = None) -> tuple[str, Predictor]:
+        """A model and its name; the first one by default.
+
+        Raises:
+            IntclipError: There is no such model.
+        """
+        name = self.default if model is None else model
+        if name not in self.models:
+            raise IntclipError(f"no model {name!r} is served; there are: {', '.join(self.models)}")
+        return name, self.models[name]
+
+    def close(self) -> None:
+        """Take nothing more, finish everything that was taken, then end the threads."""
+        with self._change:
+            self._closing = True
+        self._pool.shutdown(wait=True)
+        with self._change:
+            self._change.notify_all()
+        self._worker.join()
+
+    def _enter(self, count: int) -> None:
+        with self._change:
+            if self._closing:
+                raise Closed("the service is shutting down; try again later")
+            if self._inside + count > self._capacity:
+                raise Busy(min(max(1.0, self._inside * self._seconds), _LONGEST_WAIT))
+            self._inside += count
+
+    def _leave(self, count: int) -> None:
+        with self._change:
+            self._inside -= count
+            self._change.notify_all()
+
+    def _decode(self, job: _Job) -> None:
+        """Photo to the model's size, (S, S, 3) uint8: little to keep while it waits for its batch."""
+        if job.future.cancelled():
+            self._leave(1)
+            return
+        try:
+            if job.image is not None:
+                job.pixels = _read(job.image, self.models[job.model], self._max_pixels)
+                job.image = None
+        except Exception as error:
+            self._finish([job], [_bare(error)])
+            return
+        with self._change:
+            self._queue.append(job)
+            self._change.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            with self._change:
+                self._change.wait_for(lambda: self._queue or (self._closing and self._inside == 0))
+                if not self._queue:
+                    return
+                batch = self._take()
+            wanted = [job for job in batch if not job.future.cancelled()]
+            if wanted:
+                self._finish(wanted, self._compute(wanted))
+            if gone := len(batch) - len(wanted):
+                self._leave(gone)
+
+    def _take(self) -> list[_Job]:
+        """The oldest job and those of the same model behind it, up to a batch; others keep their order."""
+        model = self._queue[0].model
+        batch: list[_Job] = []
+        others: list[_Job] = []
+        while self._queue and len(batch) < self._max_batch:
+            job = self._queue.popleft()
+            (batch if job.model == model else others).append(job)
+        self._queue.extendleft(reversed(others))
+        return batch
+
+    def _compute(self, jobs: list[_Job]) -> list[Prediction | Exception]:
+        start = time.perf_counter()
+        try:
+            found = _predict(self.models[jobs[0].model], jobs)
+        except Exception as error:  # a batch that fails must not end the worker
+            return [_bare(error) for _ in jobs]
+        seconds = time.perf_counter() - start
+        self._seconds = _MEMORY * self._seconds + (1 - _MEMORY) * seconds / len(jobs)
+        self._on_batch(len(jobs), seconds)
+        return found
+
+    def _finish(self, jobs: list[_Job], results: Sequence[Prediction | Exception]) -> None:
+        self._leave(len(jobs))  # first: whoever is answered may submit again at once
+        for job, result in zip(jobs, results, strict=True):
+            if not job.future.set_running_or_notify_cancel():
+                continue
+            if isinstance(result, Exception):
+                job.future.set_exception(result)
+            else:
+                job.future.set_result(result)
+
+
+def channels(predictor: Predictor) -> tuple[str, ...]:
+    """What a model reads: "image", "text", or both."""
+    if predictor.card.method == "posts":
+        return tuple(cast("PostPredictor", predictor).bundle.model.channels)
+    return ("image",)
+
+
+def _check_post(name: str, reads: tuple[str, ...], image: ImageInput | None, text: str | None) -> None:
+    words = text is not None and text.strip() != ""
+    if words and "text" not in reads:
+        raise IntclipError(f"{name} reads photos alone; give no text, or serve a model of `intclip fit`")
+    if not words and image is None:
+        raise IntclipError("a post has neither a photo nor words; give one of them")
+    if not words and "image" not in reads:
+        raise IntclipError(f"{name} reads words alone; give a text")
+
+
+def _predict(predictor: Predictor, jobs: list[_Job]) -> list[Prediction | Exception]:
+    if predictor.card.method == "posts":
+        found = predictor.predict(
+            [job.pixels for job in jobs], texts=[job.text for job in jobs], batch_size=len(jobs), errors="collect"
+        )
+        pairs = zip(found, jobs, strict=True)
+        return [
+            IntclipError(one.error) if one.error is not None else replace(one, source=job.source) for one, job in pairs
+        ]
+    preprocess = predictor.card.preprocessing
+    pixels = np.empty((len(jobs), 3, preprocess.size, preprocess.size), dtype=np.float32)
+    for row, job in zip(pixels, jobs, strict=True):
+        assert job.pixels is not None  # `submit_all` lets no post without a photo come here
+        normalize_into(row, job.pixels, preprocess)
+    rows = predictor.predict_pixels(pixels)
+    thresholds, taxonomy = predictor.thresholds, predictor.taxonomy
+    return [Prediction(row.copy(), thresholds, taxonomy, job.source) for row, job in zip(rows, jobs, strict=True)]
+
+
+def _read(image: ImageInput, predictor: Predictor, max_pixels: int) -> npt.NDArray[np.uint8]:
+    preprocess = predictor.card.preprocessing
+    photo = read_image(image, min_side=DRAFT_FACTOR * preprocess.size, max_pixels=max_pixels)
+    return preprocess.resize(photo)
+
+
+def _explain(predictor: Predictor, image: ImageInput, label: str, max_pixels: int) -> "Evidence":
+    # A photo of the model's own size goes through its preprocessing unchanged; only the box is the whole photo's.
+    evidence = predictor.explain(_read(image, predictor, max_pixels), label)
+    size = read_image(image, max_pixels=max_pixels).size
+    return replace(evidence, box=predictor.card.preprocessing.source_box(size), source=_source(image))
+
+
+def _source(image: ImageInput | None) -> str:
+    return "text" if image is None else describe(image)
+
+
+def _bare(error: Exception) -> Exception:
+    """The error without its frames, which would keep the photo in memory for as long as somebody holds the future."""
+    return type(error)(str(error)) if type(error) in (ImageError, IntclipError) else error

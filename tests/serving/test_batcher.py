@@ -1,0 +1,175 @@
+"""The queue: every photo gets its own answer, bounds hold, nothing that was taken is lost."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from watched import WatchedPredictor, photo
+
+from intclip.errors import ImageError, IntclipError, TaxonomyError
+from intclip.serving.batcher import Batcher, Busy, Closed
+
+WAIT = 20
+
+
+@pytest.fixture
+def make():
+    opened = []
+
+    def build(*args, **options):
+        opened.append(Batcher(*args, **options))
+        return opened[-1]
+
+    yield build
+    for batcher in opened:
+        batcher.close()
+
+
+def wait_until(condition) -> None:
+    end = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def test_each_of_many_threads_gets_the_answer_of_its_own_photo(make, watched):
+    batcher = make({"a": watched}, max_batch=7)
+
+    def ask(level):
+        return batcher.submit(photo(level, 255 - level)).result(WAIT).probabilities[:2] * 255
+
+    with ThreadPoolExecutor(20) as pool:
+        found = np.array(list(pool.map(ask, range(200))))
+    np.testing.assert_allclose(found[:, 0], np.arange(200), atol=0.01)
+    np.testing.assert_allclose(found[:, 1], 255 - np.arange(200), atol=0.01)
+    assert sum(watched.watched.batches) == 200
+    assert max(watched.watched.batches) <= 7
+    assert batcher.inside == 0
+
+
+def test_it_answers_as_the_predictor_itself(make, watched):
+    files = [photo(30 * i, 200, 10, size=(40, 31), kind="JPEG") for i in range(6)]
+    found = [future.result(WAIT) for future in make({"a": watched}).submit_all([(file, None) for file in files])]
+    for one, direct in zip(found, watched.predict(files), strict=True):
+        np.testing.assert_array_equal(one.probabilities, direct.probabilities)
+        assert one.labels == direct.labels
+
+
+def test_what_comes_while_it_computes_becomes_one_batch(make, watched):
+    batcher = make({"a": watched}, max_batch=32)
+    watched.watched.gate.clear()
+    first = batcher.submit(photo(1))
+    assert watched.watched.entered.wait(WAIT)
+    rest = [batcher.submit(photo(i)) for i in range(10)]
+    wait_until(lambda: len(batcher._queue) == 10)
+    watched.watched.gate.set()
+    for future in [first, *rest]:
+        future.result(WAIT)
+    assert watched.watched.batches == [1, 10]
+
+
+def test_a_full_queue_refuses_by_name_and_takes_again_when_there_is_room(make, watched):
+    batcher = make({"a": watched}, capacity=4)
+    watched.watched.gate.clear()
+    taken = batcher.submit_all([(photo(i), None) for i in range(3)])
+    with pytest.raises(Busy) as refusal:  # all or none
+        batcher.submit_all([(photo(9), None)] * 2)
+    assert refusal.value.retry_after >= 1
+    assert batcher.inside == 3
+    watched.watched.gate.set()
+    for future in taken:
+        future.result(WAIT)
+    assert batcher.submit_all([(photo(9), None)] * 4)[3].result(WAIT).scores["class 0"] == pytest.approx(9 / 255)
+
+
+def test_a_bad_photo_fails_alone(make, watched):
+    futures = make({"a": watched}, max_pixels=500).submit_all(
+        [(photo(50), None), (b"<html>", None), (photo(60, size=(30, 30)), None), (photo(70)[:50], None)]
+    )
+    assert futures[0].result(WAIT).error is None
+    for future, reason in zip(futures[1:], ("not an image", "too large", "truncated|damaged"), strict=True):
+        with pytest.raises(ImageError, match=reason):
+            future.result(WAIT)
+
+
+def test_a_batch_that_fails_does_not_end_the_worker(make, watched):
+    batcher = make({"a": watched})
+    watched.watched.failing = True
+    with pytest.raises(RuntimeError, match="the engine broke"):
+        batcher.submit(photo(1)).result(WAIT)
+    watched.watched.failing = False
+    assert batcher.submit(photo(51)).result(WAIT).scores["class 0"] == pytest.approx(0.2)
+    assert batcher.inside == 0
+
+
+def test_a_cancelled_photo_is_not_computed_and_leaves_its_room(make, watched):
+    batcher = make({"a": watched}, capacity=3)
+    watched.watched.gate.clear()
+    kept = batcher.submit(photo(1))
+    assert watched.watched.entered.wait(WAIT)
+    gone, last = batcher.submit(photo(2)), batcher.submit(photo(3))
+    assert gone.cancel()
+    watched.watched.gate.set()
+    kept.result(WAIT)
+    last.result(WAIT)
+    wait_until(lambda: batcher.inside == 0)
+    assert sum(watched.watched.batches) == 2
+
+
+def test_close_finishes_what_it_took_and_takes_nothing_more(watched):
+    batcher = Batcher({"a": watched}, max_batch=2)
+    watched.watched.gate.clear()
+    taken = [batcher.submit(photo(i)) for i in range(9)]
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    wait_until(lambda: batcher._closing)
+    with pytest.raises(Closed):
+        batcher.submit(photo(1))
+    assert closing.is_alive()
+    watched.watched.gate.set()
+    closing.join(WAIT)
+    assert not closing.is_alive()
+    assert [round(f.result(0).scores["class 0"] * 255) for f in taken] == list(range(9))
+
+
+def test_models_share_the_queue_and_never_a_batch(make):
+    models = {name: WatchedPredictor(name) for name in "ab"}
+    batcher = make(models)
+    models["a"].watched.gate.clear()
+    first = batcher.submit(photo(1))
+    assert models["a"].watched.entered.wait(WAIT)
+    futures = [batcher.submit(photo(i), model="ab"[i % 2]) for i in range(8)]
+    wait_until(lambda: len(batcher._queue) == 8)
+    models["a"].watched.gate.set()
+    for future in [first, *futures]:
+        future.result(WAIT)
+    assert models["a"].watched.batches == [1, 4]
+    assert models["b"].watched.batches == [4]
+
+
+def test_evidence_sees_the_pixels_of_the_prediction_and_the_box_of_the_whole_photo(make, watched):
+    batcher = make({"a": watched})
+    file = photo(100, 50, 25, size=(80, 40), kind="JPEG")  # the decoder halves it for the model
+    evidence = batcher.explain(file, "Class 1").result(WAIT)
+    assert evidence.probability == batcher.submit(file).result(WAIT).scores["class 1"]
+    assert evidence.box == (20, 0, 60, 40)
+    assert evidence.fused.shape == (8, 8)
+    with pytest.raises(TaxonomyError):
+        batcher.explain(file, "nothing of the kind")
+    with pytest.raises(ImageError):
+        batcher.explain(b"no photo", "class 1").result(WAIT)
+    wait_until(lambda: batcher.inside == 0)
+
+
+def test_what_cannot_be_asked_is_refused_before_it_is_taken(make, watched):
+    batcher = make({"a": watched})
+    for ask, reason in (
+        (lambda: batcher.submit(photo(1), "words"), "reads photos alone"),
+        (lambda: batcher.submit(None), "neither a photo nor words"),
+        (lambda: batcher.submit(photo(1), model="b"), "no model 'b'.* a$"),
+    ):
+        with pytest.raises(IntclipError, match=reason):
+            ask()
+    assert batcher.inside == 0

@@ -1,0 +1,69 @@
+"""A model that costs nothing and can be watched, and photos as bytes."""
+
+import io
+import threading
+
+import numpy as np
+from PIL import Image
+
+from fakes import tiny_taxonomy
+from intclip.backbones.preprocess import Preprocess
+from intclip.inference.card import ModelCard
+from intclip.inference.predictor import Predictor
+
+SIZE = 8
+CLASSES = 5
+
+
+class WatchedEngine:
+    """Probabilities that tell photos apart: their mean red, green and blue; it remembers its batches.
+
+    `gate` holds it back while it is clear; `entered` is set once it was called.
+    """
+
+    name = "torch"
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.failing = False
+
+    def __call__(self, batch):
+        self.entered.set()
+        assert self.gate.wait(20)
+        if self.failing:
+            raise RuntimeError("the engine broke")
+        self.batches.append(len(batch))
+        means = batch.mean(axis=(2, 3))
+        probabilities = np.concatenate([means, np.full((len(batch), CLASSES - 3), 0.25)], axis=1).astype(np.float32)
+        maps = np.repeat(batch[:, :1, ::4, ::4], CLASSES, axis=1)
+        return {"probabilities": probabilities, "logits": probabilities, "map_fused": maps}
+
+
+class WatchedPredictor(Predictor):
+    def __init__(self, name: str = "watched") -> None:
+        card = ModelCard(
+            model=name,
+            backbone="none",
+            method="watched",
+            task="multilabel",
+            labels=list(tiny_taxonomy(CLASSES).names),
+            thresholds=[0.5] * CLASSES,
+            preprocessing=Preprocess(size=SIZE, mean=(0, 0, 0), std=(1, 1, 1)),
+            maps=["fused"],
+            taxonomy=tiny_taxonomy(CLASSES).to_dict(),
+        )
+        super().__init__(card, engine="torch")
+        self.watched = WatchedEngine()
+
+    def engine(self, *, maps=False, embedding=False):
+        return self.watched
+
+
+def photo(red: int, green: int = 0, blue: int = 0, *, size=(12, 10), kind="PNG") -> bytes:
+    """An encoded photo of one colour."""
+    stream = io.BytesIO()
+    Image.new("RGB", size, (red, green, blue)).save(stream, kind)
+    return stream.getvalue()
