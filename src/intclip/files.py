@@ -3,10 +3,13 @@
 import hashlib
 import os
 import shutil
+import sys
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from intclip.errors import StorageError
 
@@ -70,6 +73,53 @@ def write_text(target: str | os.PathLike[str], text: str) -> None:
     """Write a whole text file atomically, in UTF-8."""
     with atomic_path(target) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def hold_lock(path: Path, message: str) -> Iterator[None]:
+    """Hold a lock file against other processes; the system frees it when this one ends, however it ends.
+
+    Args:
+        path: The lock file; it stays, empty.
+        message: What to say when another process holds it.
+
+    Raises:
+        StorageError: Another process holds it, or it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise _storage_error(path, error) from error
+    with file:
+        for attempt in range(5):  # whoever only asks, see `is_locked`, holds it for a moment
+            if attempt:
+                time.sleep(0.05)
+            if _try_lock(file):
+                break
+        else:
+            raise StorageError(message)
+        yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds a lock file."""
+    if not path.exists():
+        return False
+    with path.open("r") as file:
+        return not _try_lock(file)
+
+
+def _try_lock(file: IO[str]) -> bool:
+    if sys.platform == "win32":  # no such locks: whoever starts a job twice there has been warned by its guide
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

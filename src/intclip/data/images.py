@@ -13,12 +13,12 @@ import numpy.typing as npt
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from intclip.data.find import SUFFIXES, find_images
-from intclip.data.sample import TarMember
+from intclip.data.sample import RemoteFile, TarMember
 from intclip.errors import ImageError
 
-__all__ = ["MAX_PIXELS", "SUFFIXES", "ImageInput", "describe", "find_images", "read_image", "read_member"]
+__all__ = ["MAX_PIXELS", "SUFFIXES", "ImageInput", "describe", "find_images", "read_bytes", "read_image", "read_member"]
 
-ImageInput = str | Path | TarMember | bytes | Image.Image | npt.NDArray[np.uint8]
+ImageInput = str | Path | TarMember | RemoteFile | bytes | Image.Image | npt.NDArray[np.uint8]
 """What `read_image` takes."""
 
 MAX_PIXELS = 178_956_970
@@ -51,8 +51,8 @@ def read_image(source: ImageInput, *, min_side: int | None = None, max_pixels: i
     """A photo as PIL RGB, upright, over white where it is transparent; of an animation, the first frame.
 
     Args:
-        source: A path, a tar member, a file's bytes, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) RGB or
-            (H, W, 4) RGBA.
+        source: A path, a tar member, a remote file, a file's bytes, a PIL image, or a uint8 array (H, W), (H, W, 1),
+            (H, W, 3) RGB or (H, W, 4) RGBA.
         min_side: Let the JPEG decoder halve the photo while its short side stays at least this many pixels: for photos
             much larger than the model's input this saves most of the decoding time and changes pixels slightly.
         max_pixels: Larger photos are refused from their header, before decoding; at most `MAX_PIXELS` for files.
@@ -82,19 +82,25 @@ def describe(source: ImageInput) -> str:
     """How messages name a photo: its path, archive and member, or what kind of object it is."""
     if isinstance(source, TarMember):
         return f"{source.archive}!{source.name}"
+    if isinstance(source, RemoteFile):
+        return source.url if source.name is None else f"{source.url}!{source.name}"
     if isinstance(source, str | Path):
         return str(source)
     kinds = {bytes: "the given image data", np.ndarray: "the given array"}
     return kinds.get(type(source), "the given image")
 
 
-def _open_stream(source: str | Path | TarMember | bytes, name: str) -> IO[bytes]:
+def _open_stream(source: str | Path | TarMember | RemoteFile | bytes, name: str) -> IO[bytes]:
     if isinstance(source, bytes):
         if not source:
             raise ImageError(f"{name} is empty (0 bytes); pass the content of an image file")
         return io.BytesIO(source)
     if isinstance(source, TarMember):
         return io.BytesIO(read_member(source))
+    if isinstance(source, RemoteFile):
+        from intclip.data.remote import read_remote
+
+        return io.BytesIO(read_remote(source))
     if name.startswith(("http://", "https://")):
         raise ImageError(f"{name} is an address, not a file; download the photo first")
     try:
@@ -110,6 +116,20 @@ def _open_stream(source: str | Path | TarMember | bytes, name: str) -> IO[bytes]
         raise ImageError(f"no such photo: {name}; check the path") from error
     except (OSError, ValueError) as error:
         raise ImageError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}; check the path") from error
+
+
+def read_bytes(source: str | Path | TarMember | RemoteFile) -> bytes:
+    """The bytes of a photo's file, as they are stored.
+
+    Raises:
+        ImageError: There is no such file, it is empty, or it cannot be read.
+    """
+    name = describe(source)
+    try:
+        with _open_stream(source, name) as stream:
+            return stream.read()
+    except OSError as error:
+        raise ImageError(f"cannot read {name}: {error.strerror or error}; check the disk") from error
 
 
 def read_member(member: TarMember) -> bytes:

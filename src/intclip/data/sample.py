@@ -20,6 +20,23 @@ class TarMember:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file, or a part of one, at an address that fsspec reads: s3://, gs://, https:// and others.
+
+    Attributes:
+        url: The address.
+        name: Of the member, where the address is a tar archive's.
+        offset: Where it begins in the file.
+        size: Its bytes; None reads to the end.
+    """
+
+    url: str
+    name: str | None = None
+    offset: int = 0
+    size: int | None = None
+
+
 ImageSource = Path | TarMember
 """Where a photo's bytes lie."""
 

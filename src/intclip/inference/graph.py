@@ -11,6 +11,9 @@ from intclip.backbones.base import Backbone, FeatureName
 from intclip.inference.card import MAP_PREFIX
 from intclip.methods.base import Method
 
+EMBEDDING = "embedding"
+"""Name of the output that holds a photo's embedding."""
+
 
 class PhotoGraph(nn.Module):
     """Trunk, deep layers and a method's head as one module.
@@ -21,19 +24,24 @@ class PhotoGraph(nn.Module):
         method: Trained, with its backbone.
         exclusive: Whether exactly one label holds: softmax in place of sigmoid.
         maps: Return the method's region logits too, as "map_sight" and so on.
+        embedding: Return the backbone's image embedding too, at unit length, as "embedding".
     """
 
-    def __init__(self, method: Method, *, exclusive: bool, maps: bool) -> None:
+    def __init__(self, method: Method, *, exclusive: bool, maps: bool, embedding: bool = False) -> None:
         super().__init__()
         self.method, self.exclusive, self.maps = method.eval(), exclusive, maps
+        self.embedding = embedding
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Outputs "probabilities" and "logits" (B, K), and maps (B, K, H, W), of pixels (B, 3, S, S)."""
-        features = self.method.backbone.features(pixels, self.method.needs)
+        """Outputs "probabilities", "logits" (B, K), "embedding" (B, D), maps (B, K, H, W), of pixels (B, 3, S, S)."""
+        needs: tuple[FeatureName, ...] = (*self.method.needs, *(("pooled",) if self.embedding else ()))
+        features = self.method.backbone.features(pixels, needs)
         output = self.method(features, maps=self.maps)
         logits = output.logits.float()
         probabilities = logits.softmax(dim=1) if self.exclusive else logits.sigmoid()
         named = {"probabilities": probabilities, "logits": logits}
+        if self.embedding:
+            named[EMBEDDING] = nn.functional.normalize(features["pooled"].float(), dim=1)
         return named | {MAP_PREFIX + name: value.float() for name, value in output.maps.items()}
 
 

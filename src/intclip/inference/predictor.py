@@ -66,7 +66,7 @@ class Predictor:
         self.engine_name: EngineName = engine
         self._graph, self._build = graph, build
         self._precision, self._device, self._threads = precision, device, threads
-        self._engines: dict[bool, Engine] = {}
+        self._engines: dict[tuple[bool, bool], Engine] = {}
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -236,21 +236,22 @@ class Predictor:
             )
         return self._build()
 
-    def engine(self, *, maps: bool = False) -> Engine:
+    def engine(self, *, maps: bool = False, embedding: bool = False) -> Engine:
         """The compiled model, made at first use.
 
         Args:
             maps: With the evidence maps among its outputs.
+            embedding: With the backbone's image embedding (B, D), at unit length, among its outputs.
 
         Raises:
-            IntclipError: Maps are asked for and there are none.
+            IntclipError: Maps or embeddings are asked for and there are none.
         """
         with self._lock:
-            if maps not in self._engines:
+            if (maps, embedding) not in self._engines:
                 if maps:
                     self._check_maps()
-                self._engines[maps] = self._make_engine(maps)
-            return self._engines[maps]
+                self._engines[maps, embedding] = self._make_engine(maps, embedding)
+            return self._engines[maps, embedding]
 
     def resolve_thresholds(self, thresholds: Thresholds | None) -> npt.NDArray[np.float32]:
         """Thresholds (K,) from what a caller gives; see `Thresholds`.
@@ -274,17 +275,28 @@ class Predictor:
             raise IntclipError("thresholds are probabilities: they lie in [0, 1]")
         return levels
 
-    def _make_engine(self, maps: bool) -> Engine:
+    def _make_engine(self, maps: bool, embedding: bool) -> Engine:
         outputs = ["probabilities", "logits"]
         if maps:
             outputs += [MAP_PREFIX + name for name in self.card.maps]
-        if self._graph is not None:
+        if self._graph is not None and not embedding:
             return self._graph.engine(tuple(outputs), precision=self._precision, threads=self._threads)
-        from intclip.inference.engines import TorchEngine
-        from intclip.inference.graph import PhotoGraph
+        from intclip.inference.engines import TorchEngine, compile_module
+        from intclip.inference.graph import EMBEDDING, PhotoGraph, example_pixels
 
-        module = PhotoGraph(self.method(), exclusive=self.taxonomy.exclusive, maps=maps)
-        return TorchEngine(module, device=self._device, precision=self._precision, outputs=outputs)
+        method = self.method()
+        module = PhotoGraph(method, exclusive=self.taxonomy.exclusive, maps=maps, embedding=embedding)
+        if self._graph is None:
+            outputs += [EMBEDDING] if embedding else []
+            return TorchEngine(module, device=self._device, precision=self._precision, outputs=outputs)
+        # Graphs on disk hold no embedding; few programs want one, so it is converted where one does.
+        return compile_module(
+            module,
+            example_pixels(method.backbone),
+            engine=self._graph.format,
+            precision=self._precision,
+            threads=self._threads,
+        )
 
     def _check_maps(self) -> None:
         if not self.card.maps:

@@ -1,0 +1,121 @@
+"""`intclip index` and `intclip search`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from intclip.cli.batch import BatchEngine, BatchSize, Compute, EngineChoice, Workers, model_options
+from intclip.cli.predict import Checkpoint, Device, Labels, Model, Precision, PrecisionOption, Sentences
+
+_SHOWN = 3
+
+
+def index(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE…",
+            help="As for `intclip batch`; or the folder of a finished batch job that kept embeddings.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The index's folder.")],
+    model: Model = "lite",
+    add: Annotated[bool, typer.Option("--add", help="Keep indexed photos that SOURCE does not name.")] = False,
+    engine: EngineChoice = BatchEngine.local,
+    taxonomy: Labels = None,
+    sentences: Sentences = "11-15",
+    checkpoint: Checkpoint = None,
+    compute: Compute = "auto",
+    device: Device = "auto",
+    precision: PrecisionOption = Precision.f32,
+    batch_size: BatchSize = 32,
+    workers: Workers = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    r"""Index photos for `intclip search`: their embeddings and the probabilities of their intents.
+
+    Run it again after photos came, changed or went: only those that are new or changed are computed. Stopped, it goes
+    on where it was.
+
+    \b
+    Examples:
+      intclip index photos/ --out photos.index
+      intclip index more/ --out photos.index --add
+      intclip index intents/ --out photos.index        # a batch job's folder: nothing is computed again
+    """
+    import json
+    from dataclasses import asdict
+
+    from intclip.cli.common import progress_bar
+    from intclip.inference.search.index import update_index
+
+    options = model_options(model, taxonomy, sentences, checkpoint, compute, device, precision)
+    with progress_bar("indexing") as report:
+        found = update_index(
+            out,
+            sources,
+            options,
+            add=add,
+            engine=engine.value,
+            workers=workers,
+            batch_size=batch_size,
+            on_progress=report,
+        )
+    if as_json:
+        print(json.dumps(asdict(found)))
+        return
+    print(
+        f"{out}: {found.photos:,} photos ({found.computed:,} computed, {found.kept:,} kept, {found.removed:,} "
+        f"removed); {found.errors:,} could not be read"
+    )
+
+
+def search(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The index's folder.")],
+    text: Annotated[str | None, typer.Option(help="A sentence.")] = None,
+    photo: Annotated[str | None, typer.Option(help="A photo; it need not be indexed.")] = None,
+    intent: Annotated[str | None, typer.Option(help="A label's name: by its probability.")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help='Only photos such as "Natural beauty>0.5" or "Enjoy life" (at its threshold); repeatable.'),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Photos shown.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array, an object a photo.")] = False,
+) -> None:
+    r"""Find photos of an index by a sentence, by a photo or by an intent.
+
+    \b
+    Examples:
+      intclip search photos.index --text "children play on the beach"
+      intclip search photos.index --photo sunset.jpg --where "Natural beauty>0.6"
+      intclip search photos.index --intent "Enjoy life" --where "In love<0.3" --top 20
+    """
+    import json
+
+    from intclip.errors import IntclipError
+    from intclip.inference.search.query import PhotoIndex
+
+    if sum(value is not None for value in (text, photo, intent)) != 1:
+        raise IntclipError("ask one thing: --text SENTENCE, --photo FILE or --intent NAME")
+    index = PhotoIndex(folder)
+    filters = where or []
+    if text is not None:
+        hits = index.by_text(text, where=filters, top=top)
+    elif photo is not None:
+        hits = index.by_photo(photo, where=filters, top=top)
+    else:
+        hits = index.by_intent(intent or "", where=filters, top=top)
+    names = index.taxonomy.names
+    if as_json:
+        rows = [
+            {"path": h.path, "score": h.score, "scores": dict(zip(names, h.probabilities.tolist(), strict=True))}
+            for h in hits
+        ]
+        print(json.dumps(rows, ensure_ascii=False))
+        return
+    for hit in hits:
+        best = (-hit.probabilities).argsort(kind="stable")[:_SHOWN]
+        print(f"{hit.score:6.3f}  {hit.path}  {', '.join(f'{names[k]} {hit.probabilities[k]:.2f}' for k in best)}")
+    if not hits:
+        print("no photo meets the filters")

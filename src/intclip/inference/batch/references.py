@@ -1,0 +1,200 @@
+"""Which photos a batch job's source names: folders, patterns, lists, tables, tars, and addresses of other stores."""
+
+import re
+import tarfile
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from intclip.data.find import SUFFIXES, find_images
+from intclip.data.images import ImageInput
+from intclip.data.remote import filesystem, is_remote
+from intclip.data.sample import RemoteFile, TarMember
+from intclip.data.tables import SUFFIXES as TABLES
+from intclip.data.tables import find_columns, read_rows
+from intclip.errors import DatasetError, ImageError, StorageError
+
+_TAR = ".tar"
+_MEMBER = ".tar!"
+_BYTE = re.compile(r"\\udc([89a-f][0-9a-f])")
+_PATTERN = re.compile(r"[*?\[]")
+
+
+class Reference(NamedTuple):
+    """One photo of a source.
+
+    Attributes:
+        path: A path, an address, or "archive.tar!member".
+        offset: Of a tar's member: where its bytes begin.
+        size: Of a tar's member: how many they are.
+    """
+
+    path: str
+    offset: int | None = None
+    size: int | None = None
+
+    def image(self) -> ImageInput:
+        """What `read_image` reads."""
+        # A file name that is no UTF-8 cannot stand in a table; `_named` wrote its bytes as escapes.
+        path = _BYTE.sub(lambda found: chr(0xDC00 + int(found[1], 16)), self.path)
+        if self.offset is not None and self.size is not None:
+            archive, _, member = path.partition(_MEMBER)
+            archive += _TAR
+            if is_remote(archive):
+                return RemoteFile(archive, member, self.offset, self.size)
+            return TarMember(Path(archive), member, self.offset, self.size)
+        return RemoteFile(path) if is_remote(path) else path
+
+
+def references(sources: Iterable[str]) -> Iterator[Reference]:
+    """The photos of some sources, in order, as often as they are named; whether they can be read shows later.
+
+    Args:
+        sources: Folders, quoted patterns, photos, .txt lists (a path or address a line), tables (.csv, .tsv, .jsonl,
+            .parquet, with a photo column), uncompressed .tar archives (WebDataset); each of them here or at an address
+            such as s3://bucket/photos/ or https://host/list.txt. Relative paths in lists and tables are relative to
+            the list's or table's place.
+
+    Raises:
+        ImageError: Something named does not exist, or names no photo.
+        DatasetError: A list, table or archive is malformed.
+        StorageError: An address cannot be opened.
+        MissingExtraError: The package for its protocol is not installed.
+    """
+    for source in sources:
+        yield from _remote(source) if is_remote(source) else _local(source)
+
+
+def _local(source: str) -> Iterator[Reference]:
+    path = Path(source)
+    suffix = path.suffix.lower()
+    if path.is_file() and suffix in (_TAR, ".txt", *TABLES):
+        yield from _file(path, source, str(path.parent))
+    elif path.is_dir() and (tars := sorted(path.glob(f"*{_TAR}"))):
+        for tar in tars:
+            yield from _file(tar, str(tar), "")
+    elif suffix in (_TAR, ".txt", *TABLES) and _PATTERN.search(source):
+        found = sorted(Path().glob(source) if not path.is_absolute() else Path("/").glob(source.lstrip("/")))
+        if not found:
+            raise ImageError(f"nothing matches {source}; check the pattern, and quote it")
+        for file in found:
+            yield from _file(file, str(file), str(file.parent))
+    else:
+        for photo in find_images(source):
+            yield Reference(_named(str(photo)))
+
+
+def _remote(source: str) -> Iterator[Reference]:
+    system, path = filesystem(source)
+    suffix = Path(path.partition("?")[0]).suffix.lower()
+    try:
+        if _PATTERN.search(path) and not source.startswith("http"):
+            files = sorted(str(file) for file in system.glob(path))
+        elif suffix in (_TAR, ".txt", *TABLES, *SUFFIXES):
+            files = []
+        else:
+            files = sorted(str(file) for file in system.find(path))
+        if not files and suffix in SUFFIXES and not _PATTERN.search(path):
+            yield Reference(source)
+            return
+        if not files and suffix == _TAR:
+            with system.open(path, "rb") as stream:
+                yield from _members(stream, source)
+            return
+        if not files and suffix in (".txt", *TABLES):
+            with tempfile.TemporaryDirectory(prefix="intclip-") as folder:
+                local = Path(folder, f"list{suffix}")
+                system.get_file(path, str(local))
+                yield from _file(local, source, source.rpartition("/")[0])
+            return
+    except FileNotFoundError as error:
+        raise ImageError(f"nothing is at {source}; check the address") from error
+    except OSError as error:
+        raise StorageError(f"cannot read {source}: {error}; check the address and your credentials") from error
+    kept = [system.unstrip_protocol(file) for file in files if Path(file).suffix.lower() in {_TAR, *SUFFIXES}]
+    if not kept:
+        raise ImageError(f"no photos at {source}; check the address")
+    for url in kept:
+        yield from _remote(url) if url.lower().endswith(_TAR) else [Reference(url)]
+
+
+def _file(path: Path, name: str, base: str) -> Iterator[Reference]:
+    """The photos that a list, table or archive names; `base` is what relative paths are relative to."""
+    suffix = path.suffix.lower()
+    if suffix == _TAR:
+        try:
+            with path.open("rb") as stream:
+                yield from _members(stream, name)
+        except OSError as error:
+            raise DatasetError(f"cannot read {name}: {error.strerror or error}; check the path") from error
+        return
+    empty = True
+    for cell in _lines(path, name) if suffix == ".txt" else _cells(path, name):
+        empty = False
+        yield Reference(_named(cell if is_remote(cell) or cell.startswith("/") else f"{base}/{cell}"))
+    if empty:
+        raise ImageError(f"{name} names no photos; write one path a line")
+
+
+def _lines(path: Path, name: str) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            yield from (text for line in lines if (text := line.strip()))
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{name} is not a text file in UTF-8; save the list of paths as UTF-8") from error
+    except OSError as error:
+        raise DatasetError(f"cannot read {name}: {error.strerror or error}") from error
+
+
+def _cells(path: Path, name: str) -> Iterator[str]:
+    if path.suffix.lower() == ".parquet":
+        found: Iterable[object] = _parquet_cells(path, name)
+    else:
+        found = (row.known.get("image") for row in read_rows(path))
+    for number, cell in enumerate(found, 1):
+        if not isinstance(cell, str) or not cell.strip():
+            raise DatasetError(f"{name}, row {number}: there is no photo; fill it in or remove the row")
+        yield cell.strip()
+
+
+def _parquet_cells(path: Path, name: str) -> Iterator[object]:
+    """The photo column of a Parquet file, some rows at a time: such tables may be larger than memory."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as table:
+            column = find_columns(table.schema_arrow.names, None, name).get("image")
+            if column is None:
+                raise DatasetError(f"{name} has no photo column; name one image or path")
+            for batch in table.iter_batches(columns=[column]):
+                yield from batch.column(0).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DatasetError(f"{name} is not a Parquet file that can be read ({reason}); write it again") from error
+
+
+def _members(stream: IO[bytes], name: str) -> Iterator[Reference]:
+    """The photos of an uncompressed tar, from its headers alone."""
+    empty = True
+    try:
+        with tarfile.open(fileobj=stream, mode="r:") as archive:
+            for info in archive:
+                file = Path(info.name)
+                if info.isreg() and file.suffix.lower() in SUFFIXES and not file.name.startswith("."):
+                    empty = False
+                    yield Reference(_named(f"{name}!{info.name}"), info.offset_data, info.size)
+    except (tarfile.TarError, ValueError, OverflowError) as error:
+        raise DatasetError(f"{name} is not an uncompressed tar, or is damaged ({error}); fetch it again") from error
+    if empty:
+        raise DatasetError(f"{name} holds no photos; give a tar with .jpg, .png, .webp or other image files")
+
+
+def _named(path: str) -> str:
+    r"""The path as text that is UTF-8: bytes that are not become \\udcXX."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return path.encode("utf-8", "backslashreplace").decode()
+    return path
