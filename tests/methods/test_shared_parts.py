@@ -99,6 +99,35 @@ def test_only_the_context_is_stored_and_trained(tiny_backbone: TinyBackbone, fiv
     assert [name for name, _ in prompts.named_parameters()] == ["context"]
 
 
+def test_contexts_may_learn_at_some_steps_only(tiny_backbone: TinyBackbone, five_classes: Taxonomy) -> None:
+    text = tiny_backbone.text
+    prompts = PromptLearner(text, five_classes.sentences("fine"), context_length=2, every=3)
+    sizes = count_calls(text)
+    learns = []
+    for step in range(7):
+        prompts.before_step(step)
+        features = prompts(text)
+        learns.append(features.requires_grad)
+        torch.testing.assert_close(features, prompts.encode(text))
+        if learns[-1]:
+            prompts.context.data.add_(0.1)
+    assert learns == [True, False, False] * 2 + [True]
+    assert len(sizes) == 7 + 3 + 2  # the comparison's own calls; steps that learn; the first call after each change
+
+
+def test_a_text_residual_moves_each_class_alone(tiny_backbone: TinyBackbone, five_classes: Taxonomy) -> None:
+    text = tiny_backbone.text
+    prompts = PromptLearner(text, five_classes.sentences("fine"), context_length=2, residual=True, every=2)
+    assert prompts.residual is not None
+    torch.testing.assert_close(prompts(text), prompts.encode(text))
+    prompts.before_step(1)
+    prompts(text)[1, 3].sum().backward()
+    assert prompts.context.grad is None
+    expected = torch.zeros_like(prompts.residual)
+    expected[1, 3] = 1
+    torch.testing.assert_close(prompts.residual.grad, expected)
+
+
 def test_a_sentence_without_room_is_named(tiny_backbone: TinyBackbone) -> None:
     with pytest.raises(TaxonomyError, match="'a b c d' has 6 tokens and 20 context vectors leave room for 4"):
         PromptLearner(tiny_backbone.text, ["a b", "a b c d"], context_length=20)

@@ -12,6 +12,7 @@ from intclip.training.checkpoint import NEWEST, PREVIOUS, load_checkpoint, read_
 from intclip.training.distributed import pick_device
 from intclip.training.ema import MovingAverage
 from intclip.training.logbook import Logbook, flat_numbers, read_log
+from intclip.training.mixup import mixed
 from intclip.training.optimizer import build_optimizer, flatten_optimizer, restore_optimizer
 from intclip.training.plan import epoch_order, global_batches, micro_batches, share, steps_per_epoch
 from intclip.training.recipe import load_recipe
@@ -76,13 +77,30 @@ def test_moving_average_in_closed_form():
     states = [torch.tensor([float(value)]) for value in (1, 4, 2, 8)]
     average = MovingAverage({"w": states[0], "n": torch.tensor(0)}, 0.75)
     for number, state in enumerate(states[1:], 1):
-        average.update({"w": state, "n": torch.tensor(number)})
+        average.update({"w": state, "n": torch.tensor(number)}, 100)
     expected = 0.75**3 * 1 + 0.25 * (0.75**2 * 4 + 0.75 * 2 + 8)
     torch.testing.assert_close(average.state["w"], torch.tensor([expected]))
     assert average.state["n"] == 3
     other = MovingAverage({"w": torch.zeros(1), "n": torch.tensor(0)}, 0.75)
     other.load(average.state)
     assert torch.equal(other.state["w"], average.state["w"])
+    other.update({"w": torch.ones(1), "n": torch.tensor(0)}, 0)  # the first step: the average is nearly the new weights
+    torch.testing.assert_close(other.state["w"], 0.1 * average.state["w"] + 0.9)
+
+
+def test_mixup_blends_features_and_targets_by_the_same_share_and_pairs():
+    features = torch.eye(4)
+    targets = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, float("nan")], [0.0, 0.0]])
+    torch.manual_seed(3)
+    views, blended = mixed([{"pooled": features, "trunk": features.view(4, 4, 1, 1)}], targets, 0.7)
+    weights = views[0]["pooled"]
+    torch.testing.assert_close(views[0]["trunk"].flatten(1), weights)
+    torch.testing.assert_close(weights.sum(dim=1), torch.ones(4))
+    torch.testing.assert_close(blended[:, 0], weights @ targets[:, 0])
+    assert torch.equal(blended[:, 1].isnan(), weights[:, 2] > 0)
+    untouched = mixed([{"pooled": features}], targets, 0)
+    assert untouched[0][0]["pooled"] is features
+    assert untouched[1] is targets
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

@@ -93,6 +93,9 @@ class Method(nn.Module, ABC):
             batches: (features, targets) of the training split, un-augmented; it can be iterated several times.
         """
 
+    def before_step(self, step: int) -> None:
+        """Called before each optimiser step with its number, counted from 0 over the whole run."""
+
     def after_step(self) -> None:
         """Called after each optimiser step."""
 

@@ -29,6 +29,9 @@ class PromptLearner(nn.Module):
         halves: 2 for dual prompts (negative, positive), 1 for CoOp.
         context_length: Number M of context vectors; 0 leaves plain sentences.
         class_specific: One set of contexts a class, or one that all classes share.
+        every: In training, contexts learn at every so-manieth step only; the steps between read the text features
+            of the contexts as they are, without a gradient. The text encoder is most of a small backbone's step.
+        residual: Add a learned vector to each text feature (TaskRes, Yu et al., CVPR 2023). It starts at 0.
         std: Standard deviation of the initial contexts.
 
     Raises:
@@ -48,6 +51,8 @@ class PromptLearner(nn.Module):
         halves: int = 2,
         context_length: int = 16,
         class_specific: bool = True,
+        every: int = 1,
+        residual: bool = False,
         std: float = 0.02,
     ) -> None:
         super().__init__()
@@ -70,6 +75,9 @@ class PromptLearner(nn.Module):
         self.context = nn.Parameter(
             torch.randn(halves, len(sentences) if class_specific else 1, context_length, text.width) * std
         )
+        self.residual = nn.Parameter(torch.zeros(halves, len(sentences), text.embed_dim)) if residual else None
+        self.every = every
+        self._learns = True
         self._seen: Tensor | None = None
         self._features: Tensor | None = None
 
@@ -86,13 +94,21 @@ class PromptLearner(nn.Module):
         embeddings, lengths = self.embeddings()
         return text.encode_embeddings(embeddings, lengths).view(self.halves, self.classes, -1)
 
+    def before_step(self, step: int) -> None:
+        """Tell which step of training comes, counted from 0; see `every`."""
+        self._learns = step % self.every == 0
+
     def forward(self, text: TextTower) -> Tensor:
         """Text features (halves, K, D), unnormalised; in evaluation from memory while the context is the same.
 
         The comparison is by value, so that loading, averaging or moving weights needs no notice; an export or a
         compilation takes what is in memory as a constant, so run once in evaluation before.
         """
-        if self.training:
+        features = self._encoded(text)
+        return features if self.residual is None else features + self.residual
+
+    def _encoded(self, text: TextTower) -> Tensor:
+        if self.training and self._learns:
             self._seen = self._features = None
             return self.encode(text)
         if self._features is None or not (torch.compiler.is_compiling() or self._unchanged()):

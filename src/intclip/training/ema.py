@@ -19,12 +19,20 @@ class MovingAverage:
         self.state = {key: value.detach().clone() for key, value in state.items()}
 
     @torch.no_grad()
-    def update(self, state: Mapping[str, Tensor]) -> None:
-        """Take in the state after one optimiser step."""
+    def update(self, state: Mapping[str, Tensor], step: int) -> None:
+        """Take in the state after one optimiser step.
+
+        Early on the average is shorter, so that the weights a run starts from do not weigh on a short run.
+
+        Args:
+            state: Weights now.
+            step: Steps done before this one.
+        """
+        decay = min(self.decay, (1 + step) / (10 + step))
         for key, value in state.items():
             average = self.state[key]
             if average.is_floating_point():
-                average.lerp_(value.detach(), 1 - self.decay)
+                average.lerp_(value.detach(), 1 - decay)
             else:
                 average.copy_(value)
 

@@ -21,6 +21,7 @@ from intclip.training.distributed import Processes
 from intclip.training.ema import MovingAverage
 from intclip.training.experiment import Experiment, seed_everything
 from intclip.training.logbook import Line, Logbook
+from intclip.training.mixup import mixed
 from intclip.training.optimizer import build_optimizer, flatten_optimizer, restore_optimizer, set_rates
 from intclip.training.plan import Indices, epoch_order, global_batches, micro_batches, share, steps_per_epoch
 from intclip.training.recipe import Recipe
@@ -152,6 +153,7 @@ class Trainer:
         recipe, method, position = self.recipe, self.method, self.position
         set_rates(self.optimizer, recipe.optim, recipe.schedule, self._global_step, self.steps)
         seed_everything(recipe.train.seed, _STEP, position.epoch, position.step, self.processes.rank)
+        method.before_step(self._global_step)
         for indices in parts:
             piece = next(stream)
             if lost := len(indices) - len(piece.indices):
@@ -160,7 +162,7 @@ class Trainer:
                 continue
             weight = 1.0 if method.loss_reduction == "sum" else len(piece.indices) / photos
             with autocast(recipe.train.precision, self.processes.device):
-                terms = method.training_loss(piece.views, piece.targets)
+                terms = method.training_loss(*mixed(piece.views, piece.targets, recipe.train.mixup))
                 loss = weight * torch.stack(list(terms.values())).sum()
             torch.autograd.backward(loss)
             self.sums.add(terms, weight)
@@ -171,7 +173,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         method.after_step()
         if self.average is not None:
-            self.average.update(method.own_state())
+            self.average.update(method.own_state(), self._global_step)
 
     def _validate(self) -> Line:
         """Score the epoch, raw weights and moving average, and keep the better one when it is the best so far."""

@@ -148,6 +148,8 @@ class TrainSection(Section, frozen=True):
     Attributes:
         batch_size: Photos of one optimiser step, over all processes.
         eval_batch_size: Photos scored at once by one process.
+        mixup: α of Beta(α, α), of which the share is drawn that each photo's features and targets keep when they are
+            mixed with another photo's; 0 does not mix. Pairs lie within one process's part of a batch.
         accumulate: Pieces into which a process's share of a batch is cut, to save memory; the result is the same.
         seed: Of initial weights, order, augmentation and dropout.
         precision: "auto" is bf16 on a GPU that has it, else fp32; "fp16" has no gradient scaler, as the released code.
@@ -160,6 +162,7 @@ class TrainSection(Section, frozen=True):
 
     batch_size: int = Field(ge=1)
     eval_batch_size: int = Field(ge=1)
+    mixup: float = Field(ge=0)
     accumulate: int = Field(ge=1)
     seed: int = Field(ge=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"]

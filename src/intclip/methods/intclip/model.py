@@ -26,12 +26,14 @@ class LearningRates(BaseModel, frozen=True, extra="forbid"):
         prompts: Context vectors.
         deep: The trainable copy of the deep layers (released code: 0.1).
         aggregation: Sight-assisted aggregation (released code: 0.1).
+        text_residual: Vectors added to the text features, where there are any.
         pooling: Learned scales and biases, where there are any.
     """
 
     prompts: float = Field(default=1.0, gt=0)
     deep: float = Field(default=0.1, gt=0)
     aggregation: float = Field(default=0.1, gt=0)
+    text_residual: float = Field(default=1.0, gt=0)
     pooling: float = Field(default=1.0, gt=0)
 
 
@@ -46,6 +48,8 @@ class IntclipOptions(Options, frozen=True):
         context_length: Number of context vectors a prompt.
         class_specific: Contexts of each class its own.
         sentence_form: Which of the taxonomy's sentences follow the context.
+        prompts_every: Contexts learn at every so-manieth step; see `PromptLearner`.
+        text_residual: Learned vectors added to the text features; see `PromptLearner`.
         pooling: From region similarities to logits.
         loss: The classification loss.
         sight_loss: Weight λ of the same loss on the logits of the sight map alone.
@@ -58,6 +62,8 @@ class IntclipOptions(Options, frozen=True):
     context_length: int = Field(default=16, ge=0)
     class_specific: bool = True
     sentence_form: str = "11-15"
+    prompts_every: int = Field(default=1, ge=1)
+    text_residual: bool = False
     pooling: PoolingOptions = PoolingOptions()
     loss: LossOptions = LossOptions()
     sight_loss: float = Field(default=0, ge=0)
@@ -77,6 +83,8 @@ class IntCLIP(Method):
             taxonomy.sentences(options.sentence_form),
             context_length=options.context_length,
             class_specific=options.class_specific,
+            every=options.prompts_every,
+            residual=options.text_residual,
         )
         self.pooling = RegionPooling(options.pooling, len(taxonomy.names))
         self.semantic: Branch | None = None
@@ -110,6 +118,10 @@ class IntCLIP(Method):
                 output.maps["semantic"] = self.pooling.map(semantic, text)
         return output
 
+    def before_step(self, step: int) -> None:
+        """Contexts learn at some steps only where `prompts_every` says so."""
+        self.prompts.before_step(step)
+
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
         """The classification loss, and the sight loss where λ > 0."""
         terms = {"classification": self.options.loss(output.logits, targets)}
@@ -121,7 +133,8 @@ class IntCLIP(Method):
         """Groups "prompts", "deep", "aggregation" and "pooling", those that have parameters."""
         lr = self.options.lr
         groups = [
-            ParameterGroup("prompts", _learnable(self.prompts), lr.prompts),
+            ParameterGroup("prompts", [self.prompts.context], lr.prompts),
+            ParameterGroup("text_residual", _learnable(self.prompts)[1:], lr.text_residual),
             ParameterGroup("deep", _learnable(self.semantic), lr.deep),
             ParameterGroup("aggregation", _learnable(self.aggregation), lr.aggregation),
             ParameterGroup("pooling", _learnable(self.pooling), lr.pooling, weight_decay_multiplier=0),
