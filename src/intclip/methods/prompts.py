@@ -9,6 +9,7 @@ prompt. In evaluation the text features are kept until the context changes.
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intclip.backbones.base import TextTower
@@ -31,7 +32,7 @@ class PromptLearner(nn.Module):
         class_specific: One set of contexts a class, or one that all classes share.
         every: In training, contexts learn at every so-manieth step only; the steps between read the text features
             of the contexts as they are, without a gradient. The text encoder is most of a small backbone's step.
-        residual: Add a learned vector to each text feature (TaskRes, Yu et al., CVPR 2023). It starts at 0.
+        residual: Add a learned vector to each text feature of length 1 (TaskRes, Yu et al., CVPR 2023). It starts at 0.
         std: Standard deviation of the initial contexts.
 
     Raises:
@@ -99,13 +100,13 @@ class PromptLearner(nn.Module):
         self._learns = step % self.every == 0
 
     def forward(self, text: TextTower) -> Tensor:
-        """Text features (halves, K, D), unnormalised; in evaluation from memory while the context is the same.
+        """Text features (halves, K, D), not of length 1; in evaluation from memory while the context is the same.
 
         The comparison is by value, so that loading, averaging or moving weights needs no notice; an export or a
         compilation takes what is in memory as a constant, so run once in evaluation before.
         """
         features = self._encoded(text)
-        return features if self.residual is None else features + self.residual
+        return features if self.residual is None else F.normalize(features, dim=2) + self.residual
 
     def _encoded(self, text: TextTower) -> Tensor:
         if self.training and self._learns:
