@@ -9,11 +9,21 @@ from pathlib import Path
 import pytest
 
 from intclip.errors import RecipeError, StorageError
-from intclip.evaluation.ablation import Cell, choose_jobs, end_with_parent, is_run, plan_cells, run_cells, slug
+from intclip.evaluation.ablation import (
+    Cell,
+    adopt_finished,
+    choose_jobs,
+    end_with_parent,
+    is_run,
+    plan_cells,
+    run_cells,
+    slug,
+)
 from intclip.evaluation.studies import TABLE6, Row, Study, load_study, study_names
 from intclip.evaluation.tables import RowResult, collect, draw, render_csv, render_study, write_tables
+from intclip.files import write_text
 from intclip.training.recipe import load_recipe
-from intclip.training.recipe_file import read_recipe
+from intclip.training.recipe_file import dump_recipe, read_recipe
 
 NAMES = [name for name in study_names() if name != "table6"]
 BASE = read_recipe("tiny", ["cache.path=off"])
@@ -102,6 +112,25 @@ def test_rows_that_need_more_are_shown_and_not_run():
     assert not is_run(Row(name="a", recipe="unheard_of"))
     cells = plan_cells(load_study("table6b"), read_recipe("clean"), Path(), [0], fine_taxonomy="fine.yaml")
     assert {cell.row: cell.recipe.data.taxonomy for cell in cells} == {"HCI": None, "HCI-FG": "fine.yaml"}
+
+
+def test_a_run_of_another_study_with_the_same_recipe_is_taken_over(tmp_path):
+    _, first = cells_of(tmp_path / "one", "Plain", "Other")
+    for cell in first:
+        write_text(cell.out / "recipe.yaml", dump_recipe(cell.recipe.model_dump(mode="json")))
+        write_text(cell.out / "metrics.json", json.dumps(figures(0.1 * (cell.seed + 1))))
+    study = Study(
+        title="T",
+        metrics=["mAP"],
+        note="A note.",
+        rows=[Row(name="Same", set={"optim": {"lr": 0.2}, "train": {"log_every": 7}}), Row(name="New", set={})],
+    )
+    cells = plan_cells(study, BASE, tmp_path / "two", [1, 2])
+    assert adopt_finished(cells, tmp_path) == 1
+    assert [(cell.row, cell.seed) for cell in cells if cell.finished] == [("Same", 1)]
+    source = next(cell for cell in first if cell.row == "Other" and cell.seed == 1)
+    assert (cells[0].out / "metrics.json").read_text() == (source.out / "metrics.json").read_text()
+    assert adopt_finished(cells, tmp_path) == 0
 
 
 def test_finished_cells_are_not_run_again_and_killed_ones_go_on(tmp_path):

@@ -32,8 +32,8 @@ def ablate(
     r"""Run a study of the paper on any dataset and backbone, and set the paper's figures beside ours.
 
     Every row of the table is trained under every seed. A run that is finished is not run again, one that was
-    interrupted goes on: give the same command again. The study's directory gets STUDY.md, STUDY.csv, STUDY.png and
-    cells/, a training run each.
+    interrupted goes on: give the same command again. A run that another study beside --out has made is taken over. The
+    study's directory gets STUDY.md, STUDY.csv, STUDY.png and cells/, a training run each.
 
     \b
     Examples:
@@ -47,7 +47,7 @@ def ablate(
     from intclip.cli.train import place_overrides
     from intclip.data.registry import load_dataset
     from intclip.errors import RecipeError, TrainingError
-    from intclip.evaluation.ablation import choose_jobs, plan_cells, run_cells
+    from intclip.evaluation.ablation import adopt_finished, choose_jobs, plan_cells, run_cells
     from intclip.evaluation.studies import load_study, study_names
     from intclip.evaluation.tables import collect, describe_protocol, write_tables
     from intclip.training.recipe import validate_recipe
@@ -72,6 +72,8 @@ def ablate(
     cells = plan_cells(
         chosen, content, out, parse_seeds(seeds), overrides=chosen_overrides, fine_taxonomy=fine, jobs=jobs
     )
+    if not keep_bundles:
+        adopt_finished(cells, out.parent)
     failures = run_cells(cells, jobs=jobs, keep_bundles=keep_bundles)
     rows = collect(chosen, cells, dataset.name)
     protocol = describe_protocol(base, dataset, parse_seeds(seeds))

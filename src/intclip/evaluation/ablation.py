@@ -4,6 +4,7 @@ A cell is a run's directory, so a cell that is finished is not run again, and on
 cell runs in a process of its own: one that crashes or is killed costs only itself.
 """
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -22,7 +23,8 @@ from rich.progress import Progress
 from intclip.data.loading import usable_cores
 from intclip.errors import IntclipError, RecipeError
 from intclip.evaluation.studies import Row, Study
-from intclip.training.recipe import Recipe, validate_recipe
+from intclip.files import atomic_directory
+from intclip.training.recipe import Recipe, load_recipe, validate_recipe
 from intclip.training.recipe_file import Content, apply_overrides, merge, method_delta
 
 MAX_JOBS = 8
@@ -128,6 +130,36 @@ def choose_jobs(jobs: int, device: str) -> int:
 
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     return 1 if on_gpu else min(usable_cores(), MAX_JOBS)
+
+
+def adopt_finished(cells: Sequence[Cell], folder: Path) -> int:
+    """Take over finished runs of the same recipe and seed from other studies, whatever their rows are called there.
+
+    Args:
+        cells: Those not begun are filled.
+        folder: Holds the studies' directories.
+
+    Returns:
+        How many were taken over.
+    """
+    from intclip.training.run import RECIPE, learning_part
+
+    wanted = [cell for cell in cells if not cell.out.exists()]
+    found: dict[str, Path] = {}
+    for metrics in sorted(folder.glob("*/cells/*/*/metrics.json")) if wanted else ():
+        try:
+            recipe = load_recipe(metrics.parent / RECIPE)
+        except IntclipError:
+            continue  # of another version, or damaged: train anew
+        found.setdefault(json.dumps(learning_part(recipe), sort_keys=True), metrics.parent)
+    adopted = 0
+    for cell in wanted:
+        source = found.get(json.dumps(learning_part(cell.recipe), sort_keys=True))
+        if source is not None:
+            with atomic_directory(cell.out) as partial:
+                shutil.copytree(source, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns("bundle"))
+            adopted += 1
+    return adopted
 
 
 def run_cells(

@@ -161,16 +161,28 @@ def check_directory(out: Path, recipe: Recipe, *, resume: bool) -> None:
         return
     if not resume:
         raise StorageError(f"{out} holds a run already; go on with --resume, or choose another --out")
-    before, now = load_recipe(out / RECIPE).model_dump(mode="json"), recipe.model_dump(mode="json")
-    for section, key in PLACE_KEYS:
-        before[section].pop(key, None)
-        now[section].pop(key, None)
+    before, now = learning_part(load_recipe(out / RECIPE)), learning_part(recipe)
     for section in now:
-        if section != "name" and before[section] != now[section]:
+        if before[section] != now[section]:
             raise TrainingError(
                 f"the run in {out} has another {section} ({_difference(before[section], now[section])}); resume "
                 "with its own recipe, or choose another --out"
             )
+
+
+def learning_part(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe decides what is learned: all but its name and `PLACE_KEYS`, the method's defaults filled in."""
+    content = recipe.model_dump(mode="json")
+    content["method"]["options"] = _full_options(recipe)
+    del content["name"]
+    for section, key in PLACE_KEYS:
+        content[section].pop(key, None)
+    return content
+
+
+def _full_options(recipe: Recipe) -> dict[str, Any]:
+    options = method_options(recipe.method.name).model_validate(recipe.method.options)
+    return options.model_dump(mode="json")
 
 
 def _difference(before: Any, now: Any, place: str = "") -> str:
@@ -249,7 +261,7 @@ def _save_bundle(
         path,
         method=experiment.method,
         method_name=recipe.method.name.replace("-", "_"),
-        options=method_options(recipe.method.name).model_validate(recipe.method.options).model_dump(mode="json"),
+        options=_full_options(recipe),
         backbone_name=experiment.method.backbone.name,
         backbone_checkpoint=checkpoint if checkpoint is not None and Path(checkpoint).is_file() else None,
         split=recipe.backbone.split,
