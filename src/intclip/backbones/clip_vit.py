@@ -33,7 +33,8 @@ class PatchEmbedding(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, S, S) to tokens (B, 1 + N, W), the class token first."""
         patches = self.conv1(pixels).flatten(2).transpose(1, 2)
-        first = self.class_embedding.expand(len(patches), 1, -1)
+        # Not len(): a tracer takes that for a constant, and the graph would take no other batch.
+        first = self.class_embedding.expand(patches.shape[0], 1, -1)
         tokens: Tensor = self.ln_pre(torch.cat([first, patches], dim=1) + self.positional_embedding)
         return tokens
 

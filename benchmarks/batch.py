@@ -1,0 +1,221 @@
+"""Batch jobs by one process and by Ray: equal rows after kills, and photos a second of both.
+
+    python -m benchmarks.batch --photos FOLDER [--references 50000] [--workers 2] [--kills 3] [--out FILE]
+
+The photos of a folder are listed again and again until there are enough references. Each job is killed (SIGKILL) and
+resumed; of the Ray job, workers are killed too. Then both are verified, and their rows compared. Rates are of the
+resumed runs, from their first finished shard to their last, so that start-up is told apart; CPU time a photo stands
+beside them, of all processes of the run, because it depends less on what else the machine is doing. The model is a
+small CLIP of random weights: the job's own work and the decoding of photos weigh as much as they can.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.machine import write_report
+from intclip.backbones.architecture import Architecture
+from intclip.backbones.clip import random_clip
+from intclip.inference.batch.check import read_status, verify_job
+from intclip.inference.batch.job import read_job
+from intclip.inference.batch.mapper import done_shard
+from intclip.inference.batch.shards import read_shard, to_matrix
+from intclip.inference.export import build_graph, make_card
+from intclip.labels import load_taxonomy
+from intclip.methods.registry import build_method
+
+SMALL = Architecture(
+    embed_dim=64, image_size=96, vision_layers=2, vision_width=64, patch_size=16, text_width=64, text_layers=1
+)
+
+
+def write_model(path: Path) -> Path:
+    """A zero-shot model over random weights, exported."""
+    method = build_method("zero_shot", random_clip(SMALL, name="small"), load_taxonomy("intentonomy"), {})
+    card = make_card(method, model="small", method_name="zero_shot", thresholds=0.5)
+    return build_graph(method, card, "openvino", maps=False).save(path, maps=False)
+
+
+def write_list(folder: Path, path: Path, count: int) -> None:
+    """A list of so many references to the photos of a folder, one of a thousand to a photo that is not there."""
+    photos = sorted(str(file.absolute()) for file in folder.rglob("*.jpg"))
+    names = (photos[i % len(photos)] if i % 1000 != 500 else f"/gone/{i}.jpg" for i in range(count))
+    path.write_text("\n".join(names) + "\n", encoding="utf-8")
+
+
+class Run:
+    """A batch command in a process of its own, watched.
+
+    Args:
+        listing: The references.
+        out: The job's folder.
+        arguments: Further ones.
+    """
+
+    def __init__(self, listing: Path, out: Path, *arguments: str) -> None:
+        self.out, self.start = out, time.time()
+        command = [sys.executable, "-m", "intclip.cli", "batch", str(listing), "--out", str(out), *arguments]
+        self.process = psutil.Popen([*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self._cpu: dict[int, float] = {}
+
+    def watch(self) -> int:
+        """Shards that are there; counts CPU seconds on the way."""
+        for process in self.family():
+            try:
+                times = process.cpu_times()
+                self._cpu[process.pid] = times.user + times.system
+            except psutil.Error:
+                continue
+        return len(list((self.out / "shards").glob("part-*.parquet")))
+
+    def family(self) -> list[psutil.Process]:
+        """The process and all below it."""
+        try:
+            return [self.process, *self.process.children(recursive=True)]
+        except psutil.Error:
+            return []
+
+    def kill(self) -> None:
+        """SIGKILL to the command; its children are left to find out."""
+        orphans = self.family()[1:]
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        psutil.wait_procs(orphans, timeout=60)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Of all processes seen so far."""
+        return sum(self._cpu.values())
+
+
+def undisturbed(run: Run) -> dict[str, Any]:
+    """Let a run end: its rates."""
+    first_cpu = None
+    while run.process.poll() is None:
+        run.watch()
+        if first_cpu is None and finished_since(run.out, run.start):
+            first_cpu = (run.cpu_seconds, len(finished_since(run.out, run.start)))
+        time.sleep(0.5)
+    if run.process.returncode != 0:
+        raise SystemExit(f"the run over {run.out} failed")
+    told = json.loads(run.process.stdout.read())  # type: ignore[union-attr]
+    shards = sorted(finished_since(run.out, run.start))
+    rows = sum(count for _, count in shards[1:])
+    seconds = shards[-1][0] - shards[0][0]
+    cpu, before = first_cpu or (0.0, 0)
+    later = sum(count for _, count in shards[before:])
+    return {
+        "photos": told["computed"],
+        "seconds": round(told["seconds"], 1),
+        "seconds_to_first_shard": round(shards[0][0] - run.start, 1),
+        "photos_per_second": round(rows / seconds, 1),
+        "cpu_ms_a_photo": round(1e3 * (run.cpu_seconds - cpu) / max(later, 1), 2),
+    }
+
+
+def finished_since(out: Path, start: float) -> list[tuple[float, int]]:
+    """When shards were finished, and their rows."""
+    try:
+        job = read_job(out)
+    except Exception:
+        return []
+    infos = [done_shard(job, number) for number in range(len(job.manifest.shards))]
+    return [(info.finished, info.rows) for info in infos if info is not None and info.finished >= start]
+
+
+def wait_for(run: Run, shards: int) -> None:
+    """Until so many shards are there."""
+    while run.watch() < shards:
+        if run.process.poll() is not None:
+            raise SystemExit(f"the run over {run.out} ended early")
+        time.sleep(0.2)
+
+
+def kill_worker(run: Run) -> bool:
+    """SIGKILL to one of Ray's workers that hold the mapper."""
+    workers = [process for process in run.family() if "RayWorker" in " ".join(_title(process))]
+    if workers:
+        random.choice(workers).send_signal(signal.SIGKILL)
+    return bool(workers)
+
+
+def _title(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def compare(left: Path, right: Path) -> dict[str, Any]:
+    """Rows of two jobs over the same inputs."""
+    jobs = read_job(left), read_job(right)
+    equal, widest, rows = True, 0.0, 0
+    for number in range(len(jobs[0].manifest.shards)):
+        tables = [read_shard(job.shard_path(number)) for job in jobs]
+        plain = ["row", "path", "labels", "error"]
+        equal = equal and tables[0].select(plain).equals(tables[1].select(plain))
+        values = [to_matrix(table["probabilities"]) for table in tables]
+        gap = abs(values[0] - values[1])
+        widest = max(widest, float(gap[gap == gap].max(initial=0)))
+        rows += len(tables[0])
+    return {"rows": rows, "paths, labels and errors equal": equal, "widest gap of a probability": widest}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--photos", type=Path, required=True, help="folder of JPEG photos")
+    options.add_argument("--references", type=int, default=50_000, help="length of the list")
+    options.add_argument("--workers", type=int, default=2, help="Ray's workers")
+    options.add_argument("--kills", type=int, default=3, help="of Ray's workers")
+    options.add_argument("--shard-size", type=int, default=1000, help="photos in a shard")
+    options.add_argument("--out", type=Path, help="write the report here as JSON, besides printing it")
+    asked = options.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="intclip-batch-"))
+    model, listing = write_model(folder / "small.xml"), folder / "list.txt"
+    write_list(asked.photos, listing, asked.references)
+    shards = -(-asked.references // asked.shard_size)
+    common = ["--model", str(model), "--shard-size", str(asked.shard_size)]
+    report: dict[str, Any] = {"references": asked.references, "shards": shards, "workers": asked.workers}
+
+    run = Run(listing, folder / "local", *common, "--workers", "1")
+    wait_for(run, shards // 3)
+    run.kill()
+    report["local, after the kill"] = read_status(folder / "local")
+    report["local, resumed"] = undisturbed(Run(listing, folder / "local", *common, "--workers", "1"))
+
+    ray = [*common, "--engine", "ray", "--workers", str(asked.workers)]
+    run = Run(listing, folder / "ray", *ray)
+    killed = 0
+    for number in range(asked.kills):
+        wait_for(run, 1 + (number * shards) // (3 * asked.kills))
+        killed += kill_worker(run)
+    wait_for(run, shards // 3)
+    run.kill()
+    report["ray, workers killed"] = killed
+    report["ray, after the kill"] = read_status(folder / "ray")
+    report["ray, resumed"] = undisturbed(Run(listing, folder / "ray", *ray))
+
+    for name in ("local", "ray"):
+        report[f"{name}, verified"] = vars(verify_job(read_job(folder / name)))
+    report["compared"] = compare(folder / "local", folder / "ray")
+    local, other = report["local, resumed"], report["ray, resumed"]
+    report["ray over local"] = {
+        "photos_per_second": round(other["photos_per_second"] / local["photos_per_second"], 3),
+        "by cpu time a photo": round(local["cpu_ms_a_photo"] / other["cpu_ms_a_photo"], 3),
+    }
+    write_report(asked.out, report)
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

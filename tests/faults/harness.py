@@ -1,0 +1,199 @@
+"""Run jobs in processes of their own and disturb them: kills, full disks, denied permission, odd clocks."""
+
+import contextlib
+import errno
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from work import JOBS
+
+from intclip.errors import IntclipError
+from intclip.evaluation.ablation import PRELOAD
+
+WRONG_INPUT = 2
+NOBODY = 65534
+_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
+
+Fault = Callable[[Path], None]
+"""Called in the child before the job, with the job's folder: makes what will go wrong."""
+
+
+def child(kind: str, place: Path, inputs: Path, fault: Fault | None) -> None:
+    """One attempt, as the command line would make it: wrong input leaves with code 2, after one line."""
+    if fault is not None:
+        fault(place)
+    try:
+        JOBS[kind].run(place, inputs)
+    except IntclipError as error:
+        print(f"intclip: {error}", file=sys.stderr)
+        os._exit(WRONG_INPUT)
+    os._exit(0)
+
+
+class Harness:
+    """Starts children from a server that has imported everything, so that an attempt takes a fraction of a second."""
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([*PRELOAD, "toy_method", "work", "faiss", "torch"])
+
+    def start(self, kind: str, place: Path, inputs: Path, fault: Fault | None = None) -> Any:
+        """Begin an attempt."""
+        process = self._context.Process(target=child, args=(kind, place, inputs, fault))
+        process.start()
+        return process
+
+    def run(self, kind: str, place: Path, inputs: Path, fault: Fault | None = None) -> int:
+        """An attempt to its end; its exit code, below 0 a signal."""
+        process = self.start(kind, place, inputs, fault)
+        process.join(120)
+        if process.exitcode is None:
+            process.kill()
+            raise AssertionError(f"{kind} hangs")
+        return int(process.exitcode)
+
+
+class AtOperation:
+    """At the n-th change of a file in the job's folder, do something: end the process, or fail as the system would.
+
+    Args:
+        number: Which change, from 0 on.
+        action: "kill" (SIGKILL), or the name of an error: "ENOSPC", "EACCES", "EIO".
+    """
+
+    def __init__(self, number: int, action: str) -> None:
+        self.number, self.action = number, action
+
+    def __call__(self, place: Path) -> None:
+        left, prefix = self.number, str(place)
+
+        def hook(event: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal left
+            if event not in _EVENTS or not arguments or not str(arguments[0]).startswith(prefix):
+                return
+            # arguments of open: path, mode, flags
+            if event == "open" and not int(arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                return
+            left -= 1
+            if left >= 0:
+                return
+            if self.action == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if left == -1:
+                code = getattr(errno, self.action)
+                raise OSError(code, os.strerror(code), str(arguments[0]))
+
+        sys.addaudithook(hook)
+
+
+class SmallFiles:
+    """No file may grow beyond so many bytes, as on a disk that is full."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, place: Path) -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, resource.RLIM_INFINITY))
+
+
+class SkewedClock:
+    """Wall time that jumps back and forth by years between any two questions."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __call__(self, place: Path) -> None:
+        rng, real = random.Random(self.seed), time.time
+
+        def skewed() -> float:
+            return real() + rng.uniform(-3e8, 3e8)
+
+        time.time = skewed
+
+
+def as_nobody(place: Path) -> None:
+    """Go on as a user who owns nothing."""
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+
+
+@contextlib.contextmanager
+def small_disk(size: int) -> Iterator[Path]:
+    """A disk of so many bytes; only root may have one."""
+    with tempfile.TemporaryDirectory(prefix="intclip-disk-") as folder:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True, capture_output=True)
+        try:
+            yield Path(folder)
+        finally:
+            subprocess.run(["umount", "-l", folder], check=True)
+
+
+def leftovers(place: Path) -> list[str]:
+    """What an interrupted write left under a name that nobody reads."""
+    return [str(path) for path in place.rglob(".*.partial")] + [str(path) for path in place.rglob(".*.replaced")]
+
+
+@dataclass
+class Campaign:
+    """What random kills did.
+
+    Attributes:
+        kills: By signal.
+        at: Kills by tenth of the undisturbed run's time.
+        finished: Jobs that came to their end and were compared.
+        wrong: What differed or was half-written; must stay empty.
+    """
+
+    kills: Counter[str] = field(default_factory=Counter)
+    at: Counter[int] = field(default_factory=Counter)
+    finished: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
+def random_kills(harness: Harness, kind: str, inputs: Path, folder: Path, kills: int, rng: random.Random) -> Campaign:
+    """Kill a job at random moments until it has been killed so often; each that comes to its end is compared."""
+    job, found = JOBS[kind], Campaign()
+    start = time.monotonic()
+    assert harness.run(kind, folder / "undisturbed", inputs) == 0
+    seconds = time.monotonic() - start
+    expected = job.state(folder / "undisturbed")
+    number = 0
+    while sum(found.kills.values()) < kills or (folder / f"killed-{number}").exists():
+        place = folder / f"killed-{number}"
+        process = harness.start(kind, place, inputs)
+        if sum(found.kills.values()) < kills:
+            wait = rng.uniform(0, seconds)
+            process.join(wait)
+            if process.is_alive():
+                sign = rng.choice((signal.SIGKILL, signal.SIGTERM))
+                os.kill(process.pid, sign)
+                process.join(60)
+                if process.exitcode == -sign:  # it may have ended in between
+                    found.kills[sign.name] += 1
+                    found.at[min(9, int(10 * wait / seconds))] += 1
+                    try:
+                        job.whole(place)
+                    except Exception as error:
+                        found.wrong.append(f"{kind}: after a kill: {error}")
+        process.join(120)
+        if process.exitcode == 0:
+            found.finished += 1
+            if job.state(place) != expected:
+                found.wrong.append(f"{kind}: {place} differs from the undisturbed run")
+            number += 1
+    return found

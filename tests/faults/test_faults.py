@@ -1,0 +1,200 @@
+"""After any fault: nothing half-written, one clear line to read, and resuming ends as if nothing had been."""
+
+import os
+import random
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from harness import (
+    WRONG_INPUT,
+    AtOperation,
+    Harness,
+    SkewedClock,
+    SmallFiles,
+    as_nobody,
+    leftovers,
+    random_kills,
+    small_disk,
+)
+from work import JOBS, make_inputs
+
+from intclip.files import write_text
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and limits of POSIX")
+ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
+KINDS = list(JOBS)
+
+
+@pytest.fixture(scope="module")
+def harness() -> Harness:
+    return Harness()
+
+
+@pytest.fixture(scope="module")
+def home():
+    """A folder that every user may read."""
+    with tempfile.TemporaryDirectory(prefix="intclip-faults-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def inputs(home) -> Path:
+    return make_inputs(home / "inputs")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(harness, home, inputs):
+    """State of each kind of job that nothing happened to."""
+    states = {}
+    for kind, job in JOBS.items():
+        assert harness.run(kind, home / "undisturbed" / kind, inputs) == 0
+        states[kind] = job.state(home / "undisturbed" / kind)
+    return states
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_kills(harness, inputs, tmp_path, kind):
+    found = random_kills(harness, kind, inputs, tmp_path, kills=3, rng=random.Random(5))
+    assert found.wrong == []
+    assert sum(found.kills.values()) == 3
+    assert found.finished >= 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("action", ["kill", "ENOSPC", "EIO"])
+def test_a_fault_at_any_change_of_a_file(harness, inputs, undisturbed, tmp_path, kind, action):
+    """Some of the moments between two file operations, from the first to the last; `benchmarks/faults.py` does all."""
+    job, place = JOBS[kind], tmp_path / "job"
+    hit = 0
+    for number in (0, 1, 2, 4, 7, 11, 18, 27):
+        code = harness.run(kind, place, inputs, AtOperation(number, action))
+        job.whole(place)
+        hit += code != 0
+        # A cleaning up that failed, or a cache that cannot be written, may be passed over; all else is told.
+        assert code in ((-9, 0) if action == "kill" else (WRONG_INPUT, 0)), code
+    assert hit >= 2
+    assert harness.run(kind, place, inputs) == 0
+    assert job.state(place) == undisturbed[kind]
+    if action != "kill":
+        assert leftovers(place) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_full_disk_is_told_and_leaves_nothing_half(harness, inputs, undisturbed, tmp_path, kind, capfd):
+    job, place = JOBS[kind], tmp_path / "job"
+    code = harness.run(kind, place, inputs, SmallFiles(700))
+    told = capfd.readouterr().err
+    assert code == WRONG_INPUT
+    assert "intclip: " in told
+    assert "Traceback" not in told
+    job.whole(place)
+    assert leftovers(place) == []
+    assert harness.run(kind, place, inputs) == 0
+    assert job.state(place) == undisturbed[kind]
+
+
+@pytest.mark.skipif(not ROOT, reason="only root may mount a small disk")
+@pytest.mark.parametrize("kind", ["train", "batch"])
+def test_a_disk_that_fills_up(harness, inputs, undisturbed, kind, capfd):
+    job = JOBS[kind]
+    try:
+        disk = small_disk(64 * 1024)
+        folder = disk.__enter__()
+    except Exception as error:
+        pytest.skip(f"no small disk can be mounted here: {error}")
+    try:
+        filler = folder / "filler"
+        filler.write_bytes(bytes(40 * 1024))
+        code = harness.run(kind, folder / "job", inputs)
+        told = capfd.readouterr().err
+        assert code == WRONG_INPUT
+        assert "No space left on device" in told
+        job.whole(folder / "job")
+        filler.unlink()
+        shutil.move(folder / "job", (moved := Path(tempfile.mkdtemp())) / "job")
+        assert harness.run(kind, moved / "job", inputs) == 0
+        assert job.state(moved / "job") == undisturbed[kind]
+        shutil.rmtree(moved)
+    finally:
+        disk.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_denied_permission_is_one_line(harness, home, inputs, undisturbed, kind, capfd):
+    place = home / f"denied-{kind}" / "job"
+    place.parent.mkdir()
+    place.parent.chmod(0o555)
+    assert harness.run(kind, place, inputs, as_nobody) == WRONG_INPUT
+    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("intclip: ")]
+    assert len(told) == 1
+    assert "Permission denied" in told[0]
+    place.parent.chmod(0o755)
+    assert harness.run(kind, place, inputs) == 0
+    assert JOBS[kind].state(place) == undisturbed[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_clock_that_jumps(harness, inputs, undisturbed, tmp_path, kind):
+    place = tmp_path / "job"
+    harness.run(kind, place, inputs, AtOperation(9, "kill"))
+    for path in place.rglob("*"):
+        os.utime(path, (4e9, 4e9))  # written in the year 2096
+    assert harness.run(kind, place, inputs, SkewedClock(1)) == 0
+    assert JOBS[kind].state(place) == undisturbed[kind]
+
+
+def flip(path: Path, place: float = 0.5) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 0x10
+    path.write_bytes(content)
+
+
+def test_a_damaged_cache_shard_is_computed_again(harness, inputs, undisturbed, tmp_path):
+    place = tmp_path / "job"
+    assert harness.run("cache", place, inputs) == 0
+    files = sorted(place.rglob("regions.npy"))
+    flip(files[0])
+    files[1].unlink()
+    files[2].write_bytes(files[2].read_bytes()[:50])
+    (files[3].parent / "shard.json").write_text("{")
+    assert harness.run("cache", place, inputs) == 0
+    assert JOBS["cache"].state(place) == undisturbed["cache"]
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(harness, inputs, undisturbed, tmp_path):
+    place = tmp_path / "job"
+    number = 20
+    while not (place / "checkpoint-previous.safetensors").exists():
+        harness.run("train", place, inputs, AtOperation(number, "kill"))
+        number += 10
+    flip(place / "checkpoint.safetensors", 0.9)
+    assert harness.run("train", place, inputs) == 0
+    assert JOBS["train"].state(place) == undisturbed["train"]
+
+
+def test_a_damaged_shard_of_a_batch_job_is_done_again(harness, inputs, undisturbed, tmp_path):
+    place = tmp_path / "job"
+    assert harness.run("batch", place, inputs) == 0
+    shards = sorted(place.glob("shards/*.parquet"))
+    shards[0].write_bytes(shards[0].read_bytes()[:-100])
+    shards[1].write_bytes(b"")
+    shards[2].write_bytes(shards[3].read_bytes())  # whole, but another's
+    assert harness.run("batch", place, inputs) == 0
+    assert JOBS["batch"].state(place) == undisturbed["batch"]
+
+
+def test_a_damaged_input_is_a_row_or_a_count_and_never_the_end(harness, tmp_path):
+    broken = make_inputs(tmp_path / "inputs")
+    for number in (0, 21, 30):
+        path = broken / "photos" / f"{number:03d}.png"
+        path.write_bytes(path.read_bytes()[:60])
+    write_text(broken / "photos" / "005.png", "no photo")
+    for kind in KINDS:
+        assert harness.run(kind, tmp_path / kind, broken) == 0, kind
+    rows = JOBS["batch"].state(tmp_path / "batch")[0]
+    assert [row["row"] for row in rows if row["error"]] == [0, 5, 21, 30, 36]
+    metrics = JOBS["train"].state(tmp_path / "train")[1]
+    assert [metrics["splits"][split]["unreadable"] for split in ("val", "test")] == [1, 1]
