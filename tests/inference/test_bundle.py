@@ -71,6 +71,12 @@ def test_only_two_files_and_no_pickle(bundle_path):
     assert sorted(path.name for path in bundle_path.iterdir()) == ["bundle.json", "weights.safetensors"]
 
 
+def test_others_may_read_it_as_any_new_file(bundle_path, tmp_path):
+    (tmp_path / "new").touch()
+    modes = {path.stat().st_mode for path in (*bundle_path.iterdir(), tmp_path / "new")}
+    assert len(modes) == 1
+
+
 def test_equal_models_give_equal_bytes(bundle_path, tmp_path):
     again = write_bundle(tmp_path / "again")
     for name in ("bundle.json", "weights.safetensors"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from intclip.backbones.architecture import Split
@@ -137,7 +137,7 @@ def write_projection(path: str | os.PathLike[str], head: LiteHead, moments: tupl
     tensors = {key: tensor.half().contiguous() for key, tensor in head.state_dict().items()}
     tensors |= {"moments.mean": moments[0].float(), "moments.covariance": moments[1].float()}
     with atomic_path(path) as partial:
-        save_file(tensors, partial)
+        partial.write_bytes(save(tensors))
 
 
 def read_projection(path: str | os.PathLike[str]) -> tuple[LiteHead, tuple[Tensor, Tensor]]:

@@ -42,7 +42,7 @@ def write_weights(
     Raises:
         BundleError: A tensor is not finite, or too large for float16.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     stored = {}
     for name, array in state.items():
@@ -53,8 +53,8 @@ def write_weights(
             stored[name] = np.array(array, dtype=dtype if is_float else array.dtype, order="C")
         if is_float and not np.isfinite(stored[name]).all():
             raise BundleError(f"tensor {name} has values too large for float16; save with dtype='float32'")
-    # Sorted, so that equal weights give equal bytes.
-    save_file({name: stored[name] for name in sorted(stored)}, file, metadata={"format": "intclip-bundle"})
+    # Sorted, so that equal weights give equal bytes; written here, since safetensors' own file is for its owner alone.
+    file.write_bytes(save({name: stored[name] for name in sorted(stored)}, metadata={"format": "intclip-bundle"}))
     return {
         name: TensorInfo(dtype=_NAMES[array.dtype.name], shape=list(array.shape))
         for name, array in sorted(stored.items())
