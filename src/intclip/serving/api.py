@@ -1,0 +1,254 @@
+"""The REST API: it reads requests, hands photos to the queue and waits for it without blocking the event loop."""
+
+import asyncio
+import math
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+from fastapi import APIRouter, Depends, FastAPI, HTTPException
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from PIL import Image
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from intclip import __version__
+from intclip.errors import IntclipError
+from intclip.inference.prediction import Prediction
+from intclip.inference.predictor import Predictor
+from intclip.serving.answers import (
+    Box,
+    ExplainRequest,
+    Explanation,
+    ModelInfo,
+    PredictAnswer,
+    PredictRequest,
+    Result,
+    State,
+    TaxonomyInfo,
+)
+from intclip.serving.batcher import Batcher, Busy, Closed, Post, channels
+from intclip.serving.bodies import Uploads, read_body
+from intclip.serving.observe import Metrics, Observer
+from intclip.serving.replies import (
+    describe_model,
+    describe_taxonomies,
+    draw_evidence,
+    make_posts,
+    make_result,
+    make_sources,
+    reason,
+)
+from intclip.serving.schema import REFUSALS, UNKNOWN, explain_body, predict_body
+from intclip.serving.settings import Settings
+
+Found = TypeVar("Found")
+
+_LATER = {"Retry-After": "5"}
+
+
+def create_api(models: Mapping[str, Predictor], settings: Settings | None = None) -> FastAPI:
+    """The API over some models; the app is mounted on it and shares its queue, `api.state.batcher`.
+
+    Args:
+        models: Name to model; the first is the default.
+        settings: Its limits.
+    """
+    settings = settings or Settings()
+    metrics = Metrics()
+    batcher = Batcher(
+        models,
+        capacity=settings.capacity,
+        max_batch=settings.max_batch,
+        decoders=settings.decoders,
+        max_pixels=settings.max_pixels,
+        on_batch=metrics.on_batch,
+    )
+    metrics.watch(batcher)
+
+    @asynccontextmanager
+    async def lifespan(api: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(_warm_up, batcher)
+        api.openapi()  # made once, now: it would hold the event loop up for some hundred milliseconds
+        api.state.status = "ok"
+        yield
+        api.state.status = "stopping"
+        await run_in_threadpool(batcher.close)
+
+    api = FastAPI(
+        title="intclip",
+        summary="Tells why a photo was taken or shared.",
+        version=__version__,
+        lifespan=lifespan,
+    )
+    api.state.batcher, api.state.status = batcher, "starting"
+    api.include_router(_open_routes(api))
+    guard: list[Any] = [] if settings.api_key is None else [Depends(_Key(settings.api_key.get_secret_value()))]
+    guarded = _routes(batcher, settings, metrics)
+    api.include_router(guarded, dependencies=guard, responses=UNKNOWN if guard else {})
+    api.add_exception_handler(IntclipError, _wrong)
+    if settings.cors_origins:
+        api.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
+        )
+    api.add_middleware(Observer, metrics=metrics)
+    return api
+
+
+class _Key:
+    """Lets a request through that shows the key; asked before its body is read."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key.encode()
+
+    async def __call__(
+        self, given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
+    ) -> None:
+        if given is None or not secrets.compare_digest(given.credentials.encode(), self._key):
+            wrong = "show the API key: Authorization: Bearer KEY"
+            raise HTTPException(401, wrong, {"WWW-Authenticate": "Bearer", "Connection": "close"})
+
+
+def _open_routes(api: FastAPI) -> APIRouter:
+    router = APIRouter(tags=["state"])
+
+    @router.get("/healthz")
+    async def healthz() -> State:
+        """Whether the process answers."""
+        return State(status="ok")
+
+    @router.get("/readyz", responses={503: {"model": State, "description": "Starting or stopping."}})
+    async def readyz(response: Response) -> State:
+        """Whether it takes requests."""
+        response.status_code = 200 if api.state.status == "ok" else 503
+        return State(status=api.state.status)
+
+    return router
+
+
+def _routes(batcher: Batcher, settings: Settings, metrics: Metrics) -> APIRouter:
+    router = APIRouter()
+    uploads = Uploads(settings.max_body_bytes, settings.max_bytes_inside)
+    models = batcher.models
+
+    @router.post("/v1/predict", tags=["photos"], responses=REFUSALS, openapi_extra=predict_body(models, settings))
+    async def predict(request: Request) -> PredictAnswer:
+        """Intents of one or many photos, with the words beside them where the model reads words.
+
+        A photo that cannot be read has its place among the results, with its error; where none can be, the answer
+        is 422. Photos are sent, never fetched from an address.
+        """
+        with uploads.counted(request) as counted:
+            asked, names = await read_body(counted, PredictRequest, settings)
+            name, predictor = batcher.find(asked.model)
+            level = predictor.taxonomy.level_index(0 if asked.level is None else asked.level)
+            thresholds = predictor.resolve_thresholds(asked.threshold)
+            posts = make_posts(asked, settings.max_photos)
+            found = await _answers(batcher.submit_all(posts, model=name), settings.answer_seconds)
+        sources = make_sources(posts, names)
+        results = [
+            make_result(replace(one, thresholds=thresholds) if asked.threshold is not None else one, source, level)
+            if isinstance(one, Prediction)
+            else Result(source=source, error=reason(one, source), labels=[], scores=None)
+            for one, source in zip(found, sources, strict=True)
+        ]
+        errors = [one.error for one in results if one.error is not None]
+        metrics.failures.inc(len(errors))
+        if len(errors) == len(results):
+            more = f" (and {len(errors) - 1} more that cannot be read)" if len(errors) > 1 else ""
+            raise HTTPException(422, errors[0] + more)
+        taxonomy = predictor.taxonomy
+        return PredictAnswer(model=name, taxonomy=taxonomy.name, level=list(taxonomy.levels)[level], results=results)
+
+    @router.post("/v1/explain", tags=["photos"], responses=REFUSALS, openapi_extra=explain_body(models))
+    async def explain(request: Request) -> Explanation:
+        """Where in a photo the evidence of a label lies: the model's own region logits."""
+        with uploads.counted(request) as counted:
+            asked, names = await read_body(counted, ExplainRequest, settings)
+            name, _ = batcher.find(asked.model)
+            source = next((name for name in names if name), "the photo")
+            evidence = await _one(batcher.explain(asked.image, asked.label, model=name), source, settings)
+            picture = None
+            if asked.picture:
+                draw = partial(draw_evidence, asked.image, evidence, asked.branch, settings.max_pixels)
+                picture = await _one(batcher.run(draw), source, settings)
+        return Explanation(
+            model=name,
+            label=evidence.label,
+            probability=evidence.probability,
+            branches=list(evidence.branches),
+            regions={branch: np.asarray(logits).tolist() for branch, logits in evidence.regions.items()},
+            box=Box(**dict(zip(Box.model_fields, evidence.box, strict=True))),
+            picture=picture,
+        )
+
+    @router.get("/v1/models", tags=["models"])
+    async def list_models() -> list[ModelInfo]:
+        """The models that are served, the default first."""
+        return [describe_model(name, model, name == batcher.default) for name, model in models.items()]
+
+    @router.get("/v1/taxonomies", tags=["models"])
+    async def list_taxonomies() -> list[TaxonomyInfo]:
+        """The labels of the models, with their hierarchy and thresholds."""
+        return describe_taxonomies(models)
+
+    @router.get(
+        "/metrics",
+        tags=["state"],
+        response_class=Response,
+        responses={200: {"content": {CONTENT_TYPE_LATEST: {"schema": {"type": "string"}}}}},
+    )
+    async def read_metrics() -> Response:
+        """Counters for Prometheus."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+async def _answers(futures: Sequence[Future[Found]], seconds: float) -> list[Found | IntclipError]:
+    """Results, or why a photo has none; given up, and the futures cancelled, after some seconds."""
+    waiting = asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
+    try:
+        found = await asyncio.wait_for(waiting, seconds)
+    except TimeoutError:
+        raise HTTPException(503, f"no answer within {seconds:g} s; try again later", _LATER) from None
+    for one in found:
+        if isinstance(one, BaseException) and not isinstance(one, IntclipError):
+            raise one
+    return found  # type: ignore[return-value]
+
+
+async def _one(future: Future[Found], source: str, settings: Settings) -> Found:
+    found = (await _answers([future], settings.answer_seconds))[0]
+    if isinstance(found, IntclipError):
+        raise IntclipError(reason(found, source))
+    return found
+
+
+def _warm_up(batcher: Batcher) -> None:
+    """Answer a photo alone and two together: no first request waits for an engine or an image format to be loaded."""
+    Image.init()
+    blank = np.zeros((8, 8, 3), dtype=np.uint8)
+    for name, model in batcher.models.items():
+        post: Post = (blank, None) if "image" in channels(model) else (None, "words")
+        for posts in ([post], [post, post]):
+            for future in batcher.submit_all(posts, model=name):
+                future.result()
+
+
+async def _wrong(request: Request, error: Exception) -> Response:
+    """What went wrong, as one line with the status of its kind."""
+    status, headers = 422, {}
+    if isinstance(error, Busy):
+        status, headers = 429, {"Retry-After": str(math.ceil(error.retry_after))}
+    elif isinstance(error, Closed):
+        status, headers = 503, _LATER
+    return JSONResponse({"detail": str(error)}, status, headers)

@@ -1,0 +1,136 @@
+"""Requests as data: JSON with base64 or a form with files, within bounds of size and time, off the event loop."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NoReturn, TypeVar
+
+from fastapi import HTTPException
+from pydantic import BaseModel, ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+from starlette.types import Message
+
+from intclip.errors import IntclipError
+from intclip.serving.settings import Settings
+
+Asked = TypeVar("Asked", bound=BaseModel)
+
+JSON, FORM = "application/json", "multipart/form-data"
+_CLOSE = {"Connection": "close"}  # the rest of a body that is refused is not read
+_NAME = 120
+
+
+class Uploads:
+    """How many bytes of requests are under way.
+
+    Args:
+        most: Of one request; a larger one is refused with 413, from its header where that tells.
+        most_together: Of all; whatever comes in beyond is refused with 429.
+
+    Attributes:
+        bytes: How many there are; only the event loop's thread changes it.
+    """
+
+    def __init__(self, most: int, most_together: int) -> None:
+        self.bytes = 0
+        self._most, self._most_together = most, most_together
+
+    @contextmanager
+    def counted(self, request: Request) -> Iterator[Request]:
+        """The request, its bytes counted until the block ends."""
+        held = 0
+        length = request.headers.get("content-length", "")
+        self._check(int(length) if length.isdecimal() else 0)
+
+        async def receive() -> Message:
+            nonlocal held
+            message = await request.receive()
+            size = len(message.get("body", b""))
+            held += size
+            self.bytes += size
+            self._check(held)
+            return message
+
+        try:
+            yield Request(request.scope, receive)
+        finally:
+            self.bytes -= held
+
+    def _check(self, size: int) -> None:
+        if size > self._most:
+            large = f"the request is larger than {self._most / 1e6:g} MB; send fewer or smaller photos"
+            raise HTTPException(413, large, _CLOSE)
+        if self.bytes > self._most_together:
+            raise HTTPException(429, "too many uploads at once; try again in 2 s", {"Retry-After": "2"} | _CLOSE)
+
+
+async def read_body(request: Request, kind: type[Asked], settings: Settings) -> tuple[Asked, list[str | None]]:
+    """A request of either media type, and the names of its files, one a photo.
+
+    Raises:
+        HTTPException: 408 it came too slowly, 413 it is too large, 415 another media type, 400 no valid form.
+        IntclipError: It does not say what it should.
+    """
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media not in (JSON, FORM):
+        raise HTTPException(415, f"send {FORM} or {JSON}, not {media[:80] or 'an unnamed type'}", _CLOSE)
+    try:
+        async with asyncio.timeout(settings.upload_seconds):
+            if media == FORM:
+                return await _read_form(request, kind, settings)
+            body = await request.body()
+    except TimeoutError:
+        slow = f"the request did not come in within {settings.upload_seconds:g} s; send it faster, or smaller photos"
+        raise HTTPException(408, slow, _CLOSE) from None
+    return await run_in_threadpool(partial(_parse_json, kind, body)), []
+
+
+def _parse_json(kind: type[Asked], body: bytes) -> Asked:
+    try:
+        return kind.model_validate_json(body, strict=True)
+    except ValidationError as error:
+        _refuse(error)
+
+
+async def _read_form(request: Request, kind: type[Asked], settings: Settings) -> tuple[Asked, list[str | None]]:
+    # A photo may come as base64 in a plain field, so a field may be as large as the request.
+    limits = {"max_files": settings.max_photos, "max_fields": 2 * settings.max_photos + 8}
+    async with request.form(**limits, max_part_size=settings.max_body_bytes) as form:
+        found: dict[str, Any] = {}
+        names: list[str | None] = []
+        for key, value in form.multi_items():
+            content = await value.read() if isinstance(value, UploadFile) else value
+            if key in ("images", "image"):
+                names.append(_base_name(value.filename) if isinstance(value, UploadFile) else None)
+            if key in ("images", "texts"):
+                found.setdefault(key, []).append(content or None if key == "texts" else content)
+            elif key in found:
+                raise IntclipError(f"{key} is given twice")
+            else:
+                found[key] = content
+    return await run_in_threadpool(partial(_parse_form, kind, found)), names
+
+
+def _parse_form(kind: type[Asked], found: dict[str, Any]) -> Asked:
+    try:
+        return kind.model_validate(found)
+    except ValidationError as error:
+        _refuse(error)
+
+
+def _base_name(name: str | None) -> str | None:
+    """A file's name without folders, of bounded length."""
+    return (name or "").replace("\\", "/").rpartition("/")[2][:_NAME] or None
+
+
+def _refuse(error: ValidationError) -> NoReturn:
+    """One line that names the place, and nothing of what was sent."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    place = ".".join(map(str, first["loc"][:2]))[:_NAME]
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        raise IntclipError(f"there is no field {place!r}; /docs lists the fields") from None
+    raise IntclipError(f"{place}: {message[0].lower()}{message[1:]}" if place else message) from None

@@ -1,0 +1,123 @@
+"""What the service tells about itself: logs and metrics. Photos, their names and their labels are in neither."""
+
+import logging
+import sys
+import time
+import uuid
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from intclip.serving.batcher import Batcher
+
+_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_SHARED: list[Any] = [
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.add_logger_name,
+    structlog.processors.TimeStamper(fmt="iso"),
+]
+
+
+class Metrics:
+    """Counters of one service, in a registry of their own.
+
+    Attributes:
+        registry: What `/metrics` writes out.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter("intclip_requests", "Requests answered", ["route", "status"], registry=self.registry)
+        self.seconds = Histogram(
+            "intclip_request_seconds", "From request to answer", ["route"], buckets=_SECONDS, registry=self.registry
+        )
+        self.batches = Histogram("intclip_batch_photos", "Photos a batch", buckets=_BATCHES, registry=self.registry)
+        self.computing = Counter("intclip_compute_seconds", "Seconds of computing batches", registry=self.registry)
+        self.failures = Counter("intclip_unreadable_photos", "Photos that could not be read", registry=self.registry)
+        self._inside = Gauge("intclip_photos_inside", "Photos taken and not yet answered", registry=self.registry)
+
+    def watch(self, batcher: Batcher) -> None:
+        """Read the queue's length whenever the metrics are read."""
+        self._inside.set_function(lambda: batcher.inside)
+
+    def on_batch(self, photos: int, seconds: float) -> None:
+        """Count a batch; see `Batcher`."""
+        self.batches.observe(photos)
+        self.computing.inc(seconds)
+
+
+class Observer:
+    """ASGI middleware around everything: one line of log and its counts a request; an answer to unforeseen errors."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+        # Its own processors, whatever the program around it chose: structlog's default tracebacks print the local
+        # variables, photos among them.
+        self._log = structlog.wrap_logger(
+            logging.getLogger("intclip.serving"),
+            processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+            wrapper_class=structlog.stdlib.BoundLogger,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See the ASGI specification."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, status, request = time.perf_counter(), 0, uuid.uuid4().hex
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                marks = ((b"x-request-id", request.encode()), (b"x-content-type-options", b"nosniff"))
+                message["headers"] = [*message.get("headers", ()), *marks]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception:
+            self._log.exception("failed", request=request)
+            if status:
+                raise
+            answer = JSONResponse({"detail": f"internal error; the log tells more under request {request}"}, 500)
+            await answer(scope, receive, watched)
+        finally:
+            # The route's pattern, not the path: a path may hold anything, and every value would be a series of its own.
+            route = getattr(scope.get("route"), "path", "other")
+            seconds = time.perf_counter() - start
+            self._metrics.requests.labels(route, str(status)).inc()
+            self._metrics.seconds.labels(route).observe(seconds)
+            facts = {"request": request, "method": scope["method"][:16], "route": route, "status": status}
+            level = logging.DEBUG if route in ("/healthz", "/readyz", "/metrics") else logging.INFO
+            self._log.log(level, "request", **facts, ms=round(1000 * seconds, 1))
+
+
+def configure_logs(level: str = "info") -> None:
+    """Send this process's logs to standard error: JSON lines, or plain columns on a terminal.
+
+    Args:
+        level: "debug", "info", "warning" or "error"; of other libraries only warnings are told.
+    """
+    terminal = sys.stderr.isatty()
+    ends: list[Any] = (
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        if terminal
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=_SHARED,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *ends],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel("WARNING")
+    for name in ("intclip", "uvicorn"):
+        logging.getLogger(name).setLevel(level.upper())

@@ -1,0 +1,117 @@
+"""From a request to posts, and from predictions and evidence to answers."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from intclip.data.images import describe, read_image
+from intclip.errors import IntclipError
+from intclip.explain.evidence import Evidence, overlay
+from intclip.inference.prediction import Prediction
+from intclip.inference.predictor import Predictor
+from intclip.inference.results import as_row
+from intclip.serving.answers import Branch, ModelInfo, PredictRequest, Result, TaxonomyInfo
+from intclip.serving.batcher import Post, channels
+
+PICTURE_SIDE = 1024
+"""Longer side, in pixels, of the pictures of evidence."""
+
+
+def make_posts(asked: PredictRequest, most: int) -> list[Post]:
+    """Photos with their words.
+
+    Args:
+        asked: A valid request.
+        most: Photos that are taken.
+
+    Raises:
+        IntclipError: There is none, there are too many, or photos and words differ in number.
+    """
+    count = max(len(asked.images), len(asked.texts))
+    if count == 0:
+        raise IntclipError("there is no photo in the request; send one in the field images")
+    if count > most:
+        raise IntclipError(f"{count} photos in one request; at most {most} are taken, send them in several")
+    if asked.images and asked.texts and len(asked.images) != len(asked.texts):
+        raise IntclipError(f"{len(asked.images)} images and {len(asked.texts)} texts; give one text a photo")
+    images = asked.images or [None] * count
+    return list(zip(images, asked.texts or [None] * count, strict=True))
+
+
+def make_sources(posts: Sequence[Post], names: Sequence[str | None]) -> list[str]:
+    """What each post is called in the answer: its file's name, else its kind and place, counted from 1."""
+    kept = list(names) + [None] * (len(posts) - len(names))
+    kinds = ["text" if image is None else "image" for image, _ in posts]
+    return [name or f"{kind} {place}" for place, (kind, name) in enumerate(zip(kinds, kept, strict=True), start=1)]
+
+
+def make_result(prediction: Prediction, source: str, level: int) -> Result:
+    """A prediction with its scores read at a level of the taxonomy."""
+    row = as_row(prediction)
+    scores = row["scores"] if level == 0 else prediction.level(level)
+    return Result(source=source, error=None, labels=row["labels"], scores=scores)
+
+
+def reason(error: IntclipError, source: str) -> str:
+    """The error with the photo's name in it."""
+    unnamed, text = describe(b""), str(error)
+    return text.replace(unnamed, source) if unnamed in text else f"{source}: {text}"
+
+
+def draw_evidence(image: bytes, evidence: Evidence, branch: Branch, max_pixels: int) -> str:
+    """The photo with a map laid over it, JPEG in base64.
+
+    Raises:
+        ImageError: The photo cannot be read.
+    """
+    photo = read_image(image, max_pixels=max_pixels)
+    scale = min(1.0, PICTURE_SIDE / max(photo.size))
+    width, height = (max(1, round(side * scale)) for side in photo.size)
+    left, top, right, bottom = (edge * scale for edge in evidence.box)
+    drawn = overlay(photo.resize((width, height)), getattr(evidence, branch), (left, top, right, bottom))
+    stream = io.BytesIO()
+    drawn.save(stream, "JPEG", quality=90)
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def describe_model(name: str, model: Predictor, default: bool) -> ModelInfo:
+    """A model as `/v1/models` tells it."""
+    card = model.card
+    return ModelInfo(
+        name=name,
+        method=card.method,
+        backbone=card.backbone,
+        taxonomy=model.taxonomy.name,
+        task=card.task,
+        reads=list(channels(model)),
+        evidence=bool(card.maps),
+        engine=model.engine_name,
+        arithmetic=card.arithmetic,
+        input_size=card.preprocessing.size,
+        default=default,
+    )
+
+
+def describe_taxonomies(models: Mapping[str, Predictor]) -> list[TaxonomyInfo]:
+    """Each taxonomy once; two of one name that differ are both told."""
+    found: list[tuple[dict[str, Any], TaxonomyInfo]] = []
+    for name, model in models.items():
+        taxonomy = model.taxonomy
+        content = taxonomy.to_dict()
+        info = next((info for known, info in found if known == content), None)
+        if info is None:
+            info = TaxonomyInfo(
+                name=taxonomy.name,
+                models=[],
+                levels={level: list(names) for level, names in taxonomy.levels.items()},
+                parents={label: list(above) for label, above in taxonomy.parents.items()},
+                thresholds={},
+                definitions=dict(taxonomy.definitions),
+                exclusive=taxonomy.exclusive,
+                source=taxonomy.source,
+            )
+            found.append((content, info))
+        info.models.append(name)
+        info.thresholds[name] = dict(zip(taxonomy.names, model.thresholds.tolist(), strict=True))
+    return [info for _, info in found]
