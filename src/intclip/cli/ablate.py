@@ -16,6 +16,9 @@ def ablate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The study's directory; ablations/STUDY-RECIPE by default.")] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, parted by commas; every row runs once with each.")] = "0,1,2",
+    rows: Annotated[
+        list[str] | None, typer.Option("--row", metavar="NAME", help="Run only this row; may be repeated.")
+    ] = None,
     jobs: Annotated[int, typer.Option(min=0, help="Runs at once; 0 takes one a core, or one on a GPU.")] = 0,
     overrides: Annotated[
         list[str] | None,
@@ -70,19 +73,26 @@ def ablate(
     fine = None if fine_taxonomy is None else str(fine_taxonomy)
     jobs = choose_jobs(jobs, base.train.device)
     cells = plan_cells(
-        chosen, content, out, parse_seeds(seeds), overrides=chosen_overrides, fine_taxonomy=fine, jobs=jobs
+        chosen,
+        content,
+        out,
+        parse_seeds(seeds),
+        overrides=chosen_overrides,
+        fine_taxonomy=fine,
+        jobs=jobs,
+        only=rows or (),
     )
     if not keep_bundles:
         adopt_finished(cells, out.parent)
     failures = run_cells(cells, jobs=jobs, keep_bundles=keep_bundles)
-    rows = collect(chosen, cells, dataset.name)
+    table = collect(chosen, cells, dataset.name)
     protocol = describe_protocol(base, dataset, parse_seeds(seeds))
-    paths = write_tables(out, study, chosen, rows, command=shell_command(), protocol=protocol)
+    paths = write_tables(out, study, chosen, table, command=shell_command(), protocol=protocol)
     if as_json:
         import json
 
         metrics = chosen.metrics
-        print(json.dumps([{"row": r.name, "paper": r.paper, "ours": {m: r.values(m) for m in metrics}} for r in rows]))
+        print(json.dumps([{"row": r.name, "paper": r.paper, "ours": {m: r.values(m) for m in metrics}} for r in table]))
     else:
         print(paths[0].read_text(encoding="utf-8"), end="")
         print(f"\nWritten: {', '.join(map(str, paths))}")

@@ -63,6 +63,7 @@ def plan_cells(
     overrides: Sequence[str] = (),
     fine_taxonomy: str | None = None,
     jobs: int = 1,
+    only: Sequence[str] = (),
 ) -> list[Cell]:
     """The cells of a study, row by row.
 
@@ -74,13 +75,17 @@ def plan_cells(
         seeds: One cell of each row for each.
         fine_taxonomy: Taxonomy file of the rows that need one.
         jobs: How many run at once; they share the cores.
+        only: Names of the rows to run; all without any.
 
     Raises:
-        RecipeError: No row can be run, or a row does not fit the recipe.
+        RecipeError: No row can be run, there is no such row, or a row does not fit the recipe.
     """
+    names = [row.name for row in study.rows]
+    if unknown := [name for name in only if name not in names]:
+        raise RecipeError(f"no row {unknown[0]!r} in this study; rows: {'; '.join(names)}")
     cells = []
     for row in study.rows:
-        if not is_run(row, fine_taxonomy):
+        if not is_run(row, fine_taxonomy) or (only and row.name not in only):
             continue
         content = merge(base, study.set)
         if row.recipe is not None:

@@ -29,6 +29,8 @@ class DataSection(Section, frozen=True):
         holdout: Share of the training photos set aside when there is no validation split, in (0, 1).
         positive_share: A target at or above it is a yes; None keeps the dataset's own.
         soft_targets: Train on shares of votes as they are; without it on yes and no.
+        masks: Object masks of the training photos, for methods that read them: a folder of `ID.png`, or Intentonomy's
+            `coco_maskrcnn.json`; None for none.
         limit: Use only the first so many photos of every split (a quick try); None for all.
         options: Further arguments of `load_dataset`.
     """
@@ -42,6 +44,7 @@ class DataSection(Section, frozen=True):
     holdout: float = Field(gt=0, lt=1)
     positive_share: float | None = Field(gt=0, le=1)
     soft_targets: bool
+    masks: str | None
     limit: int | None = Field(ge=1)
     options: dict[str, Any]
 
@@ -158,6 +161,7 @@ class TrainSection(Section, frozen=True):
         log_every: Steps between log lines.
         checkpoint_every: Steps between checkpoints within an epoch; None checkpoints after epochs only.
         tensorboard: Also write TensorBoard events.
+        store: Element type of the floats in the bundle; float16 halves it.
     """
 
     batch_size: int = Field(ge=1)
@@ -171,6 +175,7 @@ class TrainSection(Section, frozen=True):
     log_every: int = Field(ge=1)
     checkpoint_every: int | None = Field(ge=1)
     tensorboard: bool
+    store: Literal["float32", "float16"]
 
 
 class EvaluateSection(Section, frozen=True):

@@ -38,6 +38,7 @@ PLACE_KEYS = (
     ("train", "log_every"),
     ("train", "checkpoint_every"),
     ("train", "tensorboard"),
+    ("train", "store"),
 )
 """What may differ between the starts of one run: where it runs and what it tells, not what it learns."""
 
@@ -268,5 +269,6 @@ def _save_bundle(
         thresholds=thresholds,
         recipe=content,
         metrics=splits,
+        dtype=recipe.train.store,
         overwrite=True,
     )
