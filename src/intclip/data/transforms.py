@@ -59,7 +59,23 @@ class Augment:
 
     def __call__(self, image: Image.Image, *, epoch: int, index: int, view: int = 0) -> Image.Image:
         """The view of the `index`-th photo in this epoch; `view` tells apart several views of one epoch."""
-        rng = np.random.default_rng([self.seed, epoch, view, index])
+        rng, config = self._random(epoch, index, view), self.config
+        image = self._laid_out(rng, image)
+        if config.cutout > 0:
+            image = cutout(rng, image, config.cutout)
+        return rand_augment(rng, image, config.operations, config.magnitude)
+
+    def layout(self, image: Image.Image, *, epoch: int, index: int, view: int = 0) -> Image.Image:
+        """Crop and mirror a picture that lies on the `index`-th photo, such as a mask, as the view does.
+
+        Cutout and RandAugment, some of which turn or shift a photo, are not followed.
+        """
+        return self._laid_out(self._random(epoch, index, view), image)
+
+    def _random(self, epoch: int, index: int, view: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, epoch, view, index])
+
+    def _laid_out(self, rng: np.random.Generator, image: Image.Image) -> Image.Image:
         size, config = self.preprocess.size, self.config
         if config.crop == "random":
             box = random_box(rng, image.size, config.scale, config.ratio)
@@ -67,11 +83,7 @@ class Augment:
             box = self.preprocess.source_box(image.size)
         resampling = getattr(Image.Resampling, self.preprocess.interpolation.upper())
         image = image.resize((size, size), resampling, box=box)
-        if rng.random() < config.flip:
-            image = ImageOps.mirror(image)
-        if config.cutout > 0:
-            image = cutout(rng, image, config.cutout)
-        return rand_augment(rng, image, config.operations, config.magnitude)
+        return ImageOps.mirror(image) if rng.random() < config.flip else image
 
 
 def random_box(

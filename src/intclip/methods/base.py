@@ -21,6 +21,14 @@ class Options(BaseModel, frozen=True, extra="forbid"):
     """Base of every method's options: the `method.options` section of a recipe."""
 
 
+Beside = Literal["mask", "text"]
+"""What may stand beside a photo, as one more entry of its features, where the data has it:
+
+mask: where its objects are, (1, S, S) in [0, 1], laid out as the view is, NaN where none is known; training only.
+text: the embedding of its words by the backbone's text tower, (D,), of length √D; 0 where there are none.
+"""
+
+
 @dataclass
 class Output:
     """What a method says of a batch.
@@ -52,6 +60,7 @@ class Method(nn.Module, ABC):
 
     Attributes:
         needs: Backbone features that `forward` reads; an instance may set its own, by its options.
+        beside: What it reads beside them where the data has it; photos alone must do, in training and at inference.
         views: How many augmented views of a photo one training step takes.
         loss_reduction: How `loss` reduces over the photos of a batch. The loop needs it to weigh the parts of a batch
             that lie on several processes or come one after the other: "sum" adds over photos (ASL as published),
@@ -61,6 +70,7 @@ class Method(nn.Module, ABC):
     """
 
     needs: tuple[FeatureName, ...] = ("pooled",)
+    beside: tuple[Beside, ...] = ()
     views: int = 1
     loss_reduction: Literal["sum", "mean"] = "mean"
 

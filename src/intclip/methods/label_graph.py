@@ -5,7 +5,7 @@ co-occurrence A_ij = 1 where P(j | i) ≥ t, then p / Σ_j A_ij off the diagonal
 text          A_ij = max(cos(e_i − ē, e_j − ē), 0) for the k nearest labels of i or j, 1 on the diagonal
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import torch
@@ -158,7 +158,6 @@ class LabelGCN(nn.Module):
         return x
 
 
-@torch.no_grad()
 def label_embeddings(text: TextTower, taxonomy: Taxonomy, form: str) -> Tensor:
     """Text features (K, D) of a taxonomy's sentences, each scaled to length √D, so that coordinates have size 1.
 
@@ -170,7 +169,13 @@ def label_embeddings(text: TextTower, taxonomy: Taxonomy, form: str) -> Tensor:
     Raises:
         TaxonomyError: There is no such form.
     """
-    tokens = text.tokenize(taxonomy.sentences(form)).to(next(text.parameters()).device)
+    return text_embeddings(text, taxonomy.sentences(form))
+
+
+@torch.no_grad()
+def text_embeddings(text: TextTower, sentences: Sequence[str]) -> Tensor:
+    """Text features (T, D) of sentences, each scaled to length √D."""
+    tokens = text.tokenize(sentences).to(next(text.parameters()).device)
     unit = F.normalize(text(tokens).float(), dim=1)
     scaled: Tensor = unit * unit.shape[1] ** 0.5
     return scaled

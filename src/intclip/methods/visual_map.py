@@ -55,6 +55,14 @@ class VisualMap(nn.Module):
         deep = self.branch(features["trunk"])
         return backbone.deep_map(deep) if self.options.space == "own" else backbone.head.regions(deep)
 
+    @torch.no_grad()
+    def grid(self, backbone: Backbone) -> tuple[int, int]:
+        """Height and width of the map; one black photo is computed."""
+        size, parameter = backbone.image_size, next(backbone.parameters())
+        pixels = torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype)
+        height, width = self(backbone, backbone.features(pixels, self.needs)).shape[2:]
+        return height, width
+
 
 def deep_and_rest(method: Method, branch: Branch | None, multiplier: float) -> list[ParameterGroup]:
     """Parameter groups "deep", a method's trainable copy of the deep layers, where there is one, and "rest".

@@ -11,10 +11,12 @@ import numpy.typing as npt
 import torch
 
 from intclip.backbones.base import FeatureName
+from intclip.data.masks import Masks
 from intclip.data.sample import Sample
 from intclip.data.transforms import Augment
 from intclip.errors import StorageError
 from intclip.methods.base import Method
+from intclip.training.beside_source import PLAIN, BesideSource, embedded_words
 from intclip.training.cached_source import CachedSource, cache_folder, cached_names, open_cached_source
 from intclip.training.distributed import Processes
 from intclip.training.frozen import FrozenFeatures
@@ -47,11 +49,31 @@ class SourceMaker:
             StorageError: The cache that the recipe names does not fit or cannot be written; with "auto" the photos are
                 read instead.
         """
-        recipe, needs = self._recipe, self._method.needs
+        recipe = self._recipe
         training = split == "train"
         if training and not recipe.data.soft_targets:
             samples = [replace(s, targets=harden(s.targets, self._positive_share)) for s in samples]
         augment = self._augment() if training else None
+        source = self._photos(samples, augment, training=training)
+        return self._with_beside(source, samples, augment, training=training) if self._method.beside else source
+
+    def _with_beside(
+        self, source: FeatureSource, samples: Sequence[Sample], augment: Augment | None, *, training: bool
+    ) -> FeatureSource:
+        """What the method reads beside the photos: masks in training, words in every split that has any."""
+        data, preprocess, beside = self._recipe.data, self._method.backbone.preprocess, self._method.beside
+        return BesideSource(
+            source,
+            samples,
+            Augment(PLAIN, preprocess),
+            augment=augment,
+            kept_views=self._recipe.cache.views,
+            masks=Masks(Path(data.masks)) if training and data.masks and "mask" in beside else None,
+            text=embedded_words(samples, self._method.backbone) if "text" in beside else None,
+        )
+
+    def _photos(self, samples: Sequence[Sample], augment: Augment | None, *, training: bool) -> FeatureSource:
+        recipe, needs = self._recipe, self._method.needs
         folder = cache_folder(recipe.cache.path)
         if folder is not None and "pixels" not in needs and (augment is None or recipe.cache.views):
             try:

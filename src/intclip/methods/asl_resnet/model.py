@@ -42,9 +42,12 @@ class AslResnet(Method):
         self.head = nn.Linear(self.visual.channels, len(taxonomy))
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K); the map "fused" is the head at every region, whose mean is the logit."""
+        """Logits (B, K); the map "fused" is the head at every region, whose mean is the logit.
+
+        The extra "visual" is the map that was read, (B, C, H, W).
+        """
         visual = self.visual(self.backbone, features)
-        output = Output(self.head(self.dropout(visual.mean(dim=(2, 3)))))
+        output = Output(self.head(self.dropout(visual.mean(dim=(2, 3)))), extras={"visual": visual})
         if maps:
             output.maps["fused"] = self.head(visual.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return output

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intclip.backbones import load_backbone
-from intclip.backbones.base import Backbone, FeatureName, Features
+from intclip.backbones.base import Backbone, Features
 from intclip.errors import DatasetError, RecipeError
 from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.base import Method, Output, ParameterGroup
@@ -24,12 +24,10 @@ from intclip.methods.mccl.options import McclOptions
 from intclip.methods.mccl.stage import Moments, Stage, sample_patches
 from intclip.methods.prototypes import allocate
 from intclip.methods.query_decoder import GroupLinear, QueryDecoder, attention_map
+from intclip.methods.stage_maps import LAST, stage_maps, stage_sources
 from intclip.methods.visual_map import deep_and_rest
 
 _log = logging.getLogger("intclip.methods")
-
-_STAGES: dict[int, FeatureName] = {1: "stage1", 2: "stage2", 3: "stage3", 4: "stage4"}
-_LAST = 4
 
 
 class MCCL(Method):
@@ -52,10 +50,10 @@ class MCCL(Method):
         self.loss_reduction = options.loss.over_photos
         self.branch: Branch | None = None
         if options.train == "deep":
-            if _LAST not in options.stages:
+            if LAST not in options.stages:
                 raise RecipeError("train: deep changes stage 4 alone, and stages leaves it out; add 4, or train: none")
             self.branch = Branch(backbone.deep)
-        shapes, self._sources = _sources(backbone, options.stages, trains=self.branch is not None)
+        shapes, self._sources = stage_sources(backbone, options.stages, trains=self.branch is not None)
         self.needs = tuple(dict.fromkeys(self._sources.values()))
         self._stages = nn.ModuleList(Stage(shapes[stage][0], dim, options.pool) for stage in options.stages)
         count = len(self._stages)
@@ -164,10 +162,7 @@ class MCCL(Method):
         return {stage: self.stages[stage].patches(stage_map) for stage, stage_map in self._maps(features).items()}
 
     def _maps(self, features: Features) -> dict[int, Tensor]:
-        maps = {stage: features[source] for stage, source in self._sources.items()}
-        if self.branch is not None:
-            maps[_LAST] = self.backbone.deep_map(self.branch(features["trunk"]))
-        return maps
+        return stage_maps(self.backbone, features, self._sources, self.branch)
 
     def _fuse(self, maps: list[Tensor]) -> Tensor:
         """The weighted sum of maps (B, d, H_i, W_i) on the grid of the coarsest, (B, d, H, W)."""
@@ -180,25 +175,6 @@ class MCCL(Method):
             shares = gate.softmax(dim=0)[None]
         fused: Tensor = (shares[:, :, None, None, None] * pooled).sum(dim=1)
         return fused
-
-
-def _sources(
-    backbone: Backbone, stages: tuple[int, ...], *, trains: bool
-) -> tuple[dict[int, tuple[int, ...]], dict[int, FeatureName]]:
-    """Shapes of the stages' maps without the batch, and the feature that each is read from.
-
-    Where a stage is the trunk's output, "trunk" is read: one feature fewer to cache, and the one that others cache.
-    """
-    size, device = backbone.image_size, next(backbone.parameters()).device
-    noise = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
-    found = backbone.features(noise, ("trunk", "stages"))
-    shapes = {stage: tuple(found[_STAGES[stage]].shape[1:]) for stage in stages}
-    sources = {stage: _STAGES[stage] for stage in stages}
-    if trains:
-        shapes[_LAST] = tuple(backbone.deep_map(backbone.deep(found["trunk"])).shape[1:])
-        sources[_LAST] = "trunk"
-        sources |= {s: "trunk" for s in stages if s != _LAST and torch.equal(found[_STAGES[s]], found["trunk"])}
-    return shapes, sources
 
 
 def _label_text(backbone: Backbone, taxonomy: Taxonomy, options: McclOptions) -> Tensor:

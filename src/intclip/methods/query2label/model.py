@@ -64,10 +64,13 @@ class Query2Label(Method):
         self.head = GroupLinear(classes, dim)
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K); the map "fused" is each label's attention, above 0 where it exceeds an even share."""
+        """Logits (B, K); the map "fused" is each label's attention, above 0 where it exceeds an even share.
+
+        The extra "states" is what each label has gathered, (B, K, d).
+        """
         queries = self.queries if self.project is None else self.project(self.label_text)
         states, attention = self.decoder(self.visual(self.backbone, features), queries, attention=maps)
-        output = Output(self.head(states))
+        output = Output(self.head(states), extras={"states": states})
         if attention is not None:
             output.maps["fused"] = attention_map(attention)
         return output

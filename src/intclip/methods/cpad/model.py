@@ -1,0 +1,138 @@
+"""CPAD: stages of the image tower beside levels of the labels, aligned level by level, their losses weighed as learned.
+
+Ye et al., Cross-Modality Pyramid Alignment for Visual Intention Understanding, IEEE TIP (2023). Only what its abstract
+says was to be had: README.md beside this file has the equations and says which choices are ours.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from intclip.backbones.base import Backbone, Features
+from intclip.labels.taxonomy import Taxonomy
+from intclip.losses import soft_cross_entropy
+from intclip.methods.base import Method, Options, Output, ParameterGroup
+from intclip.methods.branches import Branch
+from intclip.methods.label_graph import text_embeddings
+from intclip.methods.label_levels import coarser_targets, level_steps
+from intclip.methods.loss_options import LossOptions
+from intclip.methods.stage_maps import LAST, stage_maps, stage_sources
+from intclip.methods.visual_map import deep_and_rest
+
+
+class CpadOptions(Options, frozen=True):
+    """Options of CPAD. What is not published has values that are ours; see README.md.
+
+    Attributes:
+        train: "deep" trains a copy of the deep layers, and the last stage is read from it.
+        dim: Common width d of photos and words.
+        levels: How many levels of the taxonomy are read, from the finest, at most; the finest is read from stage 4,
+            each coarser one from the stage before.
+        sentence_form: Which of the taxonomy's sentences stand for the finest labels; coarser ones stand by their names.
+        top_down: A level also reads what the coarser one found.
+        temperature: τ of cosines between photos and words.
+        alignment: Weight of the alignment of photos and words; 0 leaves the words' cosines in the logits alone.
+        weighting: "dynamic" learns the losses' weights as their uncertainties, "equal" adds them up.
+        loss: The classification loss of every level.
+        deep_lr: Multiplier of the learning rate for the deep layers.
+    """
+
+    train: Literal["none", "deep"] = "deep"
+    dim: int = Field(default=512, gt=0)
+    levels: int = Field(default=3, ge=1, le=LAST)
+    sentence_form: str = "fine"
+    top_down: bool = True
+    temperature: float = Field(default=0.1, gt=0)
+    alignment: float = Field(default=1.0, ge=0)
+    weighting: Literal["dynamic", "equal"] = "dynamic"
+    loss: LossOptions = LossOptions(gamma_pos=0, gamma_neg=2, margin=0, reduction="batch")
+    deep_lr: float = Field(default=0.1, gt=0)
+
+
+class CPAD(Method):
+    """CPAD over any backbone and any taxonomy.
+
+    Attributes:
+        uncertainty: Log variances s of the losses, classification and alignment level by level, where they are learned.
+    """
+
+    def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: CpadOptions) -> None:
+        super().__init__(backbone, taxonomy)
+        self.options = options
+        self.loss_reduction = options.loss.over_photos
+        names = list(taxonomy.levels.values())[: options.levels]
+        self._stages = tuple(range(LAST, LAST - len(names), -1))
+        self.branch = Branch(backbone.deep) if options.train == "deep" else None
+        shapes, self._sources = stage_sources(backbone, self._stages, trains=self.branch is not None)
+        self.needs = tuple(dict.fromkeys(self._sources.values()))
+        texts = [taxonomy.sentences(options.sentence_form), *map(list, names[1:])]
+        for level, sentences in enumerate(texts):
+            # Not stored: a bundle keeps the words themselves, and these follow from them.
+            self.register_buffer(f"text{level}", text_embeddings(backbone.text, sentences), persistent=False)
+        for level, step in enumerate(level_steps(taxonomy)[: len(names) - 1]):
+            self.register_buffer(f"step{level}", step, persistent=False)
+        dim = options.dim
+        self.photos = nn.ModuleList(nn.Linear(shapes[stage][0], dim) for stage in self._stages)
+        self.words = nn.Linear(backbone.text.embed_dim, dim)
+        self.down = nn.ModuleList(nn.Linear(dim, dim) for _ in names[1:] if options.top_down)
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in names)
+        self.heads = nn.ModuleList(nn.Linear(dim, len(level)) for level in names)
+        count = len(names) * (2 if options.alignment else 1)
+        self.uncertainty = nn.Parameter(torch.zeros(count)) if options.weighting == "dynamic" else None
+
+    def forward(self, features: Features, *, maps: bool = False) -> Output:
+        """Logits (B, K); the map "fused" is how well each region fits a label's words, cosine / τ.
+
+        Extras are "cosines 0" (B, K), over τ, and of the coarser levels "level 1", "cosines 1" (B, K₁) and so on.
+        """
+        found = stage_maps(self.backbone, features, self._sources, self.branch)
+        visual = [found[stage] for stage in self._stages]
+        output = Output(visual[0])
+        above: Tensor | None = None
+        for level in range(len(self._stages) - 1, -1, -1):
+            state = self.photos[level](visual[level].mean(dim=(2, 3)))
+            if above is not None and self.options.top_down:
+                state = state + self.down[level](F.relu(above))
+            above = self.norms[level](state)
+            cosines = self._cosines(above, level)
+            logits = self.heads[level](above) + cosines
+            output.extras[f"cosines {level}"] = cosines
+            if level:
+                output.extras[f"level {level}"] = logits
+            else:
+                output.logits = logits
+        if maps:
+            regions = self.norms[0](self.photos[0](visual[0].permute(0, 2, 3, 1)))
+            output.maps["fused"] = self._cosines(regions, 0).permute(0, 3, 1, 2)
+        return output
+
+    def _cosines(self, states: Tensor, level: int) -> Tensor:
+        """Cosines over τ (…, K_h) of photo states (…, d) with the words of a level."""
+        words = F.normalize(self.words(self.get_buffer(f"text{level}")), dim=1)
+        return F.normalize(states, dim=-1) @ words.T / self.options.temperature
+
+    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
+        """Classification and alignment of every level, weighed."""
+        options = self.options
+        # The other terms are means over photos; they keep their weight beside a loss that is a sum over them.
+        weight = targets.shape[0] if self.loss_reduction == "sum" else 1
+        terms: dict[str, Tensor] = {}
+        for level in range(len(self._stages)):
+            if level:
+                targets = coarser_targets(targets, self.get_buffer(f"step{level - 1}"))
+            logits = output.extras[f"level {level}"] if level else output.logits
+            terms[f"level_{level}"] = options.loss(logits, targets)
+            if options.alignment:
+                aligned = soft_cross_entropy(output.extras[f"cosines {level}"], targets, reduction="batch")
+                terms[f"alignment_{level}"] = weight * options.alignment * aligned
+        if self.uncertainty is None:
+            return terms
+        known = zip(terms.items(), self.uncertainty.unbind(), strict=True)
+        return {name: torch.exp(-s) * term + weight * s for (name, term), s in known}
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Groups "deep" (where it trains) and "rest"."""
+        return deep_and_rest(self, self.branch, self.options.deep_lr)

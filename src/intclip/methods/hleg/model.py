@@ -1,0 +1,107 @@
+"""HLEG: one decoder layer a level of the taxonomy, each level asking with the mean of what its children found.
+
+Shi, Ye, Zhang, Du: Learnable Hierarchical Label Embedding and Grouping for Visual Intention Understanding, IEEE TAC
+(2023), by its released code. README.md beside this file has the equations.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from intclip.backbones.base import Backbone, Features
+from intclip.labels.taxonomy import Taxonomy
+from intclip.methods.base import Method, Options, Output, ParameterGroup
+from intclip.methods.label_levels import coarser_targets, level_steps
+from intclip.methods.loss_options import LossOptions
+from intclip.methods.query_decoder import DecoderOptions, GroupLinear, QueryDecoder, attention_map
+from intclip.methods.visual_map import MapOptions, VisualMap, deep_and_rest
+
+
+class HlegOptions(Options, frozen=True):
+    """Options of HLEG; the defaults are the released code's.
+
+    Attributes:
+        visual: Which map is read, and whether a copy of the deep layers trains.
+        decoder: Size of the decoder. Its `decoder_layers` are not read: every level of the taxonomy has one.
+        loss: Of every level; γ₊ 0, γ₋ 2, no margin. Its reduction is "batch" or "sum".
+        levels: How the levels' losses of one photo are joined: the largest counts ("max"), or all do ("sum").
+        fine: Weight of the finest level's loss beside that.
+        deep_lr: Multiplier of the learning rate for the deep layers; 1 in the released code.
+    """
+
+    visual: MapOptions = MapOptions()
+    decoder: DecoderOptions = DecoderOptions()
+    loss: LossOptions = LossOptions(gamma_pos=0, gamma_neg=2, margin=0, reduction="batch")
+    levels: Literal["max", "sum"] = "max"
+    fine: float = Field(default=0.1, ge=0)
+    deep_lr: float = Field(default=1.0, gt=0)
+
+
+class HLEG(Method):
+    """HLEG over any backbone and any taxonomy; with one level it is Query2Label whose states do not start at 0."""
+
+    def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: HlegOptions) -> None:
+        super().__init__(backbone, taxonomy)
+        self.options = options
+        self.loss_reduction = options.loss.over_photos
+        self.visual = VisualMap(backbone, options.visual)
+        self.needs = self.visual.needs
+        sizes = [len(names) for names in taxonomy.levels.values()]
+        for level, step in enumerate(level_steps(taxonomy)):
+            # Not stored: they follow from the taxonomy, which a bundle keeps.
+            self.register_buffer(f"step{level}", step, persistent=False)
+        size = options.decoder.model_copy(update={"decoder_layers": len(sizes)})
+        self.decoder = QueryDecoder(self.visual.channels, size)
+        height, width = self.visual.grid(backbone)
+        self.starts = nn.ModuleList(nn.Linear(height * width, count) for count in sizes)
+        self.queries = nn.Parameter(torch.randn(sizes[0], self.decoder.dim))
+        self.heads = nn.ModuleList(GroupLinear(count, self.decoder.dim) for count in sizes)
+
+    def forward(self, features: Features, *, maps: bool = False) -> Output:
+        """Logits (B, K); the map "fused" is each label's attention, above 0 where it exceeds an even share.
+
+        Extras are the coarser levels' logits, "level 1" (B, K₁) and so on.
+        """
+        visual = self.visual(self.backbone, features)
+        memory, positions = self.decoder.encode(visual)
+        queries: Tensor = self.queries
+        logits: list[Tensor] = []
+        evidence: dict[str, Tensor] = {}
+        for level, (layer, start, head) in enumerate(zip(self.decoder.layers, self.starts, self.heads, strict=True)):
+            hidden = torch.sigmoid(start(memory.transpose(1, 2))).transpose(1, 2)
+            hidden, shares = layer(hidden, queries, memory, positions, attention=maps and level == 0)
+            logits.append(head(self.decoder.norm(hidden)))
+            if level + 1 < len(self.heads):
+                queries = self._mean_of_children(level + 1, hidden)
+            if shares is not None:
+                evidence["fused"] = attention_map(shares.view(*shares.shape[:2], *visual.shape[2:]))
+        coarser = {f"level {level}": found for level, found in enumerate(logits) if level}
+        return Output(logits[0], maps=evidence, extras=coarser)
+
+    def _mean_of_children(self, level: int, hidden: Tensor) -> Tensor:
+        """What the names of a level ask with (B, K_h, d): the mean state (B, K_{h−1}, d) of those below them."""
+        step = self.get_buffer(f"step{level - 1}")
+        return (step / step.sum(dim=0)).T @ hidden
+
+    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
+        """The levels' losses of each photo joined, and the finest level's once more by its weight."""
+        fine = self._of_photos(output.logits, targets)
+        losses, level_targets = [fine], targets
+        for level, logits in enumerate(output.extras.values()):
+            level_targets = coarser_targets(level_targets, self.get_buffer(f"step{level}"))
+            losses.append(self._of_photos(logits, level_targets))
+        stacked = torch.stack(losses)
+        joined = stacked.amax(dim=0) if self.options.levels == "max" else stacked.sum(dim=0)
+        terms = {"levels": joined, "fine": self.options.fine * fine}
+        return {name: term.sum() if self.loss_reduction == "sum" else term.mean() for name, term in terms.items()}
+
+    def _of_photos(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each photo (B,), summed over names."""
+        single = self.options.loss.model_copy(update={"reduction": "none"})
+        return single(logits, targets).view(logits.shape[0], -1).sum(dim=1)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Groups "deep" (where it trains) and "rest"."""
+        return deep_and_rest(self, self.visual.branch, self.options.deep_lr)

@@ -1,0 +1,64 @@
+"""Consistency between two views of the same photos, as LabCR has it, in closed form from logits."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_NEVER = -1e9
+"""In place of a logit that takes no part: its share is exactly 0, and no gradient is lost to infinities."""
+
+
+def united_consistency(first: Tensor, second: Tensor) -> Tensor:
+    """−Σ p₁ log p₂ − Σ p₂ log p₁ over the classes, p = sigmoid of the logits (B, K); the mean over photos."""
+    one, other = first.float(), second.float()
+    crossed = one.sigmoid() * F.logsigmoid(other) + other.sigmoid() * F.logsigmoid(one)
+    return -crossed.sum(dim=1).mean()
+
+
+def divided_consistency(first: Tensor, second: Tensor, targets: Tensor) -> Tensor:
+    """Symmetric cross-entropy of each positive label against the negatives; mean over positives, then over photos.
+
+    For every positive k of a photo, q is the softmax over {k} and the photo's negatives:
+    −Σ q₁ log q₂ − Σ q₂ log q₁. A photo without positives adds 0.
+
+    Args:
+        first: Logits (B, K) of one view.
+        second: Of the other.
+        targets: (B, K) in [0, 1]; above 0 is a positive, NaN is neither positive nor negative.
+    """
+    positive, negative = targets > 0, targets == 0
+    own = torch.eye(targets.shape[1], dtype=torch.bool, device=targets.device)
+    among = own | negative[:, None]  # (B, K, K): for row k, itself and the negatives
+
+    def log_shares(logits: Tensor) -> Tensor:
+        return logits.float()[:, None].masked_fill(~among, _NEVER).log_softmax(dim=2)
+
+    one, other = log_shares(first), log_shares(second)
+    crossed = (one.exp() * other + other.exp() * one).masked_fill(~among, 0)
+    rows = -crossed.sum(dim=2) * positive
+    return (rows.sum(dim=1) / positive.sum(dim=1).clamp_min(1)).mean()
+
+
+def relation_consistency(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """Symmetric divergence KL(r₁‖r₂) + KL(r₂‖r₁) of how a photo relates to the others; the mean over photos.
+
+    r is the softmax over the other photos of the batch of cosine / τ.
+
+    Args:
+        first: Features (B, d) of one view.
+        second: Of the other.
+        temperature: τ.
+    """
+    photos = first.shape[0]
+    if photos < 2:
+        return first.sum() * 0
+
+    itself = torch.eye(photos, dtype=torch.bool, device=first.device)
+
+    def log_shares(features: Tensor) -> Tensor:
+        unit = F.normalize(features.float(), dim=1)
+        return (unit @ unit.T / temperature).masked_fill(itself, _NEVER).log_softmax(dim=1)
+
+    one, other = log_shares(first), log_shares(second)
+    difference = ((one.exp() - other.exp()) * (one - other)).masked_fill(itself, 0)
+    return difference.sum(dim=1).mean()
