@@ -11,9 +11,11 @@ from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.base import Method, Options
 from intclip.methods.registry import METHODS, build_method, method_options
 
-UNTRAINED = {"prior", "zero_shot"}
+UNTRAINED = {"prior", "zero_shot", "tip_adapter"}
 NO_MAPS = {"prior", "linear_probe", "mlp_probe"}
-MINE = ["prior", "zero_shot", "linear_probe", "mlp_probe", "dualcoop", "intclip"]
+MINE = ["prior", "zero_shot", "linear_probe", "mlp_probe", "coop", "cocoop", "tip_adapter", "dualcoop", "intclip"]
+
+SMALL = {"cocoop": {"reduction": 1, "scale": 10}}  # one hidden unit may be a dead one
 
 
 def batch(backbone: TinyBackbone, method: Method, images: int = 4, seed: int = 0) -> tuple[Features, Tensor]:
@@ -27,7 +29,7 @@ def batch(backbone: TinyBackbone, method: Method, images: int = 4, seed: int = 0
 def built(name: str, backbone: TinyBackbone, **options: object) -> Method:
     torch.manual_seed(1)
     context = {"context_length": 3} if "context_length" in method_options(name).model_fields else {}
-    return build_method(name, backbone, tiny_taxonomy(), {**context, **options})
+    return build_method(name, backbone, tiny_taxonomy(), {**context, **SMALL.get(name, {}), **options})
 
 
 @pytest.mark.parametrize("name", MINE)

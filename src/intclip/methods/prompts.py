@@ -34,6 +34,8 @@ class PromptLearner(nn.Module):
             of the contexts as they are, without a gradient. The text encoder is most of a small backbone's step.
         residual: Add a learned vector to each text feature of length 1 (TaskRes, Yu et al., CVPR 2023). It starts at 0.
         std: Standard deviation of the initial contexts.
+        words: What the first contexts start as, such as "a photo of a"; the others start random, words too many are
+            left out.
 
     Raises:
         TaxonomyError: A sentence is too long for the tower once the context is added.
@@ -55,6 +57,7 @@ class PromptLearner(nn.Module):
         every: int = 1,
         residual: bool = False,
         std: float = 0.02,
+        words: str | None = None,
     ) -> None:
         super().__init__()
         self.halves, self.classes, self.context_length = halves, len(sentences), context_length
@@ -76,6 +79,12 @@ class PromptLearner(nn.Module):
         self.context = nn.Parameter(
             torch.randn(halves, len(sentences) if class_specific else 1, context_length, text.width) * std
         )
+        if words is not None:
+            with torch.no_grad():
+                token = text.tokenize([words])
+                written = text.embed(token.to(embedded.device))[:, 1 : int(text.lengths(token)[0]) - 1]
+                written = written[:, :context_length]
+                self.context[:, :, : written.shape[1]] = written
         self.residual = nn.Parameter(torch.zeros(halves, len(sentences), text.embed_dim)) if residual else None
         self.every = every
         self._learns = True
@@ -94,6 +103,21 @@ class PromptLearner(nn.Module):
         """Text features (halves, K, D), unnormalised, computed anew."""
         embeddings, lengths = self.embeddings()
         return text.encode_embeddings(embeddings, lengths).view(self.halves, self.classes, -1)
+
+    def encode_shifted(self, text: TextTower, shift: Tensor) -> Tensor:
+        """Text features (B, halves, K, D), unnormalised, with (B, width) added to every context vector of each photo.
+
+        All B · halves · K prompts go through the encoder, in training and in evaluation.
+        """
+        prompts, lengths = self.embeddings()
+        start, context, sentence = prompts.split(
+            [1, self.context_length, prompts.shape[1] - 1 - self.context_length], dim=1
+        )
+        rows = len(shift)
+        moved = context + shift[:, None, None].to(context.dtype)
+        whole = torch.cat([start.expand(rows, -1, -1, -1), moved, sentence.expand(rows, -1, -1, -1)], dim=2)
+        encoded = text.encode_embeddings(whole.flatten(0, 1), lengths.repeat(rows))
+        return encoded.view(rows, self.halves, self.classes, -1)
 
     def before_step(self, step: int) -> None:
         """Tell which step of training comes, counted from 0; see `every`."""

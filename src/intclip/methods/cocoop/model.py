@@ -1,0 +1,40 @@
+"""CoCoOp for several labels at once: CoOp whose contexts move with the photo.
+
+Zhou, Yang, Loy, Liu: Conditional Prompt Learning for Vision-Language Models, CVPR 2022.
+"""
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from intclip.backbones.base import Backbone, Features
+from intclip.labels.taxonomy import Taxonomy
+from intclip.methods.coop.model import CoOp, CoopOptions
+
+
+class CocoopOptions(CoopOptions, frozen=True):
+    """Options of CoCoOp: CoOp's, with its published start, and the meta-net's size.
+
+    Attributes:
+        reduction: The meta-net's hidden layer has D / reduction units, at least one.
+    """
+
+    context_length: int = Field(default=4, ge=1)
+    context_words: str | None = "a photo of a"
+    reduction: int = Field(default=16, ge=1)
+
+
+class CoCoOp(CoOp):
+    """Every photo has its own prompts, so K prompts (2K dual ones) are encoded for each, in evaluation as well."""
+
+    def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: CocoopOptions) -> None:
+        super().__init__(backbone, taxonomy, options)
+        hidden = max(backbone.embed_dim // options.reduction, 1)
+        self.meta_net = nn.Sequential(
+            nn.Linear(backbone.embed_dim, hidden), nn.ReLU(), nn.Linear(hidden, backbone.text.width)
+        )
+
+    def text_features(self, features: Features) -> Tensor:
+        """Text features (halves, B, K, D), not of length 1."""
+        shift = self.meta_net(F.normalize(features["pooled"], dim=1))
+        return self.prompts.encode_shifted(self.backbone.text, shift).transpose(0, 1)

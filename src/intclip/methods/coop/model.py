@@ -1,0 +1,99 @@
+"""CoOp for several labels at once: learned context before each class's words, the photo as one embedding.
+
+Zhou, Yang, Loy, Liu: Learning to Prompt for Vision-Language Models, IJCV 2022. It was written for one label a photo;
+README.md beside this file says what stands in for its softmax over classes.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from intclip.backbones.base import Backbone, Features
+from intclip.labels.taxonomy import Taxonomy
+from intclip.methods.base import Method, Output, ParameterGroup
+from intclip.methods.loss_options import LossOptions
+from intclip.methods.prompts import NEGATIVE, POSITIVE, PromptLearner
+from intclip.methods.sentence_scoring import ScoringOptions, SentenceScoring, region_map, region_rows
+
+
+class CoopOptions(ScoringOptions, frozen=True):
+    """Options of CoOp, and those of the scale of a single prompt.
+
+    Attributes:
+        prompts: "single": one prompt a class, on the scale of zero-shot classification. "dual": a negative and a
+            positive one, logit = scale · (cos⁺ − cos⁻); of the scale's options it takes `scale` alone.
+        context_length: Number M of context vectors; 0 leaves the class's words.
+        context_words: What the first contexts start as; null for random ones.
+        class_specific: Contexts of each class its own.
+        sentence_form: Which of the taxonomy's sentences follow the context; "fine" are the names.
+        bias: Add a learned bias to each class's logit, 0 at the start.
+        loss: The classification loss.
+    """
+
+    prompts: Literal["single", "dual"] = "single"
+    context_length: int = Field(default=16, ge=0)
+    context_words: str | None = None
+    class_specific: bool = False
+    sentence_form: str = "fine"
+    bias: bool = True
+    loss: LossOptions = LossOptions(reduction="batch")
+
+
+class CoOp(Method):
+    """Learned prompts against the photo's embedding."""
+
+    needs = ("pooled", "regions")
+
+    def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: CoopOptions) -> None:
+        super().__init__(backbone, taxonomy)
+        self.options = options
+        self.loss_reduction = options.loss.over_photos
+        self.prompts = PromptLearner(
+            backbone.text,
+            taxonomy.sentences(options.sentence_form),
+            halves=1 if options.prompts == "single" else 2,
+            context_length=options.context_length,
+            class_specific=options.class_specific,
+            words=options.context_words,
+        )
+        # A difference of two cosines needs no reference, so a dual prompt is compared with nothing else.
+        self.scoring = SentenceScoring(backbone, options) if options.prompts == "single" else None
+        self.bias = nn.Parameter(torch.zeros(len(taxonomy))) if options.bias else None
+
+    def forward(self, features: Features, *, maps: bool = False) -> Output:
+        """Logits (B, K); "sight" maps are the logits of single regions in place of the photo."""
+        text = self.text_features(features)
+        output = Output(self._logits(features["pooled"].unsqueeze(1), text).squeeze(1))
+        if maps:
+            regions = features["regions"]
+            output.maps["sight"] = region_map(self._logits(region_rows(regions), text), regions)
+        return output
+
+    def text_features(self, features: Features) -> Tensor:
+        """Text features (halves, K, D), not of length 1; those of CoCoOp differ between photos: (halves, B, K, D)."""
+        text: Tensor = self.prompts(self.backbone.text)
+        return text
+
+    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
+        """The classification loss."""
+        return {"classification": self.options.loss(output.logits, targets)}
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Groups "prompts" and, without weight decay, "bias"."""
+        rest = [parameter for parameter in self.learnable_parameters() if parameter is not self.bias]
+        groups = [ParameterGroup("prompts", rest)]
+        if self.bias is not None:
+            groups.append(ParameterGroup("bias", [self.bias], weight_decay_multiplier=0))
+        return groups
+
+    def _logits(self, embeddings: Tensor, text: Tensor) -> Tensor:
+        """Logits (B, N, K) of N embeddings a photo (B, N, D)."""
+        if self.scoring is not None:
+            logits: Tensor = self.scoring(embeddings, text[0])
+        else:
+            unit = nn.functional.normalize(text, dim=-1)
+            difference = (unit[POSITIVE] - unit[NEGATIVE]).transpose(-1, -2)
+            logits = self.options.scale * (nn.functional.normalize(embeddings, dim=-1) @ difference)
+        return logits if self.bias is None else logits + self.bias

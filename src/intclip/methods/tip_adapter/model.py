@@ -1,0 +1,176 @@
+"""Tip-Adapter for several labels at once: the training photos as a cache, blended with zero-shot classification.
+
+Zhang and others: Tip-Adapter, ECCV 2022. README.md beside this file has the equations and what was changed for labels
+that do not exclude each other.
+"""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+
+from intclip.backbones.base import Backbone, Features
+from intclip.errors import DatasetError
+from intclip.labels.taxonomy import Taxonomy
+from intclip.methods.base import Method, Options, Output
+from intclip.methods.loss_options import LossOptions
+from intclip.methods.sentence_scoring import region_map, region_rows
+from intclip.methods.zero_shot.model import ZeroShot, ZeroShotOptions
+
+_UNKNOWN = -1.0
+_SAME = 1e-4
+"""1 − cosine below which a cached photo counts as the photo in hand; float16 features differ by less."""
+
+
+class CacheOptions(BaseModel, frozen=True, extra="forbid"):
+    """Options of the cache.
+
+    Attributes:
+        alpha: α: 0 is zero-shot classification, 1 gives both the same say, infinity would be the cache alone.
+        beta: β: how fast a cached photo's say falls with its distance 1 − cos.
+        shots: Keep photos only as long as one of their labels has fewer than so many; null keeps all.
+        smoothing: How many photos' worth the labels' frequencies count, so that no probability is 0 or 1; the cached
+            photos together count one.
+    """
+
+    alpha: float = Field(default=1, ge=0)
+    beta: float = Field(default=30, gt=0)
+    shots: int | None = Field(default=None, ge=1)
+    smoothing: float = Field(default=0.05, gt=0)
+
+
+class TipAdapterOptions(Options, frozen=True):
+    """Options of Tip-Adapter.
+
+    Attributes:
+        fine_tune: Train the cached features (Tip-Adapter-F); without it nothing trains.
+        cache: Of the cache.
+        zero_shot: Of the zero-shot classifier.
+        loss: The classification loss.
+    """
+
+    fine_tune: bool = False
+    cache: CacheOptions = CacheOptions()
+    zero_shot: ZeroShotOptions = ZeroShotOptions()
+    loss: LossOptions = LossOptions(kind="bce", reduction="batch")
+
+
+class TipAdapter(Method):
+    """A cache of training photos over a zero-shot classifier.
+
+    Attributes:
+        keys: Unit embeddings (N, D) of the cached photos; they may leave length 1 when they train.
+        values: Their targets (N, K); −1 where unknown.
+        frequency: (K,) mean target of each label.
+    """
+
+    needs = ("pooled", "regions")
+    values: Tensor
+    frequency: Tensor
+    first_keys: Tensor
+
+    def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: TipAdapterOptions) -> None:
+        super().__init__(backbone, taxonomy)
+        self.options = options
+        self.loss_reduction = options.loss.over_photos
+        self.zero_shot = ZeroShot(backbone, taxonomy, options.zero_shot)
+        self.keys = nn.Parameter(self._empty(backbone.embed_dim), requires_grad=options.fine_tune)
+        self.register_buffer("values", self._empty(len(taxonomy)))
+        self.register_buffer("frequency", torch.full((len(taxonomy),), 0.5, device=self.keys.device))
+        # Not stored: only training asks which cached photo is the one in hand, and training prepares anew.
+        self.register_buffer("first_keys", self._empty(backbone.embed_dim), persistent=False)
+
+    @torch.no_grad()
+    def prepare(self, batches: Iterable[tuple[Features, Tensor]]) -> None:
+        """Fill the cache with the training split, or with its first photos up to `shots` a label.
+
+        Raises:
+            DatasetError: No photo is left.
+        """
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
+        total = torch.full_like(self.frequency, 0.5, dtype=torch.float64)
+        count = torch.ones_like(total)
+        taken = torch.zeros_like(total)
+        for features, targets in batches:
+            known = ~targets.isnan()
+            total += torch.where(known, targets, 0).sum(dim=0)
+            count += known.sum(dim=0)
+            rows = self._rows(targets, taken)
+            keys.append(F.normalize(features["pooled"][rows].float(), dim=1))
+            values.append(targets[rows].nan_to_num(_UNKNOWN).float())
+        if not sum(map(len, keys)):
+            raise DatasetError("no training photo for Tip-Adapter to cache; it needs photos with a label")
+        self._resize(torch.cat(keys).to(self.keys.device), torch.cat(values).to(self.keys.device))
+        self.first_keys = self.keys.detach().clone() if self.options.fine_tune else self.first_keys
+        self.frequency.copy_(total / count)
+
+    def forward(self, features: Features, *, maps: bool = False) -> Output:
+        """Logits (B, K); "sight" maps are the logits of single regions in place of the photo."""
+        zero_shot = self.zero_shot(features, maps=maps)
+        output = Output(self._blend(zero_shot.logits, self.cache_logits(features["pooled"])))
+        if maps:
+            regions = features["regions"]
+            rows = region_rows(regions)
+            cached = self.cache_logits(rows.flatten(0, 1)).view(*rows.shape[:2], -1)
+            output.maps["sight"] = self._blend(zero_shot.maps["sight"], region_map(cached, regions))
+        return output
+
+    def cache_logits(self, embeddings: Tensor) -> Tensor:
+        """Log-odds (B, K) of what the cached photos say of embeddings (B, D).
+
+        In training a photo does not ask itself: it would learn its own targets by heart.
+        """
+        unit = F.normalize(embeddings, dim=1).to(self.keys.dtype)
+        closeness = self.options.cache.beta * (unit @ F.normalize(self.keys, dim=1).T)
+        if self.training and len(self.first_keys):
+            itself = unit @ self.first_keys.T > 1 - _SAME
+            closeness = closeness.masked_fill(itself, float("-inf"))
+        weights = closeness.softmax(dim=1).nan_to_num(0)
+        known = (self.values != _UNKNOWN).to(weights.dtype)
+        smoothing = self.options.cache.smoothing
+        votes = weights @ (self.values * known) + smoothing * self.frequency
+        return torch.logit(votes / (weights @ known + smoothing), eps=1e-6)
+
+    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
+        """The classification loss."""
+        return {"classification": self.options.loss(output.logits, targets)}
+
+    def own_state(self) -> dict[str, Tensor]:
+        """The cache alone: the zero-shot classifier has nothing of its own, and its backbone is this one's."""
+        return {key: value for key, value in super().own_state().items() if not key.startswith("zero_shot.")}
+
+    def load_own_state(self, state: dict[str, Tensor]) -> None:
+        """Load `own_state`; the cache takes the number of photos that the state has."""
+        if "keys" in state and "values" in state and len(state["keys"]) != len(self.keys):
+            count = len(state["keys"])
+            self._resize(
+                self.keys.new_empty(count, self.keys.shape[1]), self.values.new_empty(count, len(self.taxonomy))
+            )
+        super().load_own_state(state)
+
+    def _blend(self, zero_shot: Tensor, cached: Tensor) -> Tensor:
+        alpha = self.options.cache.alpha
+        return (zero_shot + alpha * cached) / (1 + alpha)
+
+    def _rows(self, targets: Tensor, taken: Tensor) -> Tensor:
+        """Which photos of a batch are kept; `taken` (K,) counts the kept positives of each label, and grows."""
+        shots = self.options.cache.shots
+        if shots is None:
+            return torch.arange(len(targets), device=targets.device)
+        positives = targets.nan_to_num(0) >= 0.5
+        rows = []
+        for row, positive in enumerate(positives):
+            if bool((positive & (taken < shots)).any()):
+                taken += positive
+                rows.append(row)
+        return torch.tensor(rows, dtype=torch.long, device=targets.device)
+
+    def _resize(self, keys: Tensor, values: Tensor) -> None:
+        self.keys = nn.Parameter(keys, requires_grad=self.options.fine_tune)
+        self.values = values
+
+    def _empty(self, width: int) -> Tensor:
+        return torch.empty(0, width, device=next(self.backbone.parameters()).device)
