@@ -32,19 +32,23 @@ def ablate(
     show: Annotated[bool, typer.Option("--show", help="Print the rows and what they change, and leave.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    r"""Run a study of the paper on any dataset and backbone, and set the paper's figures beside ours.
+    """Run a study of the paper on any dataset and backbone, and set the paper's figures beside ours.
 
     Every row of the table is trained under every seed. A run that is finished is not run again, one that was
     interrupted goes on: give the same command again. A run that another study beside --out has made is taken over. The
     study's directory gets STUDY.md, STUDY.csv, STUDY.png and cells/, a training run each.
 
-    \b
     Examples:
-      intclip ablate --show
-      intclip ablate table4 --data-root intentonomy
-      intclip ablate table2 --recipe proxy-lite --data-root flickr8k --seeds 0,1,2
-      intclip ablate table6 --recipe clean-emotion --data-root EmotionROI
-      intclip ablate methods --recipe proxy-lite --set schedule.epochs=5 --jobs 1
+
+    intclip ablate --show
+
+    intclip ablate table4 --data-root intentonomy
+
+    intclip ablate table2 --recipe proxy-lite --data-root flickr8k --seeds 0,1,2
+
+    intclip ablate table6 --recipe clean-emotion --data-root EmotionROI
+
+    intclip ablate methods --recipe proxy-lite --set schedule.epochs=5 --jobs 1
     """
     from intclip.cli.common import parse_seeds, shell_command
     from intclip.cli.train import place_overrides

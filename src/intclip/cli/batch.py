@@ -73,19 +73,23 @@ def batch(
     workers: Workers = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    r"""Predict any number of photos into Parquet shards.
+    """Predict any number of photos into Parquet shards.
 
     Stopped at any moment, the same command goes on with the shards that are missing. Photos that cannot be read become
     rows with an error. Columns of a shard: row, path, probabilities, labels, error, and embedding where it was asked
     for; the names of the probabilities stand in manifest.json.
 
-    \b
     Examples:
-      intclip batch photos/ --out intents
-      intclip batch 'shards/*.tar' --out intents --engine ray --workers 16
-      intclip batch s3://bucket/photos/ --out intents --embedding --dedupe content
-      intclip batch --out intents --status
-      intclip batch --out intents --verify
+
+    intclip batch photos/ --out intents
+
+    intclip batch 'shards/*.tar' --out intents --engine ray --workers 16
+
+    intclip batch s3://bucket/photos/ --out intents --embedding --dedupe content
+
+    intclip batch --out intents --status
+
+    intclip batch --out intents --verify
     """
     from dataclasses import asdict
 

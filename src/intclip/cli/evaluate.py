@@ -40,16 +40,18 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Photos computed at once.")] = 32,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode photos.")] = None,
 ) -> None:
-    r"""Score a model on a labelled split: macro, micro and samples F1, mAP, every class, 95 % intervals.
+    """Score a model on a labelled split: macro, micro and samples F1, mAP, every class, 95 % intervals.
 
     Thresholds come from the model (tuned on validation in training), from a number, or are tuned on another split
     of the dataset; tuning on the split that is scored is refused.
 
-    \b
     Examples:
-      intclip evaluate runs/proxy --data-root flickr8k --split val
-      intclip evaluate lite --data intentonomy --data-root intentonomy --thresholds val
-      intclip evaluate runs/mine --data photos.csv --split test --out report --json
+
+    intclip evaluate runs/proxy --data-root flickr8k --split val
+
+    intclip evaluate lite --data intentonomy --data-root intentonomy --thresholds val
+
+    intclip evaluate runs/mine --data photos.csv --split test --out report --json
     """
     from intclip.data.registry import load_dataset
     from intclip.errors import DatasetError

@@ -20,15 +20,16 @@ def lite_align(
     seed: Annotated[int | None, typer.Option(help="Another seed than the recipe's.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    r"""Train the projection that joins lite's image tower with its sentences, on captioned photos.
+    """Train the projection that joins lite's image tower with its sentences, on captioned photos.
 
     It takes pairs of photos and captions, and the names of ImageNet's classes; the towers stay as they are. The
     result is what ships with the project; the command is there to make it again, or one for your own photos.
 
-    \b
     Examples:
-      intclip lite-align --root flickr8k --out lite_projection.safetensors
-      intclip lite-align --root my-photos --train captions.json --val "" --out mine.safetensors
+
+    intclip lite-align --root flickr8k --out lite_projection.safetensors
+
+    intclip lite-align --root my-photos --train captions.json --val "" --out mine.safetensors
     """
     from dataclasses import asdict
 

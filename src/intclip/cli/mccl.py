@@ -33,12 +33,13 @@ def prototypes(
     checkpoint: Checkpoint = None,
     as_json: AsJson = False,
 ) -> None:
-    r"""Draw the patches nearest to some prototypes: do they show one thing?
+    """Draw the patches nearest to some prototypes: do they show one thing?
 
-    \b
     Examples:
-      intclip mccl prototypes runs/mccl photos/ --out prototypes.png
-      intclip mccl prototypes runs/mccl photos/ --label "Natural beauty" --count 5
+
+    intclip mccl prototypes runs/mccl photos/ --out prototypes.png
+
+    intclip mccl prototypes runs/mccl photos/ --label "Natural beauty" --count 5
     """
     from intclip.cli.common import progress_bar
     from intclip.data.images import find_images
@@ -87,12 +88,13 @@ def attention(
     checkpoint: Checkpoint = None,
     as_json: AsJson = False,
 ) -> None:
-    r"""Draw where contrasting labels look in one photo: do they look at different things?
+    """Draw where contrasting labels look in one photo: do they look at different things?
 
-    \b
     Examples:
-      intclip mccl attention runs/mccl beach.jpg --out attention.png
-      intclip mccl attention runs/mccl beach.jpg --label "Natural beauty" --label "Playful"
+
+    intclip mccl attention runs/mccl beach.jpg --out attention.png
+
+    intclip mccl attention runs/mccl beach.jpg --label "Natural beauty" --label "Playful"
     """
     from intclip.explain.label_attention import contrasting, draw_attention, label_attention, overlap
 
@@ -132,14 +134,15 @@ def momentum(
     cache: Annotated[str | None, typer.Option(help="Where frozen features are kept: auto, off, or a folder.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    r"""Train with several momenta of the prototypes, and tell what that does to scores, steadiness and collapse.
+    """Train with several momenta of the prototypes, and tell what that does to scores, steadiness and collapse.
 
     Runs that are finished are not run again; give the same command again to go on.
 
-    \b
     Examples:
-      intclip mccl momentum --data-root intentonomy
-      intclip mccl momentum --recipe proxy-lite --data-root flickr8k --values 0.9,0.999,0.99999 --seeds 0
+
+    intclip mccl momentum --data-root intentonomy
+
+    intclip mccl momentum --recipe proxy-lite --data-root flickr8k --values 0.9,0.999,0.99999 --seeds 0
     """
     from dataclasses import asdict
 

@@ -33,16 +33,18 @@ def index(
     workers: Workers = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    r"""Index photos for `intclip search`: their embeddings and the probabilities of their intents.
+    """Index photos for `intclip search`: their embeddings and the probabilities of their intents.
 
     Run it again after photos came, changed or went: only those that are new or changed are computed. Stopped, it goes
     on where it was.
 
-    \b
     Examples:
-      intclip index photos/ --out photos.index
-      intclip index more/ --out photos.index --add
-      intclip index intents/ --out photos.index        # a batch job's folder: nothing is computed again
+
+    intclip index photos/ --out photos.index
+
+    intclip index more/ --out photos.index --add
+
+    intclip index intents/ --out photos.index        # a batch job's folder: nothing is computed again
     """
     import json
     from dataclasses import asdict
@@ -83,13 +85,15 @@ def search(
     top: Annotated[int, typer.Option(min=1, help="Photos shown.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array, an object a photo.")] = False,
 ) -> None:
-    r"""Find photos of an index by a sentence, by a photo or by an intent.
+    """Find photos of an index by a sentence, by a photo or by an intent.
 
-    \b
     Examples:
-      intclip search photos.index --text "children play on the beach"
-      intclip search photos.index --photo sunset.jpg --where "Natural beauty>0.6"
-      intclip search photos.index --intent "Enjoy life" --where "In love<0.3" --top 20
+
+    intclip search photos.index --text "children play on the beach"
+
+    intclip search photos.index --photo sunset.jpg --where "Natural beauty>0.6"
+
+    intclip search photos.index --intent "Enjoy life" --where "In love<0.3" --top 20
     """
     import json
 

@@ -27,7 +27,7 @@ def train(
     list_recipes: Annotated[bool, typer.Option("--list", help="List the built-in recipes and leave.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:
-    r"""Train a model by a recipe, and score it once on the test split.
+    """Train a model by a recipe, and score it once on the test split.
 
     A recipe says everything: data, backbone, method, optimiser, protocol. `--set` changes a key for one run; a typo is
     told with the nearest key. Stopped at any moment, the same command with `--resume` goes on where it was, and on a
@@ -38,13 +38,17 @@ def train(
 
     Several processes share one run: torchrun --nproc-per-node 2 -m intclip.cli train RECIPE …
 
-    \b
     Examples:
-      intclip train --list
-      intclip train proxy-lite --data-root flickr8k --out runs/proxy
-      intclip train clean --data-root intentonomy --set backbone.name=ViT-B/32 --set train.seed=1
-      intclip train my-recipe.yaml --resume
-      intclip train paper --set method.name=dualcoop --show
+
+    intclip train --list
+
+    intclip train proxy-lite --data-root flickr8k --out runs/proxy
+
+    intclip train clean --data-root intentonomy --set backbone.name=ViT-B/32 --set train.seed=1
+
+    intclip train my-recipe.yaml --resume
+
+    intclip train paper --set method.name=dualcoop --show
     """
     from intclip.errors import RecipeError
     from intclip.training.recipe import builtin_recipes, load_recipe
