@@ -1,18 +1,30 @@
-"""A model that costs nothing and can be watched, and photos as bytes."""
+"""A model that costs nothing and can be watched, and photos as bytes. Nothing here needs torch: servers start fast."""
 
 import io
 import threading
+import time
 
 import numpy as np
 from PIL import Image
 
-from fakes import tiny_taxonomy
 from intclip.backbones.preprocess import Preprocess
 from intclip.inference.card import ModelCard
 from intclip.inference.predictor import Predictor
+from intclip.labels.taxonomy import Taxonomy
 
 SIZE = 8
 CLASSES = 5
+NAMES = tuple(f"class {i}" for i in range(CLASSES))
+TAXONOMY = Taxonomy(
+    name="tiny",
+    names=NAMES,
+    levels={"class": NAMES, "group": ("group 0", "group 1")},
+    parents={name: (f"group {i % 2}",) for i, name in enumerate(NAMES)},
+    sentence_forms={"fine": NAMES},
+    definitions={},
+    aliases={},
+    source="made for tests",
+)
 
 
 class WatchedEngine:
@@ -29,10 +41,12 @@ class WatchedEngine:
         self.gate.set()
         self.entered = threading.Event()
         self.failing = False
+        self.delay = 0.0
 
     def __call__(self, batch):
         self.entered.set()
         assert self.gate.wait(20)
+        time.sleep(self.delay)
         if self.failing:
             raise RuntimeError("the engine broke")
         self.batches.append(len(batch))
@@ -49,11 +63,11 @@ class WatchedPredictor(Predictor):
             backbone="none",
             method="watched",
             task="multilabel",
-            labels=list(tiny_taxonomy(CLASSES).names),
+            labels=list(NAMES),
             thresholds=[0.5] * CLASSES,
             preprocessing=Preprocess(size=SIZE, mean=(0, 0, 0), std=(1, 1, 1)),
             maps=["fused"],
-            taxonomy=tiny_taxonomy(CLASSES).to_dict(),
+            taxonomy=TAXONOMY.to_dict(),
         )
         super().__init__(card, engine="torch")
         self.watched = WatchedEngine()

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from intclip.cli.ablate import ablate
+from intclip.cli.app import app as app_command
 from intclip.cli.batch import batch
 from intclip.cli.benchmark import benchmark
 from intclip.cli.data import app as data_app
@@ -19,6 +20,7 @@ from intclip.cli.mccl import app as mccl_app
 from intclip.cli.predict import explain, export, predict
 from intclip.cli.report import report
 from intclip.cli.search import index, search
+from intclip.cli.serve import serve
 from intclip.cli.train import train
 from intclip.errors import IntclipError
 
@@ -44,8 +46,8 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 _COMMANDS = (
-    predict, batch, index, search, explain, report, export, fit, describe, train, evaluate, ablate, benchmark,
-    lite_align, demo,
+    predict, batch, index, search, explain, report, app_command, export, fit, describe, train, evaluate, ablate,
+    benchmark, lite_align, serve, demo,
 )  # fmt: skip
 for _command in _COMMANDS:
     app.command()(_command)

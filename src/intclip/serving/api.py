@@ -37,7 +37,7 @@ from intclip.serving.answers import (
 )
 from intclip.serving.batcher import Batcher, Busy, Closed, Post, channels
 from intclip.serving.bodies import Uploads, read_body
-from intclip.serving.observe import Metrics, Observer
+from intclip.serving.observe import Metrics, Observer, make_log
 from intclip.serving.replies import (
     describe_model,
     describe_taxonomies,
@@ -81,6 +81,7 @@ def create_api(models: Mapping[str, Predictor], settings: Settings | None = None
         api.state.status = "ok"
         yield
         api.state.status = "stopping"
+        make_log().info("stopping", photos_inside=batcher.inside)
         await run_in_threadpool(batcher.close)
 
     api = FastAPI(
@@ -90,6 +91,7 @@ def create_api(models: Mapping[str, Predictor], settings: Settings | None = None
         lifespan=lifespan,
     )
     api.state.batcher, api.state.status = batcher, "starting"
+    api.state.guarded = settings.api_key is not None
     api.include_router(_open_routes(api))
     guard: list[Any] = [] if settings.api_key is None else [Depends(_Key(settings.api_key.get_secret_value()))]
     guarded = _routes(batcher, settings, metrics)

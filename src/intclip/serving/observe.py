@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from intclip.serving.batcher import Batcher
 
+LEVELS = ("debug", "info", "warning", "error")
 _BATCHES = (1, 2, 4, 8, 16, 32, 64)
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _SHARED: list[Any] = [
@@ -55,13 +56,7 @@ class Observer:
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
-        # Its own processors, whatever the program around it chose: structlog's default tracebacks print the local
-        # variables, photos among them.
-        self._log = structlog.wrap_logger(
-            logging.getLogger("intclip.serving"),
-            processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-            wrapper_class=structlog.stdlib.BoundLogger,
-        )
+        self._log = make_log()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
@@ -97,11 +92,25 @@ class Observer:
             self._log.log(level, "request", **facts, ms=round(1000 * seconds, 1))
 
 
+def make_log() -> structlog.stdlib.BoundLogger:
+    """The service's log.
+
+    It has its own processors, whatever the program around it chose: structlog's default tracebacks print the local
+    variables, photos among them.
+    """
+    log: structlog.stdlib.BoundLogger = structlog.wrap_logger(
+        logging.getLogger("intclip.serving"),
+        processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+    return log
+
+
 def configure_logs(level: str = "info") -> None:
     """Send this process's logs to standard error: JSON lines, or plain columns on a terminal.
 
     Args:
-        level: "debug", "info", "warning" or "error"; of other libraries only warnings are told.
+        level: One of `LEVELS`; of other libraries only warnings are told.
     """
     terminal = sys.stderr.isatty()
     ends: list[Any] = (
@@ -119,5 +128,4 @@ def configure_logs(level: str = "info") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel("WARNING")
-    for name in ("intclip", "uvicorn"):
-        logging.getLogger(name).setLevel(level.upper())
+    logging.getLogger("intclip").setLevel(level.upper())

@@ -1,0 +1,148 @@
+"""`intclip serve`."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from intclip.cli.predict import Checkpoint, Device, EngineOption, Labels, Precision, PrecisionOption, Sentences
+
+if TYPE_CHECKING:
+    from intclip.inference.predictor import Predictor
+    from intclip.serving.settings import Settings
+
+KEY_VARIABLE = "INTCLIP_API_KEY"
+
+
+def serve(
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="A model as `predict --model` takes it, or NAME=MODEL; may be repeated."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to serve at; 0.0.0.0 for all networks.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help=f"File that holds the key clients must show; or set {KEY_VARIABLE}.")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="Web pages from this origin may ask (CORS); may be repeated.")
+    ] = None,
+    capacity: Annotated[int, typer.Option(min=2, help="Photos inside at once; more are refused with 429.")] = 256,
+    max_batch: Annotated[int, typer.Option(min=1, help="Photos computed at once.")] = 32,
+    max_photos: Annotated[int, typer.Option(min=1, help="Photos of one request.")] = 32,
+    max_megapixels: Annotated[float, typer.Option(min=0.01, max=178, help="Million pixels of a photo.")] = 64,
+    max_request_mb: Annotated[float, typer.Option(min=0.01, max=512, help="Million bytes of a request.")] = 32,
+    upload_seconds: Annotated[float, typer.Option(min=0.1, help="A request must have come in by then.")] = 30,
+    answer_seconds: Annotated[float, typer.Option(min=0.1, help="A request is given up after this long.")] = 60,
+    connections: Annotated[int, typer.Option(min=2, help="Connections at once; further ones get 503.")] = 1024,
+    taxonomy: Labels = None,
+    sentences: Sentences = "11-15",
+    checkpoint: Checkpoint = None,
+    engine: EngineOption = "auto",
+    device: Device = "auto",
+    precision: PrecisionOption = Precision.f32,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads to compute with; all cores by default.")] = None,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Serve models over HTTP until Ctrl-C, which finishes what was taken. /docs describes the API.
+
+    Photos of all clients share one queue and are computed together. Nothing is fetched from addresses, and neither logs
+    nor metrics hold anything of a photo.
+
+    Examples:
+        intclip serve
+        intclip serve --model lite --model mine=runs/my-model --port 9000
+        curl -F images=@photo.jpg http://127.0.0.1:8000/v1/predict
+    """
+    from intclip.errors import IntclipError
+    from intclip.extras import require
+
+    for module in ("fastapi", "uvicorn", "multipart", "structlog", "prometheus_client"):
+        require(module, "app")
+    from intclip.inference.loading import load
+    from intclip.serving.api import create_api
+    from intclip.serving.observe import LEVELS, configure_logs
+    from intclip.serving.server import bind, run
+
+    if log_level not in LEVELS:
+        raise IntclipError(f"--log-level {log_level}: choose one of {', '.join(LEVELS)}")
+    specs = _names(model or ["lite"])
+    settings = _settings(
+        capacity=capacity,
+        max_batch=max_batch,
+        max_photos=max_photos,
+        max_pixels=round(1e6 * max_megapixels),
+        max_body_bytes=round(1e6 * max_request_mb),
+        upload_seconds=upload_seconds,
+        answer_seconds=answer_seconds,
+        api_key=_read_key(api_key_file),
+        cors_origins=tuple(allow_origin or ()),
+    )
+    with bind(host, port) as bound:
+        models: dict[str, Predictor] = {
+            name: load(
+                spec,
+                taxonomy=taxonomy,
+                sentences=sentences,
+                checkpoint=checkpoint,
+                engine=engine,
+                device=device,
+                precision=precision.value,
+                threads=threads,
+            )
+            for name, spec in specs.items()
+        }
+        configure_logs(log_level)
+        run(
+            create_api(models, settings),
+            bound,
+            connections=connections,
+            grace_seconds=settings.upload_seconds + settings.answer_seconds,
+        )
+
+
+def _names(specs: list[str]) -> dict[str, str]:
+    """Name to model: what stands before "=", else the model's own name, of a path its last part."""
+    from intclip.errors import IntclipError
+
+    found: dict[str, str] = {}
+    for text in specs:
+        before, sign, after = text.partition("=")
+        name, spec = (before, after) if sign and not Path(text).exists() else ("", text)
+        name = name or (Path(spec).resolve().name if Path(spec).exists() else spec)
+        if name in found:
+            raise IntclipError(f"two models are called {name!r}; name them: --model NAME={spec}")
+        found[name] = spec
+    return found
+
+
+def _read_key(file: Path | None) -> str | None:
+    from intclip.errors import IntclipError
+
+    if file is None:
+        return os.environ.get(KEY_VARIABLE) or None
+    try:
+        key = file.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise IntclipError(
+            f"cannot read the API key from {file}: {getattr(error, 'strerror', None) or error}"
+        ) from error
+    if not key:
+        raise IntclipError(f"{file} holds no API key; write one line into it")
+    return key
+
+
+def _settings(**values: object) -> "Settings":
+    """Valid settings, or one line that does not show the key."""
+    from pydantic import ValidationError
+
+    from intclip.errors import IntclipError
+    from intclip.serving.settings import Settings
+
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise IntclipError(f"{place}{': ' if place else ''}{first['msg'].removeprefix('Value error, ')}") from None

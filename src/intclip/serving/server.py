@@ -1,0 +1,64 @@
+"""Run an API until somebody stops it: its socket, uvicorn, and an end that finishes what was taken."""
+
+import contextlib
+import ipaddress
+import socket
+
+import uvicorn
+from fastapi import FastAPI
+
+from intclip.errors import IntclipError
+from intclip.serving.observe import make_log
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket that does not listen yet, so that a port in use is told before a model is loaded.
+
+    Args:
+        host: Name or address.
+        port: 0 takes any that is free.
+
+    Raises:
+        IntclipError: The address is wrong, not of this machine, or in use.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:
+        raise IntclipError(f"no address {host!r}: {error}; use 127.0.0.1, or 0.0.0.0 for all networks") from error
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise IntclipError(f"cannot serve at {host}:{port}: {error.strerror}; choose another with --port") from error
+    return bound
+
+
+def run(api: FastAPI, bound: socket.socket, *, connections: int, grace_seconds: float) -> None:
+    """Serve until SIGINT or SIGTERM, then answer what was taken and return.
+
+    Args:
+        api: See `create_api`.
+        bound: From `bind`; closed at the end.
+        connections: Most connections at once; further ones get 503.
+        grace_seconds: How long requests under way may take after the signal.
+    """
+    host, port = bound.getsockname()[:2]
+    log = make_log()
+    log.info(
+        "serving", url=f"http://{f'[{host}]' if ':' in host else host}:{port}", models=list(api.state.batcher.models)
+    )
+    if not ipaddress.ip_address(host).is_loopback and not api.state.guarded:
+        log.warning("open", hint="other machines may ask without a key; set INTCLIP_API_KEY or --api-key-file")
+    config = uvicorn.Config(
+        api,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=connections,
+        timeout_graceful_shutdown=max(1, round(grace_seconds)),
+    )
+    with contextlib.suppress(KeyboardInterrupt):  # how uvicorn hands Ctrl-C on after it has finished
+        uvicorn.Server(config).run(sockets=[bound])
+    log.info("stopped")

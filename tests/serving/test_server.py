@@ -1,0 +1,231 @@
+"""A real server in a process of its own: hostile and slow clients, the typed client, and how it ends."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from watched import photo
+
+from intclip.errors import IntclipError
+from intclip.serving.client import Client, ServiceError
+from intclip.serving.server import bind
+
+HERE = Path(__file__).parent
+UPLOAD_SECONDS = 2.0
+SERVER = f"""
+import sys
+sys.path.insert(0, {str(HERE)!r})
+from watched import WatchedPredictor
+from intclip.serving.api import create_api
+from intclip.serving.observe import configure_logs
+from intclip.serving.server import bind, run
+from intclip.serving.settings import Settings
+configure_logs()
+model = WatchedPredictor()
+model.watched.delay = float(sys.argv[1])
+settings = Settings(
+    max_photos=4, upload_seconds={UPLOAD_SECONDS}, max_body_bytes=1_000_000, api_key=sys.argv[2] or None
+)
+run(create_api({{"a": model}}, settings), bind("127.0.0.1", 0), connections=64, grace_seconds=30)
+"""
+
+
+@contextmanager
+def running(tmp_path, delay=0.0, key=""):
+    """A server and where it is; its log is a file."""
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        server = subprocess.Popen([sys.executable, "-c", SERVER, str(delay), key], stderr=stream, env=dict(os.environ))
+    try:
+        end = time.monotonic() + 120
+        while not (lines := log.read_text().splitlines()):
+            assert time.monotonic() < end
+            assert server.poll() is None
+            time.sleep(0.05)
+        url = json.loads(lines[0])["url"]
+        with Client(url) as probe:
+            while not probe.ready():
+                assert time.monotonic() < end
+                time.sleep(0.05)
+        yield server, url, log
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("server")) as (_, url, _):
+        yield url
+
+
+def connect(url: str) -> socket.socket:
+    host, port = url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=60)
+
+
+def say(url: str, *pieces: bytes) -> bytes:
+    """What the server answers to raw bytes, until it closes the connection."""
+    with connect(url) as line:
+        answer = b""
+        try:
+            for piece in pieces:
+                line.sendall(piece)
+            line.shutdown(socket.SHUT_WR)
+            while more := line.recv(65536):
+                answer += more
+        except ConnectionError:  # closed before all was said
+            pass
+    return answer
+
+
+def head(*lines: str) -> bytes:
+    return "\r\n".join(["POST /v1/predict HTTP/1.1", "Host: x", *lines, "", ""]).encode()
+
+
+def test_the_client_predicts_and_explains(service, tmp_path):
+    file = tmp_path / "a b.png"
+    file.write_bytes(photo(255, 3))
+    with Client(service) as client:
+        answer = client.predict([file, photo(9, 200)], threshold=0.7, level="group")
+        assert [(one.source, one.labels) for one in answer.results] == [
+            ("a b.png", ["class 0"]),
+            ("image 2", ["class 1"]),
+        ]
+        assert set(answer.results[0].scores) == {"group 0", "group 1"}
+        assert client.predict(file).results[0].scores["class 1"] == pytest.approx(3 / 255)
+        found = client.explain(file, "class 1", picture=True)
+        assert found.picture_bytes().startswith(b"\xff\xd8")
+        assert found.box.right == pytest.approx(32 / 3)
+        assert client.models()[0].name == "a"
+        assert client.taxonomies()[0].levels["group"] == ["group 0", "group 1"]
+        with pytest.raises(ServiceError, match="not an image") as refusal:
+            client.predict(b"<html>")
+        assert refusal.value.status == 422
+        with pytest.raises(IntclipError, match=r"cannot read .*nothing\.png.*check the path"):
+            client.predict("nothing.png")
+
+
+def test_hostile_requests_are_refused_and_change_nothing_for_others(service):
+    jpeg, png = photo(10, kind="JPEG"), photo(10)
+    bomb = png[:16] + (60000).to_bytes(4, "big") * 2 + png[24:]
+    with Client(service) as client:
+        before = client.predict(png).results[0].scores
+        for bad in (b"", b"\0" * 1000, jpeg[:200], bomb, b"GIF89a" + b"\xff" * 500, b"%PDF-1.7", b"<svg onload='x'/>"):
+            with pytest.raises(ServiceError) as refusal:
+                client.predict(bad)
+            assert refusal.value.status == 422
+        polyglot = client.predict(jpeg + b"<script>alert(1)</script>" + png)  # read as what it begins with
+        assert polyglot.results[0].scores.keys() == before.keys()
+        with pytest.raises(ServiceError, match="larger than 1 MB") as large:
+            client.predict(b"x" * 1_500_000)
+        assert large.value.status == 413
+        with pytest.raises(ServiceError, match="Too many files"):
+            client.predict([png] * 5)
+        assert b" 400 " in say(service, b"nonsense\r\n\r\n").split(b"\r\n")[0]
+        assert b" 400 " in say(service, head("X: " + "a" * 200_000)).split(b"\r\n")[0]
+        body = b"{" * 900_000
+        lines = head("Content-Type: application/json", f"Content-Length: {len(body)}")
+        assert b" 422 " in say(service, lines, body).split(b"\r\n")[0]
+        say(service, head("Content-Type: application/json", "Content-Length: 100"), b'{"images"')  # and goes away
+        assert client.predict(png).results[0].scores == before
+
+
+def test_slow_clients_are_cut_off_and_nobody_waits_for_them(service):
+    lines = head("Content-Type: application/json", "Content-Length: 100000")
+    slow = [connect(service) for _ in range(20)]
+    try:
+        for line in slow:
+            line.sendall(lines + b'{"images": ["')
+        start = time.monotonic()
+        with Client(service) as client:
+            assert client.predict(photo(255)).results[0].labels == ["class 0"]
+        assert slow[0].recv(65536).startswith(b"HTTP/1.1 408 ")
+        assert time.monotonic() - start < 30
+        for line in slow[1:]:
+            assert b" 408 " in line.recv(65536).split(b"\r\n")[0]
+    finally:
+        for line in slow:
+            line.close()
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_it_answers_what_it_took_before_it_ends_and_logs_nothing_of_photos(tmp_path, sign):
+    with running(tmp_path, delay=1.0, key="let-me-in") as (server, url, log):
+        secret = tmp_path / "my-secret-holiday.png"
+        secret.write_bytes(photo(255))
+        answers: list = []
+
+        def ask():
+            with Client(url, api_key="let-me-in", attempts=1) as client:
+                answers.append(client.predict(secret).results[0].labels)
+
+        asking = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in asking:
+            thread.start()
+        client = Client(url, attempts=1)
+        with pytest.raises(ServiceError, match="API key"):
+            client.models()
+        time.sleep(0.6)
+        server.send_signal(sign)
+        for thread in asking:
+            thread.join(60)
+        assert answers == [["class 0"]] * 3
+        assert server.wait(60) == (0 if sign == signal.SIGINT else -sign)
+        assert not client.ready()
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        requests = [one for one in lines if one["event"] == "request"]
+        assert {"request", "method", "route", "status", "ms"} <= set(requests[0])
+        assert [one["status"] for one in requests if one["route"] == "/v1/predict"] == [200] * 3
+        assert "stopping" in [one["event"] for one in lines]
+        assert not any(word in log.read_text() for word in ("holiday", "class 0", "let-me-in"))
+
+
+def test_the_client_comes_again_where_the_service_is_busy(monkeypatch):
+    import httpx2
+
+    from intclip.serving import client as module
+
+    waits: list[float] = []
+    answers = [(429, {"Retry-After": "7"}), (503, {}), (200, {})]
+
+    def handle(request):
+        status, headers = answers[min(len(seen), 2)]
+        seen.append(request.url.path)
+        return httpx2.Response(status, headers=headers, json=[] if status == 200 else {"detail": "busy"})
+
+    seen: list[str] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    asking = module.Client("http://nowhere.test")
+    asking._http = httpx2.Client(base_url="http://nowhere.test", transport=httpx2.MockTransport(handle))
+    assert asking.models() == []
+    assert seen == ["/v1/models"] * 3
+    assert 7 <= waits[0] <= 8.75
+    assert waits[1] > 0
+    seen.clear()
+    answers[2] = (422, {})
+    with pytest.raises(ServiceError, match="busy") as refusal:
+        asking.models()
+    assert refusal.value.status == 422
+    assert len(seen) == 3
+
+
+def test_where_nothing_listens_and_where_something_does():
+    taken = bind("127.0.0.1", 0)
+    taken.listen()
+    port = taken.getsockname()[1]
+    with pytest.raises(IntclipError, match=f"127.0.0.1:{port}: .*in use; choose another with --port"):
+        bind("127.0.0.1", port)
+    taken.close()
+    with pytest.raises(IntclipError, match="no address"):
+        bind("no such host", 1)
+    with pytest.raises(ServiceError, match="is `intclip serve` running there"):
+        Client(f"http://127.0.0.1:{port}", attempts=1).models()
