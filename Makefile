@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench sbom audit clean
 demo: $(STAMP)
 	$(BIN)/intclip demo --out demo
 
@@ -24,6 +24,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
 	touch $@
+
+# A bill of materials (build/sbom.cdx.json), and known vulnerabilities of the pinned versions; offline they say so.
+sbom audit: $(STAMP)
+	$(BIN)/python .ci/supply_chain.py $@
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info src/*.egg-info

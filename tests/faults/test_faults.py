@@ -66,10 +66,10 @@ def test_random_kills(harness, inputs, tmp_path, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("action", ["kill", "ENOSPC", "EIO"])
 def test_a_fault_at_any_change_of_a_file(harness, inputs, undisturbed, tmp_path, kind, action):
-    """Some of the moments between two file operations, from the first to the last; `benchmarks/faults.py` does all."""
+    """Some of the moments between two file operations; `benchmarks/faults.py` tries all of them."""
     job, place = JOBS[kind], tmp_path / "job"
     hit = 0
-    for number in (0, 1, 2, 4, 7, 11, 18, 27):
+    for number in (0, 2, 5, 11):
         code = harness.run(kind, place, inputs, AtOperation(number, action))
         job.whole(place)
         hit += code != 0

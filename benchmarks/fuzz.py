@@ -1,0 +1,95 @@
+"""Fuzz the parsers of bytes from elsewhere with atheris, each in a process of its own.
+
+    pip install atheris
+    python -m benchmarks.fuzz [--seconds 60] [--parsers image CSV …] [--out FILE]
+
+Told for each parser: executions, crashes (anything but a result or a refusal in one line), hangs (an input that takes
+over ten seconds), seconds. Inputs that crashed or hung are kept in the folder that is named.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+HANG_SECONDS = 10
+MEMORY_MB = 4096
+
+
+def fuzz_one(name: str, arguments: list[str]) -> None:
+    """Never returns: libFuzzer ends the process."""
+    import atheris
+
+    with atheris.instrument_imports(include=["intclip", "yaml", "tarfile", "csv", "json"]):
+        from benchmarks.fuzz_targets import PARSERS, attempt
+    parser = PARSERS[name]
+    folder = Path(tempfile.mkdtemp(prefix="intclip-fuzz-"))
+    atheris.Setup([sys.argv[0], *arguments], lambda data: attempt(parser, data, folder) and None)
+    atheris.Fuzz()
+
+
+def run(name: str, seconds: int, folder: Path) -> dict[str, Any]:
+    """Fuzz one parser in a process of its own."""
+    from benchmarks.fuzz_targets import PARSERS
+
+    corpus, found = folder / "corpus", folder / "found"
+    corpus.mkdir(parents=True)
+    found.mkdir()
+    parser = PARSERS[name]
+    for number, seed in enumerate(parser.seeds()):
+        (corpus / f"seed-{number}").write_bytes(seed)
+    words = "\n".join('"' + "".join(f"\\x{byte:02x}" for byte in word) + '"' for word in parser.words)
+    (folder / "words").write_text(words + "\n", encoding="utf-8")
+    options = [
+        f"-max_total_time={seconds}",
+        f"-timeout={HANG_SECONDS}",
+        f"-rss_limit_mb={MEMORY_MB}",
+        f"-artifact_prefix={found}/",
+        f"-dict={folder / 'words'}",
+        "-print_final_stats=1",
+        "-seed=1",
+    ]
+    start = time.monotonic()
+    command = [sys.executable, "-m", "benchmarks.fuzz", "--one", name, "--", *options, str(corpus)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    stated = re.search(r"number_of_executed_units:\s*(\d+)", done.stderr)
+    seen = re.findall(r"^#(\d+)\s", done.stderr, re.MULTILINE)
+    kinds = [path.name.partition("-")[0] for path in found.iterdir()]
+    result = {
+        "executions": int(stated[1]) if stated else int(seen[-1]) if seen else 0,
+        "crashes": sum(kind in ("crash", "oom") for kind in kinds),
+        "hangs": kinds.count("timeout"),
+        "seconds": round(time.monotonic() - start, 1),
+    }
+    if done.returncode != 0:
+        result["said"] = [line for line in done.stderr.splitlines() if line.strip()][-30:]
+    return result
+
+
+def main() -> None:
+    if "--one" in sys.argv:
+        place = sys.argv.index("--one")
+        fuzz_one(sys.argv[place + 1], sys.argv[place + 3 :])
+    from benchmarks.fuzz_targets import PARSERS
+    from benchmarks.machine import write_report
+
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--seconds", type=int, default=60, help="for each parser")
+    options.add_argument("--parsers", nargs="+", default=list(PARSERS), choices=list(PARSERS), help="which")
+    options.add_argument("--out", type=Path, help="write the report here as JSON, besides printing it")
+    asked = options.parse_args()
+    if find_spec("atheris") is None:
+        raise SystemExit("atheris is not installed; install it with: pip install atheris")
+    folder = Path(tempfile.mkdtemp(prefix="intclip-fuzzing-"))
+    print(f"inputs that crash or hang: {folder}", file=sys.stderr)
+    results = {name: run(name, asked.seconds, folder / re.sub(r"\W+", "-", name)) for name in asked.parsers}
+    write_report(asked.out, {"parsers": results})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""The parsers that read bytes from elsewhere: each either gives a result or refuses with one line (`IntclipError`).
+
+`tests/fuzz` tries some hundred inputs a parser with hypothesis, `benchmarks/fuzz.py` as many as a minute allows.
+"""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from intclip.data.images import read_image
+from intclip.data.layouts import index_tar
+from intclip.data.tables import read_rows
+from intclip.data.tabular import load_table
+from intclip.errors import IntclipError
+from intclip.inference.batch.job import MANIFEST, JobOptions, Manifest, ShardRange, read_job
+from intclip.inference.batch.references import references
+from intclip.inference.batch.shards import read_info, read_shard
+from intclip.inference.bundle import JSON_FILE, WEIGHTS_FILE, load_bundle
+from intclip.inference.card import ModelCard
+from intclip.inference.loading import BUNDLES
+from intclip.labels import load_taxonomy
+from intclip.training.checkpoint import read_tensors, write_tensors
+from intclip.training.recipe import load_recipe
+
+MOST_PIXELS = 2_000_000
+"""Larger photos are refused here, so that time goes into parsing and not into decoding."""
+PROXY = BUNDLES / "proxy-lite"
+
+
+@dataclass(frozen=True)
+class Parser:
+    """One way in.
+
+    Attributes:
+        read: Parses bytes, with a folder to put them into; raises IntclipError where they are refused.
+        seeds: Sound inputs that others are made from; they must be read without an error.
+        words: Pieces of the format's language.
+    """
+
+    read: Callable[[bytes, Path], object]
+    seeds: Callable[[], list[bytes]]
+    words: tuple[bytes, ...] = ()
+
+
+def attempt(parser: Parser, data: bytes, folder: Path) -> bool:
+    """Whether a parser takes some bytes; anything but a result or a refusal in one line is an error of ours."""
+    try:
+        parser.read(data, folder)
+    except IntclipError as error:
+        message = str(error)
+        assert message, "a refusal without a word"
+        assert "\n" not in message, f"more than one line: {message!r}"
+        assert len(message) < 2000, f"a message of {len(message)} characters"
+        return False
+    return True
+
+
+def _file(name: str, read: Callable[[Path], object]) -> Callable[[bytes, Path], object]:
+    def through_file(data: bytes, folder: Path) -> object:
+        path = folder / name
+        path.write_bytes(data)
+        return read(path)
+
+    return through_file
+
+
+def _image(data: bytes, folder: Path) -> object:
+    return read_image(data, min_side=64, max_pixels=MOST_PIXELS)
+
+
+def _images() -> list[bytes]:
+    rng = np.random.default_rng(0)
+    photo = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+    kinds = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    found = []
+    for kind in kinds:
+        stream = io.BytesIO()
+        extra = {"exif": exif} if kind in ("JPEG", "PNG", "WEBP", "TIFF") else {}
+        photo.save(stream, kind, **extra)
+        found.append(stream.getvalue())
+    for mode in ("P", "LA", "CMYK", "I;16"):
+        stream = io.BytesIO()
+        photo.convert("L" if mode == "I;16" else "RGBA" if mode == "LA" else "RGB").convert(mode).save(stream, "TIFF")
+        found.append(stream.getvalue())
+    return found
+
+
+def _bundle_json(data: bytes, folder: Path) -> object:
+    (folder / JSON_FILE).write_bytes(data)
+    (folder / WEIGHTS_FILE).write_bytes(_small_bundle()[1])
+    return load_bundle(folder)
+
+
+def _bundle_weights(data: bytes, folder: Path) -> object:
+    (folder / JSON_FILE).write_bytes(_small_bundle()[0])
+    (folder / WEIGHTS_FILE).write_bytes(data)
+    return load_bundle(folder)
+
+
+@cache
+def _small_bundle() -> tuple[bytes, bytes]:
+    """The package's own bundle with two tiny tensors in place of its weights."""
+    import hashlib
+
+    from safetensors.numpy import save
+
+    content = json.loads((PROXY / JSON_FILE).read_text(encoding="utf-8"))
+    arrays = {"a": np.ones((2, 3), dtype=np.float32), "b": np.arange(4, dtype=np.int64)}
+    weights = save(arrays, metadata={"format": "intclip-bundle"})
+    content["weights"] = {
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "tensors": {"a": {"dtype": "F32", "shape": [2, 3]}, "b": {"dtype": "I64", "shape": [4]}},
+    }
+    return json.dumps(content).encode(), weights
+
+
+def _card(data: bytes, folder: Path) -> object:
+    return ModelCard.from_json(data.decode("utf-8", "replace"), "model.onnx")
+
+
+def _cards() -> list[bytes]:
+    taxonomy = load_taxonomy("sentiment3")
+    from intclip.backbones.preprocess import Preprocess
+
+    preprocess = Preprocess(size=24, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    names = list(taxonomy.names)
+    card = ModelCard(
+        model="lite",
+        backbone="lite",
+        method="zero_shot",
+        task="singlelabel",
+        labels=names,
+        thresholds=[0.5] * len(names),
+        preprocessing=preprocess,
+        maps=[],
+        taxonomy=taxonomy.to_dict(),
+    )
+    return [card.to_json().encode()]
+
+
+def _tables(path: Path) -> object:
+    read_rows(path)
+    return load_table(path, missing="keep")
+
+
+def _csv() -> list[bytes]:
+    return [b"image,labels,split\na.jpg,joy;fear,train\nb.jpg,[],val\n", b'path,joy,fear\n"a, b.jpg",1,0.5\nb.jpg,0,\n']
+
+
+def _jsonl() -> list[bytes]:
+    rows = [{"image": "a.jpg", "labels": ["joy"], "text": "x"}, {"image": "b.jpg", "labels": []}]
+    votes = [{"path": "a.jpg", "votes": {"joy": 0.5, "fear": 1}}]
+    return ["\n".join(json.dumps(row) for row in part).encode() for part in (rows, votes)]
+
+
+def _parquet() -> list[bytes]:
+    stream = io.BytesIO()
+    pq.write_table(pa.table({"image": ["a.jpg", "b.jpg"], "labels": [["joy"], []]}), stream)
+    return [stream.getvalue()]
+
+
+def _tar(path: Path) -> object:
+    list(references([str(path)]))
+    return index_tar(path)
+
+
+def _tars() -> list[bytes]:
+    found = []
+    for kind in (tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        stream = io.BytesIO()
+        with tarfile.open(fileobj=stream, mode="w", format=kind) as archive:
+            for name in ("a.jpg", "a.json", f"{'deep/' * 30}b.png"):
+                info = tarfile.TarInfo(name)
+                info.size = 5
+                archive.addfile(info, io.BytesIO(b"12345"))
+        found.append(stream.getvalue())
+    return found
+
+
+def _checkpoints() -> list[bytes]:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "x.safetensors")
+        write_tensors(path, {"w": torch.ones(2, 2), "n": torch.arange(3)}, {"step": 1})
+        return [path.read_bytes()]
+
+
+def _manifest(path: Path) -> object:
+    return read_job(path.parent)
+
+
+def _manifests() -> list[bytes]:
+    shards = [ShardRange(file="part-0000000.parquet", start=0, stop=2)]
+    manifest = Manifest(
+        source=["x"], fingerprint="0", photos=2, options=JobOptions(), model="0", labels=["a"], thresholds=[0.5],
+        shards=shards,
+    )  # fmt: skip
+    return [manifest.model_dump_json().encode()]
+
+
+def _shard(path: Path) -> object:
+    read_info(path)
+    return read_shard(path)
+
+
+YAML = (b"- ", b": ", b"&a ", b"*a", b"<<: ", b"!!python/object:os.system ", b"{", b"}", b"[", b"]", b"|\n", b"? ")
+JSON = (b"{", b"}", b"[", b"]", b'"', b"null", b"NaN", b"1e999", b"-1", b"\\ud800", b"../", b"/etc/passwd", b"true")
+
+PARSERS: dict[str, Parser] = {
+    "image": Parser(_image, _images),
+    "bundle: JSON": Parser(_bundle_json, lambda: [_small_bundle()[0]], JSON),
+    "bundle: weights": Parser(_bundle_weights, lambda: [_small_bundle()[1]], (*JSON, b'"F32"', b'"BF16"', b"shape")),
+    "card of an exported model": Parser(_card, _cards, JSON),
+    "taxonomy": Parser(
+        _file("labels.yaml", load_taxonomy),
+        lambda: [
+            b"- joy\n- fear\n",
+            b"name: x\nclasses:\n- {name: joy, parent: good, aliases: [fun]}\n- name: b\n  parent: bad\n",
+        ],
+        (*YAML, b"classes", b"parents", b"sentences", b"aliases", b"subsets"),
+    ),
+    "recipe": Parser(
+        _file("recipe.yaml", load_recipe),
+        lambda: [b"base: tiny\noptim: {lr: 0.1}\n", b"name: x\ndata: {name: proxy-intents}\nmethod: {name: intclip}\n"],
+        (*YAML, b"base", b"method", b"options", b".inf", b".nan"),
+    ),
+    "CSV": Parser(_file("t.csv", _tables), _csv, (b",", b'"', b"\r\n", b"image", b"labels", b";", b"\xef\xbb\xbf")),
+    "JSON lines": Parser(_file("t.jsonl", _tables), _jsonl, (*JSON, b"image", b"labels", b"votes")),
+    "Parquet": Parser(_file("t.parquet", _tables), _parquet, (b"PAR1",)),
+    "tar": Parser(_file("t.tar", _tar), _tars, (b"ustar", b"../", b"\x000000644")),
+    "checkpoint": Parser(_file("c.safetensors", read_tensors), _checkpoints, (*JSON, b'"F32"', b"data_offsets")),
+    "batch: manifest": Parser(_file(MANIFEST, _manifest), _manifests, JSON),
+    "batch: shard": Parser(_file("part.parquet", _shard), _parquet, (b"PAR1",)),
+}
