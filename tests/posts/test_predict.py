@@ -5,13 +5,17 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 import intclip
+from intclip.backbones import load_backbone
 from intclip.cli.main import app
 from intclip.errors import IntclipError
 from intclip.inference.post_predictor import PostPredictor
+from intclip.posts.conflict import conflict
+from intclip.posts.encoders import encode_photos, without_regions
 
 KINDS = {"sea": ((20, 60, 200), "waves on the beach and a blue sea"), "fire": ((220, 60, 20), "a hot fire burning")}
 
@@ -106,13 +110,102 @@ def test_evidence_of_words_is_the_fall_of_the_odds(model):
         model.explain_words("  ", "sea")
 
 
-def test_agreement_of_photo_and_words(model, home):
+def test_conflict_of_photo_and_words(model, home):
     sea, fire = home[0] / "2.png", home[0] / "1.png"
     words = "waves on the beach and a blue sea"
-    same, against, alone = model.agreement([sea, fire, sea], [words, words, None])
-    assert same.score > 0 > against.score
-    assert alone is None
-    assert set(against.conflicts) <= {"sea", "fire"}
+    same, against, alone, by_words = model.predict([sea, fire, sea, None], texts=[words, words, None, words])
+    assert 0 <= same.conflict.score < against.conflict.score <= 1
+    assert alone.conflict is by_words.conflict is None
+    assert "conflict" not in alone.to_dict()
+    # What is told of each channel is what that channel says alone.
+    photo = model.predict(fire)[0]
+    divergences = conflict(photo.probabilities[None], by_words.probabilities[None], exclusive=False)
+    assert against.conflict.score == pytest.approx(float(divergences[0]), abs=1e-4)
+    for name, (by_photo, read) in against.conflict.disputed.items():
+        assert by_photo == pytest.approx(photo.scores[name], abs=1e-4)
+        assert read == pytest.approx(by_words.scores[name], abs=1e-4)
+        assert (name in photo.labels) != (name in by_words.labels)
+    row = against.to_dict()
+    assert row["conflict"] == against.conflict.score
+    assert set(row["disputed"]) == set(against.conflict.disputed) != set()
+
+
+def test_conflict_in_tables(model, home, tmp_path):
+    folder = home[0]
+    table = tmp_path / "posts.jsonl"
+    rows = [{"image": str(folder / "1.png"), "text": "a blue sea"}, {"text": "a blue sea"}]
+    table.write_text("\n".join(map(json.dumps, rows)))
+    out = tmp_path / "out.csv"
+    result = invoke("predict", table, "--model", folder / "model", "--csv", out, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    with out.open(newline="") as stream:
+        cells = list(csv.DictReader(stream))
+    assert list(cells[0]) == ["source", "error", "labels", "conflict", "fire", "sea"]
+    assert float(cells[0]["conflict"]) == pytest.approx(found[0]["conflict"], rel=1e-4)
+    assert cells[1]["conflict"] == ""
+    assert "conflict" not in found[1]
+    shown = invoke("predict", table, "--model", folder / "model").stdout
+    assert shown.count("conflict of photo and words") == 1
+
+
+def test_evidence_in_the_photo_lies_where_the_label_is(model, tmp_path):
+    """A photo of fire with a quarter of sea: what speaks for the sea is that quarter."""
+    noise = np.random.default_rng(1).normal(scale=20, size=(224, 224, 3))
+    noise += KINDS["fire"][0]
+    noise[:112, :112] += np.array(KINDS["sea"][0]) - KINDS["fire"][0]
+    file = tmp_path / "half.png"
+    Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(file)
+    evidence = model.explain(file, "sea")
+    regions = evidence.regions["fused"]
+    assert regions.shape == (7, 7)
+    assert regions[:3, :3].mean() > regions[4:, 4:].mean()
+    assert evidence.probability == pytest.approx(model.predict(file)[0].scores["sea"], abs=1e-4)
+    with pytest.raises(IntclipError, match="model of posts"):
+        model.explain(file, "sea", kind="gradcam")
+
+
+def test_a_region_left_out_is_the_mean_of_the_others():
+    backbone = load_backbone("lite")
+    photo = Image.fromarray(np.random.default_rng(2).integers(0, 256, (224, 224, 3), dtype=np.uint8))
+    raw, (height, width) = without_regions(photo, backbone, [["a photo", "a dog"]])
+    with torch.no_grad():
+        last = backbone.deep_map(backbone.deep(backbone.trunk(backbone.preprocess(photo)[None])))
+    cells = last[0].flatten(1).T.numpy()
+    assert len(raw) == 1 + len(cells) == 1 + height * width
+    for row, kept in ((0, cells), (1, cells[1:]), (height * width, cells[:-1])):
+        np.testing.assert_allclose(raw.dense["deep"][row], np.sqrt(kept.mean(axis=0)), atol=1e-5)
+    whole = encode_photos([photo], backbone, [["a photo", "a dog"]])
+    np.testing.assert_allclose(raw.take([0]).dense["joint"], whole.dense["joint"], atol=1e-5)
+    np.testing.assert_allclose(raw.take([0]).anchors, whole.anchors, atol=1e-5)
+
+
+def test_explain_shows_words_and_photo(home, tmp_path):
+    folder, _ = home
+    result = invoke(
+        "explain", "--text", "a blue <sea>", "--model", folder / "model", "--json", "--out", tmp_path / "w.html"
+    )
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["label"] == "sea"
+    assert [entry["word"] for entry in found["text"]["words"]] == ["a", "blue", "<sea>"]
+    assert "&lt;sea&gt;" in (tmp_path / "w.html").read_text()
+    both = ("explain", folder / "2.png", "--text", "a hot fire", "--model", folder / "model", "--label", "fire")
+    result = invoke(*both, "--out", tmp_path / "o.png", "--json")
+    found = json.loads(result.stdout)
+    assert {"photo", "label", "probability", "branches", "out", "text"} == set(found)
+    assert Image.open(tmp_path / "o.png").size == (64, 64)
+    shown = invoke(*both, "--out", tmp_path / "o.png").stdout
+    assert "fused evidence" in shown
+    assert "by the words alone" in shown
+    for wrong, message in (
+        (("explain", "--model", folder / "model"), "give a photo, --text, or both"),
+        (("explain", "--text", "sea", "--out", "w.png", "--model", folder / "model"), "is an .html file"),
+        (("explain", "--text", "sea"), "name a label with --label"),
+    ):
+        caught = CliRunner().invoke(app, list(map(str, wrong)))
+        assert isinstance(caught.exception, IntclipError)
+        assert message in str(caught.exception)
 
 
 def test_a_long_text_is_read_in_pieces(model):

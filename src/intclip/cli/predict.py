@@ -4,7 +4,7 @@ import sys
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -88,7 +88,8 @@ def predict(
     """Tell the intents of photos.
 
     A filled dot marks labels at or above their threshold. Photos that cannot be read are listed at the end and the
-    exit code is 2; the results of all others are written.
+    exit code is 2; the results of all others are written. Of posts with photo and words, read by a model of
+    `intclip fit`, it tells too how far the two contradict each other: conflict, 0 where they agree, at most 1.
 
     intclip predict photo.jpg
 
@@ -106,13 +107,14 @@ def predict(
     predictor = _load(model, taxonomy, sentences, checkpoint, engine, device, precision)
     levels = list(predictor.taxonomy.levels.values())
     names = levels[predictor.taxonomy.level_index(0 if level is None else level)]
+    both = len(predictor.channels) > 1
     failures: list[tuple[str, str]] = []
     with ExitStack() as stack:
         writers: list[Writer] = []
         if csv is not None:
-            writers.append(stack.enter_context(csv_writer(csv, names, level)))
+            writers.append(stack.enter_context(csv_writer(csv, names, level, conflict=both)))
         if parquet is not None:
-            writers.append(stack.enter_context(parquet_writer(parquet, names, level)))
+            writers.append(stack.enter_context(parquet_writer(parquet, names, level, conflict=both)))
         if as_json:
             writers.append(stack.enter_context(json_writer(sys.stdout, level)))
         if not writers:
@@ -149,12 +151,20 @@ def _posts(photos: list[str], text: str | None) -> tuple[list[Path | None], list
 
 
 def explain(
-    photo: Annotated[str, typer.Argument(help="A photo.")],
+    photo: Annotated[str | None, typer.Argument(help="A photo.")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Words of a post, with its photo or alone; for lite and models of `intclip fit`.")
+    ] = None,
     label: Annotated[str | None, typer.Option(help="Name of a label; the most probable one by default.")] = None,
-    out: Annotated[Path, typer.Option(help="Image to write: .png, .jpg or .webp.")] = Path("overlay.png"),
+    out: Annotated[
+        Path | None, typer.Option(help="File to write: .png, .jpg or .webp (overlay.png), of words alone .html.")
+    ] = None,
     branch: Annotated[
         Branch, typer.Option(help="What decides (fused), what is seen, or what is meant.")
     ] = Branch.fused,
+    how: Annotated[
+        str, typer.Option(help="Weights of words: occlusion, or shapley (slower; repeated words share; they add up).")
+    ] = "occlusion",
     model: Model = "lite",
     taxonomy: Labels = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -163,37 +173,83 @@ def explain(
     engine: EngineOption = "auto",
     device: Device = "auto",
 ) -> None:
-    """Show where in a photo the evidence for a label lies.
+    """Show where in a photo, and in which words, the evidence for a label lies.
 
-    The map is laid over the part of the photo that the model sees: from dark (none) to bright (most).
+    The map is laid over the part of the photo that the model sees: from dark (none) to bright (most). A word's weight
+    is by how much the label's log-odds fall without it; of a zero-shot model, the cosine of text and label.
 
     intclip explain photo.jpg --label "Natural beauty" --out overlay.png
+
+    intclip explain --text "sunset over the sea, at last" --label "Natural beauty"
+
+    intclip explain photo.jpg --text "what a great day" --model models/mine --out overlay.png
     """
     import json
 
-    from intclip.data.images import read_image
+    from intclip.cli.words import print_words
+    from intclip.errors import IntclipError, StorageError
+    from intclip.explain.words import words_page
+    from intclip.files import write_text
+
+    if photo is None and text is None:
+        raise IntclipError("give a photo, --text, or both")
+    if photo is None and out is not None and out.suffix.lower() != ".html":
+        raise StorageError(f"{out}: the evidence of words alone is an .html file")
+    picture = None if photo is None else _picture_format(out or Path("overlay.png"))
+    predictor = _load(model, taxonomy, sentences, checkpoint, engine, device, Precision.f32)
+    label = label or _most_probable(predictor, photo, text)
+    words = None if text is None else predictor.explain_words(text, label, how=how)
+    facts: dict[str, object] = {}
+    if photo is not None and picture is not None:
+        facts = _draw(predictor, photo, label, branch, *picture)
+        if not as_json:
+            known = branch is Branch.fused or branch.value in cast("tuple[str, ...]", facts["branches"])
+            note = "" if known else f" (this model has no {branch.value} branch of its own)"
+            print(f"{facts['label']}: {facts['probability']:.3f}; {branch.value} evidence in {facts['out']}{note}")
+    if words is not None:
+        if photo is None and out is not None:
+            write_text(out, words_page(words))
+            facts["out"] = str(out)
+        found = words.to_dict()
+        facts |= {"label": found.pop("label"), "text": found}
+        if not as_json:
+            print_words(words)
+    if as_json:
+        print(json.dumps(facts, ensure_ascii=False))
+
+
+def _picture_format(out: Path) -> tuple[Path, str]:
     from intclip.errors import StorageError
-    from intclip.explain.evidence import overlay
-    from intclip.files import atomic_path
 
     formats = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
     if out.suffix.lower() not in formats:
         raise StorageError(f"{out}: write to a .png, .jpg or .webp file")
+    return out, formats[out.suffix.lower()]
+
+
+def _most_probable(predictor: "Predictor", photo: str | None, text: str | None) -> str:
+    from intclip.errors import IntclipError
+
+    reads = predictor.channels
+    if photo is None and "text" not in reads:
+        raise IntclipError(f"{predictor.card.model} tells no probabilities of words alone; name a label with --label")
+    texts = [text] if text is not None and "text" in reads else None
+    return predictor.predict(None if photo is None else [photo], texts=texts)[0].top(1)[0][0]
+
+
+def _draw(predictor: "Predictor", photo: str, label: str, branch: Branch, out: Path, format: str) -> dict[str, object]:
+    """Write the evidence in a photo; what `explain --json` tells of it."""
+    from intclip.data.images import read_image
+    from intclip.explain.evidence import overlay
+    from intclip.files import atomic_path
+
     image = read_image(photo)
-    predictor = _load(model, taxonomy, sentences, checkpoint, engine, device, Precision.f32)
-    if label is None:
-        label = predictor.predict(image)[0].top(1)[0][0]
     evidence = predictor.explain(photo, label)
     drawn = overlay(image, getattr(evidence, branch.value), evidence.box)
     with atomic_path(out) as partial:
-        drawn.save(partial, format=formats[out.suffix.lower()])
-    if as_json:
-        found = {"photo": photo, "label": evidence.label, "probability": evidence.probability}
-        print(json.dumps(found | {"branches": evidence.branches, "out": str(out)}, ensure_ascii=False))
-        return
-    known = branch is Branch.fused or branch.value in evidence.branches
-    note = "" if known else f" (this model has no {branch.value} branch of its own)"
-    print(f"{evidence.label}: {evidence.probability:.3f}; {branch.value} evidence in {out}{note}")
+        drawn.save(partial, format=format)
+    facts: dict[str, object] = {"photo": photo, "label": evidence.label, "probability": evidence.probability}
+    return facts | {"branches": evidence.branches, "out": str(out)}
 
 
 def export(
@@ -270,8 +326,19 @@ def _table_writer(top: int, level: str | None) -> "Writer":
             bar = "━" * round(_BAR * probability)
             dot, style = ("●", "green") if holds else ("○", "dim")
             console.print(f"  [{style}]{dot} {probability:5.3f} {bar:<{_BAR}} {escape(name)}[/{style}]")
+        if prediction.conflict is not None:
+            console.print(f"  conflict of photo and words {prediction.conflict.score:.3f}{_disputed(prediction)}")
 
     return write
+
+
+def _disputed(prediction: "Prediction") -> str:
+    """The labels that only one channel holds, the two widest gaps."""
+    from rich.markup import escape
+
+    pairs = list(prediction.conflict.disputed.items())[:2] if prediction.conflict is not None else []
+    told = [f"{escape(name)} {photo:.2f} by photo, {words:.2f} by words" for name, (photo, words) in pairs]
+    return f": {'; '.join(told)}" if told else ""
 
 
 def _best(prediction: "Prediction", top: int, level: str | None) -> list[tuple[str, float, bool]]:

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,8 @@ def fit_dataset(
     samples, used = usable_samples(dataset, splits, channels)
     targets = (np.stack([sample.targets for sample in samples]) >= dataset.positive_share).astype(np.float64)
     exclusive = dataset.task == "singlelabel"
+    # A table of posts may have one label a post under any taxonomy; what a prediction holds is told by the taxonomy.
+    dataset = replace(dataset, taxonomy=replace(dataset.taxonomy, exclusive=exclusive))
     clock = time.perf_counter()
     tower = load_backbone(backbone)
     sentences = class_sentences(dataset.taxonomy)

@@ -1,14 +1,15 @@
 """A model of posts at work: photos, words, or both, by one bundle."""
 
-import re
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit
 
 from intclip.data.images import ImageInput, describe, read_image
 from intclip.data.loading import DRAFT_FACTOR
@@ -16,42 +17,18 @@ from intclip.errors import ImageError, IntclipError
 from intclip.inference.card import ModelCard
 from intclip.inference.pipeline import SINGLE_KINDS, expand
 from intclip.inference.post_bundle import PostBundle
-from intclip.inference.prediction import Prediction
+from intclip.inference.prediction import Conflict, Prediction
 from intclip.inference.predictor import Images, Predictor, Texts, Thresholds
-from intclip.posts.encoders import Encode, Raw, encode_photos, encode_texts, text_encoder
+from intclip.posts.conflict import conflict
+from intclip.posts.encoders import Encode, Raw, encode_photos, encode_texts, text_encoder, without_regions
+from intclip.posts.fusion import log_odds
 from intclip.posts.model import Mode, mode_of
 
-_WORD = re.compile(r"\S+")
+if TYPE_CHECKING:
+    from PIL import Image
 
-
-@dataclass(frozen=True)
-class WordEvidence:
-    """How much each word speaks for a label.
-
-    Attributes:
-        label: The label.
-        probability: Of the label, read from the words alone.
-        words: The words in order, each with the fall of the label's log-odds when it is left out; above 0 it speaks
-            for the label.
-    """
-
-    label: str
-    probability: float
-    words: list[tuple[str, float]]
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How photo and words of a post go together.
-
-    Attributes:
-        score: Cosine of the two channels' evidence over the labels, in [-1, 1]: 1 says the same, below 0 contradict.
-        conflicts: Labels on which the channels decide differently: name to (probability by photo, by words), the
-            widest gap first.
-    """
-
-    score: float
-    conflicts: dict[str, tuple[float, float]]
+    from intclip.explain.evidence import Evidence
+    from intclip.explain.words import Unit
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,39 +127,77 @@ class PostPredictor(Predictor):
                     continue
                 levels = self._levels(thresholds, mode_of(post.raw))
                 found = self.bundle.model.probabilities(post.raw)[0].astype(np.float32)
-                yield Prediction(found, levels, self.taxonomy, post.source)
+                yield Prediction(found, levels, self.taxonomy, post.source, conflict=self._conflict(post.raw))
 
-    def explain_words(self, text: str, label: str) -> WordEvidence:
-        """Which words of a text carry a label, by leaving out each in turn (occlusion).
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """What the bundle was fitted on: "image", "text", or both."""
+        return tuple(self.bundle.model.channels)
+
+    @property
+    def word_unit(self) -> "Unit":
+        """Log-odds of the labels, calibrated."""
+        return "log-odds"
+
+    def word_scores(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
+        """Log-odds (T, K) of every label, read from words alone.
 
         Raises:
+            IntclipError: The bundle reads no words.
+        """
+        self._need("text")
+        with self._lock:
+            raw = encode_texts(texts, self._encode_words, self.bundle.sentences)
+        return log_odds(self.bundle.model.probabilities({"text": raw}))
+
+    def explain(
+        self,
+        image: ImageInput,
+        label: str,
+        *,
+        kind: str = "regions",
+        neighbours: str | os.PathLike[str] | None = None,
+        count: int = 5,
+    ) -> "Evidence":
+        """Where in a photo a label's evidence lies, by leaving out each region of the last feature map (occlusion).
+
+        A region's value is by how much the label's log-odds, read from the photo alone, fall without it.
+
+        Args:
+            image: As `predict` takes it.
+            label: Name or alias of a label.
+            kind: "regions"; a model of posts has no other.
+            neighbours: Not for a model of posts.
+            count: Of neighbours.
+
+        Raises:
+            ImageError: The photo cannot be read.
             TaxonomyError: There is no such label.
-            IntclipError: The bundle reads no words, or there are none.
+            IntclipError: The bundle reads no photos, or its backbone has no feature map.
         """
-        channel = self._channel("text")
+        from intclip.explain.evidence import make_evidence
+
+        if kind != "regions" or neighbours is not None:
+            raise IntclipError(f"{self.name} is a model of posts: its evidence is of kind regions, without neighbours")
         index = self.taxonomy.index(label)
-        spans = [match.span() for match in _WORD.finditer(text)]
-        if not spans:
-            raise IntclipError("there are no words to explain; give a text")
-        without = [f"{text[:a]} {text[b:]}".strip() or " " for a, b in spans]
-        raw = encode_texts([text, *without], self._encode_words, self.bundle.sentences)
-        decision = self.bundle.model.decisions["text"]
-        scores = channel.scores(raw)[None]
-        odds = decision.logits(scores)[:, index]
-        probability = float(decision(scores[:, :1])[0, index])
-        words = [(text[a:b], float(odds[0] - odds[i])) for i, (a, b) in enumerate(spans, start=1)]
-        return WordEvidence(self.taxonomy.names[index], probability, words)
+        preprocess = self.card.preprocessing
+        odds, regions = self.region_falls(read_image(image, min_side=DRAFT_FACTOR * preprocess.size))
+        return make_evidence(
+            self.taxonomy.names[index],
+            float(expit(odds[index])),
+            {"fused": regions[index]},
+            size=preprocess.size,
+            box=preprocess.source_box(read_image(image).size),
+            source=describe(image),
+        )
 
-    def agreement(self, images: Images, texts: Texts) -> list[Agreement | None]:
-        """How photo and words of each post go together; None where a post lacks one of them.
-
-        Raises:
-            IntclipError: The bundle does not read both channels.
-        """
-        for name in ("image", "text"):
-            self._channel(name)
-        posts = self._encode(list(_pairs(images, texts)), 0, "raise")
-        return [self._agreement(post.raw) if len(post.raw) == 2 else None for post in posts]
+    def region_falls(self, photo: "Image.Image") -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
+        """Log-odds (K,) read from a photo alone, and by how much they fall (K, h, w) without each region."""
+        self._need("image")
+        with self._lock:
+            raw, grid = without_regions(photo, self._backbone, self.bundle.sentences)
+        odds = log_odds(self.bundle.model.probabilities({"image": raw}))
+        return odds[0], (odds[0] - odds[1:]).T.reshape(-1, *grid).astype(np.float32)
 
     def method(self) -> Any:
         """Refused: heads on embeddings are no torch method.
@@ -208,30 +223,25 @@ class PostPredictor(Predictor):
             return own
         return given
 
-    def _channel(self, name: str) -> Any:
-        channels = self.bundle.model.channels
-        if name not in channels:
+    def _need(self, name: str) -> None:
+        if name not in self.channels:
             kind = {"text": "words", "image": "photos"}
-            raise IntclipError(
-                f"{self.name} reads {kind[next(iter(channels))]} alone; it was fitted without {kind[name]}"
-            )
-        return channels[name]
+            raise IntclipError(f"{self.name} reads {kind[self.channels[0]]} alone; it was fitted without {kind[name]}")
 
-    def _agreement(self, raw: Mapping[str, Raw]) -> Agreement:
+    def _conflict(self, raw: Mapping[str, Raw]) -> Conflict | None:
         model = self.bundle.model
-        scores = model.scores(raw)
-        evidence = {name: (model.decisions[name].logits.weights * value)[0] for name, value in scores.items()}
-        photo, words = evidence["image"], evidence["text"]
-        size = float(np.linalg.norm(photo) * np.linalg.norm(words))
-        found = {name: model.decisions[name](value[None])[0] for name, value in scores.items()}
-        holds = {name: _holds(found[name], model.decisions[name].thresholds, model.exclusive) for name in found}
-        gaps = np.abs(found["image"] - found["text"])
-        conflicts = {
-            self.taxonomy.names[k]: (float(found["image"][k]), float(found["text"][k]))
-            for k in np.argsort(-gaps)
+        if len(raw) < 2:
+            return None
+        found = {name: model.probabilities({name: channel}) for name, channel in raw.items()}
+        score = conflict(found["image"], found["text"], exclusive=model.exclusive)[0]
+        photo, words = found["image"][0], found["text"][0]
+        holds = {name: _holds(p[0], model.decisions[name].thresholds, model.exclusive) for name, p in found.items()}
+        disputed = {
+            self.taxonomy.names[k]: (float(photo[k]), float(words[k]))
+            for k in np.argsort(-np.abs(photo - words), kind="stable")
             if holds["image"][k] != holds["text"][k]
         }
-        return Agreement(float(photo @ words) / size if size else 0.0, conflicts)
+        return Conflict(float(score), disputed)
 
     def _encode(
         self, pairs: Sequence[tuple[ImageInput | None, str | None]], start: int, errors: Literal["raise", "collect"]

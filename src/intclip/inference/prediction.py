@@ -1,5 +1,6 @@
-"""What the model says of one photo."""
+"""What the model says of one photo, or of one post."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,9 +10,23 @@ import numpy.typing as npt
 from intclip.labels.taxonomy import LiftRule, Taxonomy
 
 
+@dataclass(frozen=True)
+class Conflict:
+    """How far photo and words of a post contradict each other.
+
+    Attributes:
+        score: In [0, 1], see `intclip.posts.conflict.conflict`: 0 where they agree on every label.
+        disputed: Labels that one of them holds and the other does not: name to (probability by the photo alone, by the
+            words alone), the widest gap first.
+    """
+
+    score: float
+    disputed: Mapping[str, tuple[float, float]]
+
+
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """Probabilities of K labels for one photo.
+    """Probabilities of K labels for one photo or post.
 
     Attributes:
         probabilities: (K,) float32 in [0, 1]; NaN where the photo could not be read.
@@ -19,6 +34,7 @@ class Prediction:
         taxonomy: The K labels.
         source: The photo's path, or what kind of object it was.
         error: Why the photo could not be read; None when it could.
+        conflict: Between photo and words, of a post that has both; None elsewhere.
     """
 
     probabilities: npt.NDArray[np.float32]
@@ -26,6 +42,7 @@ class Prediction:
     taxonomy: Taxonomy = field(repr=False)
     source: str
     error: str | None = None
+    conflict: Conflict | None = None
 
     @property
     def labels(self) -> list[str]:
@@ -65,10 +82,14 @@ class Prediction:
         return dict(zip(names, lifted.tolist(), strict=True))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values: source, labels, scores, and error where there is one."""
+        """JSON values: source, error, labels, scores; conflict and disputed of a post with photo and words."""
         if self.error is not None:
             return {"source": self.source, "error": self.error, "labels": [], "scores": None}
-        return {"source": self.source, "error": None, "labels": self.labels, "scores": self.scores}
+        row = {"source": self.source, "error": None, "labels": self.labels, "scores": self.scores}
+        if self.conflict is not None:
+            row["conflict"] = self.conflict.score
+            row["disputed"] = {name: list(pair) for name, pair in self.conflict.disputed.items()}
+        return row
 
     def _holds(self) -> npt.NDArray[np.bool_]:
         return self.probabilities >= self.thresholds

@@ -16,6 +16,7 @@ from intclip.inference.engines import Engine, EngineName, Precision
 from intclip.inference.exported import Graph, check_format, check_suffix
 from intclip.inference.pipeline import expand, score
 from intclip.inference.prediction import Prediction
+from intclip.inference.word_reading import WordReading
 
 if TYPE_CHECKING:
     from intclip.explain.evidence import Evidence
@@ -29,7 +30,7 @@ Images = ImageInput | Iterable[ImageInput | None]
 """Photos; None where a post has none, which only a model of posts reads."""
 
 
-class Predictor:
+class Predictor(WordReading):
     """Intents of photos; made by `intclip.load`.
 
     It may be shared by threads: the engine computes one batch at a time.

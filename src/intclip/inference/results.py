@@ -13,6 +13,8 @@ from intclip.inference.prediction import Prediction
 
 FIXED_COLUMNS = ("source", "error", "labels")
 """Columns before the K columns of probabilities; `labels` are those at or above their thresholds."""
+CONFLICT_COLUMN = "conflict"
+"""Follows them in tables of a model that reads photos and words; empty where a post has only one of them."""
 LABEL_SEPARATOR = "; "
 _ROWS_A_GROUP = 2048
 
@@ -26,7 +28,7 @@ class Writer(Protocol):
 
 
 def as_row(prediction: Prediction, level: str | None = None) -> dict[str, Any]:
-    """One prediction as JSON values: source, error, labels, scores.
+    """One prediction as JSON values: source, error, labels, scores; of a post with photo and words also conflict.
 
     Args:
         prediction: Of one photo.
@@ -54,33 +56,42 @@ def json_writer(stream: IO[str], level: str | None = None) -> Iterator[Writer]:
 
 
 @contextlib.contextmanager
-def csv_writer(path: str | os.PathLike[str], names: Sequence[str], level: str | None = None) -> Iterator[Writer]:
-    """A CSV file, whole or not at all: `FIXED_COLUMNS`, then one column a name.
+def csv_writer(
+    path: str | os.PathLike[str], names: Sequence[str], level: str | None = None, *, conflict: bool = False
+) -> Iterator[Writer]:
+    """A CSV file, whole or not at all: `FIXED_COLUMNS`, `CONFLICT_COLUMN` where it is wanted, then one column a name.
 
     Args:
         path: The file.
         names: The label names, or those of the level.
         level: See `as_row`.
+        conflict: Write how far photo and words contradict each other.
     """
     with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream)
-        table.writerow([*FIXED_COLUMNS, *names])
+        table.writerow([*FIXED_COLUMNS, *((CONFLICT_COLUMN,) if conflict else ()), *names])
 
         def write(prediction: Prediction) -> None:
             row = as_row(prediction, level)
             scores = row["scores"] or {}
             cells = [f"{scores[name]:.6g}" if name in scores else "" for name in names]
+            if conflict:
+                cells.insert(0, f"{row[CONFLICT_COLUMN]:.6g}" if CONFLICT_COLUMN in row else "")
             table.writerow([row["source"], row["error"] or "", LABEL_SEPARATOR.join(row["labels"]), *cells])
 
         yield write
 
 
 @contextlib.contextmanager
-def parquet_writer(path: str | os.PathLike[str], names: Sequence[str], level: str | None = None) -> Iterator[Writer]:
+def parquet_writer(
+    path: str | os.PathLike[str], names: Sequence[str], level: str | None = None, *, conflict: bool = False
+) -> Iterator[Writer]:
     """A Parquet file, whole or not at all: columns as in CSV, labels as a list of strings; arguments as there."""
     arrow = require("pyarrow", "core")
     parquet = require("pyarrow.parquet", "core")
     fields = [("source", arrow.string()), ("error", arrow.string()), ("labels", arrow.list_(arrow.string()))]
+    if conflict:
+        fields.append((CONFLICT_COLUMN, arrow.float32()))
     schema = arrow.schema([*fields, *((name, arrow.float32()) for name in names)])
     with atomic_path(path) as partial, parquet.ParquetWriter(partial, schema, compression="zstd") as table:
         rows: list[dict[str, Any]] = []

@@ -204,12 +204,48 @@ def encode_photos(
             flush()
     if batch:
         flush()
-    embedded = unit(np.concatenate(pooled))
+    return _photo_channel(np.concatenate(deep), np.concatenate(pooled), backbone, sentences)
+
+
+def without_regions(
+    photo: "Image.Image", backbone: "Backbone", sentences: Sequence[Sequence[str]]
+) -> tuple[Raw, tuple[int, int]]:
+    """The image channel of a photo, then of the same photo without each region of the last feature map, row by row.
+
+    A region that is left out holds the mean of all others, so that the mean over the map is theirs.
+
+    Returns:
+        1 + h · w rows, and the grid (h, w).
+
+    Raises:
+        IntclipError: The backbone's deep layers give no feature map.
+    """
+    with torch.no_grad():
+        last = backbone.deep(backbone.trunk(backbone.preprocess(photo)[None]))
+        if last.ndim != 4:
+            raise IntclipError(
+                f"backbone {backbone.name} has no feature map; its photos cannot be explained by regions"
+            )
+        _, channels, height, width = last.shape
+        count = height * width
+        flat = last.reshape(channels, count)
+        others = (flat.sum(dim=1, keepdim=True) - flat) / max(count - 1, 1)
+        maps = flat.repeat(1 + count, 1, 1)
+        for region in range(count):
+            maps[1 + region, :, region] = others[:, region]
+        maps = maps.reshape(1 + count, channels, height, width)
+        pooled, deep = backbone.head.pooled(maps).float().numpy(), backbone.deep_map(maps).mean(dim=(2, 3))
+    return _photo_channel(deep.float().numpy(), pooled, backbone, sentences), (height, width)
+
+
+def _photo_channel(
+    deep: npt.NDArray[Any], pooled: npt.NDArray[Any], backbone: "Backbone", sentences: Sequence[Sequence[str]]
+) -> Raw:
+    embedded = unit(pooled)
     encode = tower_encoder(backbone)
     anchors = np.mean([embedded @ unit(encode(form)).T for form in sentences], axis=0).astype(np.float32)
-    features = np.concatenate(deep)
     # The root of features that are nowhere negative lets faint evidence count beside strong.
-    features = np.sqrt(features) if features.min() >= 0 else features
+    features = np.sqrt(deep) if deep.min() >= 0 else deep
     return Raw({"deep": features, "joint": embedded}, anchors)
 
 

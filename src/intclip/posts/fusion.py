@@ -102,6 +102,13 @@ def _sigmoid(x: Array) -> Array:
     return np.asarray(0.5 * (1 + np.tanh(x / 2)), dtype=np.float64)
 
 
+def log_odds(found: Array) -> Array:
+    """Log-odds of probabilities, cut at ±36, where a double no longer tells them apart."""
+    low = float(np.exp(-36))
+    kept = found.clip(low, 1 - low)
+    return np.asarray(np.log(kept) - np.log1p(-kept), dtype=np.float64)
+
+
 def probabilities(logits: Array, sharpness: float | None) -> Array:
     """Sigmoid, or with a sharpness the softmax over classes."""
     if sharpness is None:
