@@ -1,0 +1,85 @@
+"""`intclip app`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+LOOPBACK = "127.0.0.1"
+
+
+def app(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="lite, zero-shot:RN101, proxy, a bundle's folder, an exported file; may be repeated, the first is "
+            "chosen when the page opens. lite and proxy by default.",
+        ),
+    ] = None,
+    taxonomy: Annotated[str | None, typer.Option(help="Labels of the zero-shot models: a name or a YAML file.")] = None,
+    photos: Annotated[
+        list[str] | None, typer.Option(help="Photos the page opens with, in place of the examples. May be repeated.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; 0.0.0.0 lets the network in, without login.")
+    ] = LOOPBACK,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 7860,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+) -> None:
+    """Look at photos, their intents and the evidence in the browser; correct labels and take them along.
+
+    Nothing leaves this machine. See docs/app.md.
+
+    intclip app
+
+    intclip app --model models/mine --model lite --port 8000
+
+    intclip app --photos holiday/ --open
+    """
+    import logging
+    import socket
+
+    from intclip.data.demo_photos import demo_photos
+    from intclip.data.images import find_images
+    from intclip.errors import IntclipError, MissingExtraError
+    from intclip.extras import require
+    from intclip.inference.loading import load
+    from intclip.inference.predictor import Predictor
+
+    uvicorn = require("uvicorn", "app")
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise IntclipError(f"cannot listen at {host}:{port}: {reason}; choose another --port or --host") from error
+
+    models: dict[str, Predictor] = {}
+    for spec in dict.fromkeys(model or ["lite", "proxy"]):
+        zero_shot = spec == "lite" or spec.startswith("zero-shot")
+        models[spec] = load(spec, taxonomy=taxonomy if zero_shot else None)
+    if photos:
+        examples = find_images(photos)
+    else:
+        try:
+            examples = demo_photos()
+        except MissingExtraError:
+            examples = list[Path]()  # the page says how to begin
+
+    from intclip.serving.app.server import create_app
+
+    page = create_app(models, examples)
+    shown = f"http://{'localhost' if host in (LOOPBACK, '::1') else host}:{listener.getsockname()[1]}"
+    print(f"intclip app: {shown}  (models: {', '.join(models)}; Ctrl-C ends it)", flush=True)
+    if host not in (LOOPBACK, "::1", "localhost"):
+        print("intclip app: anybody who reaches this address may use it; there is no login", flush=True)
+    if open_page:
+        import webbrowser
+
+        webbrowser.open(shown)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    server = uvicorn.Server(uvicorn.Config(page, log_level="warning"))
+    server.run(sockets=[listener])

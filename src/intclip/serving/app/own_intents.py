@@ -1,0 +1,112 @@
+"""Intents that a visitor writes, scored zero-shot: the photo is encoded once, each new list of words only itself."""
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from intclip.data.images import read_image
+from intclip.data.loading import DRAFT_FACTOR
+from intclip.errors import TaxonomyError
+from intclip.inference.loading import ZERO_SHOT_THRESHOLD
+from intclip.inference.prediction import Prediction
+from intclip.labels.reading import parse_taxonomy
+from intclip.labels.taxonomy import Taxonomy
+from intclip.serving.app.kept import Kept
+
+if TYPE_CHECKING:
+    from intclip.backbones.base import Backbone, Features
+    from intclip.explain.evidence import Evidence
+    from intclip.methods.base import Method
+
+NAME = "own intents"
+MOST = 60
+"""Intents taken."""
+_PHOTOS_KEPT = 512
+_LISTS_KEPT = 8
+
+
+def read_intents(text: str) -> Taxonomy | None:
+    """A taxonomy from one intent a line; None where nothing is written. Repeated lines count once.
+
+    Raises:
+        TaxonomyError: A line cannot be a label, or there are more than `MOST`.
+    """
+    lines: dict[str, str] = {}
+    for line in text.splitlines():
+        if name := " ".join(line.split()):
+            lines.setdefault(name.casefold(), name)
+    if len(lines) > MOST:
+        raise TaxonomyError(f"{len(lines)} intents are too many; write at most {MOST}")
+    return parse_taxonomy(list(lines.values()), NAME, name=NAME) if lines else None
+
+
+class OwnIntents:
+    """Scores photos against any labels; may be shared by threads.
+
+    Args:
+        backbone: Its name.
+    """
+
+    def __init__(self, backbone: str = "lite") -> None:
+        self.backbone_name = backbone
+        self._backbone: Backbone | None = None
+        self._photos: Kept[Features] = Kept(_PHOTOS_KEPT)
+        self._methods: Kept[Method] = Kept(_LISTS_KEPT)
+        self._lock = threading.Lock()
+
+    def warm_up(self) -> None:
+        """Load the backbone and run its text tower once, so that nobody waits for it."""
+        with self._lock:
+            self._method(parse_taxonomy(["warm"], NAME, name=NAME))
+
+    def predict(self, path: Path, labels: Taxonomy) -> Prediction:
+        """Probabilities of the labels in a photo.
+
+        Raises:
+            ImageError: It cannot be read.
+        """
+        with self._lock:
+            method = self._method(labels)
+            logits = method(self._features(method.backbone, path)).logits[0]
+        thresholds = np.full(len(labels), ZERO_SHOT_THRESHOLD, dtype=np.float32)
+        return Prediction(logits.sigmoid().numpy().astype(np.float32), thresholds, labels, str(path))
+
+    def explain(self, path: Path, labels: Taxonomy, label: str) -> "Evidence":
+        """Where in a photo a label's evidence lies.
+
+        Raises:
+            ImageError: It cannot be read.
+            TaxonomyError: There is no such label.
+        """
+        from intclip.explain.evidence import make_evidence
+
+        index = labels.index(label)
+        with self._lock:
+            method = self._method(labels)
+            output = method(self._features(method.backbone, path), maps=True)
+        regions = {name: values[0, index].numpy() for name, values in output.maps.items()}
+        preprocess = method.backbone.preprocess
+        return make_evidence(
+            labels.names[index],
+            float(output.logits[0, index].sigmoid()),
+            regions,
+            size=preprocess.size,
+            box=preprocess.source_box(read_image(path).size),
+            source=str(path),
+        )
+
+    def _method(self, labels: Taxonomy) -> "Method":
+        from intclip.backbones import load_backbone
+        from intclip.methods.registry import build_method
+
+        backbone = self._backbone = self._backbone or load_backbone(self.backbone_name)
+        return self._methods.once(labels.names, lambda: build_method("zero_shot", backbone, labels, {}))
+
+    def _features(self, backbone: "Backbone", path: Path) -> "Features":
+        def compute() -> "Features":
+            photo = read_image(path, min_side=DRAFT_FACTOR * backbone.image_size)
+            return backbone.features(backbone.pixels([photo]), ("pooled", "regions"))
+
+        return self._photos.once(path, compute)
