@@ -4,6 +4,7 @@ Yang, Ye, Tao: Synergy of Sight and Semantics, ECCV 2024. README.md beside this 
 leaves open, and results.
 """
 
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import BaseModel, Field
@@ -14,6 +15,8 @@ from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.aggregation import AggregationVariant, SightAssistedAggregation
 from intclip.methods.base import Method, Options, Output, ParameterGroup
 from intclip.methods.branches import Branch
+from intclip.methods.hierarchy_loss import Hierarchy, HierarchyOptions
+from intclip.methods.logit_graph import LogitGraph, LogitGraphOptions
 from intclip.methods.loss_options import LossOptions
 from intclip.methods.prompts import PromptLearner
 from intclip.methods.region_pooling import PoolingOptions, RegionPooling
@@ -28,6 +31,8 @@ class LearningRates(BaseModel, frozen=True, extra="forbid"):
         aggregation: Sight-assisted aggregation (released code: 0.1).
         text_residual: Vectors added to the text features, where there are any.
         pooling: Learned scales and biases, where there are any.
+        graph: The label graph's two strengths, where there is one.
+        hierarchy: Context vectors of the parents' prompts, where there are any.
     """
 
     prompts: float = Field(default=1.0, gt=0)
@@ -35,6 +40,8 @@ class LearningRates(BaseModel, frozen=True, extra="forbid"):
     aggregation: float = Field(default=0.1, gt=0)
     text_residual: float = Field(default=1.0, gt=0)
     pooling: float = Field(default=1.0, gt=0)
+    graph: float = Field(default=1.0, gt=0)
+    hierarchy: float = Field(default=1.0, gt=0)
 
 
 class IntclipOptions(Options, frozen=True):
@@ -53,6 +60,8 @@ class IntclipOptions(Options, frozen=True):
         pooling: From region similarities to logits.
         loss: The classification loss.
         sight_loss: Weight λ of the same loss on the logits of the sight map alone.
+        graph: A label graph over the logits, `../logit_graph.py`; null for none.
+        hierarchy: Losses that tie the labels' parents to them, `../hierarchy_loss.py`; null for none.
         lr: Multipliers of the learning rate.
     """
 
@@ -67,6 +76,8 @@ class IntclipOptions(Options, frozen=True):
     pooling: PoolingOptions = PoolingOptions()
     loss: LossOptions = LossOptions()
     sight_loss: float = Field(default=0, ge=0)
+    graph: LogitGraphOptions | None = None
+    hierarchy: HierarchyOptions | None = None
     lr: LearningRates = LearningRates()
 
 
@@ -95,6 +106,17 @@ class IntCLIP(Method):
         self.aggregation: SightAssistedAggregation | None = None
         if options.branches == "dual":
             self.aggregation = SightAssistedAggregation(backbone.embed_dim, variant=options.aggregation)
+        self.graph = None if options.graph is None else LogitGraph(len(taxonomy), options.graph)
+        self.hierarchy: Hierarchy | None = None
+        if options.hierarchy is not None:
+            self.hierarchy = Hierarchy(
+                backbone.text, taxonomy, options.hierarchy, options.pooling, context_length=options.context_length
+            )
+
+    def prepare(self, batches: Iterable[tuple[Features, Tensor]]) -> None:
+        """Neighbours of the label graph, where there is one."""
+        if self.graph is not None:
+            self.graph.fit(targets for _, targets in batches)
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
         """Logits of a batch; maps are "sight" and "semantic" (where the branch exists) and "fused".
@@ -107,7 +129,10 @@ class IntCLIP(Method):
         sight = features.get("regions")
         semantic = self._semantic_map(features)
         fused = semantic if self.aggregation is None else self.aggregation(semantic, features["regions"])
-        output = Output(self.pooling(fused, text))
+        logits = self.pooling(fused, text)
+        output = Output(logits if self.graph is None else self.graph(logits))
+        if self.hierarchy is not None and self.training:
+            output.extras["parent_logits"] = self.hierarchy(self.backbone.text, fused)
         if self.options.sight_loss and self.training:
             output.extras["sight_logits"] = self.pooling(features["regions"], text)
         if maps:
@@ -123,14 +148,17 @@ class IntCLIP(Method):
         self.prompts.before_step(step)
 
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """The classification loss, and the sight loss where λ > 0."""
+        """The classification loss, the sight loss where λ > 0, and those of the hierarchy where there is one."""
         terms = {"classification": self.options.loss(output.logits, targets)}
         if "sight_logits" in output.extras:
             terms["sight"] = self.options.sight_loss * self.options.loss(output.extras["sight_logits"], targets)
+        if self.hierarchy is not None and "parent_logits" in output.extras:
+            parents = output.extras["parent_logits"]
+            terms |= self.hierarchy.losses(output.logits, parents, targets, self.options.loss)
         return terms
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Groups "prompts", "deep", "aggregation" and "pooling", those that have parameters."""
+        """Groups "prompts", "deep", "aggregation", "pooling" and those of the options that are on, none empty."""
         lr = self.options.lr
         groups = [
             ParameterGroup("prompts", [self.prompts.context], lr.prompts),
@@ -138,6 +166,8 @@ class IntCLIP(Method):
             ParameterGroup("deep", _learnable(self.semantic), lr.deep),
             ParameterGroup("aggregation", _learnable(self.aggregation), lr.aggregation),
             ParameterGroup("pooling", _learnable(self.pooling), lr.pooling, weight_decay_multiplier=0),
+            ParameterGroup("graph", _learnable(self.graph), lr.graph, weight_decay_multiplier=0),
+            ParameterGroup("hierarchy", _learnable(self.hierarchy), lr.hierarchy),
         ]
         return [group for group in groups if group.parameters]
 

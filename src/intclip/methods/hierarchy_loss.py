@@ -1,0 +1,123 @@
+"""Hierarchical consistency: parents of the taxonomy, told by prompts of their own, agree with their children.
+
+For every level above the classes, with p_k the classes' probabilities, P_g those that the parents' own prompts give,
+and lift the taxonomy's rule (`Taxonomy.lift`):
+
+    parents      loss(P_g, lift(y)_g)                the classification loss on the level's own targets
+    consistency  Σ_g (P_g − lift(p)_g)²              no targets needed
+
+The parents' prompts are read in training only: a trained model costs what it costs without them. Not in the IntCLIP
+paper; HLEG (Shi and others) predicts the levels one after the other instead.
+"""
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+
+from intclip.backbones.base import TextTower
+from intclip.errors import RecipeError
+from intclip.labels.taxonomy import LiftRule, Taxonomy
+from intclip.losses import Reduction
+from intclip.methods.loss_options import LossOptions
+from intclip.methods.prompts import PromptLearner
+from intclip.methods.region_pooling import PoolingOptions, RegionPooling
+
+
+class HierarchyOptions(BaseModel, frozen=True, extra="forbid"):
+    """Options of the hierarchy's losses.
+
+    Attributes:
+        rule: How a parent's probability follows from its children's, see `Taxonomy.lift`.
+        parents: Weight of the classification loss of the parents.
+        consistency: Weight of the consistency.
+    """
+
+    rule: LiftRule = "max"
+    parents: float = Field(default=0.5, ge=0)
+    consistency: float = Field(default=1, gt=0)
+
+
+class Hierarchy(nn.Module):
+    """Prompts of the parents of all levels, one after the other (P of them in all), and their losses.
+
+    Args:
+        text: For the prompts; it is not held.
+        taxonomy: With a level above its classes.
+        options: Rule and weights.
+        pooling: From region similarities to the parents' logits, as for the classes.
+        context_length: Context vectors of a parent's prompt; they are class-specific.
+
+    Raises:
+        RecipeError: The taxonomy has one level only.
+    """
+
+    membership: Tensor
+
+    def __init__(
+        self,
+        text: TextTower,
+        taxonomy: Taxonomy,
+        options: HierarchyOptions,
+        pooling: PoolingOptions,
+        *,
+        context_length: int,
+    ) -> None:
+        super().__init__()
+        levels = list(taxonomy.levels)[1:]
+        if not levels:
+            raise RecipeError(
+                f"option hierarchy needs a taxonomy with parents, and {taxonomy.name} has one level; leave it null"
+            )
+        self.options = options
+        self.names = [name for level in levels for name in taxonomy.levels[level]]
+        self.prompts = PromptLearner(text, self.names, context_length=context_length)
+        self.pooling = RegionPooling(pooling, len(self.names))
+        parts = [torch.from_numpy(taxonomy.membership(level)) for level in levels]
+        self.register_buffer("membership", torch.cat(parts, dim=1).to(self.prompts.start.device), persistent=False)
+
+    def forward(self, text: TextTower, regions: Tensor) -> Tensor:
+        """Logits (B, P) of the parents from region features (B, D, H, W)."""
+        logits: Tensor = self.pooling(regions, self.prompts(text))
+        return logits
+
+    def losses(self, children: Tensor, parents: Tensor, targets: Tensor, loss: LossOptions) -> dict[str, Tensor]:
+        """The weighted terms "consistency" and, where it has weight, "parents".
+
+        Args:
+            children: Logits (B, K).
+            parents: Logits (B, P).
+            targets: (B, K), NaN where unknown.
+            loss: The classification loss; its reduction and scale are the consistency's, too.
+        """
+        difference = parents.sigmoid() - lift(children.sigmoid(), self.membership, self.options.rule)
+        squares = reduce(difference.square(), loss.reduction)
+        terms = {"consistency": self.options.consistency * loss.scale * squares}
+        if self.options.parents:
+            above = lift(targets, self.membership, self.options.rule)
+            terms["parents"] = self.options.parents * loss(parents, above)
+        return terms
+
+
+def lift(probabilities: Tensor, membership: Tensor, rule: LiftRule) -> Tensor:
+    """`Taxonomy.lift` (B, P) of probabilities or targets (B, K), differentiable.
+
+    Args:
+        probabilities: In [0, 1]; an unknown child (NaN) makes its parent unknown, unless another is certain (1).
+        membership: (K, P), True where a class lies under a parent.
+        rule: "max", "noisy-or" or "sum".
+    """
+    children = torch.where(membership, probabilities.unsqueeze(2), 0)
+    if rule == "max":
+        lifted = children.amax(dim=1)
+    elif rule == "noisy-or":
+        lifted = 1 - (1 - children).prod(dim=1)
+    else:
+        lifted = children.sum(dim=1).clamp(max=1)
+    return torch.where((children == 1).any(dim=1), 1.0, lifted)
+
+
+def reduce(values: Tensor, reduction: Reduction) -> Tensor:
+    """Values (B, P) as a loss reduces them; see `intclip.losses.Reduction`."""
+    if reduction == "sum":
+        return values.sum()
+    return values.mean() if reduction == "mean" else values.sum() / len(values)
