@@ -72,7 +72,7 @@ class Masks:
         return Image.fromarray(union.astype(np.uint8) * 255)
 
 
-def run_lengths(counts: list[int], size: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def run_lengths(counts: list[int] | str, size: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """A mask (height, width) from run lengths of 0, 1, 0, 1, … down the columns, as COCO writes them uncompressed."""
     if isinstance(counts, str):
         raise ValueError("the run lengths are compressed")

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -66,13 +67,12 @@ class BesideSource:
             found["mask"] = torch.from_numpy(np.stack(rows)[:, None]).to(device)
         return found
 
-    def _mask(
-        self, augment: Augment, index: int, epoch: int, view: int
-    ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    def _mask(self, augment: Augment, index: int, epoch: int, view: int) -> npt.NDArray[np.float32]:
         mask = self._masks(self.ids[index]) if self._masks is not None else None
         if mask is None:
             return np.full((augment.preprocess.size,) * 2, np.nan, dtype=np.float32)
-        return np.asarray(augment.layout(mask, epoch=epoch, index=index, view=view), dtype=np.float32) / 255
+        laid_out = augment.layout(mask, epoch=epoch, index=index, view=view)
+        return np.asarray(laid_out, dtype=np.float32) / np.float32(255)
 
 
 PLAIN = AugmentConfig(crop="eval", flip=0, cutout=0, operations=0)

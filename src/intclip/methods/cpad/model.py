@@ -86,24 +86,22 @@ class CPAD(Method):
     def forward(self, features: Features, *, maps: bool = False) -> Output:
         """Logits (B, K); the map "fused" is how well each region fits a label's words, cosine / τ.
 
-        Extras are "cosines 0" (B, K), over τ, and of the coarser levels "level 1", "cosines 1" (B, K₁) and so on.
+        Extras are of every level its logits, "level 0" (B, K), "level 1" (B, K₁) and so on, and "cosines 0", over τ.
         """
         found = stage_maps(self.backbone, features, self._sources, self.branch)
         visual = [found[stage] for stage in self._stages]
-        output = Output(visual[0])
+        logits: list[Tensor] = []
+        extras: dict[str, Tensor] = {}
         above: Tensor | None = None
-        for level in range(len(self._stages) - 1, -1, -1):
+        for level in reversed(range(len(self._stages))):
             state = self.photos[level](visual[level].mean(dim=(2, 3)))
             if above is not None and self.options.top_down:
                 state = state + self.down[level](F.relu(above))
             above = self.norms[level](state)
             cosines = self._cosines(above, level)
-            logits = self.heads[level](above) + cosines
-            output.extras[f"cosines {level}"] = cosines
-            if level:
-                output.extras[f"level {level}"] = logits
-            else:
-                output.logits = logits
+            logits.append(self.heads[level](above) + cosines)
+            extras |= {f"level {level}": logits[-1], f"cosines {level}": cosines}
+        output = Output(logits[-1], extras=extras)
         if maps:
             regions = self.norms[0](self.photos[0](visual[0].permute(0, 2, 3, 1)))
             output.maps["fused"] = self._cosines(regions, 0).permute(0, 3, 1, 2)
@@ -123,8 +121,7 @@ class CPAD(Method):
         for level in range(len(self._stages)):
             if level:
                 targets = coarser_targets(targets, self.get_buffer(f"step{level - 1}"))
-            logits = output.extras[f"level {level}"] if level else output.logits
-            terms[f"level_{level}"] = options.loss(logits, targets)
+            terms[f"level_{level}"] = options.loss(output.extras[f"level {level}"], targets)
             if options.alignment:
                 aligned = soft_cross_entropy(output.extras[f"cosines {level}"], targets, reduction="batch")
                 terms[f"alignment_{level}"] = weight * options.alignment * aligned

@@ -4,8 +4,6 @@ Jia, Wu, Reiter, Cardie, Belongie, Lim: Intentonomy, CVPR 2021, Eq. 2 and 3, and
 README.md beside this file has the equations.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -121,8 +119,7 @@ def localisation_loss(cams: Tensor, masks: Tensor, positive: Tensor, *, objects:
         contexts: Their classes (|C|,).
     """
     there = ~masks.flatten(1).isnan().any(dim=1)
-    size: Sequence[int] = cams.shape[2:]
-    mask = F.adaptive_avg_pool2d(masks.nan_to_num(0).to(cams), list(size))
+    mask = F.adaptive_avg_pool2d(masks.nan_to_num(0).to(cams), (cams.shape[2], cams.shape[3]))
     y = (positive & there[:, None]).to(cams)
     total = cams.new_zeros(())
     for classes, wrong in ((objects, 1 - mask), (contexts, mask)):

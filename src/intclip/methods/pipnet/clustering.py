@@ -59,7 +59,8 @@ def matched(new: Tensor, old: Tensor) -> Tensor:
 def diversity(prototypes: Tensor) -> Tensor:
     """Frobenius norm of the cosines between the classes' mean prototypes, of prototypes (K, M, C); √K at the least."""
     means = F.normalize(prototypes.mean(dim=1), dim=1)
-    return torch.linalg.matrix_norm(means @ means.T)
+    norm: Tensor = torch.linalg.matrix_norm(means @ means.T)
+    return norm
 
 
 def diversity_step(prototypes: Tensor, rate: float) -> Tensor:

@@ -1,0 +1,60 @@
+"""What stands beside a photo lies where the photo does."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fakes import TinyBackbone
+from intclip.data.masks import Masks
+from intclip.data.sample import Sample
+from intclip.data.transforms import Augment, AugmentConfig
+from intclip.training.beside_source import PLAIN, BesideSource, embedded_words
+from intclip.training.source import PixelSource
+
+GEOMETRY = AugmentConfig(scale=(0.3, 0.9), cutout=0, operations=0)
+
+
+@pytest.mark.parametrize("kept_views", [0, 2])
+@pytest.mark.parametrize("epoch", [None, 1, 2])
+def test_a_mask_is_cropped_and_mirrored_as_its_photo(kept_views: int, epoch: int | None, tmp_path: Path) -> None:
+    """Each photo is its own mask, so that the pixels of every view must equal the mask that comes with it."""
+    backbone = TinyBackbone()
+    rng = np.random.default_rng(0)
+    samples = []
+    for name in "abc":
+        grey = Image.fromarray(rng.integers(0, 256, (6, 8), dtype=np.uint8)).resize((40, 30))
+        grey.save(tmp_path / f"{name}.png")
+        samples.append(Sample(name, np.zeros(5, dtype=np.float32), tmp_path / f"{name}.png"))
+    samples[2] = Sample("no mask", samples[2].targets, samples[2].image)
+    augment = Augment(GEOMETRY, backbone.preprocess, seed=4)
+    pixels = PixelSource(
+        samples, backbone.preprocess, lambda batch: {"pixels": batch}, augment=augment, kept_views=kept_views
+    )
+    plain = Augment(PLAIN, backbone.preprocess)
+    source = BesideSource(
+        pixels, samples, plain, augment=augment, kept_views=kept_views, masks=Masks(tmp_path), text=torch.eye(3)
+    )
+    plan = [np.array([1, 2]), np.array([0])]
+    batches = list(source.batches(plan, epoch=epoch, views=2))
+    for indices, batch in zip(plan, batches, strict=True):
+        for view in batch.views:
+            torch.testing.assert_close(view["text"], torch.eye(3)[indices])
+            photos = view["pixels"][:, :1] * 0.25 + 0.5
+            known = torch.from_numpy(indices != 2)
+            torch.testing.assert_close(view["mask"][known], photos[known], atol=0.003, rtol=0)
+            assert view["mask"][~known].isnan().all()
+    if epoch is not None:
+        assert not torch.allclose(batches[0].views[0]["mask"][0], batches[0].views[1]["mask"][0])
+
+
+def test_words_have_one_length_and_no_words_are_zero() -> None:
+    backbone = TinyBackbone()
+    none = np.zeros(5, dtype=np.float32)
+    samples = [Sample("a", none, text="a dog by the water"), Sample("b", none), Sample("c", none, text=" ")]
+    found = embedded_words(samples, backbone)
+    assert found is not None
+    torch.testing.assert_close(found.square().sum(dim=1), torch.tensor([8.0, 0, 0]))
+    assert embedded_words(samples[1:], backbone) is None
