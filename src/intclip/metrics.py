@@ -120,6 +120,47 @@ def bootstrap_intervals(
     return out
 
 
+def bootstrap_differences(
+    first: npt.ArrayLike,
+    second: npt.ArrayLike,
+    targets: npt.ArrayLike,
+    *,
+    thresholds: tuple[float | npt.ArrayLike, float | npt.ArrayLike] = (0.5, 0.5),
+    n: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    positive_share: float = 0.5,
+) -> dict[str, tuple[float, float, float]]:
+    """How much better the first of two models is on the same photos, with percentile bootstrap intervals.
+
+    Each draw takes the same photos for both, so that what is hard for both cancels.
+
+    Args:
+        first: Scores (N, K) of one model.
+        second: Scores (N, K) of the other.
+        targets: (N, K); NaN where unknown.
+        thresholds: Of the two, each as for `multilabel_report`.
+        n: Number of draws.
+        seed: Of the draws.
+        level: Coverage, in (0, 1).
+        positive_share: A soft target counts as positive at or above it.
+
+    Returns:
+        Key of `SUMMARY` to (difference, low, high).
+    """
+    problems = [_Problem(scores, targets, t, positive_share) for scores, t in zip((first, second), thresholds, strict=True)]
+    whole = np.ones((1, problems[0].images))
+    draws = _draws(problems[0].images, n, seed)
+    ours, theirs = (problem.summary(np.vstack([whole, draws])) for problem in problems)
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    out: dict[str, tuple[float, float, float]] = {}
+    for key in SUMMARY:
+        difference = ours[key] - theirs[key]
+        low, high = np.nanquantile(difference[1:], tails)
+        out[key] = (float(difference[0]), float(low), float(high))
+    return out
+
+
 def singlelabel_report(scores: npt.ArrayLike, targets: npt.ArrayLike) -> dict[str, Any]:
     """Metrics where exactly one label holds per photo; the predicted class is the one with the highest score.
 

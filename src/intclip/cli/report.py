@@ -1,14 +1,25 @@
-"""`intclip report`: a folder of photos as one HTML page."""
+"""`intclip report`: a folder of photos, or an evaluation, as one HTML page."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from intclip.data.sample import ImageSource
+    from intclip.evaluation.saved import SavedEvaluation
+
 
 def report(
-    photos: Annotated[list[str], typer.Argument(help="Files, folders, quoted patterns, .txt lists of paths.")],
+    photos: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files, folders, quoted patterns, .txt lists of paths; with --evaluation the folder of a training run "
+            "or of `intclip evaluate --out`."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
     model: Annotated[
         str, typer.Option("--model", "-m", help="lite, proxy, a bundle's folder, an exported file, …")
@@ -16,16 +27,41 @@ def report(
     taxonomy: Annotated[str | None, typer.Option(help="Labels of a zero-shot model: a name or a YAML file.")] = None,
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Why these photos were taken",
     sentences: Annotated[str, typer.Option(help="Words of a label in a zero-shot model.")] = "11-15",
+    evaluation: Annotated[
+        bool, typer.Option("--evaluation", help="Report how good a model is, from what was scored before.")
+    ] = False,
+    split: Annotated[str, typer.Option(help="With --evaluation: which split.")] = "test",
+    against: Annotated[
+        Path | None, typer.Option(help="With --evaluation: the folder of another model to compare with.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="With --evaluation: dataset of the photos; that of the training by default.")
+    ] = None,
+    data_root: Annotated[
+        str | None, typer.Option("--data-root", help="With --evaluation: where that dataset lies.")
+    ] = None,
 ) -> None:
-    """Write photos, their intents by level and the evidence for them as one page that needs no network.
+    r"""Write photos, their intents by level and the evidence for them as one page that needs no network.
 
-    intclip report holiday/ --out holiday.html
+    With --evaluation the page is about a model: every label, curves over thresholds, precision and recall, calibration,
+    confusion and co-occurrence, best and worst photos, and what another model does differently.
+
+    \b
+    Examples:
+      intclip report holiday/ --out holiday.html
+      intclip report runs/mine --evaluation --out mine.html
+      intclip report runs/mine --evaluation --split val --against runs/other --data-root flickr8k
     """
+    if evaluation:
+        _evaluation(photos, out, split, against, data, data_root)
+        return
     from intclip.data.images import find_images
     from intclip.errors import IntclipError
     from intclip.explain.report import write_folder_report
     from intclip.inference.loading import load
 
+    if against is not None or data is not None or data_root is not None:
+        raise IntclipError("--against, --data and --data-root are about a model; add --evaluation")
     paths = find_images(photos)
     failures = write_folder_report(paths, load(model, taxonomy=taxonomy, sentences=sentences), out, title=title)
     print(f"{out}: {len(paths) - len(failures)} photos, {out.stat().st_size / 1e6:.1f} MB")
@@ -33,3 +69,45 @@ def report(
         for failure in failures:
             print(f"  {failure}", file=sys.stderr)
         raise IntclipError(f"{len(failures)} of {len(paths)} photos could not be read; all others are in the report")
+
+
+def _evaluation(
+    folders: list[str], out: Path, split: str, against: Path | None, data: str | None, data_root: str | None
+) -> None:
+    from intclip.errors import IntclipError
+    from intclip.evaluation.saved import read_evaluation
+    from intclip.explain.evaluation_report import write_evaluation_report
+
+    if len(folders) != 1:
+        raise IntclipError("--evaluation is about one folder; name the other one with --against")
+    ours = read_evaluation(folders[0], split)
+    theirs = None if against is None else read_evaluation(against, split)
+    find_photo = _photo_finder(ours, data, data_root)
+    write_evaluation_report(ours, out, against=theirs, find_photo=find_photo)
+    print(f"{out}: {len(ours.ids)} photos of {split}, {out.stat().st_size / 1e6:.1f} MB")
+
+
+def _photo_finder(
+    evaluation: "SavedEvaluation", data: str | None, data_root: str | None
+) -> "Callable[[str], ImageSource | None] | None":
+    """Where the photos of the evaluation lie; the page does without them, unless they were asked for."""
+    from intclip.data.registry import load_dataset
+    from intclip.errors import IntclipError
+
+    section = (evaluation.recipe or {}).get("data", {})
+    name = data or section.get("name")
+    if name is None:
+        if data_root is not None:
+            raise IntclipError("which dataset lies there? Say it with --data")
+        print("no photos in the page: say with --data and --data-root where they lie", file=sys.stderr)
+        return None
+    root = data_root if data_root is not None or data is not None else section.get("root")
+    try:
+        dataset = load_dataset(name, root, **({} if data else section.get("options", {})))
+    except IntclipError as error:
+        if data is not None or data_root is not None:
+            raise
+        print(f"no photos in the page: {error}", file=sys.stderr)
+        return None
+    images = {sample.id: sample.image for samples in dataset.splits.values() for sample in samples}
+    return images.get

@@ -135,7 +135,7 @@ def make_report(
 
     Returns:
         What `multilabel_report` or `singlelabel_report` gives, arrays as lists, and "labels", "thresholds",
-        "unreadable", "intervals".
+        "positive_share", "unreadable", "intervals".
     """
     report: Report
     if task == "singlelabel":
@@ -160,6 +160,7 @@ def make_report(
                 positive_share=positive_share,
             )
         report["thresholds"] = thresholds
+        report["positive_share"] = positive_share
     report["labels"] = list(taxonomy.names)
     report["unreadable"] = scores.unreadable
     plain: Report = to_json(report)

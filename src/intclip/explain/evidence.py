@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+
+if TYPE_CHECKING:
+    from intclip.explain.neighbours import Neighbour
 
 Heat = npt.NDArray[np.float32]
 """A map (H, W), float32 in [0, 1]."""
@@ -36,6 +39,11 @@ class Evidence:
         regions: The region logits behind the maps, by branch, (h, w), not scaled: the sign tells for or against.
         box: The part (left, top, right, bottom) of the photo that the model saw, in pixels of the upright photo.
         source: The photo's path, or what kind of object it was.
+        kind: Where the maps come from, see `intclip.explain.kinds`; by default the region logits.
+        attention: How much of each sight region (N) each semantic region (N) has taken over, (queries, keys), rows
+            summing to 1, regions row by row; None where the method or the kind has none. In the variants "paper" and
+            "released" of the aggregation the keys are semantic too, and the values at their places are of sight.
+        neighbours: Nearest of known photos, nearest first, where they were asked for.
     """
 
     label: str
@@ -47,6 +55,9 @@ class Evidence:
     regions: Mapping[str, Heat] = field(repr=False)
     box: tuple[float, float, float, float]
     source: str
+    kind: str = "regions"
+    attention: Heat | None = field(default=None, repr=False)
+    neighbours: "tuple[Neighbour, ...]" = ()
 
 
 def make_evidence(
@@ -57,6 +68,9 @@ def make_evidence(
     size: int,
     box: tuple[float, float, float, float],
     source: str,
+    kind: str = "regions",
+    attention: npt.NDArray[np.floating[Any]] | None = None,
+    neighbours: "tuple[Neighbour, ...]" = (),
 ) -> Evidence:
     """Evidence from one photo's region logits.
 
@@ -67,6 +81,9 @@ def make_evidence(
         size: Side of the maps, the model's input size.
         box: See `Evidence`.
         source: See `Evidence`.
+        kind: See `Evidence`.
+        attention: See `Evidence`.
+        neighbours: See `Evidence`.
     """
     heats = {name: unit_range(upsample(logits, size)) for name, logits in regions.items()}
     fused = heats.get("fused", heats.get("sight", next(iter(heats.values()))))
@@ -80,6 +97,9 @@ def make_evidence(
         regions={name: np.asarray(logits, dtype=np.float32) for name, logits in regions.items()},
         box=box,
         source=source,
+        kind=kind,
+        attention=None if attention is None else np.asarray(attention, dtype=np.float32),
+        neighbours=neighbours,
     )
 
 

@@ -17,6 +17,8 @@ METADATA_KEY = "intclip"
 """Key of the card in ONNX's metadata and in OpenVINO's runtime information."""
 MAP_PREFIX = "map_"
 """An output that starts so is a map of region logits (B, K, H, W)."""
+ATTENTION_OUTPUT = "attention"
+"""The output that says which sight regions answer which semantic query (B, N, N)."""
 
 
 class ModelCard(BaseModel, frozen=True, extra="forbid"):
@@ -33,6 +35,7 @@ class ModelCard(BaseModel, frozen=True, extra="forbid"):
         thresholds: K thresholds on probabilities.
         preprocessing: From photo to pixels, the graph's input "pixels" (B, 3, S, S), float32.
         maps: Names of the evidence maps the model has ("sight", "semantic", "fused").
+        attention: Whether it has an "attention" (B, N, N) between regions too, among the outputs where the maps are.
         arithmetic: "float32", or "int8" after quantisation.
         taxonomy: All of `Taxonomy.to_dict`.
     """
@@ -47,6 +50,7 @@ class ModelCard(BaseModel, frozen=True, extra="forbid"):
     thresholds: list[float]
     preprocessing: Preprocess
     maps: list[str]
+    attention: bool = False
     arithmetic: Literal["float32", "int8"] = "float32"
     taxonomy: dict[str, Any]
 

@@ -7,7 +7,7 @@ import numpy as np
 from intclip.inference.card import ModelCard
 from intclip.inference.conversion import to_onnx, to_openvino
 from intclip.inference.exported import Graph, GraphFormat
-from intclip.inference.graph import PhotoGraph, example_pixels, map_names
+from intclip.inference.graph import PhotoGraph, evidence_of, example_pixels
 from intclip.methods.base import Method
 
 
@@ -23,6 +23,7 @@ def make_card(
         thresholds: One for all labels, or K.
     """
     taxonomy, backbone = method.taxonomy, method.backbone
+    maps, attention = evidence_of(method)
     levels = np.broadcast_to(np.asarray(thresholds, dtype=np.float32), (len(taxonomy.names),))
     return ModelCard(
         model=model,
@@ -32,13 +33,14 @@ def make_card(
         labels=list(taxonomy.names),
         thresholds=[float(level) for level in levels],
         preprocessing=backbone.preprocess,
-        maps=map_names(method),
+        maps=maps,
+        attention=attention,
         taxonomy=taxonomy.to_dict(),
     )
 
 
 def build_graph(method: Method, card: ModelCard, format: GraphFormat, *, maps: bool) -> Graph:
-    """Convert a method to a graph with outputs "probabilities", "logits" and, with `maps`, "map_…".
+    """Convert a method to a graph with outputs "probabilities", "logits" and, with `maps`, "map_…" and "attention".
 
     Raises:
         IntclipError: The converter does not know something that the method does.

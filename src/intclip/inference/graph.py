@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from intclip.backbones.base import Backbone, FeatureName
-from intclip.inference.card import MAP_PREFIX
+from intclip.inference.card import ATTENTION_OUTPUT, MAP_PREFIX
+from intclip.methods.aggregation import ATTENTION
 from intclip.methods.base import Method
 
 EMBEDDING = "embedding"
@@ -23,7 +24,7 @@ class PhotoGraph(nn.Module):
     Args:
         method: Trained, with its backbone.
         exclusive: Whether exactly one label holds: softmax in place of sigmoid.
-        maps: Return the method's region logits too, as "map_sight" and so on.
+        maps: Return the method's region logits too, as "map_sight" and so on, and its "attention" where it has one.
         embedding: Return the backbone's image embedding too, at unit length, as "embedding".
     """
 
@@ -42,6 +43,8 @@ class PhotoGraph(nn.Module):
         named = {"probabilities": probabilities, "logits": logits}
         if self.embedding:
             named[EMBEDDING] = nn.functional.normalize(features["pooled"].float(), dim=1)
+        if self.maps and ATTENTION in output.extras:
+            named[ATTENTION_OUTPUT] = output.extras[ATTENTION].float()
         return named | {MAP_PREFIX + name: value.float() for name, value in output.maps.items()}
 
 
@@ -57,11 +60,12 @@ class FeatureGraph(nn.Module):
         return self.backbone.features(pixels, self.names)
 
 
-def map_names(method: Method) -> list[str]:
-    """Names of the evidence maps that a method gives."""
+def evidence_of(method: Method) -> tuple[list[str], bool]:
+    """Names of the evidence maps that a method gives, and whether it gives an aggregation's attention."""
     with torch.no_grad():
         features = method.backbone.features(torch.from_numpy(example_pixels(method.backbone)), method.needs)
-        return list(method(features, maps=True).maps)
+        output = method(features, maps=True)
+    return list(output.maps), ATTENTION in output.extras
 
 
 def example_pixels(backbone: Backbone, batch: int = 2) -> npt.NDArray[np.float32]:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from intclip.data.images import ImageInput, describe, read_image
+from intclip.data.images import ImageInput
 from intclip.errors import IntclipError
-from intclip.inference.card import MAP_PREFIX, ModelCard
+from intclip.inference.card import ATTENTION_OUTPUT, MAP_PREFIX, ModelCard
 from intclip.inference.engines import Engine, EngineName, Precision
 from intclip.inference.exported import Graph, check_format, check_suffix
 from intclip.inference.pipeline import expand, score
@@ -68,6 +68,7 @@ class Predictor(WordReading):
         self._graph, self._build = graph, build
         self._precision, self._device, self._threads = precision, device, threads
         self._engines: dict[tuple[bool, bool], Engine] = {}
+        self._torch: Method | None = None
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -142,42 +143,35 @@ class Predictor(WordReading):
         """Probabilities (B, K) of normalised pixels (B, 3, S, S): the engine alone, for servers and batch jobs."""
         return self.engine()(pixels)["probabilities"].astype(np.float32, copy=False)
 
-    def explain(self, image: ImageInput, label: str) -> "Evidence":
-        """Where in a photo a label's evidence lies: the model's own region logits, one forward pass.
+    def explain(
+        self,
+        image: ImageInput,
+        label: str,
+        *,
+        kind: str = "regions",
+        neighbours: str | os.PathLike[str] | None = None,
+        count: int = 5,
+    ) -> "Evidence":
+        """Where in a photo a label's evidence lies.
 
         Args:
             image: As `predict` takes it.
             label: Name or alias of a label.
+            kind: "regions", the model's own region logits, exact and one forward pass; or an alternative, computed in
+                torch: "positive", "negative", "gradcam", "rollout". See `intclip.explain.kinds`.
+            neighbours: A folder of known photos, such as those of the training, or an index of `intclip index`: the
+                evidence then tells the nearest of them.
+            count: How many of them.
 
         Raises:
             ImageError: The photo cannot be read.
             TaxonomyError: There is no such label; the nearest ones are named.
-            IntclipError: The method, or the exported file, has no maps.
+            IntclipError: The method, or the exported file, has no such evidence.
+            MissingExtraError: Grad-CAM without captum.
         """
-        from intclip.data.loading import DRAFT_FACTOR, normalize_into
-        from intclip.explain.evidence import make_evidence
+        from intclip.explain.explaining import explain
 
-        index = self.taxonomy.index(label)
-        preprocess = self.card.preprocessing
-        engine = self.engine(maps=True)
-        photo = read_image(image, min_side=DRAFT_FACTOR * preprocess.size)
-        pixels = np.empty((1, 3, preprocess.size, preprocess.size), dtype=np.float32)
-        normalize_into(pixels[0], preprocess.resize(photo), preprocess)
-        outputs = engine(pixels)
-        regions = {
-            name.removeprefix(MAP_PREFIX): values[0, index]
-            for name, values in outputs.items()
-            if name.startswith(MAP_PREFIX)
-        }
-        return make_evidence(
-            self.taxonomy.names[index],
-            float(outputs["probabilities"][0, index]),
-            regions,
-            size=preprocess.size,
-            # The decoder may have halved the photo; the box is told in the pixels of the whole one.
-            box=preprocess.source_box(read_image(image).size),
-            source=describe(image),
-        )
+        return explain(self, image, label, kind=kind, neighbours=neighbours, count=count)
 
     def export(
         self, path: str | os.PathLike[str], format: Literal["onnx", "openvino"] = "onnx", *, maps: bool = False
@@ -237,6 +231,13 @@ class Predictor(WordReading):
             )
         return self._build()
 
+    def torch_method(self) -> "Method":
+        """The torch method behind the model on the CPU, built at first use and kept; raises as `method`."""
+        with self._lock:
+            if self._torch is None:
+                self._torch = self.method().eval()
+            return self._torch
+
     def engine(self, *, maps: bool = False, embedding: bool = False) -> Engine:
         """The compiled model, made at first use.
 
@@ -279,7 +280,7 @@ class Predictor(WordReading):
     def _make_engine(self, maps: bool, embedding: bool) -> Engine:
         outputs = ["probabilities", "logits"]
         if maps:
-            outputs += [MAP_PREFIX + name for name in self.card.maps]
+            outputs += [MAP_PREFIX + name for name in self.card.maps] + [ATTENTION_OUTPUT] * self.card.attention
         if self._graph is not None and not embedding:
             return self._graph.engine(tuple(outputs), precision=self._precision, threads=self._threads)
         from intclip.inference.engines import TorchEngine, compile_module

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 AggregationVariant = Literal["paper", "released", "sum", "concat_mlp", "cross_attention", "symmetric", "sight"]
 
+ATTENTION = "attention"
+"""Name of the extra of an output that holds the attention (B, N, N), queries by keys."""
 _REDUCTION = 8
 
 

@@ -14,7 +14,11 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
+from intclip.methods.base import Output
 from intclip.methods.prompts import NEGATIVE, POSITIVE
+
+HALVES_PREFIX = "halves_"
+"""An extra of an output that starts so holds the scaled similarities (B, 2, K, H, W) behind a map."""
 
 Pooling = Literal["class_specific", "mean", "max"]
 
@@ -102,10 +106,20 @@ class RegionPooling(nn.Module):
 
     def map(self, regions: Tensor, text: Tensor) -> Tensor:
         """Region logits (B, K, H, W): the logit that each region would give if it were the only one."""
-        similarities = region_similarities(regions.flatten(2), text)
-        scale, logit_scale = self.scales()
-        difference = scale * logit_scale * (similarities[:, POSITIVE] - similarities[:, NEGATIVE])
-        return self._with_bias(difference.reshape(*difference.shape[:2], *regions.shape[2:]))
+        return self._map(self._halves(regions, text))
+
+    def show(self, output: Output, name: str, regions: Tensor, text: Tensor) -> None:
+        """Add a map to an output, and as an extra the similarities (B, 2, K, H, W) to both prompts behind it."""
+        halves = self._halves(regions, text)
+        output.maps[name] = self._map(halves)
+        output.extras[HALVES_PREFIX + name] = halves
+
+    def _halves(self, regions: Tensor, text: Tensor) -> Tensor:
+        similarities = self.scales()[0] * region_similarities(regions.flatten(2), text)
+        return similarities.reshape(*similarities.shape[:3], *regions.shape[2:])
+
+    def _map(self, halves: Tensor) -> Tensor:
+        return self._with_bias(self.scales()[1] * (halves[:, POSITIVE] - halves[:, NEGATIVE]))
 
     def _with_bias(self, logits: Tensor) -> Tensor:
         if self.bias is None:

@@ -55,7 +55,7 @@ class DualCoOp(Method):
         text, regions = self.prompts(self.backbone.text), features["regions"]
         output = Output(self.pooling(regions, text))
         if maps:
-            output.maps["sight"] = self.pooling.map(regions, text)
+            self.pooling.show(output, "sight", regions, text)
         return output
 
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:

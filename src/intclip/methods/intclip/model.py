@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from intclip.backbones.base import Backbone, FeatureName, Features
 from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.aggregation import AggregationVariant, SightAssistedAggregation
+from intclip.methods.aggregation import ATTENTION, AggregationVariant, SightAssistedAggregation
 from intclip.methods.base import Method, Options, Output, ParameterGroup
 from intclip.methods.branches import Branch
 from intclip.methods.hierarchy_loss import Hierarchy, HierarchyOptions
@@ -121,6 +121,8 @@ class IntCLIP(Method):
     def forward(self, features: Features, *, maps: bool = False) -> Output:
         """Logits of a batch; maps are "sight" and "semantic" (where the branch exists) and "fused".
 
+        With maps the extra "attention" is the aggregation's, (B, N, N), queries by keys, where it has one.
+
         Args:
             features: As named by `needs`.
             maps: Fill the region logits.
@@ -128,7 +130,9 @@ class IntCLIP(Method):
         text = self.prompts(self.backbone.text)
         sight = features.get("regions")
         semantic = self._semantic_map(features)
-        fused = semantic if self.aggregation is None else self.aggregation(semantic, features["regions"])
+        fused, attention = semantic, None
+        if self.aggregation is not None:
+            fused, attention = self.aggregation.attend(semantic, features["regions"])
         logits = self.pooling(fused, text)
         output = Output(logits if self.graph is None else self.graph(logits))
         if self.hierarchy is not None and self.training:
@@ -136,11 +140,13 @@ class IntCLIP(Method):
         if self.options.sight_loss and self.training:
             output.extras["sight_logits"] = self.pooling(features["regions"], text)
         if maps:
-            output.maps["fused"] = self.pooling.map(fused, text)
+            self.pooling.show(output, "fused", fused, text)
             if sight is not None:
-                output.maps["sight"] = self.pooling.map(sight, text)
+                self.pooling.show(output, "sight", sight, text)
             if self.semantic is not None:
-                output.maps["semantic"] = self.pooling.map(semantic, text)
+                self.pooling.show(output, "semantic", semantic, text)
+            if attention is not None:
+                output.extras[ATTENTION] = attention
         return output
 
     def before_step(self, step: int) -> None:

@@ -1,0 +1,134 @@
+"""Evaluations on disk: what training and `intclip evaluate --out` leave in a folder, read back."""
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from intclip.errors import DatasetError, StorageError
+from intclip.evaluation.scoring import Report, Task
+
+TARGET = "target: "
+"""A column of predictions that starts so holds the targets of the label it names."""
+
+
+@dataclass(frozen=True)
+class SavedEvaluation:
+    """One split of one model.
+
+    Attributes:
+        name: Of the folder, or of the recipe that trained there.
+        split: Name of the split.
+        task: "multilabel" or "singlelabel".
+        labels: K names.
+        ids: Of the photos, N.
+        probabilities: (N, K) float32.
+        targets: (N, K) float32; NaN where unknown.
+        report: See `make_report`.
+        recipe: Of the training; None for a folder of `intclip evaluate --out`.
+    """
+
+    name: str
+    split: str
+    task: Task
+    labels: tuple[str, ...]
+    ids: list[str]
+    probabilities: npt.NDArray[np.float32]
+    targets: npt.NDArray[np.float32]
+    report: Report
+    recipe: dict[str, Any] | None
+
+    @property
+    def thresholds(self) -> float | npt.NDArray[np.float64] | None:
+        """One, or K; None where labels exclude each other."""
+        levels = self.report.get("thresholds")
+        return np.asarray(levels, dtype=np.float64) if isinstance(levels, list) else levels
+
+    @property
+    def positive_share(self) -> float:
+        """A target at or above it counts as positive."""
+        return float(self.report.get("positive_share", 0.5))
+
+
+def read_evaluation(folder: str | os.PathLike[str], split: str = "test") -> SavedEvaluation:
+    """Read `report-SPLIT.json` and `predictions-SPLIT.parquet`.
+
+    Raises:
+        StorageError: They are not there, or damaged; the splits that are there are named.
+    """
+    folder = Path(folder)
+    report_file, table_file = folder / f"report-{split}.json", folder / f"predictions-{split}.parquet"
+    if not report_file.is_file() or not table_file.is_file():
+        there = sorted(path.stem.removeprefix("report-") for path in folder.glob("report-*.json"))
+        hint = f"there are: {', '.join(there)}" if there else f"write them with: intclip evaluate MODEL --out {folder}"
+        raise StorageError(f"{folder} has no evaluation of split {split!r}; {hint}")
+    try:
+        report = json.loads(report_file.read_text(encoding="utf-8"))
+        table = pq.read_table(table_file)
+        labels = tuple(report["labels"])
+        columns = [np.stack([table[prefix + name].to_numpy() for name in labels], 1) for prefix in ("", TARGET)]
+        ids = table["id"].to_pylist()
+    except (OSError, ValueError, KeyError, TypeError) as error:  # Arrow's own errors are of these kinds
+        raise StorageError(f"{folder}: the evaluation of {split!r} is damaged ({error}); evaluate again") from error
+    if not ids:
+        raise StorageError(f"{table_file} holds no photo; evaluate again")
+    return SavedEvaluation(
+        name=folder.resolve().name,
+        split=split,
+        task="multilabel" if "thresholds" in report else "singlelabel",
+        labels=labels,
+        ids=ids,
+        probabilities=columns[0].astype(np.float32),
+        targets=columns[1].astype(np.float32),
+        report=report,
+        recipe=_recipe(folder),
+    )
+
+
+def same_photos(first: SavedEvaluation, second: SavedEvaluation) -> tuple[SavedEvaluation, SavedEvaluation]:
+    """Two evaluations on the photos that both have, in the first one's order.
+
+    Raises:
+        DatasetError: They have other labels, or no photo in common.
+    """
+    if set(first.labels) != set(second.labels):
+        raise DatasetError(f"{first.name} and {second.name} have other labels; compare models of one taxonomy")
+    rows = {name: row for row, name in enumerate(second.ids)}
+    common = [(row, rows[name]) for row, name in enumerate(first.ids) if name in rows]
+    if not common:
+        raise DatasetError(f"{first.name} and {second.name} have no photo in common; evaluate both on one split")
+    left, right = map(list, zip(*common, strict=True))
+    columns = [second.labels.index(label) for label in first.labels]
+    return _take(first, left, list(range(len(columns)))), _take(second, right, columns)
+
+
+def _take(evaluation: SavedEvaluation, rows: list[int], columns: list[int]) -> SavedEvaluation:
+    report = dict(evaluation.report)
+    if isinstance(report.get("thresholds"), list):
+        report["thresholds"] = [report["thresholds"][k] for k in columns]
+    return replace(
+        evaluation,
+        labels=tuple(evaluation.labels[k] for k in columns),
+        ids=[evaluation.ids[row] for row in rows],
+        probabilities=evaluation.probabilities[np.ix_(rows, columns)],
+        targets=evaluation.targets[np.ix_(rows, columns)],
+        report=report,
+    )
+
+
+def _recipe(folder: Path) -> dict[str, Any] | None:
+    from intclip.strict_yaml import parse_yaml
+
+    file = folder / "recipe.yaml"
+    if not file.is_file():
+        return None
+    try:
+        content = parse_yaml(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # a report needs no recipe; it only tells where the photos lie
+    return content if isinstance(content, dict) else None

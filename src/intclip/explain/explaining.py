@@ -1,0 +1,61 @@
+"""`Predictor.explain`: evidence of one label in one photo, of any kind, with the nearest of known photos."""
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from intclip.data.images import ImageInput, describe, read_image
+from intclip.data.loading import DRAFT_FACTOR, normalize_into
+from intclip.explain.evidence import Evidence, make_evidence
+from intclip.inference.card import ATTENTION_OUTPUT, MAP_PREFIX
+
+if TYPE_CHECKING:
+    from intclip.inference.predictor import Predictor
+
+
+def explain(
+    predictor: "Predictor",
+    image: ImageInput,
+    label: str,
+    *,
+    kind: str = "regions",
+    neighbours: str | os.PathLike[str] | None = None,
+    count: int = 5,
+) -> Evidence:
+    """See `Predictor.explain`."""
+    index = predictor.taxonomy.index(label)
+    preprocess = predictor.card.preprocessing
+    photo = read_image(image, min_side=DRAFT_FACTOR * preprocess.size)
+    pixels = np.empty((1, 3, preprocess.size, preprocess.size), dtype=np.float32)
+    normalize_into(pixels[0], preprocess.resize(photo), preprocess)
+    if kind == "regions":
+        outputs = predictor.engine(maps=True)(pixels)
+        regions = {
+            name.removeprefix(MAP_PREFIX): values[0, index]
+            for name, values in outputs.items()
+            if name.startswith(MAP_PREFIX)
+        }
+    else:
+        from intclip.explain.kinds import check_kind, region_maps
+
+        chosen = check_kind(kind)
+        regions = region_maps(predictor.torch_method(), pixels, index, chosen)
+        outputs = predictor.engine()(pixels)
+    found = ()
+    if neighbours is not None:
+        from intclip.explain.neighbours import nearest_photos
+
+        found = nearest_photos(predictor, image, neighbours, count=count)
+    return make_evidence(
+        predictor.taxonomy.names[index],
+        float(outputs["probabilities"][0, index]),
+        regions,
+        size=preprocess.size,
+        # The decoder may have halved the photo; the box is told in the pixels of the whole one.
+        box=preprocess.source_box(read_image(image).size),
+        source=describe(image),
+        kind=kind,
+        attention=outputs[ATTENTION_OUTPUT][0] if ATTENTION_OUTPUT in outputs else None,
+        neighbours=found,
+    )

@@ -1,0 +1,119 @@
+"""Grad-CAM: what a label's logit would gain if a region's features were stronger, by captum.
+
+Selvaraju et al., Grad-CAM, ICCV 2017: the map is ReLU(Σ_c ᾱ_c x_c), x the last feature map (C, H, W) of a tower and ᾱ_c
+the mean gradient of the logit over the positions of channel c. A model with two towers has a map of each; the logit
+depends on both at once, so the fused map is the ReLU of the sum of the two before their own ReLU.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from intclip.backbones.base import Features
+from intclip.backbones.clip_vit import as_map
+from intclip.errors import IntclipError
+from intclip.extras import require
+from intclip.methods.base import Method
+from intclip.methods.branches import Branch
+
+
+def gradcam(method: Method, pixels: Tensor, index: int) -> dict[str, npt.NDArray[np.float32]]:
+    """Grad-CAM maps (h, w) of one label, not below 0, by tower: "sight" (frozen), "semantic" (trained), and "fused".
+
+    Args:
+        method: In evaluation mode.
+        pixels: (1, 3, S, S).
+        index: Of the label.
+
+    Raises:
+        IntclipError: The label's logit depends on no feature map of a tower.
+        MissingExtraError: captum is not installed.
+    """
+    captum = require("captum.attr", "explain")
+    model = _Logits(method)
+    raw: dict[str, Tensor] = {}
+    try:
+        with torch.enable_grad(), model.tapped():
+            for name, tap in model.taps.items():
+                attributed = captum.LayerGradCam(model, tap).attribute(pixels.clone(), target=index)
+                raw[name] = attributed[0, 0].detach()
+    except RuntimeError as error:
+        if "grad" not in str(error):
+            raise
+        raise IntclipError("Grad-CAM needs a feature map that the logit depends on; this method reads none") from error
+    shape = max(map(tuple, (cam.shape for cam in raw.values())))
+    total = sum(nn.functional.interpolate(cam[None, None], shape, mode="bilinear")[0, 0] for cam in raw.values())
+    named = raw if len(raw) == 1 else raw | {"fused": total}
+    return {name: cam.relu().cpu().numpy() for name, cam in named.items() if isinstance(cam, Tensor)}
+
+
+class _Logits(nn.Module):
+    """Pixels to logits with gradient all the way, the last feature map of every tower passing through a tap.
+
+    Attributes:
+        taps: Tower to the identity its map (B, C, H, W) passes through.
+    """
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+        needs = set(method.needs)
+        self.stage = max((name for name in needs if name.startswith("stage")), default=None)
+        self.branches = [module for module in method.modules() if isinstance(module, Branch)]
+        # With a trained copy of the last stage, a method's other stages only add detail.
+        sight = needs & {"regions", "pooled"} or (self.stage is not None and not self.branches)
+        self.taps = nn.ModuleDict({"sight": nn.Identity()} if sight else {})
+        if self.branches:
+            self.taps["semantic"] = nn.Identity()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits (B, K)."""
+        logits: Tensor = self.method(self._features(pixels)).logits
+        return logits
+
+    @contextmanager
+    def tapped(self) -> Iterator[None]:
+        """The method with its trained towers' maps led through their tap."""
+
+        def lead(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            return _through(self.taps["semantic"], output)
+
+        handles = [branch.register_forward_hook(lead) for branch in self.branches]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _features(self, pixels: Tensor) -> Features:
+        """What `Backbone.features` gives, with gradient."""
+        backbone, needs = self.method.backbone, self.method.needs
+        found: Features = {"pixels": pixels}
+        stages = [int(name.removeprefix("stage")) for name in needs if name.startswith("stage") and name != "stages"]
+        if "stages" in needs:
+            stages = [1, 2, 3, 4]
+        if stages:
+            maps = backbone.stage_maps(pixels)
+            found |= {f"stage{i}": maps[i - 1] for i in stages}
+            if "sight" in self.taps and not set(needs) & {"regions", "pooled"}:
+                last = f"stage{max(stages)}"
+                found[last] = self.taps["sight"](found[last])
+        found["trunk"] = backbone.trunk(pixels)
+        if set(needs) & {"regions", "pooled"}:
+            deep = _through(self.taps["sight"], backbone.deep(found["trunk"]))
+            found |= {"regions": backbone.head.regions(deep), "pooled": backbone.head.pooled(deep)}
+        return found
+
+
+def _through(tap: nn.Module, deep: Tensor) -> Tensor:
+    """Lead a feature map through a tap; of a ViT's tokens (B, 1 + N, W) the patches, as a map."""
+    if deep.dim() == 4:
+        tapped: Tensor = tap(deep)
+        return tapped
+    patches = tap(as_map(deep[:, 1:])).flatten(2).transpose(1, 2)
+    return torch.cat([deep[:, :1], patches], dim=1)

@@ -1,0 +1,102 @@
+"""Attention rollout of a ViT: how much of each patch has flowed into what the label reads.
+
+Abnar and Zuidema, Quantifying Attention Flow in Transformers, ACL 2020: R = Π (A_l + 1)/2 over the blocks, A_l the
+attention of block l averaged over its heads and 1 the identity beside it. Rollout itself knows no label. Where a method
+reads regions with weights of the label's own, its map is the weighted mean of their rows of R; else the row of the class
+token, or the mean of the patches' rows where that is not read.
+"""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from intclip.backbones.clip_vit import PatchEmbedding
+from intclip.backbones.transformer import Attention, Block
+from intclip.errors import IntclipError
+from intclip.methods.base import Method
+from intclip.methods.branches import Branch
+from intclip.methods.prompts import POSITIVE
+from intclip.methods.region_pooling import HALVES_PREFIX
+
+
+@torch.no_grad()
+def rollout(method: Method, pixels: Tensor, index: int) -> dict[str, npt.NDArray[np.float32]]:
+    """Attention rollout (h, w) by tower: "sight" (frozen), "semantic" (trained), and where both, "fused", their mean.
+
+    Args:
+        method: In evaluation mode, over a ViT.
+        pixels: (1, 3, S, S).
+        index: Of the label.
+
+    Raises:
+        IntclipError: The backbone is no ViT.
+    """
+    backbone = method.backbone
+    shallow, deep = _blocks(backbone.trunk), _blocks(backbone.deep)
+    if not deep or not isinstance(next(iter(backbone.trunk.children()), None), PatchEmbedding):
+        raise IntclipError(f"attention rollout needs a ViT; {backbone.name} has no attention: take gradcam or regions")
+    tokens = next(iter(backbone.trunk.children()))(pixels)
+    branches = [module for module in method.modules() if isinstance(module, Branch)]
+    towers: dict[str, tuple[Tensor, list[Block]]] = {}
+    if set(method.needs) != {"trunk"} and set(method.needs) != {"pixels"}:
+        towers["sight"] = tokens, shallow + deep
+    for branch in branches[:1]:
+        embeddings = [module for module in branch.modules() if isinstance(module, PatchEmbedding)]
+        # A copy of the whole tower has its own embedding; one of the deep layers goes on from the trunk.
+        own = (embeddings[0](pixels), []) if embeddings else (tokens, shallow)
+        towers["semantic"] = own[0], own[1] + _blocks(branch)
+    reading = _reading(method, pixels, index)
+    maps = {name: reading @ attention_flow(blocks, start)[0] for name, (start, blocks) in towers.items()}
+    if len(maps) > 1:
+        maps["fused"] = torch.stack(list(maps.values())).mean(dim=0)
+    side = math.isqrt(tokens.shape[1] - 1)
+    return {name: row[1:].view(side, side).cpu().numpy() for name, row in maps.items()}
+
+
+def attention_flow(blocks: Iterable[Block], tokens: Tensor) -> Tensor:
+    """R (B, T, T): row t says how much of each first token is in the last token t; rows sum to 1.
+
+    Args:
+        blocks: In order.
+        tokens: (B, T, W), before the first of them.
+    """
+    flow = torch.eye(tokens.shape[1], device=tokens.device).expand(len(tokens), -1, -1)
+    for block in blocks:
+        mean = attention_weights(block.attn, block.ln_1(tokens)).mean(dim=1)
+        flow = (mean @ flow + flow) / 2
+        tokens = block(tokens)
+    return flow
+
+
+def attention_weights(attention: Attention, tokens: Tensor) -> Tensor:
+    """Softmax over keys (B, heads, T, T) of normalised tokens (B, T, W): what the fused kernel does not return."""
+    batch, length, width = tokens.shape
+    projected = F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias)
+    query, key, _ = projected.view(batch, length, 3, attention.heads, -1).permute(2, 0, 3, 1, 4)
+    scale = (width / attention.heads) ** -0.5
+    return (scale * query @ key.transpose(-1, -2)).softmax(dim=-1)
+
+
+def _reading(method: Method, pixels: Tensor, index: int) -> Tensor:
+    """With which weights (T,) the label's logit reads the last tokens."""
+    output = method(method.backbone.features(pixels, method.needs), maps=True)
+    halves = [value for name, value in output.extras.items() if name.startswith(HALVES_PREFIX)]
+    count = method.backbone.grid[0] * method.backbone.grid[1]
+    weights = torch.zeros(1 + count, device=pixels.device)
+    if halves:
+        fused = output.extras.get(f"{HALVES_PREFIX}fused", halves[0])
+        weights[1:] = fused[0, POSITIVE, index].flatten().softmax(dim=0)
+    elif "pooled" in method.needs:
+        weights[0] = 1
+    else:
+        weights[1:] = 1 / count
+    return weights
+
+
+def _blocks(module: nn.Module) -> list[Block]:
+    return [part for part in module.modules() if isinstance(part, Block)]
