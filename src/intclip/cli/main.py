@@ -9,6 +9,7 @@ from intclip.cli.ablate import ablate
 from intclip.cli.app import app as app_command
 from intclip.cli.batch import batch
 from intclip.cli.benchmark import benchmark
+from intclip.cli.calibrate import calibrate
 from intclip.cli.data import app as data_app
 from intclip.cli.demo import demo
 from intclip.cli.describe import describe
@@ -46,8 +47,8 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 _COMMANDS = (
-    predict, batch, index, search, explain, report, app_command, export, fit, describe, train, evaluate, ablate,
-    benchmark, lite_align, serve, demo,
+    predict, batch, index, search, explain, report, app_command, export, fit, describe, train, evaluate, calibrate,
+    ablate, benchmark, lite_align, serve, demo,
 )  # fmt: skip
 for _command in _COMMANDS:
     app.command()(_command)

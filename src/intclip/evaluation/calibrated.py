@@ -1,0 +1,266 @@
+"""How far a model's probabilities can be trusted: what is fitted on one half of a split is reported on the other.
+
+Calibration (temperature, isotonic), label sets with a promised miss rate, and thresholds per class, from the
+predictions that a training run or `intclip evaluate --out` leaves. Both halves are drawn at random, so that what is
+promised for exchangeable photos can be held against what comes out.
+"""
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from intclip.calibration import apply_temperature, fit_isotonic, fit_temperature, reliability_curve
+from intclip.conformal import class_miss_rate_thresholds, label_sets, miss_rate_threshold, set_report
+from intclip.errors import DatasetError
+from intclip.evaluation.report import markdown_table, percent
+from intclip.evaluation.scoring import Report, to_json
+from intclip.extras import require
+from intclip.files import atomic_path
+from intclip.metrics import Floats, multilabel_report
+from intclip.strict_yaml import parse_yaml
+from intclip.thresholds import tune_threshold
+
+_TARGET = "target: "
+_F1 = ("macro_f1", "micro_f1", "samples_f1")
+_MAPS = {"none": "as they are", "temperature": "temperature", "isotonic": "isotonic"}
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions of one split, as they were written.
+
+    Attributes:
+        labels: K names.
+        scores: (N, K) in [0, 1].
+        targets: (N, K); NaN where unknown.
+    """
+
+    labels: list[str]
+    scores: Floats
+    targets: Floats
+
+    def part(self, rows: npt.NDArray[np.int64]) -> "Predictions":
+        """Those of some photos."""
+        return Predictions(self.labels, self.scores[rows], self.targets[rows])
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read what `write_predictions` wrote.
+
+    Raises:
+        DatasetError: There is no such file, or it is no table of predictions.
+    """
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        hint = "train a model, or write it with `intclip evaluate RUN --split val --out FOLDER`"
+        raise DatasetError(f"{path} cannot be read as predictions; {hint}") from error
+    labels = [name for name in table.column_names if f"{_TARGET}{name}" in table.column_names]
+    if not labels:
+        raise DatasetError(f"{path} has no columns LABEL and '{_TARGET}LABEL'; give a predictions-SPLIT.parquet")
+
+    def columns(prefix: str) -> Floats:
+        return np.stack([table[prefix + name].to_numpy() for name in labels], axis=1).astype(np.float64)
+
+    return Predictions(labels, columns(""), columns(_TARGET))
+
+
+def positive_share_of(run: Path) -> float | None:
+    """From which share of votes on a label counts, as a run's recipe says; None where it does not.
+
+    Raises:
+        DatasetError: The run tells one label a photo, or its recipe is damaged.
+    """
+    if not (run / "recipe.yaml").is_file():
+        return None
+    try:
+        share = parse_yaml((run / "recipe.yaml").read_text(encoding="utf-8"))["data"]["positive_share"]
+        metrics = run / "metrics.json"
+        task = json.loads(metrics.read_text(encoding="utf-8"))["task"] if metrics.is_file() else "multilabel"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"{run} is no run that can be read ({error}); give its predictions-SPLIT.parquet") from error
+    if task != "multilabel":
+        raise DatasetError(f"{run} tells one label a photo; calibration is of labels that do not exclude each other")
+    return None if share is None else float(share)
+
+
+def calibration_report(
+    predictions: Predictions,
+    *,
+    miss_rate: float = 0.1,
+    shrinkage: float = 10,
+    bins: int = 15,
+    positive_share: float = 0.5,
+    seed: int = 0,
+) -> Report:
+    """Fit on one half of the photos, report on the other.
+
+    Args:
+        predictions: Of a split that the model was not trained on.
+        miss_rate: What the label sets promise, in (0, 1).
+        shrinkage: Of the third kind of thresholds, see `tune_threshold`.
+        bins: Of the calibration error and the curves.
+        positive_share: A target at or above it is a yes; calibration itself takes the shares of votes.
+        seed: Of the halves.
+
+    Returns:
+        JSON values: "photos" (of each half), "temperature", "calibration" (by map: "ece", "ece_equal_count", "brier",
+        "curve"), "sets" (by promise), "thresholds" (by kind), and the arguments.
+
+    Raises:
+        DatasetError: There are fewer than four photos, or one half has no known target.
+    """
+    order = np.random.default_rng(seed).permutation(len(predictions.scores)).astype(np.int64)
+    if len(order) < 4:
+        raise DatasetError(f"{len(order)} photos cannot be parted into one half to fit on and one to report on")
+    fit, held = predictions.part(order[: len(order) // 2]), predictions.part(order[len(order) // 2 :])
+    if np.isnan(fit.targets).all() or np.isnan(held.targets).all():
+        raise DatasetError("one half of the photos has no known target; take a split with more labels")
+    clipped = np.clip(fit.scores, 1e-12, 1 - 1e-12)
+    temperature = fit_temperature(np.log(clipped) - np.log1p(-clipped), fit.targets)
+    isotonic = fit_isotonic(fit.scores, fit.targets)
+    mapped = {
+        "none": held.scores,
+        "temperature": apply_temperature(held.scores, temperature),
+        "isotonic": isotonic(held.scores),
+    }
+    return to_json(  # type: ignore[no-any-return]
+        {
+            "photos": {"fit": len(fit.scores), "report": len(held.scores)},
+            "arguments": {
+                "miss_rate": miss_rate,
+                "shrinkage": shrinkage,
+                "bins": bins,
+                "positive_share": positive_share,
+                "seed": seed,
+            },
+            "labels": predictions.labels,
+            "temperature": temperature,
+            "calibration": {name: _calibration(scores, held.targets, bins) for name, scores in mapped.items()},
+            "sets": _sets(fit, held, miss_rate, positive_share),
+            "thresholds": _thresholds(fit, held, shrinkage, positive_share),
+        }
+    )
+
+
+def render_calibration(report: Mapping[str, Any], title: str) -> str:
+    """The report as Markdown."""
+    photos, given = report["photos"], report["arguments"]
+    head = (
+        f"# {title}\n\nFitted on {photos['fit']} photos, reported on {photos['report']} others. A label counts as true "
+        f"from {given['positive_share']:.2g} of the votes on.\n"
+    )
+    errors = [
+        [_MAPS[name], percent(row["ece"]), percent(row["ece_equal_count"]), f"{row['brier']:.4f}"]
+        for name, row in report["calibration"].items()
+    ]
+    sets = [
+        [name, percent(row["miss_rate"]), percent(row["coverage"]), percent(row["worst_class"]), f"{row['size']:.2f}"]
+        for name, row in report["sets"].items()
+    ]
+    thresholds = [
+        [name, *(percent(row[key]) for key in _F1), _levels(row["threshold"])]
+        for name, row in report["thresholds"].items()
+    ]
+    return "\n".join(
+        [
+            head,
+            f"Temperature {report['temperature']:.3f}.\n",
+            markdown_table(["Probabilities", "ECE (%)", "ECE, equal bins (%)", "Brier"], errors),
+            f"Label sets that promise to miss at most {percent(given['miss_rate'])} % of true labels:\n",
+            markdown_table(
+                ["Promise", "Missed (%)", "Covered (%)", "Missed, worst class (%)", "Labels a photo"],
+                sets,
+            ),
+            f"Thresholds, per class also drawn to the global one by {given['shrinkage']:g} imagined positives:\n",
+            markdown_table(["Thresholds", "Macro F1", "Micro F1", "Samples F1", "From – to"], thresholds),
+        ]
+    )
+
+
+def draw_calibration(report: Mapping[str, Any], path: Path, title: str) -> None:
+    """Reliability curves above how many entries each bin has, as PNG.
+
+    Raises:
+        MissingExtraError: The extra `train` is not installed.
+        StorageError: It cannot be written.
+    """
+    figure = require("matplotlib.figure", "train").Figure(figsize=(6, 7), layout="constrained")
+    axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, label="calibrated")
+    for (name, row), marker in zip(report["calibration"].items(), "osD", strict=True):
+        curve = row["curve"]
+        label = f"{_MAPS[name]}, ECE {percent(row['ece'])} %"
+        (line,) = axes.plot(curve["score"], curve["frequency"], marker=marker, markersize=4, label=label)
+        counts.plot(curve["score"], curve["count"], marker=marker, markersize=3, color=line.get_color())
+    axes.set(ylabel="share of votes observed", xlim=(0, 1), ylim=(0, 1), title=title)
+    axes.legend(loc="upper left")
+    counts.set(xlabel="probability", ylabel="entries", yscale="log")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    with atomic_path(path) as partial:
+        partial.write_bytes(buffer.getvalue())
+
+
+def report_text(report: Mapping[str, Any]) -> str:
+    """The report as JSON text."""
+    return json.dumps(report, indent=1, allow_nan=False) + "\n"
+
+
+def _calibration(scores: Floats, targets: Floats, bins: int) -> dict[str, Any]:
+    curve = reliability_curve(scores, targets, bins=bins)
+    return {
+        "ece": curve.error,
+        "ece_equal_count": reliability_curve(scores, targets, bins=bins, equal_count=True).error,
+        "brier": float(np.nanmean((scores - targets) ** 2)),
+        "curve": {"score": curve.score, "frequency": curve.frequency, "count": curve.count},
+    }
+
+
+def _sets(fit: Predictions, held: Predictions, miss_rate: float, share: float) -> dict[str, Any]:
+    promises: dict[str, float | Floats] = {
+        "per photo": miss_rate_threshold(fit.scores, fit.targets, miss_rate=miss_rate, positive_share=share),
+        "per class": class_miss_rate_thresholds(fit.scores, fit.targets, miss_rate=miss_rate, positive_share=share),
+    }
+    rows: dict[str, Any] = {}
+    for name, level in promises.items():
+        found = set_report(label_sets(held.scores, level), held.targets, positive_share=share)
+        seen = found.class_miss_rates[~np.isnan(found.class_miss_rates)]
+        rows[name] = {
+            "threshold": np.where(np.isneginf(level), 0.0, level),  # every label is in the set; JSON has no infinity
+            "miss_rate": found.miss_rate,
+            "coverage": 1 - found.miss_rate,
+            "class_miss_rates": found.class_miss_rates,
+            "worst_class": seen.max() if len(seen) else None,
+            "size": found.size,
+            "empty": found.empty,
+        }
+    return rows
+
+
+def _thresholds(fit: Predictions, held: Predictions, shrinkage: float, share: float) -> dict[str, Any]:
+    kinds: dict[str, float | Floats] = {
+        "global": tune_threshold(fit.scores, fit.targets, positive_share=share),
+        "per class": tune_threshold(fit.scores, fit.targets, per_class=True, positive_share=share),
+        "per class, shrunk": tune_threshold(
+            fit.scores, fit.targets, per_class=True, shrinkage=shrinkage, positive_share=share
+        ),
+    }
+    rows: dict[str, Any] = {}
+    for name, level in kinds.items():
+        found = multilabel_report(held.scores, held.targets, thresholds=level, positive_share=share)
+        rows[name] = {"threshold": level, **{key: found[key] for key in _F1}}
+    return rows
+
+
+def _levels(threshold: Any) -> str:
+    levels = threshold if isinstance(threshold, list) else [threshold]
+    return f"{min(levels):.2f}" if min(levels) == max(levels) else f"{min(levels):.2f} – {max(levels):.2f}"

@@ -1,0 +1,119 @@
+"""`intclip calibrate` on synthetic predictions whose calibration, coverage and thresholds are known."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from intclip.cli.main import app
+from intclip.errors import DatasetError
+from intclip.evaluation.calibrated import Predictions, calibration_report, read_predictions
+from intclip.evaluation.report import write_predictions
+from intclip.evaluation.scoring import Scores
+
+LABELS = [f"label {k}" for k in range(6)]
+
+
+def predictions(photos: int = 4000, temperature: float = 1.0, seed: int = 0) -> Predictions:
+    """Targets drawn from the true probabilities; scores are those at another temperature."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(-1, 1.5, (photos, len(LABELS)))
+    targets = (rng.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(np.float64)
+    return Predictions(LABELS, 1 / (1 + np.exp(-logits / temperature)), targets)
+
+
+def test_calibrated_scores_keep_an_error_of_sampling_size():
+    report = calibration_report(predictions())
+    assert report["photos"] == {"fit": 2000, "report": 2000}
+    assert report["temperature"] == pytest.approx(1, abs=0.05)
+    for found in report["calibration"].values():
+        # 12,000 entries in 15 bins of, at most, variance 1/4: about √(15 · 0.25 / 12,000) in the mean.
+        assert found["ece"] < 0.018
+        assert sum(found["curve"]["count"]) == 12_000
+    brier = {name: found["brier"] for name, found in report["calibration"].items()}
+    assert brier["temperature"] == pytest.approx(brier["none"], abs=1e-3)
+
+
+def test_overconfident_scores_are_mended_by_either_map():
+    report = calibration_report(predictions(temperature=0.4))
+    assert report["temperature"] == pytest.approx(2.5, rel=0.06)
+    before, *after = report["calibration"].values()
+    assert before["ece"] > 0.08
+    for found in after:
+        assert found["ece"] < 0.02
+        assert found["brier"] < before["brier"] - 0.01
+    truth = calibration_report(predictions())["calibration"]["none"]
+    assert report["calibration"]["temperature"]["brier"] == pytest.approx(truth["brier"], abs=1e-3)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.2])
+def test_label_sets_keep_their_promise_on_exchangeable_photos(alpha):
+    """The promise holds in the mean over halves; the conformal bound is met from below by at most about 1/(n + 1)."""
+    reports = [calibration_report(predictions(1000, seed=s), miss_rate=alpha, seed=s) for s in range(8)]
+    for promise in ("per photo", "per class"):
+        sets = [report["sets"][promise] for report in reports]
+        missed = [found["miss_rate"] for found in sets]
+        by_class = np.nanmean([found["class_miss_rates"] for found in sets], axis=0)
+        error = 3 * np.std(missed) / np.sqrt(len(missed))
+        if promise == "per photo":
+            assert alpha - 0.01 - error < np.mean(missed) < alpha + error
+        else:
+            assert (by_class < alpha + 0.04).all()
+            assert (by_class > alpha - 0.05).all()
+            assert abs(by_class.mean() - alpha) < 0.015
+        assert all(found["coverage"] == pytest.approx(1 - found["miss_rate"]) for found in sets)
+        assert all(0 < found["size"] <= 6 for found in sets)
+
+
+def test_labels_of_their_own_level_need_thresholds_of_their_own():
+    rng = np.random.default_rng(0)
+    level = np.array([0.2, 0.2, 0.2, 0.8, 0.8, 0.8])  # where a label's scores part yes from no
+    targets = (rng.random((800, 6)) < 0.3).astype(np.float64)
+    scores = np.clip(level + np.where(targets > 0, 0.1, -0.1) + rng.normal(0, 0.04, targets.shape), 0, 1)
+    kinds = calibration_report(Predictions(LABELS, scores, targets), shrinkage=1e9)["thresholds"]
+    assert kinds["per class"]["macro_f1"] > 0.97
+    assert kinds["per class"]["macro_f1"] > kinds["global"]["macro_f1"] + 0.2
+    np.testing.assert_allclose(kinds["per class, shrunk"]["threshold"], kinds["global"]["threshold"], atol=1e-5)
+    assert kinds["per class, shrunk"]["macro_f1"] == pytest.approx(kinds["global"]["macro_f1"], abs=0.02)
+    np.testing.assert_allclose(kinds["per class"]["threshold"], level, atol=0.06)
+
+
+def test_the_command_reads_a_run_and_leaves_report_and_plot(tmp_path):
+    made = predictions(300)
+    scores = Scores([str(i) for i in range(300)], made.scores.astype(np.float32), made.targets.astype(np.float32), [])
+    scores.targets[0, 0] = np.nan
+    run = tmp_path / "run"
+    run.mkdir()
+    write_predictions(run / "predictions-val.parquet", scores, LABELS)
+    (run / "recipe.yaml").write_text("data: {positive_share: 0.25}\n")
+    read = read_predictions(run / "predictions-val.parquet")
+    assert read.labels == LABELS
+    np.testing.assert_array_equal(read.scores.astype(np.float32), scores.probabilities)
+    np.testing.assert_array_equal(read.targets.astype(np.float32), scores.targets)
+    result = CliRunner().invoke(app, ["calibrate", str(run), "--json"], catch_exceptions=False)
+    assert result.exit_code == 0
+    report = json.loads(result.stdout)
+    assert report["arguments"]["positive_share"] == 0.25
+    assert report == json.loads((run / "calibration-val.json").read_text())
+    picture = (run / "calibration-val.png").read_bytes()
+    assert struct.unpack(">II", picture[16:24]) == (720, 840)
+    words = ["calibrate", str(run / "predictions-val.parquet"), "--out", str(tmp_path / "o")]
+    text = CliRunner().invoke(app, words, catch_exceptions=False).stdout
+    assert "| as they are |" in text
+    assert "| per class, shrunk |" in text
+    left = {path.name for path in (tmp_path / "o").iterdir()}
+    assert left == {f"calibration-val.{end}" for end in ("json", "md", "png")}
+    (run / "metrics.json").write_text('{"task": "singlelabel"}')
+    with pytest.raises(DatasetError, match="tells one label a photo"):
+        CliRunner().invoke(app, ["calibrate", str(run)], catch_exceptions=False)
+
+
+def test_what_cannot_be_calibrated_is_told(tmp_path):
+    for words, message in ((["nowhere"], "no such file or folder"), ([str(tmp_path)], "cannot be read as predictions")):
+        with pytest.raises(DatasetError, match=message):
+            CliRunner().invoke(app, ["calibrate", *words], catch_exceptions=False)
+    with pytest.raises(DatasetError, match="3 photos cannot be parted"):
+        calibration_report(predictions(3))
+    assert not list(tmp_path.iterdir())
