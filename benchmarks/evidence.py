@@ -34,15 +34,17 @@ SHUFFLED = 10
 
 
 def maps_of(method: Method, pixels: np.ndarray, label: int) -> dict[str, Heat]:
-    """Every map the method has of a label, by kind and branch."""
+    """The maps the method has of a label, by kind: each branch of its own, of the alternatives the one that decides."""
     found: dict[str, Heat] = {}
     for kind in KINDS:
         try:
             regions = region_maps(method, pixels[None], label, kind)
         except IntclipError:
             continue  # a kind this model does not have
+        deciding = "fused" if "fused" in regions else next(iter(regions))
         for branch, values in regions.items():
-            found[f"{kind}, {branch}"] = unit_range(upsample(values, pixels.shape[-1]))
+            if kind == "regions" or branch == deciding:
+                found[f"{kind}, {branch}"] = unit_range(upsample(values, pixels.shape[-1]))
     return found
 
 
@@ -77,7 +79,7 @@ def main() -> None:
     options.add_argument("--out", type=Path, help="write the report here as JSON, besides printing it")
     options.add_argument("--model", default="proxy", help="as for intclip.load; its labels must be the dataset's")
     options.add_argument("--photos", type=int, default=100, help="photos of the split")
-    options.add_argument("--steps", type=int, default=12, help="steps of a curve")
+    options.add_argument("--steps", type=int, default=10, help="steps of a curve")
     options.add_argument("--seed", type=int, default=0, help="of the choice of photos and of the random maps")
     arguments = options.parse_args()
     dataset = load_dataset("proxy-intents", Path(os.environ.get("INTCLIP_DATA", "."), "flickr8k"))

@@ -152,7 +152,7 @@ def test_wrong_input_is_one_line_and_code_2(cli, exported, photos, tmp_path, mon
 
 def test_explain_writes_an_overlay(cli, exported, photos, tmp_path):
     target = tmp_path / "overlay.png"
-    code, out, err = cli("explain", photos[3], "-m", exported, "--label", "CLASS 2", "--out", target)
+    code, out, err = cli("explain", photos[3], "-m", exported, "--label", "CLASS 2", "--out", target, "--plain")
     assert (code, err) == (0, "")
     assert out.startswith("class 2: ")
     with Image.open(target) as drawn, Image.open(photos[3]) as photo:

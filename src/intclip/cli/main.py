@@ -19,6 +19,7 @@ from intclip.cli.labels import app as labels_app
 from intclip.cli.lite_align import lite_align
 from intclip.cli.mccl import app as mccl_app
 from intclip.cli.predict import explain, export, predict
+from intclip.cli.push import push
 from intclip.cli.report import report
 from intclip.cli.search import index, search
 from intclip.cli.serve import serve
@@ -47,7 +48,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 _COMMANDS = (
-    predict, batch, index, search, explain, report, app_command, export, fit, describe, train, evaluate, calibrate,
+    predict, batch, index, search, explain, report, app_command, export, push, fit, describe, train, evaluate, calibrate,
     ablate, benchmark, lite_align, serve, demo,
 )  # fmt: skip
 for _command in _COMMANDS:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 if TYPE_CHECKING:
+    from intclip.explain.evidence import Evidence
     from intclip.inference.prediction import Prediction
     from intclip.inference.predictor import Predictor
     from intclip.inference.results import Writer
@@ -25,6 +26,16 @@ class Branch(StrEnum):
     fused = "fused"
     sight = "sight"
     semantic = "semantic"
+
+
+class Kind(StrEnum):
+    """Where a map comes from; see `intclip.explain.kinds`."""
+
+    regions = "regions"
+    positive = "positive"
+    negative = "negative"
+    gradcam = "gradcam"
+    rollout = "rollout"
 
 
 class Precision(StrEnum):
@@ -162,6 +173,18 @@ def explain(
     branch: Annotated[
         Branch, typer.Option(help="What decides (fused), what is seen, or what is meant.")
     ] = Branch.fused,
+    kind: Annotated[
+        Kind,
+        typer.Option(
+            help="regions: the model's own maps, exact. positive, negative: each region's likeness to one of the label's "
+            "two prompts. gradcam: needs captum. rollout: for a ViT."
+        ),
+    ] = Kind.regions,
+    neighbours: Annotated[
+        str | None,
+        typer.Option(help="Also tell the nearest of known photos: a folder, or an index of `intclip index`."),
+    ] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Only the photo with its map, without legend.")] = False,
     how: Annotated[
         str, typer.Option(help="Weights of words: occlusion, or shapley (slower; repeated words share; they add up).")
     ] = "occlusion",
@@ -175,10 +198,12 @@ def explain(
 ) -> None:
     """Show where in a photo, and in which words, the evidence for a label lies.
 
-    The map is laid over the part of the photo that the model sees: from dark (none) to bright (most). A word's weight
+    The map is laid over the part of the photo that the model sees: from dark (least) to bright (most). A word's weight
     is by how much the label's log-odds fall without it; of a zero-shot model, the cosine of text and label.
 
     intclip explain photo.jpg --label "Natural beauty" --out overlay.png
+
+    intclip explain photo.jpg -m proxy --kind gradcam --neighbours training-photos/
 
     intclip explain --text "sunset over the sea, at last" --label "Natural beauty"
 
@@ -201,11 +226,14 @@ def explain(
     words = None if text is None else predictor.explain_words(text, label, how=how)
     facts: dict[str, object] = {}
     if photo is not None and picture is not None:
-        facts = _draw(predictor, photo, label, branch, *picture)
+        evidence = predictor.explain(photo, label, kind=kind.value, neighbours=neighbours)
+        facts = _draw(photo, evidence, branch, plain, *picture)
         if not as_json:
             known = branch is Branch.fused or branch.value in cast("tuple[str, ...]", facts["branches"])
             note = "" if known else f" (this model has no {branch.value} branch of its own)"
             print(f"{facts['label']}: {facts['probability']:.3f}; {branch.value} evidence in {facts['out']}{note}")
+            for near in evidence.neighbours:
+                print(f"  {near.cosine:.3f}  {near.path}  {', '.join(near.labels)}")
     if words is not None:
         if photo is None and out is not None:
             write_text(out, words_page(words))
@@ -237,19 +265,28 @@ def _most_probable(predictor: "Predictor", photo: str | None, text: str | None) 
     return predictor.predict(None if photo is None else [photo], texts=texts)[0].top(1)[0][0]
 
 
-def _draw(predictor: "Predictor", photo: str, label: str, branch: Branch, out: Path, format: str) -> dict[str, object]:
+def _draw(
+    photo: str, evidence: "Evidence", branch: Branch, plain: bool, out: Path, format: str
+) -> dict[str, object]:
     """Write the evidence in a photo; what `explain --json` tells of it."""
+    from dataclasses import asdict
+
     from intclip.data.images import read_image
     from intclip.explain.evidence import overlay
+    from intclip.explain.sheet import evidence_sheet
     from intclip.files import atomic_path
 
     image = read_image(photo)
-    evidence = predictor.explain(photo, label)
-    drawn = overlay(image, getattr(evidence, branch.value), evidence.box)
+    if plain:
+        drawn = overlay(image, getattr(evidence, branch.value), evidence.box)
+    else:
+        drawn = evidence_sheet(image, evidence, branch.value)
     with atomic_path(out) as partial:
         drawn.save(partial, format=format)
     facts: dict[str, object] = {"photo": photo, "label": evidence.label, "probability": evidence.probability}
-    return facts | {"branches": evidence.branches, "out": str(out)}
+    if evidence.neighbours:
+        facts["neighbours"] = [asdict(near) for near in evidence.neighbours]
+    return facts | {"branches": evidence.branches, "kind": evidence.kind, "out": str(out)}
 
 
 def export(

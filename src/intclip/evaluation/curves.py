@@ -85,12 +85,12 @@ def threshold_curves(decisions: Decisions, grid: npt.ArrayLike = GRID) -> dict[s
 
 
 def precision_recall(decisions: Decisions, label: int, *, points: int = 60) -> tuple[Floats, Floats]:
-    """Precision and recall of one label at its distinct scores, the highest first; empty without a positive.
+    """Precision and recall of one label where its recall first reaches a value; empty without a positive.
 
     Args:
         decisions: Of one split.
         label: Column.
-        points: At most so many, at even steps of the curve, both ends kept.
+        points: At most so many, at even steps of recall.
     """
     known = decisions.known[:, label]
     score, positive = decisions.scores[known, label], decisions.positive[known, label]
@@ -100,9 +100,7 @@ def precision_recall(decisions: Decisions, label: int, *, points: int = 60) -> t
     ends = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)
     hits = np.cumsum(positive[order])[ends]
     precision, recall = hits / (ends + 1), hits / positive.sum()
-    # Beyond full recall precision only falls.
-    last = int(np.argmax(recall >= 1)) + 1
-    kept = np.unique(np.linspace(0, last - 1, min(points, last)).round().astype(int))
+    kept = np.unique(np.searchsorted(recall, np.linspace(recall[0], 1, points) - 1e-12))
     return precision[kept], recall[kept]
 
 

@@ -1,0 +1,26 @@
+"""`intclip push`."""
+
+from typing import Annotated
+
+import typer
+
+
+def push(
+    model: Annotated[str, typer.Argument(help="Folder of a bundle or of a training run.")],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the Hugging Face hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    license: Annotated[str | None, typer.Option(help="Licence for the model card, such as cc-by-4.0.")] = None,
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+) -> None:
+    r"""Put a trained model on the Hugging Face hub, with a generated model card.
+
+    Log in once with `hf auth login`. Every command takes the model back as hf://OWNER/NAME.
+
+    \b
+    Examples:
+      intclip push runs/mine me/my-intents --license cc-by-4.0
+      intclip predict holiday/ --model hf://me/my-intents
+    """
+    from intclip.inference.push import push as upload
+
+    print(upload(model, repository, private=private, license=license, message=message))

@@ -1,0 +1,151 @@
+"""Put a trained model on the Hugging Face hub, with a model card; `intclip.load("hf://owner/name")` takes it back."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from intclip.errors import IntclipError, StorageError
+from intclip.extras import require
+from intclip.inference.bundle import JSON_FILE, WEIGHTS_FILE, Bundle, load_bundle
+from intclip.inference.loading import bundle_path
+
+CARD_FILE = "README.md"
+TITLES = {
+    "macro_f1": "Macro F1",
+    "micro_f1": "Micro F1",
+    "samples_f1": "Samples F1",
+    "mAP": "mAP",
+    "accuracy": "Accuracy",
+}
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def push(
+    model: str | os.PathLike[str],
+    repository: str,
+    *,
+    private: bool = False,
+    license: str | None = None,
+    message: str | None = None,
+    endpoint: str | None = None,
+) -> str:
+    """Upload a bundle and its model card as one commit; the repository is made where there is none.
+
+    Args:
+        model: A bundle's folder, a training run's folder, or "proxy".
+        repository: "owner/name".
+        private: Make a new repository private.
+        license: Identifier for the card, such as "cc-by-4.0"; data and weights may bind the choice, so none is assumed.
+        message: Of the commit.
+        endpoint: Address of the hub; by default `HF_ENDPOINT`, else the public one.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        BundleError: The model is no whole bundle.
+        IntclipError: The repository's name is none.
+        StorageError: The hub cannot be reached or refuses.
+        MissingExtraError: `huggingface_hub` is not installed.
+    """
+    if not _REPOSITORY.fullmatch(repository):
+        raise IntclipError(f"{repository!r} is no hub repository; write owner/name")
+    bundle = load_bundle(bundle_path(os.fspath(model)))
+    hub, errors = require("huggingface_hub", "hub"), require("huggingface_hub.errors", "hub")
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        raise StorageError(f"cannot push to {repository}: offline mode is on (HF_HUB_OFFLINE); unset it and push again")
+    card = model_card(bundle, repository, license=license)
+    contents: dict[str, bytes | str] = {CARD_FILE: card.encode()}
+    contents |= {name: str(bundle.path / name) for name in (JSON_FILE, WEIGHTS_FILE)}
+    api = hub.HfApi(endpoint=endpoint or os.environ.get("HF_ENDPOINT"))
+    try:
+        api.create_repo(repository, private=private or None, exist_ok=True)
+        commit = api.create_commit(
+            repository,
+            [hub.CommitOperationAdd(name, content) for name, content in contents.items()],
+            commit_message=message or f"{bundle.info.method.name} on {bundle.info.backbone.name}",
+        )
+    except (errors.HfHubHTTPError, OSError, RuntimeError, ValueError, require("httpx2", "hub").HTTPError) as error:
+        raise StorageError(f"cannot push to {repository}: {_reason(error)}") from error
+    return str(commit.commit_url)
+
+
+def _reason(error: Exception) -> str:
+    """One line of what the hub, or the way to it, says."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return "the hub does not know you, or the repository is not yours; log in with: hf auth login"
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"{text[:160].rstrip('.')}; check the network and push again"
+
+
+def model_card(bundle: Bundle, repository: str, *, license: str | None = None) -> str:
+    """The model card of a bundle as Markdown with the hub's metadata in front.
+
+    Args:
+        bundle: The model.
+        repository: "owner/name", for the example.
+        license: Identifier; left out without one.
+    """
+    info, taxonomy = bundle.info, bundle.taxonomy
+    hub = require("huggingface_hub", "hub")
+    metadata = hub.ModelCardData(
+        library_name="intclip",
+        pipeline_tag="image-classification",
+        license=license,
+        tags=["intclip", info.method.name, "multi-label" if info.task == "multilabel" else "single-label"],
+    )
+    lines = [
+        "---", metadata.to_yaml(), "---", "",
+        f"# {repository.split('/')[1]}", "",
+        f"Tells {len(taxonomy.names)} labels of {taxonomy.name} in photos: method {info.method.name} over the frozen "
+        f"backbone {info.backbone.name}. Made with intclip {info.intclip}.", "",
+        "## Use", "",
+        "```python", "import intclip", "", f'model = intclip.load("hf://{repository}")',
+        'for prediction in model.predict("photos/"):', "    print(prediction.source, prediction.labels)", "```", "",
+    ]  # fmt: skip
+    if info.backbone.checkpoint is not None:
+        identity = info.backbone.checkpoint
+        lines += [
+            f"The backbone's weights are not in here: pass the file {identity.name} as `checkpoint` "
+            f"(SHA-256 `{identity.sha256}`).", "",
+        ]  # fmt: skip
+    lines += _figures(info.metrics)
+    lines += ["## Labels", "", *_labels(bundle), ""]
+    if info.recipe is not None:
+        data = info.recipe.get("data", {}).get("name")
+        lines += [
+            "## Training", "",
+            f"On {data or 'data that the recipe does not name'}; the whole recipe is in `{JSON_FILE}`.", "",
+        ]  # fmt: skip
+    lines += [
+        "## Limits", "",
+        "Probabilities are a model's estimates of why photos like this one are taken or shared. They are no facts about "
+        "a person, and they carry the leanings of the data they were learned from.",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _figures(metrics: dict[str, Any] | None) -> list[str]:
+    """A table of what training measured, a row a split."""
+    splits = {
+        name: part["headline"]
+        for name, part in (metrics or {}).items()
+        if isinstance(part, dict) and isinstance(part.get("headline"), dict)
+    }
+    keys = [key for key in TITLES if any(headline.get(key) is not None for headline in splits.values())]
+    if not keys:
+        return []
+    rows = [f"| Split (%) | {' | '.join(TITLES[key] for key in keys)} |", f"|---|{'---:|' * len(keys)}"]
+    for name, headline in splits.items():
+        cells = ("–" if headline.get(key) is None else f"{100 * headline[key]:.1f}" for key in keys)
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return ["## Figures", "", *rows, ""]
+
+
+def _labels(bundle: Bundle) -> list[str]:
+    pairs = zip(bundle.taxonomy.names, bundle.thresholds.tolist(), strict=True)
+    if bundle.info.task == "singlelabel":
+        return [", ".join(bundle.taxonomy.names) + ". The most probable one holds."]
+    return ["| Label | holds from |", "|---|---:|", *(f"| {name} | {level:.2f} |" for name, level in pairs)]
