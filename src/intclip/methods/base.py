@@ -21,11 +21,12 @@ class Options(BaseModel, frozen=True, extra="forbid"):
     """Base of every method's options: the `method.options` section of a recipe."""
 
 
-Beside = Literal["mask", "text"]
+Beside = Literal["mask", "text", "words"]
 """What may stand beside a photo, as one more entry of its features, where the data has it:
 
 mask: where its objects are, (1, S, S) in [0, 1], laid out as the view is, NaN where none is known; training only.
 text: the embedding of its words by the backbone's text tower, (D,), of length √D; 0 where there are none.
+words: that text and its words one by one, embedded likewise, (L, D); rows of 0 where there are fewer.
 """
 
 
@@ -91,6 +92,10 @@ class Method(nn.Module, ABC):
             output: Of `forward`.
             targets: (B, K) in [0, 1]; NaN where a label is unknown.
         """
+
+    def weighed(self, mean: Tensor, photos: int) -> Tensor:
+        """A loss that is a mean over the photos of a batch, on the footing of losses that are summed over them."""
+        return mean * photos if self.loss_reduction == "sum" else mean
 
     def training_loss(self, views: Sequence[Features], targets: Tensor) -> dict[str, Tensor]:
         """Loss terms of one training step; override to use several views (`views` of them arrive)."""

@@ -23,6 +23,7 @@ METHODS: dict[str, str] = {
     "tip_adapter": "intclip.methods.tip_adapter",
     "dualcoop": "intclip.methods.dualcoop",
     "intclip": "intclip.methods.intclip",
+    "intclip_words": "intclip.methods.intclip_words",
     "mccl": "intclip.methods.mccl",
     "query2label": "intclip.methods.query2label",
     "sst": "intclip.methods.sst",

@@ -16,6 +16,7 @@ from intclip.data.transforms import Augment, AugmentConfig
 from intclip.posts.encoders import tower_encoder
 from intclip.training.plan import Indices
 from intclip.training.source import Batch, FeatureSource, kept_view
+from intclip.training.word_table import WordTable
 
 
 class BesideSource:
@@ -29,6 +30,7 @@ class BesideSource:
         kept_views: As `PixelSource` has them.
         masks: Where there are any, and the method reads them.
         text: Embeddings of the photos' words (N, D), where the method reads them.
+        words: The same word by word.
     """
 
     def __init__(
@@ -41,10 +43,12 @@ class BesideSource:
         kept_views: int,
         masks: Masks | None = None,
         text: Tensor | None = None,
+        words: WordTable | None = None,
     ) -> None:
         self.ids, self.targets = source.ids, source.targets
         self._source, self._plain, self._augment = source, plain, augment
         self._kept_views, self._masks, self._text = kept_views, masks, text
+        self._words = words
 
     def batches(self, plan: Sequence[Indices], *, epoch: int | None = None, views: int = 1) -> Iterator[Batch]:
         """See `FeatureSource.batches`."""
@@ -57,6 +61,8 @@ class BesideSource:
         found: dict[str, Tensor] = {}
         if self._text is not None:
             found["text"] = self._text[torch.from_numpy(batch.indices)].to(device)
+        if self._words is not None:
+            found["words"] = self._words(batch.indices).to(device)
         if self._masks is not None:
             augment = self._plain if epoch is None or self._augment is None else self._augment
             if augment is self._plain:

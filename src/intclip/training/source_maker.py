@@ -22,6 +22,7 @@ from intclip.training.distributed import Processes
 from intclip.training.frozen import FrozenFeatures
 from intclip.training.recipe import Recipe
 from intclip.training.source import FeatureSource, PixelSource
+from intclip.training.word_table import word_table
 
 DATA_SEED = 2024
 """Of the validation photos taken from `train` and of kept views; not the run's, so that all seeds see the same data."""
@@ -70,6 +71,7 @@ class SourceMaker:
             kept_views=self._recipe.cache.views,
             masks=Masks(Path(data.masks)) if training and data.masks and "mask" in beside else None,
             text=embedded_words(samples, self._method.backbone) if "text" in beside else None,
+            words=word_table(samples, self._method.backbone) if "words" in beside else None,
         )
 
     def _photos(self, samples: Sequence[Sample], augment: Augment | None, *, training: bool) -> FeatureSource:

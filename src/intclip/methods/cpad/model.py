@@ -115,8 +115,6 @@ class CPAD(Method):
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
         """Classification and alignment of every level, weighed."""
         options = self.options
-        # The other terms are means over photos; they keep their weight beside a loss that is a sum over them.
-        weight = targets.shape[0] if self.loss_reduction == "sum" else 1
         terms: dict[str, Tensor] = {}
         for level in range(len(self._stages)):
             if level:
@@ -124,11 +122,11 @@ class CPAD(Method):
             terms[f"level_{level}"] = options.loss(output.extras[f"level {level}"], targets)
             if options.alignment:
                 aligned = soft_cross_entropy(output.extras[f"cosines {level}"], targets, reduction="batch")
-                terms[f"alignment_{level}"] = weight * options.alignment * aligned
+                terms[f"alignment_{level}"] = self.weighed(options.alignment * aligned, targets.shape[0])
         if self.uncertainty is None:
             return terms
         known = zip(terms.items(), self.uncertainty.unbind(), strict=True)
-        return {name: torch.exp(-s) * term + weight * s for (name, term), s in known}
+        return {name: torch.exp(-s) * term + self.weighed(s, targets.shape[0]) for (name, term), s in known}
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Groups "deep" (where it trains) and "rest"."""

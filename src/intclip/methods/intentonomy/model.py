@@ -85,9 +85,7 @@ class Intentonomy(AslResnet):
                 objects=self.get_buffer("object"),
                 contexts=self.get_buffer("context"),
             )
-            # A mean over positives; it keeps its weight beside a loss that is a sum over photos.
-            weight = targets.shape[0] if self.loss_reduction == "sum" else 1
-            terms["localisation"] = weight * self.options.localisation * located
+            terms["localisation"] = self.weighed(self.options.localisation * located, targets.shape[0])
         return terms
 
 

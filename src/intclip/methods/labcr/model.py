@@ -52,15 +52,14 @@ class LabCR(Query2Label):
         first, second = (self(view) for view in views)
         losses = [self.loss(output, targets)["classification"] for output in (first, second)]
         terms = {"classification": losses[0] + losses[1]}
-        # Consistency is a mean over photos; it keeps its weight beside a loss that is a sum over them.
-        weight = targets.shape[0] if self.loss_reduction == "sum" else 1
+        consistency: dict[str, Tensor] = {}
         if options.distribution and options.united:
             united = united_consistency(first.logits, second.logits)
-            terms["united"] = weight * options.distribution * options.united * united
+            consistency["united"] = options.distribution * options.united * united
         if options.distribution and options.united < 1 and options.divided_gradient:
             divided = divided_consistency(first.logits, second.logits, targets)
-            terms["divided"] = weight * options.distribution * (1 - options.united) * divided
+            consistency["divided"] = options.distribution * (1 - options.united) * divided
         if options.relation:
             states = (first.extras["states"].flatten(1), second.extras["states"].flatten(1))
-            terms["relation"] = weight * options.relation * relation_consistency(*states, options.temperature)
-        return terms
+            consistency["relation"] = options.relation * relation_consistency(*states, options.temperature)
+        return terms | {name: self.weighed(term, targets.shape[0]) for name, term in consistency.items()}
