@@ -110,9 +110,8 @@ class PromptLearner(nn.Module):
         All B · halves · K prompts go through the encoder, in training and in evaluation.
         """
         prompts, lengths = self.embeddings()
-        start, context, sentence = prompts.split(
-            [1, self.context_length, prompts.shape[1] - 1 - self.context_length], dim=1
-        )
+        words = 1 + self.context_length
+        start, context, sentence = prompts[:, :1], prompts[:, 1:words], prompts[:, words:]
         rows = len(shift)
         moved = context + shift[:, None, None].to(context.dtype)
         whole = torch.cat([start.expand(rows, -1, -1, -1), moved, sentence.expand(rows, -1, -1, -1)], dim=2)
