@@ -11,6 +11,8 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
+BATCH = 16
+
 
 def read(path: str, size: int, mean: list[float], std: list[float], interpolation: str, crop: str) -> np.ndarray:
     """A photo as the model's input (3, S, S): upright, short side to S, the middle square, normalised."""
@@ -31,11 +33,11 @@ def read(path: str, size: int, mean: list[float], std: list[float], interpolatio
 if __name__ == "__main__":
     session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
     card = json.loads(session.get_modelmeta().custom_metadata_map["intclip"])
-    for path in sys.argv[2:]:
-        pixels = read(path, **card["preprocessing"])[None]
-        probabilities = session.run(["probabilities"], {"pixels": pixels})[0][0]
-        scores = dict(zip(card["labels"], probabilities.tolist(), strict=True))
-        labels = [
-            n for n, t in zip(card["labels"], card["thresholds"], strict=True) if np.float32(scores[n]) >= np.float32(t)
-        ]
-        print(json.dumps({"source": path, "labels": labels, "scores": scores}, ensure_ascii=False))
+    names, thresholds = np.array(card["labels"]), np.float32(card["thresholds"])
+    for start in range(2, len(sys.argv), BATCH):
+        paths = sys.argv[start : start + BATCH]
+        pixels = np.stack([read(path, **card["preprocessing"]) for path in paths])
+        for path, row in zip(paths, session.run(["probabilities"], {"pixels": pixels})[0], strict=True):
+            scores = dict(zip(card["labels"], row.tolist(), strict=True))
+            labels = names[row >= thresholds].tolist()
+            print(json.dumps({"source": path, "labels": labels, "scores": scores}, ensure_ascii=False))

@@ -55,8 +55,10 @@ def test_a_loaded_export_gives_the_model_s_numbers(files, photos, format, batch_
     np.testing.assert_allclose(found, reference_probabilities(photos), atol=1e-5, rtol=0)
 
 
-def test_the_example_without_intclip_prints_the_same_numbers(files, photos, model, tmp_path):
-    """In a process that cannot import intclip."""
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_the_example_without_intclip_prints_the_same_numbers(files, photos, model, tmp_path, batch_size):
+    """In a process that cannot import intclip; the photos it is given are one batch."""
+    photos = photos[:batch_size]
     run = subprocess.run(
         [sys.executable, "-I", str(EXAMPLE), str(files["onnx"]), *map(str, photos)],
         capture_output=True,
@@ -65,12 +67,14 @@ def test_the_example_without_intclip_prints_the_same_numbers(files, photos, mode
         cwd=tmp_path,
     )
     rows = [json.loads(line) for line in run.stdout.splitlines()]
-    exact = intclip.load(files["onnx"]).predict(photos, batch_size=1)
-    for row, ours, compiled in zip(rows, exact, model.predict(photos), strict=True):
+    exact = intclip.load(files["onnx"]).predict(photos, batch_size=batch_size)
+    torch_s = reference_probabilities(photos)
+    for row, ours, compiled, reference in zip(rows, exact, model.predict(photos), torch_s, strict=True):
         assert row["source"] == ours.source
         assert row["labels"] == ours.labels == compiled.labels
         assert row["scores"] == ours.scores, "the same file on the same engine: not one bit differs"
         assert row["scores"] == pytest.approx(compiled.scores, abs=1e-5)
+        assert list(row["scores"].values()) == pytest.approx(reference, abs=1e-5)
 
 
 def test_the_example_is_short_and_knows_nothing_of_intclip():

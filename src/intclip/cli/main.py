@@ -1,7 +1,9 @@
 """The `intclip` command: its groups, and how errors leave it."""
 
+import errno
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -27,6 +29,7 @@ from intclip.cli.train import train
 from intclip.errors import IntclipError
 
 INTERRUPTED = 130
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 
 app = typer.Typer(
     name="intclip",
@@ -48,8 +51,8 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 _COMMANDS = (
-    predict, batch, index, search, explain, report, app_command, export, push, fit, describe, train, evaluate, calibrate,
-    ablate, benchmark, lite_align, serve, demo,
+    predict, batch, index, search, explain, report, app_command, export, push, fit, describe, train, evaluate,
+    calibrate, ablate, benchmark, lite_align, serve, demo,
 )  # fmt: skip
 for _command in _COMMANDS:
     app.command()(_command)
@@ -60,8 +63,13 @@ app.add_typer(mccl_app, name="mccl")
 
 def main() -> None:
     """Run the command line: 0 on success, 2 with one line on wrong input, 130 when interrupted."""
+    run_to_exit(lambda: app(standalone_mode=False))
+
+
+def run_to_exit(action: Callable[[], object]) -> NoReturn:
+    """Do something and leave the process as a command does; see `main`."""
     try:
-        code = app(standalone_mode=False)
+        code = action()
     except IntclipError as error:
         _fail(str(error))
     except typer.TyperException as error:
@@ -70,6 +78,10 @@ def main() -> None:
         code = INTERRUPTED
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as error:  # a log, a lock: what is written in many places, and is no file's fault
+        if error.errno not in _DISK_ERRORS:
+            raise
+        _fail(f"cannot use {error.filename or 'a file'}: {error.strerror}; free space or choose a writable place")
     if code == INTERRUPTED:  # typer returns it for Ctrl-C
         print("intclip: interrupted", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)

@@ -176,8 +176,8 @@ def explain(
     kind: Annotated[
         Kind,
         typer.Option(
-            help="regions: the model's own maps, exact. positive, negative: each region's likeness to one of the label's "
-            "two prompts. gradcam: needs captum. rollout: for a ViT."
+            help="regions: the model's own maps, exact. positive, negative: each region's likeness to one of the "
+            "label's two prompts. gradcam: needs captum. rollout: for a ViT."
         ),
     ] = Kind.regions,
     neighbours: Annotated[
@@ -265,9 +265,7 @@ def _most_probable(predictor: "Predictor", photo: str | None, text: str | None) 
     return predictor.predict(None if photo is None else [photo], texts=texts)[0].top(1)[0][0]
 
 
-def _draw(
-    photo: str, evidence: "Evidence", branch: Branch, plain: bool, out: Path, format: str
-) -> dict[str, object]:
+def _draw(photo: str, evidence: "Evidence", branch: Branch, plain: bool, out: Path, format: str) -> dict[str, object]:
     """Write the evidence in a photo; what `explain --json` tells of it."""
     from dataclasses import asdict
 

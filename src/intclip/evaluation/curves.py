@@ -141,7 +141,7 @@ def photo_losses(decisions: Decisions, *, exclusive: bool = False) -> Floats:
 def best_and_worst(
     losses: Floats, decisions: Decisions, count: int
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Photos (rows) of the lowest and of the highest loss; only photos that have a label, for nothing is easily right."""
+    """Photos (rows) of the lowest and of the highest loss, only those that have a label: nothing is easily right."""
     rows = np.flatnonzero(decisions.positive.any(axis=1) & np.isfinite(losses))
     order = rows[np.argsort(losses[rows], kind="stable")]
     return order[:count], order[::-1][:count]

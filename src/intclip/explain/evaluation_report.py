@@ -228,9 +228,7 @@ def _calibration(ours: Decisions, theirs: Decisions | None) -> dict[str, Any]:
     return content
 
 
-def _precision_recall(
-    evaluation: SavedEvaluation, ours: Decisions, theirs: Decisions | None
-) -> list[dict[str, Any]]:
+def _precision_recall(evaluation: SavedEvaluation, ours: Decisions, theirs: Decisions | None) -> list[dict[str, Any]]:
     averages = multilabel_report(evaluation.probabilities, _hard(ours))["per_class"]["AP"]
     panels = []
     for k, name in enumerate(evaluation.labels):
@@ -267,9 +265,7 @@ def _pairs(x: Sequence[float] | Floats, y: Sequence[float] | Floats) -> list[tup
 
 def _cells(matrix: Floats) -> list[tuple[int, int, float]]:
     """(row, column, share) of the cells of a matrix that a page can show: from half a percent on."""
-    return [
-        (int(i), int(j), float(matrix[i, j])) for i, j in np.argwhere(np.nan_to_num(matrix) >= 0.005)
-    ]
+    return [(int(i), int(j), float(matrix[i, j])) for i, j in np.argwhere(np.nan_to_num(matrix) >= 0.005)]
 
 
 class _Shower:

@@ -2,8 +2,8 @@
 
 Abnar and Zuidema, Quantifying Attention Flow in Transformers, ACL 2020: R = Π (A_l + 1)/2 over the blocks, A_l the
 attention of block l averaged over its heads and 1 the identity beside it. Rollout itself knows no label. Where a method
-reads regions with weights of the label's own, its map is the weighted mean of their rows of R; else the row of the class
-token, or the mean of the patches' rows where that is not read.
+reads regions with weights of the label's own, its map is the weighted mean of their rows of R; else the row of the
+class token, or the mean of the patches' rows where that is not read.
 """
 
 import math

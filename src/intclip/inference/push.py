@@ -2,7 +2,6 @@
 
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 from intclip.errors import IntclipError, StorageError
@@ -121,8 +120,8 @@ def model_card(bundle: Bundle, repository: str, *, license: str | None = None) -
         ]  # fmt: skip
     lines += [
         "## Limits", "",
-        "Probabilities are a model's estimates of why photos like this one are taken or shared. They are no facts about "
-        "a person, and they carry the leanings of the data they were learned from.",
+        "Probabilities are a model's estimates of why photos like this one are taken or shared. They are no facts "
+        "about a person, and they carry the leanings of the data they were learned from.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

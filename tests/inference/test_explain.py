@@ -1,0 +1,150 @@
+"""Evidence as a user asks for it: kinds, the aggregation's attention, nearest known photos, the legend."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import tiny_intclip, write_bundle
+
+import intclip
+from fakes import TinyBackbone
+from intclip.backbones import registry
+from intclip.data.images import read_image
+from intclip.data.loading import DRAFT_FACTOR
+from intclip.errors import IntclipError
+from intclip.explain.kinds import KINDS
+from intclip.explain.sheet import NARROWEST, evidence_sheet
+from intclip.inference.batch.job import ModelOptions
+from intclip.inference.search.index import update_index
+
+LABEL = "class 2"
+
+
+@pytest.fixture(scope="module")
+def model(bundle_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.BUILDERS, "tiny", lambda name, checkpoint, split: TinyBackbone())
+        yield intclip.load(bundle_path, engine="torch", device="cpu")
+
+
+def test_every_kind_that_the_model_has(model, photos):
+    own = model.explain(photos[0], LABEL)
+    assert own.kind == "regions"
+    for kind in set(KINDS) - {"rollout"}:
+        evidence = model.explain(photos[0], LABEL, kind=kind)
+        assert evidence.kind == kind
+        assert set(evidence.branches) == {"fused", "sight", "semantic"}
+        assert evidence.fused.shape == own.fused.shape
+        assert evidence.probability == pytest.approx(own.probability, abs=1e-6)
+        assert kind == "regions" or not np.allclose(evidence.fused, own.fused)
+    with pytest.raises(IntclipError, match="needs a ViT"):
+        model.explain(photos[0], LABEL, kind="rollout")
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino", "onnx"])
+def test_which_sight_regions_answer_which_semantic_query(bundle_path, photos, engine):
+    evidence = intclip.load(bundle_path, engine=engine).explain(photos[0], LABEL)
+    method = tiny_intclip()
+    backbone = method.backbone
+    pixels = backbone.preprocess(read_image(photos[0], min_side=DRAFT_FACTOR * backbone.image_size))[None]
+    with torch.no_grad():
+        trunk = backbone.trunk(pixels)
+        sight = backbone.head.regions(backbone.deep(trunk))
+        semantic = backbone.head.regions(method.semantic(trunk))
+        _, expected = method.aggregation.attend(semantic, sight)
+    assert evidence.attention.shape == (9, 9)
+    np.testing.assert_allclose(evidence.attention.sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(evidence.attention, expected[0].numpy(), atol=1e-4)
+
+
+def test_an_exported_file_keeps_the_attention_beside_its_maps(model, photos, tmp_path):
+    exported = intclip.load(model.export(tmp_path / "m.onnx", maps=True))
+    assert exported.card.attention
+    np.testing.assert_allclose(
+        exported.explain(photos[0], LABEL).attention, model.explain(photos[0], LABEL).attention, atol=1e-4
+    )
+    with pytest.raises(IntclipError, match="exported graph"):
+        exported.explain(photos[0], LABEL, kind="gradcam")
+
+
+def test_a_method_without_aggregation_has_no_attention(photos, tmp_path):
+    from intclip.methods.registry import build_method
+
+    options = {"branches": "single", "context_length": 3}
+    method = build_method("intclip", TinyBackbone(), tiny_intclip().taxonomy, options)
+    path = write_bundle(tmp_path / "single", method=method, options=options)
+    single = intclip.load(path, engine="torch", device="cpu")
+    assert not single.card.attention
+    assert single.explain(photos[0], LABEL).attention is None
+
+
+@pytest.fixture
+def known(photos, tmp_path):
+    """The photos under other names, one of them twice, and one that cannot be read."""
+    folder = tmp_path / "known"
+    folder.mkdir()
+    for path in photos:
+        shutil.copy(path, folder / f"known-{path.name}")
+    (folder / "broken.jpg").write_bytes(b"noise")
+    return folder
+
+
+def test_nearest_photos_of_a_folder_and_of_an_index(model, bundle_path, photos, known, tmp_path):
+    found = model.explain(photos[1], LABEL, neighbours=known, count=3).neighbours
+    assert len(found) == 3
+    assert found[0].path == str(known / f"known-{photos[1].name}")
+    assert found[0].cosine == pytest.approx(1, abs=1e-5)
+    assert [near.cosine for near in found] == sorted((near.cosine for near in found), reverse=True)
+    embeddings = {path: embedding(path) for path in known.glob("known-*")}
+    expected = sorted(embeddings, key=lambda path: -float(embeddings[path] @ embedding(photos[1])))
+    assert [near.path for near in found] == [str(path) for path in expected[:3]]
+    assert found[0].labels == tuple(model.predict(photos[1])[0].labels)
+
+    options = ModelOptions(spec=str(bundle_path), engine="torch", device="cpu")
+    update_index(tmp_path / "index", [str(known)], options, workers=1)
+    indexed = model.explain(photos[1], LABEL, neighbours=tmp_path / "index", count=3).neighbours
+    assert [near.path for near in indexed] == [near.path for near in found]
+    np.testing.assert_allclose([n.cosine for n in indexed], [n.cosine for n in found], atol=2e-3)
+
+
+def test_a_photo_is_not_its_own_neighbour(model, known):
+    photo = next(known.glob("known-*"))
+    assert str(photo) not in [near.path for near in model.explain(photo, LABEL, neighbours=known, count=9).neighbours]
+
+
+def embedding(path):
+    backbone = TinyBackbone()
+    pixels = backbone.preprocess(read_image(path, min_side=DRAFT_FACTOR * backbone.image_size))[None]
+    with torch.no_grad():
+        return torch.nn.functional.normalize(backbone.encode_image(pixels), dim=1)[0]
+
+
+def test_the_sheet_has_photo_legend_and_neighbours(model, photos, known):
+    evidence = model.explain(photos[3], LABEL, neighbours=known)
+    photo = read_image(photos[3])
+    with_strip = evidence_sheet(photo, evidence)
+    plain = evidence_sheet(photo, model.explain(photos[3], LABEL, kind="gradcam"), "sight")
+    assert with_strip.width == plain.width == max(photo.width, NARROWEST)
+    assert photo.height < plain.height < with_strip.height
+    # The legend runs from the palette's dark end to its bright end.
+    row = np.asarray(plain, float).sum(axis=2)[photo.height + 32]
+    assert row[15] < 60 < 500 < row[-15]
+
+
+def test_the_command(cli, bundle_path, photos, known, tmp_path):
+    out = tmp_path / "sheet.png"
+    arguments = ("-m", bundle_path, "--label", LABEL, "--kind", "gradcam", "--neighbours", known, "--out", out)
+    code, told, err = cli("explain", photos[0], *arguments, "--json", "--engine", "torch")
+    assert (code, err) == (0, "")
+    found = json.loads(told)
+    assert found["kind"] == "gradcam"
+    assert len(found["neighbours"]) == 5
+    assert found["neighbours"][0]["cosine"] == pytest.approx(1, abs=1e-5)
+    with Image.open(out) as drawn:
+        assert drawn.width == NARROWEST
+    code, _, err = cli("explain", photos[0], "-m", bundle_path, "--kind", "rollout", "--out", out, "--engine", "torch")
+    assert code == 2
+    assert "needs a ViT" in err
