@@ -16,8 +16,8 @@ def report(
     photos: Annotated[
         list[str],
         typer.Argument(
-            help="Files, folders, quoted patterns, .txt lists of paths; with --evaluation the folder of a training run "
-            "or of `intclip evaluate --out`."
+            help="Files, folders, quoted patterns, .txt lists of paths, tables of posts; with --evaluation the folder "
+            "of a training run or of `intclip evaluate --out`."
         ),
     ],
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
@@ -49,22 +49,26 @@ def report(
     \b
     Examples:
       intclip report holiday/ --out holiday.html
+      intclip report posts.csv --model models/mine --out posts.html
       intclip report runs/mine --evaluation --out mine.html
       intclip report runs/mine --evaluation --split val --against runs/other --data-root flickr8k
     """
     if evaluation:
         _evaluation(photos, out, split, against, data, data_root)
         return
-    from intclip.data.images import find_images
+    from intclip.data.unlabelled import read_posts
     from intclip.errors import IntclipError
     from intclip.explain.report import write_folder_report
     from intclip.inference.loading import load
 
     if against is not None or data is not None or data_root is not None:
         raise IntclipError("--against, --data and --data-root are about a model; add --evaluation")
-    paths = find_images(photos)
-    failures = write_folder_report(paths, load(model, taxonomy=taxonomy, sentences=sentences), out, title=title)
-    print(f"{out}: {len(paths) - len(failures)} photos, {out.stat().st_size / 1e6:.1f} MB")
+    paths, texts = read_posts(photos)
+    predictor = load(model, taxonomy=taxonomy, sentences=sentences)
+    failures = write_folder_report(paths, predictor, out, texts=texts if any(texts) else None, title=title)
+    print(
+        f"{out}: {len(paths) - len(failures)} {'posts' if any(texts) else 'photos'}, {out.stat().st_size / 1e6:.1f} MB"
+    )
     if failures:
         for failure in failures:
             print(f"  {failure}", file=sys.stderr)

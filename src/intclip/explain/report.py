@@ -1,4 +1,4 @@
-"""A folder's report: one HTML file without any network, with photos, intents by level, and evidence on demand.
+"""A report of photos or posts: one HTML file without any network, with intents by level, and evidence on demand.
 
 The page holds a thumbnail a photo, the probabilities, and the region logits of its strongest labels as bytes (a 7 × 7
 map takes 49), which the browser turns into an overlay when it is asked for: 2,000 photos stay a page of some MB.
@@ -10,34 +10,45 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from intclip.backbones.preprocess import Preprocess
 from intclip.data.images import ImageInput, read_image
-from intclip.errors import ImageError
+from intclip.errors import ImageError, IntclipError
 from intclip.explain.evidence import colors
 from intclip.files import write_text
-from intclip.inference.card import MAP_PREFIX
+from intclip.inference.card import ATTENTION_OUTPUT, MAP_PREFIX
 from intclip.inference.pipeline import Scored, expand, score
-from intclip.inference.predictor import Predictor
+from intclip.inference.predictor import Images, Predictor, Texts
 
 TEMPLATES = Path(__file__).parent / "templates"
 THUMBNAIL = 320
 """Longest side of a photo in the page, in pixels."""
 EVIDENCE_LABELS = 3
 """Labels of a photo whose evidence the page holds: its most probable ones."""
-_PER_MILLE = 1000
+ATTENTION_SIDE = 8
+"""Largest side of a grid of regions whose attention the page holds: it grows with the fourth power, 4 KB for 8."""
+PER_MILLE = 1000
+"""Probabilities are whole numbers in the page."""
 
 
 class PhotoEntry(TypedDict):
-    """One photo as the page holds it.
+    """One photo or post as the page holds it.
 
     name: file name; path: where it lay; image: thumbnail as a data URI; size: its width and height; probabilities: per
     mille (K,); evidence: label index to branch to region logits as base64 bytes, row by row, 0 the map's lowest and 255
     its highest; box: the part (left, top, right, bottom) that the model saw, as shares of the photo.
+
+    attention: which sight regions answer which semantic one (queries by keys), as the maps, each row by its largest; of
+    models that have it, on grids up to `ATTENTION_SIDE`.
+
+    Of posts also thresholds: per mille (K,), of the channels that the post has; text: its words; words: label index to
+    percent of the strongest word's weight, one a word, below 0 against the label; conflict: of photo and words, per
+    mille; disputed: label, percent by the photo, percent by the words. Of words alone image is empty.
     """
 
     name: str
@@ -47,22 +58,30 @@ class PhotoEntry(TypedDict):
     probabilities: list[int]
     evidence: dict[int, dict[str, str]]
     box: tuple[float, float, float, float]
+    attention: NotRequired[str]
+    thresholds: NotRequired[list[int]]
+    text: NotRequired[list[str]]
+    words: NotRequired[dict[int, list[int]]]
+    conflict: NotRequired[int]
+    disputed: NotRequired[list[tuple[str, int, int]]]
 
 
 def write_folder_report(
-    images: ImageInput | Iterable[ImageInput],
+    images: Images | None,
     predictor: Predictor,
     path: str | os.PathLike[str],
     *,
+    texts: Texts | None = None,
     title: str = "Why these photos were taken",
     batch_size: int = 32,
 ) -> list[ImageError]:
-    """Score photos and write their report.
+    """Score photos, or posts by a model of posts, and write their report.
 
     Args:
         images: As for `Predictor.predict`.
         predictor: The model.
         path: The HTML file to write.
+        texts: The posts' words, for a model of posts; as for `Predictor.predict`.
         title: Heading of the page.
         batch_size: Photos scored at once.
 
@@ -71,12 +90,33 @@ def write_folder_report(
 
     Raises:
         ImageError: There is no readable photo at all.
+        IntclipError: There are texts, and the model reads none.
         StorageError: The file cannot be written.
     """
+    if predictor.card.method == "posts":
+        from intclip.explain.post_report import post_entries
+        from intclip.inference.post_predictor import PostPredictor
+
+        entries, failures = post_entries(images, texts, cast("PostPredictor", predictor), batch_size=batch_size)
+    elif texts is not None or images is None:
+        raise IntclipError(
+            f"{predictor.card.model} reads photos alone; `intclip fit` makes a model that reads words too"
+        )
+    else:
+        photos = cast("ImageInput | Iterable[ImageInput]", images)
+        entries, failures = _photo_entries(photos, predictor, batch_size)
+    if not entries:
+        raise ImageError(f"no photo could be read; the first one: {failures[0]}" if failures else "no photos")
+    write_text(path, render(title, predictor, entries, failures))
+    return failures
+
+
+def _photo_entries(
+    images: ImageInput | Iterable[ImageInput], predictor: Predictor, batch_size: int
+) -> tuple[list[PhotoEntry], list[ImageError]]:
     entries: list[PhotoEntry] = []
     failures: list[ImageError] = []
-    has_maps = bool(predictor.card.maps)
-    engine = predictor.engine(maps=has_maps)
+    engine = predictor.engine(maps=bool(predictor.card.maps))
     sources, scored = _tee(expand(images))
     for photo in score(scored, predictor.card.preprocessing, engine, batch_size=batch_size):
         source = next(sources)
@@ -84,10 +124,7 @@ def write_folder_report(
             failures.append(photo.error)
         else:
             entries.append(_entry(source, photo, predictor))
-    if not entries:
-        raise ImageError(f"no photo could be read; the first one: {failures[0]}" if failures else "no photos")
-    write_text(path, render(title, predictor, entries, failures))
-    return failures
+    return entries, failures
 
 
 def render(title: str, predictor: Predictor, entries: list[PhotoEntry], failures: list[ImageError]) -> str:
@@ -104,8 +141,8 @@ def render(title: str, predictor: Predictor, entries: list[PhotoEntry], failures
         "taxonomy": taxonomy.name,
         "exclusive": taxonomy.exclusive,
         "levels": levels,
-        "thresholds": [round(float(threshold) * _PER_MILLE) for threshold in predictor.thresholds],
-        "branches": list(predictor.card.maps),
+        "thresholds": [round(float(threshold) * PER_MILLE) for threshold in predictor.thresholds],
+        "branches": list(predictor.card.maps) or (["fused"] if any(entry["evidence"] for entry in entries) else []),
         "palette": colors(np.linspace(0, 1, 256)).round().astype(int).tolist(),
         "photos": entries,
         "failures": [str(failure) for failure in failures],
@@ -115,8 +152,8 @@ def render(title: str, predictor: Predictor, entries: list[PhotoEntry], failures
         title=title,
         style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
         script=(TEMPLATES / "report.js").read_text(encoding="utf-8"),
-        # `</` would end the script element, whatever stands in a file name.
-        data=json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/"),
+        # A "<" could end the script element or open another, whatever stands in a file name or a post.
+        data=json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
     )
 
 
@@ -131,31 +168,50 @@ def _members(predictor: Predictor, level: int) -> list[list[int]]:
 
 
 def _entry(source: ImageInput, photo: Scored, predictor: Predictor) -> PhotoEntry:
-    image = read_image(source, min_side=THUMBNAIL)
-    box = predictor.card.preprocessing.source_box(image.size)
+    shown = thumbnail(read_image(source, min_side=THUMBNAIL), photo.source, predictor.card.preprocessing)
+    probabilities = photo.outputs["probabilities"]
+    strongest = np.argsort(-probabilities, kind="stable")[:EVIDENCE_LABELS]
+    maps = {key.removeprefix(MAP_PREFIX): value for key, value in photo.outputs.items() if key.startswith(MAP_PREFIX)}
+    entry = PhotoEntry(
+        **shown,
+        probabilities=(probabilities * PER_MILLE).round().astype(int).tolist(),
+        evidence={int(label): {branch: packed(values[label]) for branch, values in maps.items()} for label in strongest}
+        if maps
+        else {},
+    )
+    attention = photo.outputs.get(ATTENTION_OUTPUT)
+    if attention is not None and len(attention) <= ATTENTION_SIDE**2:
+        entry["attention"] = packed(attention / attention.max(axis=1, keepdims=True))
+    return entry
+
+
+class Shown(TypedDict):
+    """The part of an entry that shows the photo."""
+
+    name: str
+    path: str
+    image: str
+    size: tuple[int, int]
+    box: tuple[float, float, float, float]
+
+
+def thumbnail(image: Image.Image, source: str, preprocess: Preprocess) -> Shown:
+    """A photo as the page shows it; the image itself becomes the thumbnail."""
+    box = preprocess.source_box(image.size)
     width, height = image.size
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=72, optimize=True)
-    probabilities = photo.outputs["probabilities"]
-    strongest = np.argsort(-probabilities, kind="stable")[:EVIDENCE_LABELS]
-    maps = {key.removeprefix(MAP_PREFIX): value for key, value in photo.outputs.items() if key.startswith(MAP_PREFIX)}
-    return PhotoEntry(
-        name=Path(photo.source).name,
-        path=photo.source,
+    return Shown(
+        name=Path(source).name,
+        path=source,
         image="data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"),
         size=image.size,
-        probabilities=(probabilities * _PER_MILLE).round().astype(int).tolist(),
-        evidence={
-            int(label): {branch: _packed(values[label]) for branch, values in maps.items()} for label in strongest
-        }
-        if maps
-        else {},
         box=(box[0] / width, box[1] / height, box[2] / width, box[3] / height),
     )
 
 
-def _packed(regions: npt.NDArray[np.floating[Any]]) -> str:
+def packed(regions: npt.NDArray[np.floating[Any]]) -> str:
     """Region logits (h, w) as base64: a byte for h, one for w, then h · w bytes from the lowest to the highest."""
     low, high = float(regions.min()), float(regions.max())
     scaled = (regions - low) / (high - low) if high > low else np.zeros_like(regions)

@@ -115,7 +115,7 @@ class PostPredictor(Predictor):
         """`predict` as a stream."""
         if errors not in ("raise", "collect"):
             raise ValueError(f"errors must be 'raise' or 'collect', not {errors!r}")
-        pairs = _pairs(images, texts)
+        pairs = pair_posts(images, texts)
         start = 0
         while batch := list(islice(pairs, batch_size)):
             posts = self._encode(batch, start, errors)
@@ -277,7 +277,7 @@ class PostPredictor(Predictor):
         return [_Post(source, raw[row], problems.get(row)) for row, source in enumerate(sources)]
 
 
-def _pairs(images: Images | None, texts: Texts | None) -> Iterator[tuple[ImageInput | None, str | None]]:
+def pair_posts(images: Images | None, texts: Texts | None) -> Iterator[tuple[ImageInput | None, str | None]]:
     """Posts one by one; folders and patterns stand for photos where there are no texts."""
     words = iter([texts] if isinstance(texts, str) else [] if texts is None else texts)
     if images is None:

@@ -17,7 +17,8 @@ function make(tag, attributes = {}, ...children) {
 }
 
 const level = () => data.levels[state.level];
-const threshold = (index) => (state.threshold === null ? data.thresholds[index] : state.threshold * 10);
+// A post has thresholds of its own: those of the channels that it has.
+const threshold = (photo, index) => (state.threshold === null ? (photo.thresholds ?? data.thresholds)[index] : state.threshold * 10);
 
 // A parent is as probable as its most probable child; of labels that exclude each other, as all of them together.
 function probability(photo, members) {
@@ -30,7 +31,7 @@ function holds(photo, members) {
     const best = photo.probabilities.indexOf(Math.max(...photo.probabilities));
     return members.includes(best);
   }
-  return members.some((index) => photo.probabilities[index] >= threshold(index));
+  return members.some((index) => photo.probabilities[index] >= threshold(photo, index));
 }
 
 function bar(share) {
@@ -76,45 +77,109 @@ function drawPhotos() {
 }
 
 function card(photo) {
-  const image = make("img", { src: photo.image, alt: photo.name, loading: "lazy" });
-  const frame = make("div", { class: "frame" }, image);
+  const frame = make("div", { class: "frame" });
+  if (photo.image) frame.append(make("img", { src: photo.image, alt: photo.name, loading: "lazy" }));
+  const words = make("p", { class: "words" });
+  for (const word of photo.text ?? []) words.append(make("span", {}, word), " ");
   const members = level().members;
   const order = members.map((entry, index) => [index, probability(photo, entry)]).sort((a, b) => b[1] - a[1]).slice(0, SHOWN);
   const list = make("ul");
   for (const [index, value] of order) {
     // Evidence belongs to classes; a group shows that of its most probable class.
     const own = members[index].reduce((best, entry) => (photo.probabilities[entry] > photo.probabilities[best] ? entry : best), members[index][0]);
-    const maps = photo.evidence[own];
+    const maps = photo.evidence[own], weights = photo.words?.[own];
     const button = make("button", {
-      type: "button", class: holds(photo, members[index]) ? "label" : "label below", "aria-pressed": "false", disabled: !maps,
-      title: maps ? `Evidence for ${level().labels[index]}` : level().labels[index],
+      type: "button", class: holds(photo, members[index]) ? "label" : "label below", "aria-pressed": "false", disabled: !maps && !weights,
+      title: maps || weights ? `Evidence for ${level().labels[index]}` : level().labels[index],
     }, make("span", { class: "name" }, level().labels[index]), bar(value / 1000), make("span", { class: "value" }, `${Math.round(value / 10)} %`));
-    button.addEventListener("click", () => toggle(frame, list, button, photo, maps));
+    button.addEventListener("click", () => toggle({ frame, words, list, button, photo, maps, weights }));
     list.append(make("li", {}, button));
   }
-  return make("article", { class: "photo" }, frame, make("h3", { title: photo.path }, photo.name), list);
+  const parts = [make("h3", { title: photo.path }, photo.name), list];
+  if (photo.text) parts.unshift(words);
+  if (photo.image) parts.unshift(frame);
+  if (photo.conflict !== undefined) parts.push(make("p", { class: "conflict" }, conflict(photo)));
+  return make("article", { class: "photo" }, ...parts);
 }
 
-function toggle(frame, list, button, photo, maps) {
+function conflict(photo) {
+  const disputed = photo.disputed.map(([name, seen, said]) => `${name} (photo ${seen} %, words ${said} %)`);
+  return `photo and words conflict: ${(photo.conflict / 1000).toFixed(2)}${disputed.length ? ": " + disputed.join(", ") : ""}`;
+}
+
+function toggle({ frame, words, list, button, photo, maps, weights }) {
   const on = button.getAttribute("aria-pressed") === "true";
   for (const other of list.querySelectorAll("button")) other.setAttribute("aria-pressed", "false");
-  frame.querySelector("canvas")?.remove();
+  frame.querySelectorAll("canvas, .asked").forEach((node) => node.remove());
+  for (const word of words.children) word.className = "";
   if (on) return;
   button.setAttribute("aria-pressed", "true");
+  (weights ?? []).forEach((weight, place) => {
+    if (Math.abs(weight) < 8) return;
+    const word = words.children[place];
+    word.className = weight > 0 ? "for" : "against";
+    word.style.setProperty("--share", `${Math.abs(weight) * 0.6}%`);
+    word.title = `${weight} % of the strongest word`;
+  });
+  if (!maps) return;
   const canvas = make("canvas", { role: "img", "aria-label": `${button.title}, ${state.branch}` });
   frame.append(canvas);
-  canvas.redraw = () => paint(canvas, photo, maps[state.branch] ?? maps[data.branches[0]]);
+  canvas.redraw = () => {
+    const [values, rows, columns] = unpack(maps[state.branch] ?? maps[data.branches[0]]);
+    if (canvas.query === undefined) paint(canvas, photo, values, rows, columns);
+    else paint(canvas, photo, unpack(photo.attention)[0].subarray(canvas.query * rows * columns), rows, columns, canvas.query);
+  };
+  if (photo.attention) askable(canvas, photo, unpack(maps[data.branches[0]]));
   canvas.redraw();
 }
 
-// Region logits become a small image in the palette's colours, stretched smoothly over what the model saw.
-function paint(canvas, photo, packed) {
+// Choosing a place asks: which regions of what is seen answered what is meant there? Arrow keys move, Escape ends it.
+function askable(canvas, photo, [, rows, columns]) {
+  const label = canvas.getAttribute("aria-label");
+  const note = make("p", { class: "asked", "aria-live": "polite", hidden: true },
+    "What is meant in the outlined place took over what is seen where it is bright.");
+  const ask = (query) => {
+    canvas.query = query;
+    note.hidden = query === undefined;
+    canvas.setAttribute("aria-label", query === undefined ? label
+      : `attention of row ${Math.floor(query / columns) + 1}, column ${(query % columns) + 1}`);
+    canvas.redraw();
+  };
+  canvas.tabIndex = 0;
+  canvas.title = "Choose a place: which regions answered it?";
+  canvas.after(note);
+  canvas.addEventListener("click", (event) => {
+    const scale = Math.min(canvas.clientWidth / photo.size[0], canvas.clientHeight / photo.size[1]);
+    const share = [event.offsetX - canvas.clientWidth / 2, event.offsetY - canvas.clientHeight / 2].map((offset, axis) => {
+      const place = offset / scale / photo.size[axis] + 0.5;
+      return (place - photo.box[axis]) / (photo.box[axis + 2] - photo.box[axis]);
+    });
+    const query = Math.floor(share[1] * rows) * columns + Math.floor(share[0] * columns);
+    ask(share.some((place) => place < 0 || place >= 1) || query === canvas.query ? undefined : query);
+  });
+  canvas.addEventListener("keydown", (event) => {
+    const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
+    if (event.key === "Escape") ask(undefined);
+    if (!step) return;
+    event.preventDefault();
+    const from = canvas.query ?? Math.floor(rows / 2) * columns + Math.floor(columns / 2);
+    const row = Math.min(rows - 1, Math.max(0, Math.floor(from / columns) + step[0]));
+    const column = Math.min(columns - 1, Math.max(0, (from % columns) + step[1]));
+    ask(row * columns + column);
+  });
+}
+
+function unpack(packed) {
   const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
-  const [rows, columns] = bytes;
+  return [bytes.subarray(2), bytes[0], bytes[1]];
+}
+
+// Region logits become a small image in the palette's colours, stretched smoothly over what the model saw.
+function paint(canvas, photo, values, rows, columns, outlined) {
   const small = new OffscreenCanvas(columns, rows);
   const pixels = new ImageData(columns, rows);
   for (let i = 0; i < rows * columns; i += 1) {
-    const value = bytes[i + 2];
+    const value = values[i];
     pixels.data.set([...data.palette[value], 30 + Math.round(value * 0.62)], i * 4);
   }
   small.getContext("2d").putImageData(pixels, 0, 0);
@@ -126,6 +191,14 @@ function paint(canvas, photo, packed) {
   context.clearRect(left, top, right - left, bottom - top);
   context.imageSmoothingQuality = "high";
   context.drawImage(small, left, top, right - left, bottom - top);
+  if (outlined === undefined) return;
+  const [width, height] = [(right - left) / columns, (bottom - top) / rows];
+  const place = [left + (outlined % columns) * width, top + Math.floor(outlined / columns) * height, width, height];
+  for (const [color, line] of [["#000", 4], ["#fff", 2]]) {
+    context.strokeStyle = color;
+    context.lineWidth = line;
+    context.strokeRect(...place);
+  }
 }
 
 function drawBranches() {
@@ -152,7 +225,7 @@ function drawBranches() {
 
 function draw() { drawLevels(); drawBars(); drawPhotos(); }
 
-$("lead").textContent = `${data.photos.length} photo${data.photos.length === 1 ? "" : "s"}, ${data.levels[0].labels.length} labels of ${data.taxonomy}, model ${data.model}.`;
+$("lead").textContent = `${data.photos.length} ${data.photos.some((photo) => photo.text) ? "post" : "photo"}${data.photos.length === 1 ? "" : "s"}, ${data.levels[0].labels.length} labels of ${data.taxonomy}, model ${data.model}.`;
 $("threshold").value = 50;
 $("threshold").addEventListener("input", (event) => { state.threshold = Number(event.target.value); drawBars(); drawPhotos(); });
 $("own").addEventListener("click", () => { state.threshold = null; draw(); });
