@@ -33,7 +33,6 @@ class Measured:
         row_bytes: Of a photo's row with its embedding.
         path_bytes: Of a photo's entry in the list of inputs.
         index_bytes: Of a photo in the index.
-        index_seconds: CPU of putting a photo's row into the index.
     """
 
     photo_bytes: float
@@ -43,7 +42,6 @@ class Measured:
     row_bytes: float
     path_bytes: float
     index_bytes: float
-    index_seconds: float
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,6 @@ def simulate(measured: Measured, plan: Plan, *, seed: int = 0) -> dict[str, Any]
         "TB read": round(plan.photos * measured.photo_bytes / 1e12, 2),
         "GB of results": round(gigabytes),
         "GB of index": round(plan.photos * measured.index_bytes / 1e9),
-        "hours of indexing, one core": round(plan.photos * measured.index_seconds / 3600, 2),
         "money": {name: round(value, 2) for name, value in money.items()} | {"all": round(sum(money.values()), 2)},
     }
 
@@ -186,7 +183,7 @@ def measure(folder: Path, count: int) -> Measured:
         job = plan_job(place / "job", [str(place / "list.txt")], JobOptions(embedding=True))
         run_job(job, workers=1)
         rows = sum(path.stat().st_size for path in (place / "job" / SHARDS).iterdir())
-        indexing = cpu(lambda: update_index(place / "index", [str(place / "job")], job.manifest.options.model))
+        update_index(place / "index", [str(place / "job")], job.manifest.options.model)
         home = place / "index" / read_index(place / "index").generation
         return Measured(
             photo_bytes=sum(path.stat().st_size for path in photos) / len(photos),
@@ -196,7 +193,6 @@ def measure(folder: Path, count: int) -> Measured:
             row_bytes=rows / len(photos),
             path_bytes=(place / "job" / INPUTS).stat().st_size / len(photos),
             index_bytes=sum((home / name).stat().st_size for name in (PHOTOS, VECTORS)) / len(photos),
-            index_seconds=indexing,
         )
 
 

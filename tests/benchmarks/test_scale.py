@@ -5,7 +5,7 @@ from benchmarks.scale import Measured, Plan, part_rates, simulate
 
 ONE = Measured(
     photo_bytes=1e5, read_seconds=0.004, model_seconds=0.016, list_seconds=1e-6, row_bytes=1000, path_bytes=20,
-    index_bytes=900, index_seconds=1e-4,
+    index_bytes=900,
 )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from work import JOBS
 
-from intclip.errors import IntclipError
+from intclip.cli.main import run_to_exit
 from intclip.evaluation.ablation import PRELOAD
 
 WRONG_INPUT = 2
@@ -30,30 +30,31 @@ Fault = Callable[[Path], None]
 """Called in the child before the job, with the job's folder: makes what will go wrong."""
 
 
-def child(kind: str, place: Path, inputs: Path, fault: Fault | None) -> None:
-    """One attempt, as the command line would make it: wrong input leaves with code 2, after one line."""
+def child(kind: str, place: Path, inputs: Path, fault: Fault | None, told: Path) -> None:
+    """One attempt, as the command line makes it: wrong input leaves with code 2, after one line."""
+    os.dup2(os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     if fault is not None:
         fault(place)
-    try:
-        JOBS[kind].run(place, inputs)
-    except IntclipError as error:
-        print(f"intclip: {error}", file=sys.stderr)
-        os._exit(WRONG_INPUT)
-    os._exit(0)
+    run_to_exit(lambda: JOBS[kind].run(place, inputs))
 
 
 class Harness:
     """Starts children from a server that has imported everything, so that an attempt takes a fraction of a second."""
 
     def __init__(self) -> None:
+        self._told = Path(tempfile.mkdtemp(prefix="intclip-told-"), "told.txt")
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([*PRELOAD, "toy_method", "work", "faiss", "torch"])
 
     def start(self, kind: str, place: Path, inputs: Path, fault: Fault | None = None) -> Any:
         """Begin an attempt."""
-        process = self._context.Process(target=child, args=(kind, place, inputs, fault))
+        process = self._context.Process(target=child, args=(kind, place, inputs, fault, self._told))
         process.start()
         return process
+
+    def told(self) -> str:
+        """What the last attempt wrote to standard error."""
+        return self._told.read_text(encoding="utf-8", errors="replace")
 
     def run(self, kind: str, place: Path, inputs: Path, fault: Fault | None = None) -> int:
         """An attempt to its end; its exit code, below 0 a signal."""

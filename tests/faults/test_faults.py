@@ -83,10 +83,10 @@ def test_a_fault_at_any_change_of_a_file(harness, inputs, undisturbed, tmp_path,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_full_disk_is_told_and_leaves_nothing_half(harness, inputs, undisturbed, tmp_path, kind, capfd):
+def test_a_full_disk_is_told_and_leaves_nothing_half(harness, inputs, undisturbed, tmp_path, kind):
     job, place = JOBS[kind], tmp_path / "job"
     code = harness.run(kind, place, inputs, SmallFiles(700))
-    told = capfd.readouterr().err
+    told = harness.told()
     assert code == WRONG_INPUT
     assert "intclip: " in told
     assert "Traceback" not in told
@@ -98,7 +98,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_half(harness, inputs, undisturbe
 
 @pytest.mark.skipif(not ROOT, reason="only root may mount a small disk")
 @pytest.mark.parametrize("kind", ["train", "batch"])
-def test_a_disk_that_fills_up(harness, inputs, undisturbed, kind, capfd):
+def test_a_disk_that_fills_up(harness, inputs, undisturbed, kind):
     job = JOBS[kind]
     try:
         disk = small_disk(64 * 1024)
@@ -109,7 +109,7 @@ def test_a_disk_that_fills_up(harness, inputs, undisturbed, kind, capfd):
         filler = folder / "filler"
         filler.write_bytes(bytes(40 * 1024))
         code = harness.run(kind, folder / "job", inputs)
-        told = capfd.readouterr().err
+        told = harness.told()
         assert code == WRONG_INPUT
         assert "No space left on device" in told
         job.whole(folder / "job")
@@ -123,13 +123,14 @@ def test_a_disk_that_fills_up(harness, inputs, undisturbed, kind, capfd):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_denied_permission_is_one_line(harness, home, inputs, undisturbed, kind, capfd):
+def test_denied_permission_is_one_line(harness, home, inputs, undisturbed, kind):
     place = home / f"denied-{kind}" / "job"
     place.parent.mkdir()
     place.parent.chmod(0o555)
     assert harness.run(kind, place, inputs, as_nobody) == WRONG_INPUT
-    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("intclip: ")]
+    told = harness.told().splitlines()
     assert len(told) == 1
+    assert told[0].startswith("intclip: ")
     assert "Permission denied" in told[0]
     place.parent.chmod(0o755)
     assert harness.run(kind, place, inputs) == 0
@@ -166,10 +167,10 @@ def test_a_damaged_cache_shard_is_computed_again(harness, inputs, undisturbed, t
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(harness, inputs, undisturbed, tmp_path):
     place = tmp_path / "job"
-    number = 20
-    while not (place / "checkpoint-previous.safetensors").exists():
-        harness.run("train", place, inputs, AtOperation(number, "kill"))
-        number += 10
+    for number in range(10, 100, 3):
+        assert harness.run("train", place, inputs, AtOperation(number, "kill")) == -9
+        if (place / "checkpoint-previous.safetensors").exists():
+            break
     flip(place / "checkpoint.safetensors", 0.9)
     assert harness.run("train", place, inputs) == 0
     assert JOBS["train"].state(place) == undisturbed["train"]

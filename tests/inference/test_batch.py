@@ -209,7 +209,9 @@ def test_another_source_or_model_is_refused(listing, photos, options, tmp_path):
         with pytest.raises(StorageError, match=reason):
             plan_job(job.folder, [str(listing)], options.model_copy(update=changes))
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "x").touch()
+    (tmp_path / "full" / ".inputs.parquet.0.partial").touch()  # a killed start is none of them
+    assert plan_job(tmp_path / "full", [str(listing)], options).manifest.photos == 8
+    (tmp_path / "full" / "manifest.json").rename(tmp_path / "full" / "x")
     with pytest.raises(StorageError, match="holds other files"):
         plan_job(tmp_path / "full", [str(listing)], options)
 
@@ -358,7 +360,7 @@ def test_a_name_that_is_no_utf_8_is_read(photos, options, tmp_path):
 def test_ray_worker_does_a_shard_and_tells_what_is_wrong(listing, options, tmp_path):
     job = plan_job(tmp_path / "job", [str(listing)], options)
     worker = RayWorker()
-    told = worker({"folder": str(job.folder), "shard": 1})
+    told = worker({"folder": str(job.folder), "home": str(Path.cwd()), "shard": 1})
     assert (told["failure"], told["start"], told["rows"]) == ("", 2, 2)
     (job.folder / "inputs.parquet").write_bytes(b"")
     assert "inputs.parquet is damaged or gone" in worker({"folder": str(job.folder), "shard": 0})["failure"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from intclip.errors import CheckpointError
@@ -63,7 +63,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Json) -> None
     """Write tensors and JSON to one safetensors file, with a checksum of the tensors."""
     whole = {key: value.detach().cpu().contiguous().clone() for key, value in sorted(tensors.items())}
     header = {"intclip": json.dumps({"version": VERSION, "sha256": _digest(whole), "meta": meta})}
-    save_file(whole, path, metadata=header)
+    path.write_bytes(save(whole, metadata=header))  # not save_file: it tells of a full disk by no OSError
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Json]:

@@ -172,7 +172,9 @@ def plan_job(
     """
     folder = Path(folder)
     before = read_job(folder) if (folder / MANIFEST).exists() else None
-    if before is None and folder.is_dir() and any(path.name not in (INPUTS, LOCK) for path in folder.iterdir()):
+    # Hidden ones are the lock, and what a killed start began.
+    others = [path for path in folder.glob("*") if path.name != INPUTS and not path.name.startswith(".")]
+    if before is None and others:
         raise StorageError(f"{folder} holds other files; choose a new folder for the job")
     predictor = options.model.load()
     target = folder / INPUTS if before is None else None

@@ -134,6 +134,7 @@ class RayWorker:
         """One shard; what the user can mend comes back as text, since Ray would wrap it in a traceback."""
         try:
             if self._mapper is None:
+                os.chdir(item["home"])  # relative paths mean what they meant where the job was started
                 self._mapper = ShardMapper(read_job(item["folder"]), workers=1, threads=1)
             return vars(self._mapper(int(item["shard"]))) | {"failure": ""}
         except IntclipError as error:
@@ -155,9 +156,9 @@ def _ray(job: Job, missing: Sequence[int], workers: int | None) -> Iterator[Shar
     count = min(len(missing), workers or max(1, int(ray.cluster_resources().get("CPU", 2)) - 1))
     device = job.manifest.options.model.device
     try:
-        folder = str(job.folder.absolute())
+        folder, home = str(job.folder.absolute()), str(Path.cwd())
         items = data.from_items(
-            [{"folder": folder, "shard": number} for number in missing], override_num_blocks=len(missing)
+            [{"folder": folder, "home": home, "shard": number} for number in missing], override_num_blocks=len(missing)
         )
         results = items.map(
             RayWorker,

@@ -125,6 +125,7 @@ def update_index(
     finished = _finished_job(sources)
     with hold_lock(folder / LOCK, f"another process works on {folder}; wait for it"):
         before = read_index(folder) if (folder / INDEX).exists() else None
+        _clean(folder, before)
         if finished is not None:
             model = finished.manifest.options.model
         predictor = model.load()
@@ -140,6 +141,7 @@ def update_index(
         keep = {path for path in known if path not in named} if add else set()
         keep |= {path for path, (stamp, _) in named.items() if known.get(path) == stamp}
         if not new and keep == known.keys() and before is not None:
+            shutil.rmtree(folder / WORK, ignore_errors=True)
             return Updated(before.photos, 0, before.photos, 0, before.errors)
         job = finished
         if job is None and new:
@@ -149,12 +151,18 @@ def update_index(
         fresh = {reference.path: named[reference.path][0] for reference in new}
         info = _write_generation(folder, before, keep, job, fresh, exact_limit, predictor, model, identity)
         write_text(folder / INDEX, info.model_dump_json(indent=1) + "\n")
-        for old in folder.glob("g-*"):
-            if old.name != info.generation:
-                shutil.rmtree(old, ignore_errors=True)
+        _clean(folder, info)
         shutil.rmtree(folder / WORK, ignore_errors=True)
         removed = sum(path not in keep and path not in fresh for path in known)
         return Updated(info.photos, len(new), len(keep), removed, info.errors)
+
+
+def _clean(folder: Path, info: IndexInfo | None) -> None:
+    """Remove generations that do not hold, and what a killed update was writing."""
+    for path in (*folder.glob("g-*"), *folder.glob(".*.partial")):
+        if info is None or path.name != info.generation:
+            shutil.rmtree(path, ignore_errors=True)
+            path.unlink(missing_ok=True)
 
 
 def _finished_job(sources: Sequence[str]) -> Job | None:

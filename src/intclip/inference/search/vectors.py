@@ -63,10 +63,17 @@ def build_vectors(batches: Iterable[npt.NDArray[Any]], count: int, dim: int, *, 
 
 
 def save_vectors(index: Any, path: Path) -> None:
-    """Write an index, whole or not at all."""
+    """Write an index, whole or not at all.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
     faiss = require("faiss", "search")
     with atomic_path(path) as partial:
-        faiss.write_index(index, str(partial))
+        try:
+            faiss.write_index(index, str(partial))
+        except RuntimeError as error:
+            raise StorageError(f"cannot write {path}; free space or choose a writable place") from error
 
 
 def load_vectors(path: Path) -> Any:
