@@ -21,7 +21,8 @@ from intclip.serving.app.session import Photo, Session
 from intclip.serving.batcher import Batcher, channels
 
 if TYPE_CHECKING:
-    from intclip.inference.post_predictor import PostPredictor, WordEvidence
+    from intclip.explain.words import WordEvidence
+    from intclip.inference.post_predictor import PostPredictor
 
 OWN = "own intents"
 THUMBNAIL = 192

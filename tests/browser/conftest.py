@@ -1,0 +1,56 @@
+"""A real browser: Chromium through Playwright, which watches what the page says and whom it asks."""
+
+import os
+import shutil
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+WIDE, PHONE = (1280, 900), (390, 844)
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    path = next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None:
+        reason = f"no browser for the page's tests: install chromium (looked for {', '.join(NAMES)})"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with sync_playwright() as running:
+        # A container's root has no sandbox to give; the pages are our own.
+        chromium = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Open an address at a size; at the end no error was told, and nobody else was asked."""
+
+    @contextmanager
+    def open_page(address: str, size: tuple[int, int]):
+        context = browser.new_context(viewport={"width": size[0], "height": size[1]}, accept_downloads=True)
+        context.set_default_timeout(60_000)
+        page = context.new_page()
+        problems = []
+        home = urlsplit(address).netloc
+
+        def watch_request(request):
+            parts = urlsplit(request.url)
+            if parts.scheme in ("http", "https", "ws", "wss") and parts.netloc != home:
+                problems.append(f"asked {request.url}")
+
+        page.on("request", watch_request)
+        page.on("response", lambda answer: answer.status >= 400 and problems.append(f"{answer.status} {answer.url}"))
+        page.on("pageerror", lambda error: problems.append(f"error {error}"))
+        page.on("console", lambda said: said.type in ("error", "warning") and problems.append(f"console: {said.text}"))
+        page.goto(address)
+        yield page
+        context.close()
+        assert problems == []
+
+    return open_page

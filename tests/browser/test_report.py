@@ -1,0 +1,42 @@
+"""The report in a real browser: one file, no network."""
+
+import pytest
+from conftest import PHONE, WIDE
+
+from intclip.data.demo_photos import demo_photos
+from intclip.explain.report import write_folder_report
+from intclip.inference.loading import load
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def report(browser, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_folder_report(demo_photos(), load("proxy", engine="torch"), path)
+    return path.as_uri()
+
+
+@pytest.mark.parametrize("size", [WIDE, PHONE])
+def test_bars_thresholds_levels_and_evidence(report, visit, size):
+    with visit(report, size) as page:
+        photos = len(demo_photos())
+        assert page.locator(".photo").count() == photos
+        assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+        page.locator("#threshold").fill("100")
+        assert set(page.locator("#bars .count").all_inner_texts()) == {"0"}
+        page.locator("#threshold").fill("0")
+        assert set(page.locator("#bars .count").all_inner_texts()) == {str(photos)}
+        page.locator("#own").click()
+        assert page.locator("#threshold-value").inner_text() == "each label's own"
+        card = page.locator(".photo").first
+        card.locator(".label").first.click()
+        drawn = "node => node.toDataURL()"
+        fused = card.locator("canvas").evaluate(drawn)
+        page.get_by_role("button", name="sight").click()
+        assert card.locator("canvas").evaluate(drawn) != fused
+        page.locator("#levels button").nth(1).click()
+        assert page.locator("#bars li").count() == 9
+        page.locator("#bars button").first.focus()
+        page.keyboard.press("Enter")
+        assert "most probable first" in page.locator("#filter").inner_text()
