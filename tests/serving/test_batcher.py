@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from watched import WatchedPredictor, photo
 
+import intclip.serving.batcher as batcher_module
 from intclip.errors import ImageError, IntclipError, TaxonomyError
 from intclip.serving.batcher import Batcher, Busy, Closed
 
@@ -173,3 +174,47 @@ def test_what_cannot_be_asked_is_refused_before_it_is_taken(make, watched):
         with pytest.raises(IntclipError, match=reason):
             ask()
     assert batcher.inside == 0
+
+
+def test_a_long_list_lets_single_photos_pass(make, watched, monkeypatch):
+    read, first, go, order = batcher_module._read, threading.Event(), threading.Event(), []
+
+    def watched_read(image, *arguments):
+        first.set()
+        assert go.wait(WAIT)
+        order.append(image)
+        return read(image, *arguments)
+
+    monkeypatch.setattr(batcher_module, "_read", watched_read)
+    batcher = make({"a": watched}, decoders=1)
+    many = [photo(i) for i in range(30)]
+    futures = batcher.submit_all([(file, None) for file in many])
+    assert first.wait(WAIT)  # the first of the list is being decoded
+    single = photo(200)
+    futures.append(batcher.submit(single))
+    go.set()
+    for future in futures:
+        future.result(WAIT)
+    assert order.index(single) == 4  # arrived as number 31; place 4 of the list counts as number 1 + 4 × 9
+    assert [one for one in order if one != single] == many
+
+
+def test_closing_while_others_submit_loses_nothing(watched):
+    for _ in range(20):
+        batcher = Batcher({"a": watched})
+        taken = []
+
+        def submit(batcher=batcher, taken=taken):
+            try:
+                while True:
+                    taken.append(batcher.submit(photo(3)))
+            except (Busy, Closed):
+                pass
+
+        threads = [threading.Thread(target=submit) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        batcher.close()
+        for thread in threads:
+            thread.join(WAIT)
+        assert all(future.done() and future.exception() is None for future in taken)

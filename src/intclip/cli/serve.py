@@ -31,7 +31,7 @@ def serve(
     capacity: Annotated[int, typer.Option(min=2, help="Photos inside at once; more are refused with 429.")] = 256,
     max_batch: Annotated[int, typer.Option(min=1, help="Photos computed at once.")] = 32,
     max_photos: Annotated[int, typer.Option(min=1, help="Photos of one request.")] = 32,
-    max_megapixels: Annotated[float, typer.Option(min=0.01, max=178, help="Million pixels of a photo.")] = 64,
+    max_megapixels: Annotated[float, typer.Option(min=0.01, max=178, help="Million pixels of a photo.")] = 50,
     max_request_mb: Annotated[float, typer.Option(min=0.01, max=512, help="Million bytes of a request.")] = 32,
     upload_seconds: Annotated[float, typer.Option(min=0.1, help="A request must have come in by then.")] = 30,
     answer_seconds: Annotated[float, typer.Option(min=0.1, help="A request is given up after this long.")] = 60,
@@ -50,10 +50,11 @@ def serve(
     Photos of all clients share one queue and are computed together. Nothing is fetched from addresses, and neither logs
     nor metrics hold anything of a photo.
 
-    Examples:
-        intclip serve
-        intclip serve --model lite --model mine=runs/my-model --port 9000
-        curl -F images=@photo.jpg http://127.0.0.1:8000/v1/predict
+    intclip serve
+
+    intclip serve --model lite --model mine=runs/my-model --port 9000
+
+    curl -F images=@photo.jpg http://127.0.0.1:8000/v1/predict
     """
     from intclip.errors import IntclipError
     from intclip.extras import require

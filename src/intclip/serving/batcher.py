@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
@@ -31,6 +32,8 @@ Result = TypeVar("Result")
 Post = tuple[ImageInput | None, str | None]
 """A photo, the words beside it, or both; words only for a model that reads them."""
 
+_BEHIND = 8
+"""Photos that came so much later are decoded before the next one of a list: long lists do not hold up single photos."""
 _MEMORY = 0.8
 """Share of the past in the running mean of seconds a photo."""
 _LONGEST_WAIT = 60.0
@@ -94,6 +97,8 @@ class Batcher:
         self.default = next(iter(self.models))
         self._capacity, self._max_batch, self._max_pixels = capacity, max_batch, max_pixels
         self._on_batch = on_batch
+        self._undecoded: list[tuple[int, int, _Job]] = []
+        self._arrivals = 0
         self._queue: deque[_Job] = deque()
         self._inside = 0
         self._seconds = 0.02  # a photo, until the first batches have been timed
@@ -134,9 +139,12 @@ class Batcher:
         for image, text in posts:
             _check_post(name, channels(predictor), image, text)
         jobs = [_Job(name, image, text, _source(image), Future()) for image, text in posts]
-        self._enter(len(jobs))
-        for job in jobs:
-            self._pool.submit(self._decode, job)
+        with self._change:  # so that `close` ends the pool before or after, not between
+            self._enter(len(jobs))
+            for place, job in enumerate(jobs):
+                self._arrivals += 1
+                heappush(self._undecoded, (self._arrivals + _BEHIND * place, self._arrivals, job))
+                self._pool.submit(self._decode_next)
         return [job.future for job in jobs]
 
     def explain(self, image: ImageInput, label: str, *, model: str | None = None) -> "Future[Evidence]":
@@ -157,8 +165,9 @@ class Batcher:
             Busy: The queue is full.
             Closed: `close` was called.
         """
-        self._enter(1)
-        future = self._pool.submit(work)
+        with self._change:
+            self._enter(1)
+            future = self._pool.submit(work)
         future.add_done_callback(lambda _: self._leave(1))
         return future
 
@@ -183,20 +192,22 @@ class Batcher:
         self._worker.join()
 
     def _enter(self, count: int) -> None:
-        with self._change:
-            if self._closing:
-                raise Closed("the service is shutting down; try again later")
-            if self._inside + count > self._capacity:
-                raise Busy(min(max(1.0, self._inside * self._seconds), _LONGEST_WAIT))
-            self._inside += count
+        """Take room; the caller holds the lock."""
+        if self._closing:
+            raise Closed("the service is shutting down; try again later")
+        if self._inside + count > self._capacity:
+            raise Busy(min(max(1.0, self._inside * self._seconds), _LONGEST_WAIT))
+        self._inside += count
 
     def _leave(self, count: int) -> None:
         with self._change:
             self._inside -= count
             self._change.notify_all()
 
-    def _decode(self, job: _Job) -> None:
+    def _decode_next(self) -> None:
         """Photo to the model's size, (S, S, 3) uint8: little to keep while it waits for its batch."""
+        with self._change:
+            job = heappop(self._undecoded)[2]
         if job.future.cancelled():
             self._leave(1)
             return

@@ -8,11 +8,14 @@ from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from intclip.serving.batcher import Batcher
 
+GONE = 499
+"""Status told of a client that went away before it had sent all, as nginx tells it."""
 LEVELS = ("debug", "info", "warning", "error")
 _BATCHES = (1, 2, 4, 8, 16, 32, 64)
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -75,6 +78,8 @@ class Observer:
 
         try:
             await self._app(scope, receive, watched)
+        except ClientDisconnect:
+            status = GONE
         except Exception:
             self._log.exception("failed", request=request)
             if status:

@@ -28,7 +28,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     max_batch: int = Field(default=32, ge=1)
     decoders: int | None = Field(default=None, ge=1)
     max_photos: int = Field(default=32, ge=1)
-    max_pixels: int = Field(default=64_000_000, ge=1, le=MAX_PIXELS)
+    max_pixels: int = Field(default=50_000_000, ge=1, le=MAX_PIXELS)
     max_body_bytes: int = Field(default=32_000_000, ge=1)
     max_bytes_inside: int = Field(default=512_000_000, ge=1)
     upload_seconds: float = Field(default=30, gt=0)

@@ -1,0 +1,256 @@
+"""The service under load: many clients at once, each checking its own photo's answer, beside the model alone.
+
+    python -m benchmarks.serve [--clients 200] [--requests 2000] [--model lite] [--hostile 0] [--out FILE]
+
+It starts `intclip serve` in a process of its own. Clients keep a connection and send one photo a request, from this
+process and on the same cores: what they cost counts against the service. "engine" is computing alone, "predict" is
+`Predictor.predict` from the same JPEG bytes; both are measured before and after the load, and the mean is told. On a
+busy machine compare the CPU milliseconds a photo, which other programs change little. `--hostile` adds clients that
+send truncated photos, bombs, text, too large bodies and bodies that never end.
+"""
+
+import argparse
+import asyncio
+import io
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.loader import real_photos
+from benchmarks.machine import write_report
+from intclip.inference.predictor import Predictor
+from intclip.inference.speed import noise_pixels
+
+TOLERANCE = 1e-4
+BATCH = 32
+
+
+def photos(side: int, count: int = 60) -> list[bytes]:
+    """Different parts of real photos as JPEG files."""
+    rng = np.random.default_rng(0)
+    files = []
+    originals = real_photos()
+    for number in range(count):
+        photo = originals[number % len(originals)]
+        left, top = (int(rng.integers(0, edge // 4)) for edge in photo.size)
+        part = photo.crop((left, top, left + 3 * photo.width // 4, top + 3 * photo.height // 4))
+        scale = side / max(part.size)
+        stream = io.BytesIO()
+        part.resize((round(part.width * scale), round(part.height * scale))).save(stream, "JPEG", quality=90)
+        files.append(stream.getvalue())
+    return files
+
+
+def request(content: bytes) -> bytes:
+    """A whole HTTP request with one photo in a form."""
+    start = b'--x\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
+    body = start + content + b"\r\n--x--\r\n"
+    head = "POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+    length = int(head.split("content-length: ", 1)[1].split("\r\n", 1)[0])
+    return int(head.split(" ", 2)[1]), await reader.readexactly(length)
+
+
+class Load:
+    """Clients of a service, and what they saw."""
+
+    def __init__(self, port: int, files: list[bytes], expected: list[dict[str, float]]) -> None:
+        self.port, self.expected = port, expected
+        self.requests = [request(file) for file in files]
+        self.milliseconds: list[float] = []
+        self.statuses: Counter[int] = Counter()
+        self.wrong = 0
+        self.hostile: Counter[str] = Counter()
+        self.left = 0
+
+    async def client(self, number: int) -> None:
+        """One that sends photos and checks their scores."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        turn = number
+        while self.left > 0:
+            self.left -= 1
+            turn = (turn + 7) % len(self.requests)
+            start = time.perf_counter()
+            writer.write(self.requests[turn])
+            await writer.drain()
+            status, body = await answer(reader)
+            self.milliseconds.append(1000 * (time.perf_counter() - start))
+            self.statuses[status] += 1
+            if status == 200:
+                scores = json.loads(body)["results"][0]["scores"]
+                self.wrong += any(abs(scores[name] - value) > TOLERANCE for name, value in self.expected[turn].items())
+            elif status == 429:
+                await asyncio.sleep(1)
+        writer.close()
+
+    async def enemy(self, number: int) -> None:
+        """One that sends what it should not."""
+        good = self.requests[0]
+        png = io.BytesIO()
+        Image.new("RGB", (4, 4)).save(png, "PNG")
+        bomb = png.getvalue()[:16] + (60000).to_bytes(4, "big") * 2 + png.getvalue()[24:]
+        sent = [
+            request(b"<html>"),
+            request(bomb),
+            request(good[200:3000]),
+            good[: len(good) // 2],
+            request(bytes(33_000_000)),
+        ]
+        while self.left > 0:
+            try:
+                reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                writer.write(sent[number % len(sent)])
+                status, _ = await asyncio.wait_for(answer(reader), 45)
+                self.hostile[str(status)] += 1
+            except (OSError, asyncio.IncompleteReadError, TimeoutError):
+                self.hostile["cut off"] += 1
+            writer.close()
+            await asyncio.sleep(0.05)
+
+    async def run(self, clients: int, requests: int, hostile: int) -> float:
+        """Seconds that it took."""
+        self.left = requests
+        start = time.perf_counter()
+        enemies = [asyncio.create_task(self.enemy(number)) for number in range(hostile)]
+        await asyncio.gather(*(self.client(number) for number in range(clients)))
+        seconds = time.perf_counter() - start
+        for task in enemies:
+            task.cancel()
+        await asyncio.gather(*enemies, return_exceptions=True)
+        return seconds
+
+
+def rates(model: Predictor, files: list[bytes], seconds: float) -> dict[str, tuple[float, float]]:
+    """Photos a second and CPU milliseconds a photo, of computing alone and of predicting from JPEG bytes."""
+    pixels = noise_pixels(BATCH, model.card.preprocessing.size)
+    works = {
+        "engine": (BATCH, lambda: model.predict_pixels(pixels)),
+        "predict": (len(files), lambda: model.predict(files, batch_size=BATCH)),
+    }
+    found = {}
+    for name, (count, work) in works.items():
+        work()
+        done, start, cpu = 0, time.perf_counter(), time.process_time()
+        while done == 0 or time.perf_counter() - start < seconds:
+            work()
+            done += count
+        found[name] = (done / (time.perf_counter() - start), 1000 * (time.process_time() - cpu) / done)
+    return found
+
+
+def of_process(pid: int) -> tuple[float, float]:
+    """Resident MB and CPU seconds of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def start(model: str, log: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """A service that answers, and its port."""
+    command = [sys.executable, "-m", "intclip.cli", "serve", "--model", model, "--port", "0"]
+    with log.open("wb") as stream:
+        server = subprocess.Popen(command, stderr=stream)
+    while not log.stat().st_size:
+        time.sleep(0.1)
+        if server.poll() is not None:
+            sys.exit("the service did not start")
+    port = int(json.loads(log.read_text(encoding="utf-8").splitlines()[0])["url"].rpartition(":")[2])
+    while True:
+        try:
+            asyncio.run(_probe(port))
+            return server, port
+        except OSError:
+            time.sleep(0.1)
+
+
+async def _probe(port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+    await answer(reader)
+    writer.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--hostile", type=int, default=0)
+    parser.add_argument("--model", default="lite")
+    parser.add_argument("--side", type=int, default=500, help="longer side of the photos")
+    parser.add_argument("--seconds", type=float, default=5.0, help="how long the model alone is measured, twice")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    import intclip
+
+    model = intclip.load(options.model)
+    files = photos(options.side)
+    expected = [one.scores for one in model.predict(files)]
+    before = rates(model, files, options.seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        server, port = start(options.model, Path(folder) / "log")
+        try:
+            load = Load(port, files, expected)
+            asyncio.run(load.run(options.clients, options.clients, 0))  # warm
+            load.milliseconds.clear()
+            load.statuses.clear()
+            memory, seconds, cpu = [], 0.0, of_process(server.pid)[1]
+            for _ in range(10):
+                seconds += asyncio.run(load.run(options.clients, options.requests // 10, options.hostile))
+                memory.append(round(of_process(server.pid)[0], 1))
+            cpu = of_process(server.pid)[1] - cpu
+        finally:
+            server.send_signal(signal.SIGINT)
+            code = server.wait(120)
+    after = rates(model, files, options.seconds)
+    count = len(load.milliseconds)
+    ordered = sorted(load.milliseconds)
+    alone: dict[str, Any] = {}
+    for name in before:
+        rate, cost = (statistics.mean(pair) for pair in zip(before[name], after[name], strict=True))
+        alone[name] = {"photos_per_second": round(rate, 1), "cpu_ms_a_photo": round(cost, 2)}
+    rate, cost = count / seconds, 1000 * cpu / count
+    write_report(
+        options.out,
+        {
+            "model": options.model,
+            "clients": options.clients,
+            "requests": count,
+            "photo_side": options.side,
+            "alone": alone,
+            "service": {"photos_per_second": round(rate, 1), "cpu_ms_a_photo": round(cost, 2)},
+            "share_of_alone": {
+                name: {
+                    "throughput": round(rate / value["photos_per_second"], 3),
+                    "cpu": round(value["cpu_ms_a_photo"] / cost, 3),
+                }
+                for name, value in alone.items()
+            },
+            "latency_ms": {
+                name: round(ordered[int(part * (count - 1))]) for name, part in (("p50", 0.5), ("p99", 0.99))
+            },
+            "statuses": dict(load.statuses),
+            "wrong_answers": load.wrong,
+            "hostile": dict(load.hostile),
+            "resident_MB": memory,
+            "exit_code": code,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
