@@ -8,7 +8,6 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import sync_playwright
 
-WIDE, PHONE = (1280, 900), (390, 844)
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 

@@ -5,8 +5,8 @@ import time
 
 import pytest
 import uvicorn
-from conftest import PHONE, WIDE
 from PIL import Image
+from screens import PHONE, WIDE
 
 from intclip.data.demo_photos import demo_photos
 from intclip.data.tabular import load_table

@@ -1,7 +1,7 @@
 """The report in a real browser: one file, no network."""
 
 import pytest
-from conftest import PHONE, WIDE
+from screens import PHONE, WIDE
 
 from intclip.data.demo_photos import demo_photos
 from intclip.explain.report import write_folder_report

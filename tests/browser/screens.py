@@ -1,0 +1,3 @@
+"""Screens the pages are tested at."""
+
+WIDE, PHONE = (1280, 900), (390, 844)
