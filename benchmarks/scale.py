@@ -205,6 +205,8 @@ def main() -> None:
     first.add_argument("--out", type=Path, help="write the figures here as JSON, besides printing them")
     second = commands.add_parser("simulate")
     second.add_argument("--measured", type=Path, required=True, help="what measure wrote")
+    for field in fields(Measured):
+        second.add_argument(f"--{field.name}", type=float, help="in place of the measured figure")
     for field in fields(Plan):
         needed = field.name in ("photos", "workers")
         second.add_argument(f"--{field.name}", type=float, required=needed, default=None if needed else field.default)
@@ -214,7 +216,9 @@ def main() -> None:
 
         write_report(asked.out, {"measured": asdict(measure(asked.photos, asked.count))})
         return
-    measured = Measured(**json.loads(asked.measured.read_text(encoding="utf-8"))["measured"])
+    figures = json.loads(asked.measured.read_text(encoding="utf-8"))["measured"]
+    own = {field.name: getattr(asked, field.name) for field in fields(Measured)}
+    measured = Measured(**(figures | {name: value for name, value in own.items() if value is not None}))
     given = {field.name: getattr(asked, field.name) for field in fields(Plan)}
     whole = {name: int(given[name]) for name in ("photos", "workers", "shard", "gpu_workers")}
     print(json.dumps(simulate(measured, Plan(**(given | whole))), indent=1))
