@@ -125,7 +125,6 @@ def page_content(evaluation: SavedEvaluation, against: SavedEvaluation | None, f
         "calibration": _calibration(ours, theirs),
         "precision_recall": _precision_recall(evaluation, ours, theirs),
         "confusion": _cells(confusion(ours)),
-        "confusion_name": "Confusion",
         "truth": None if exclusive else _cells(cooccurrence(ours.positive)),
         "guess": None if exclusive else _cells(cooccurrence(ours.predicted)),
         "best": show(best, lambda row: f"loss {losses[row]:.3f}"),
@@ -134,9 +133,12 @@ def page_content(evaluation: SavedEvaluation, against: SavedEvaluation | None, f
     if theirs is not None:
         gain = photo_losses(theirs, exclusive=exclusive) - losses
         order = np.argsort(-np.nan_to_num(gain), kind="stable")
-        told = (lambda row: f"{'−' if gain[row] > 0 else '+'}{abs(gain[row]):.3f} loss",)
-        content["better"] = show([row for row in order[:PHOTOS] if gain[row] > 0], told[0])
-        content["weaker"] = show([row for row in order[::-1][:PHOTOS] if gain[row] < 0], told[0])
+
+        def told(row: int) -> str:
+            return f"{'−' if gain[row] > 0 else '+'}{abs(gain[row]):.3f} loss"
+
+        content["better"] = show([row for row in order[:PHOTOS] if gain[row] > 0], told)
+        content["weaker"] = show([row for row in order[::-1][:PHOTOS] if gain[row] < 0], told)
     return content
 
 

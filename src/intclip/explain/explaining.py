@@ -11,6 +11,7 @@ from intclip.explain.evidence import Evidence, make_evidence
 from intclip.inference.card import ATTENTION_OUTPUT, MAP_PREFIX
 
 if TYPE_CHECKING:
+    from intclip.explain.neighbours import Neighbour
     from intclip.inference.predictor import Predictor
 
 
@@ -42,7 +43,7 @@ def explain(
         chosen = check_kind(kind)
         regions = region_maps(predictor.torch_method(), pixels, index, chosen)
         outputs = predictor.engine()(pixels)
-    found = ()
+    found: tuple[Neighbour, ...] = ()
     if neighbours is not None:
         from intclip.explain.neighbours import nearest_photos
 

@@ -79,7 +79,8 @@ def attention_weights(attention: Attention, tokens: Tensor) -> Tensor:
     projected = F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias)
     query, key, _ = projected.view(batch, length, 3, attention.heads, -1).permute(2, 0, 3, 1, 4)
     scale = (width / attention.heads) ** -0.5
-    return (scale * query @ key.transpose(-1, -2)).softmax(dim=-1)
+    weights: Tensor = (scale * query @ key.transpose(-1, -2)).softmax(dim=-1)
+    return weights
 
 
 def _reading(method: Method, pixels: Tensor, index: int) -> Tensor:
