@@ -35,9 +35,17 @@ class WritableHub(Hub):
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 if self.headers.get("Transfer-Encoding") == "chunked":
                     body = b"".join(iter(self.chunk, b""))
-                status, answer = (hub.refusal, {"error": "no"}) if hub.refusal else (200, hub.take(self.path, body))
+                self.say(hub.take(self.path, body) if not hub.refusal else {"error": "no"})
+
+            def do_GET(self):
+                if self.path.startswith("/api/"):
+                    self.say({"id": REPOSITORY, "sha": COMMIT, "siblings": []})
+                else:
+                    super().do_GET()
+
+            def say(self, answer):
                 content = json.dumps(answer).encode()
-                self.send_response(status)
+                self.send_response(hub.refusal or 200)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()

@@ -2,7 +2,8 @@
 
 Selvaraju et al., Grad-CAM, ICCV 2017: the map is ReLU(Σ_c ᾱ_c x_c), x the last feature map (C, H, W) of a tower and ᾱ_c
 the mean gradient of the logit over the positions of channel c. A model with two towers has a map of each; the logit
-depends on both at once, so the fused map is the ReLU of the sum of the two before their own ReLU.
+depends on both at once, so the fused map is the ReLU of the sum of the two before their own ReLU. The head of `lite`
+reads the root of its features, whose slope at 0 is infinite: there x is that root.
 """
 
 from collections.abc import Iterator
@@ -16,10 +17,13 @@ from torch import Tensor, nn
 
 from intclip.backbones.base import Features
 from intclip.backbones.clip_vit import as_map
+from intclip.backbones.lite import LiteHead
 from intclip.errors import IntclipError
 from intclip.extras import require
 from intclip.methods.base import Method
 from intclip.methods.branches import Branch
+
+_TINY = 1e-12
 
 
 def gradcam(method: Method, pixels: Tensor, index: int) -> dict[str, npt.NDArray[np.float32]]:
@@ -81,7 +85,7 @@ class _Logits(nn.Module):
         """The method with its trained towers' maps led through their tap."""
 
         def lead(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-            return _through(self.taps["semantic"], output)
+            return self._through("semantic", output)
 
         handles = [branch.register_forward_hook(lead) for branch in self.branches]
         try:
@@ -105,15 +109,19 @@ class _Logits(nn.Module):
                 found[last] = self.taps["sight"](found[last])
         found["trunk"] = backbone.trunk(pixels)
         if set(needs) & {"regions", "pooled"}:
-            deep = _through(self.taps["sight"], backbone.deep(found["trunk"]))
+            deep = self._through("sight", backbone.deep(found["trunk"]))
             found |= {"regions": backbone.head.regions(deep), "pooled": backbone.head.pooled(deep)}
         return found
 
-
-def _through(tap: nn.Module, deep: Tensor) -> Tensor:
-    """Lead a feature map through a tap; of a ViT's tokens (B, 1 + N, W) the patches, as a map."""
-    if deep.dim() == 4:
+    def _through(self, name: str, deep: Tensor) -> Tensor:
+        """Lead a feature map through a tap; of a ViT's tokens (B, 1 + N, W) the patches, as a map."""
+        tap = self.taps[name]
+        if deep.dim() == 3:
+            patches = tap(as_map(deep[:, 1:])).flatten(2).transpose(1, 2)
+            return torch.cat([deep[:, :1], patches], dim=1)
+        if isinstance(self.method.backbone.head, LiteHead):
+            # The head takes the root again; a little above 0 its slope is finite.
+            squared: Tensor = tap(deep.sqrt()).square() + _TINY
+            return squared
         tapped: Tensor = tap(deep)
         return tapped
-    patches = tap(as_map(deep[:, 1:])).flatten(2).transpose(1, 2)
-    return torch.cat([deep[:, :1], patches], dim=1)

@@ -16,6 +16,8 @@ from intclip.inference.search.index import INDEX
 if TYPE_CHECKING:
     from intclip.inference.predictor import Predictor
 
+_BATCH = 32
+
 
 @dataclass(frozen=True)
 class Neighbour:
@@ -72,7 +74,7 @@ def _from_index(
 
 def _from_folder(predictor: "Predictor", image: ImageInput, place: str | os.PathLike[str]) -> list[Neighbour]:
     engine, preprocess = predictor.engine(embedding=True), predictor.card.preprocessing
-    photo = next(iter(score([image], preprocess, engine)))
+    photo = next(iter(score([image], preprocess, engine, batch_size=1)))
     if photo.error is not None:
         raise photo.error
     query = photo.outputs[EMBEDDING]
@@ -80,7 +82,7 @@ def _from_folder(predictor: "Predictor", image: ImageInput, place: str | os.Path
         Neighbour(
             known.source, float(known.outputs[EMBEDDING] @ query), _labels(predictor, known.outputs["probabilities"])
         )
-        for known in score(find_images(place), preprocess, engine)
+        for known in score(find_images(place), preprocess, engine, batch_size=_BATCH)
         if known.error is None
     ]
     return sorted(found, key=lambda each: -each.cosine)
