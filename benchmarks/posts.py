@@ -3,6 +3,7 @@
     INTCLIP_DATA=… python -m benchmarks.posts descriptions   # Intentonomy's val descriptions, nested cross-validation
     INTCLIP_DATA=… python -m benchmarks.posts curve          # the same on 50, 100, 200 and all posts
     INTCLIP_DATA=… python -m benchmarks.posts channels       # mvsa and memes: image, text, both; three seeds
+    INTCLIP_DATA=… python -m benchmarks.posts nested memes   # the same by nested cross-validation within train
 
 Encoded posts are kept in `--cache`. Times are of the processor (all threads), after encoding.
 """
@@ -176,14 +177,27 @@ def channels(cache: Path, names: list[str]) -> None:
                     )
 
 
+def within_train(cache: Path, names: list[str]) -> None:
+    print("| dataset | seed | reads | posts | figures |\n|---|---|---|---|---|")
+    for name in names:
+        dataset = load_dataset(name, missing="keep")
+        exclusive = dataset.task == "singlelabel"
+        raw, targets, _ = encoded(name, "train", cache, class_sentences(dataset.taxonomy))
+        for seed in SEEDS:
+            held = nested(raw, targets, dataset.taxonomy, exclusive=exclusive, seed=seed)
+            for mode, found in held.probabilities.items():
+                scores = figures(found, held.decisions[mode], targets, exclusive=exclusive)
+                print(f"| {name} | {seed} | {mode} | {len(targets)} | {row(scores)} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("descriptions", "curve", "channels"))
-    parser.add_argument("names", nargs="*", default=["memes", "mvsa"], help="of channels: the datasets")
+    parser.add_argument("what", choices=("descriptions", "curve", "channels", "nested"))
+    parser.add_argument("names", nargs="*", default=["memes", "mvsa"], help="of channels and nested: the datasets")
     parser.add_argument("--cache", type=Path, default=Path(".cache/posts"))
     given = parser.parse_args()
-    if given.what == "channels":
-        channels(given.cache, given.names)
+    if given.what in ("channels", "nested"):
+        {"channels": channels, "nested": within_train}[given.what](given.cache, given.names)
     else:
         {"descriptions": descriptions, "curve": curve}[given.what](given.cache)
 

@@ -173,7 +173,11 @@ def _entry(source: ImageInput, photo: Scored, predictor: Predictor) -> PhotoEntr
     strongest = np.argsort(-probabilities, kind="stable")[:EVIDENCE_LABELS]
     maps = {key.removeprefix(MAP_PREFIX): value for key, value in photo.outputs.items() if key.startswith(MAP_PREFIX)}
     entry = PhotoEntry(
-        **shown,
+        name=shown["name"],
+        path=shown["path"],
+        image=shown["image"],
+        size=shown["size"],
+        box=shown["box"],
         probabilities=(probabilities * PER_MILLE).round().astype(int).tolist(),
         evidence={int(label): {branch: packed(values[label]) for branch, values in maps.items()} for label in strongest}
         if maps

@@ -85,7 +85,7 @@ class Prediction:
         """JSON values: source, error, labels, scores; conflict and disputed of a post with photo and words."""
         if self.error is not None:
             return {"source": self.source, "error": self.error, "labels": [], "scores": None}
-        row = {"source": self.source, "error": None, "labels": self.labels, "scores": self.scores}
+        row: dict[str, Any] = {"source": self.source, "error": None, "labels": self.labels, "scores": self.scores}
         if self.conflict is not None:
             row["conflict"] = self.conflict.score
             row["disputed"] = {name: list(pair) for name, pair in self.conflict.disputed.items()}

@@ -51,7 +51,7 @@ class WordAttention(nn.Module):
             regions: The map that asks, (B, D, H, W).
             words: (B, L, D); a row of 0 is no word.
         """
-        added = self.attention(regions, words) @ self.value(words)
+        added: Tensor = self.attention(regions, words) @ self.value(words)
         return self.alpha * added.transpose(1, 2).reshape(regions.shape)
 
     def attention(self, regions: Tensor, words: Tensor) -> Tensor:
@@ -85,4 +85,5 @@ class IntclipWords(IntCLIP):
         if self.training and self.options.word_dropout:
             kept = torch.rand(len(words), 1, 1, device=words.device) >= self.options.word_dropout
             words = words * kept
-        return semantic + self.words(semantic, words)
+        added: Tensor = self.words(semantic, words)
+        return semantic + added
