@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from intclip.inference.predictor import Predictor
     from intclip.serving.settings import Settings
 
+PAGE = "/app"
 KEY_VARIABLE = "INTCLIP_API_KEY"
 
 
@@ -28,6 +29,10 @@ def serve(
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="Web pages from this origin may ask (CORS); may be repeated.")
     ] = None,
+    page: Annotated[
+        bool,
+        typer.Option("--page", help="With the page of `intclip app` at /app, over the same queue; it asks no key."),
+    ] = False,
     capacity: Annotated[int, typer.Option(min=2, help="Photos inside at once; more are refused with 429.")] = 256,
     max_batch: Annotated[int, typer.Option(min=1, help="Photos computed at once.")] = 32,
     max_photos: Annotated[int, typer.Option(min=1, help="Photos of one request.")] = 32,
@@ -59,8 +64,10 @@ def serve(
     from intclip.errors import IntclipError
     from intclip.extras import require
 
-    for module in ("fastapi", "uvicorn", "multipart", "structlog", "prometheus_client"):
+    for module in ("fastapi", "uvicorn", "python_multipart", "structlog", "prometheus_client"):
         require(module, "app")
+    if page:
+        require("gradio", "app")
     from intclip.inference.loading import load
     from intclip.serving.api import create_api
     from intclip.serving.observe import LEVELS, configure_logs
@@ -80,6 +87,8 @@ def serve(
         api_key=_read_key(api_key_file),
         cors_origins=tuple(allow_origin or ()),
     )
+    if page and settings.api_key is not None:
+        raise IntclipError("--page asks no key: serve it without one, or on its own with `intclip app`")
     with bind(host, port) as bound:
         models: dict[str, Predictor] = {
             name: load(
@@ -95,8 +104,13 @@ def serve(
             for name, spec in specs.items()
         }
         configure_logs(log_level)
+        api = create_api(models, settings)
+        if page:
+            from intclip.serving.app.server import mount_page
+
+            api = mount_page(api, api.state.batcher, [], PAGE)
         run(
-            create_api(models, settings),
+            api,
             bound,
             connections=connections,
             grace_seconds=settings.upload_seconds + settings.answer_seconds,

@@ -1,0 +1,37 @@
+"""What `intclip serve` refuses before it loads a model."""
+
+import sys
+
+import pytest
+
+from intclip.cli.main import main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "a=lite", "--model", "a=proxy"], "two models are called 'a'"),
+        (["--max-photos", "300"], "max_photos 300 is above capacity 256"),
+        (["--api-key-file", "nothing.txt"], "cannot read the API key from nothing.txt"),
+        (["--log-level", "loud"], "choose one of debug, info, warning, error"),
+        (["--host", "no such host"], "no address 'no such host'"),
+    ],
+)
+def test_wrong_options_end_in_one_line(arguments, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["intclip", "serve", *arguments])
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    told = capsys.readouterr().err
+    assert leaving.value.code == 2
+    assert said in told
+    assert told.count("\n") == 1
+
+
+def test_a_key_that_cannot_travel_is_refused_and_not_shown(monkeypatch, capsys):
+    monkeypatch.setenv("INTCLIP_API_KEY", "my key")
+    monkeypatch.setattr(sys, "argv", ["intclip", "serve"])
+    with pytest.raises(SystemExit):
+        main()
+    told = capsys.readouterr().err
+    assert "api_key travels in a header" in told
+    assert "my key" not in told
