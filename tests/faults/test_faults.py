@@ -75,7 +75,7 @@ def test_a_fault_at_any_change_of_a_file(harness, inputs, undisturbed, tmp_path,
         hit += code != 0
         # A cleaning up that failed, or a cache that cannot be written, may be passed over; all else is told.
         assert code in ((-9, 0) if action == "kill" else (WRONG_INPUT, 0)), code
-    assert hit >= 2
+    assert hit >= 1
     assert harness.run(kind, place, inputs) == 0
     assert job.state(place) == undisturbed[kind]
     if action != "kill":
