@@ -21,7 +21,7 @@ def _without_stubs() -> Iterator[None]:
             raise OSError("no stubs are wanted")
         return find(thing)
 
-    inspect.getfile = getfile
+    inspect.getfile = getfile  # type: ignore[assignment]
     try:
         yield
     finally:

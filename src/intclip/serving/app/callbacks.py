@@ -47,8 +47,9 @@ class Callbacks:
         self._on(page.branch.input, self.choose_branch, page.branch, ("figure",))
         self._on(page.level.input, self.choose_level, page.level, ("bars",))
         self._on(page.model.input, self.choose_model, page.model, ("caption", "own", "own_note", *READING))
-        self._on(page.own.input, self.write_own, page.own, ("own_note", *READING))
-        self._on(page.caption.input, self.write_caption, page.caption, ("strip", "words", "bars", "labels"))
+        # `change`, not `input`: pasted text is no input to Gradio.
+        self._on(page.own.change, self.write_own, page.own, ("own_note", *READING))
+        self._on(page.caption.change, self.write_caption, page.caption, ("strip", "words", "bars", "labels"))
         self._on(page.threshold.input, self.slide, [page.threshold, page.only], ("bars", "labels"))
         self._on(page.reset.click, self.reset_thresholds, [], ("threshold", "bars", "labels"))
         self._on(page.keep.click, self.keep_labels, page.labels, ("drop", "strip", "download"))

@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -136,8 +137,7 @@ class Studio:
     def _compute(self, reader: Reader, posts: Sequence[tuple[Photo, str]]) -> list[Prediction]:
         if reader.own:
             waiting = [
-                self.batcher.run(lambda path=photo.path: self.own_intents.predict(path, reader.taxonomy))
-                for photo, _ in posts
+                self.batcher.run(partial(self.own_intents.predict, photo.path, reader.taxonomy)) for photo, _ in posts
             ]
         else:
             image = "image" in reader.reads

@@ -177,7 +177,7 @@ def _ramp() -> str:
 
 
 def _render(template: str, **values: Any) -> str:
-    return _templates().get_template(template).render(**values)
+    return str(_templates().get_template(template).render(**values))
 
 
 @cache
