@@ -1,6 +1,8 @@
 """Evidence as a user asks for it: kinds, the aggregation's attention, nearest known photos, the legend."""
 
+import base64
 import json
+import re
 import shutil
 
 import numpy as np
@@ -16,6 +18,7 @@ from intclip.data.images import read_image
 from intclip.data.loading import DRAFT_FACTOR
 from intclip.errors import IntclipError
 from intclip.explain.kinds import KINDS
+from intclip.explain.report import write_folder_report
 from intclip.explain.sheet import NARROWEST, evidence_sheet
 from intclip.inference.batch.job import ModelOptions
 from intclip.inference.search.index import update_index
@@ -79,6 +82,19 @@ def test_a_method_without_aggregation_has_no_attention(photos, tmp_path):
     single = intclip.load(path, engine="torch", device="cpu")
     assert not single.card.attention
     assert single.explain(photos[0], LABEL).attention is None
+
+
+def test_the_report_holds_the_attention_for_whoever_asks_a_place(model, photos, tmp_path):
+    write_folder_report(photos[:1], model, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
+    content = base64.b64decode(data["photos"][0]["attention"])
+    assert (content[0], content[1], len(content)) == (9, 9, 2 + 81)
+    found = np.frombuffer(content[2:], np.uint8).reshape(9, 9) / 255
+    expected = model.explain(photos[0], LABEL).attention
+    expected = expected / expected.max(axis=1, keepdims=True)
+    low = expected.min()
+    np.testing.assert_allclose(found, (expected - low) / (1 - low), atol=0.01)
 
 
 @pytest.fixture

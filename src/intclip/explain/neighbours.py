@@ -82,7 +82,7 @@ def _from_folder(predictor: "Predictor", image: ImageInput, place: str | os.Path
         Neighbour(
             known.source, float(known.outputs[EMBEDDING] @ query), _labels(predictor, known.outputs["probabilities"])
         )
-        for known in score(find_images(place), preprocess, engine, batch_size=_BATCH)
+        for known in score(find_images(Path(place)), preprocess, engine, batch_size=_BATCH)
         if known.error is None
     ]
     return sorted(found, key=lambda each: -each.cosine)
