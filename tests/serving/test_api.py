@@ -1,5 +1,6 @@
 """The API in one process: what it answers, what it refuses, and that no request stops another."""
 
+import asyncio
 import base64
 import io
 import json
@@ -8,11 +9,14 @@ import threading
 import time
 
 import pytest
+from fastapi import HTTPException
 from fastapi.testclient import TestClient
 from PIL import Image
+from starlette.requests import Request
 from watched import WatchedPredictor, photo
 
 from intclip.serving.api import create_api
+from intclip.serving.bodies import Uploads
 from intclip.serving.settings import Settings
 
 
@@ -279,3 +283,28 @@ def test_metrics_count_requests_batches_and_failures(serve):
     assert 'intclip_requests_total{route="other",status="404"} 1.0' in text
     assert "intclip_unreadable_photos_total 1.0" in text
     assert "secret" not in text
+
+
+def test_bytes_of_all_requests_together_are_bounded():
+    def request(size):
+        async def receive():
+            return {"type": "http.request", "body": b"x" * size, "more_body": True}
+
+        return Request({"type": "http", "headers": []}, receive)
+
+    async def scenario():
+        uploads = Uploads(most=100, most_together=150)
+        with uploads.counted(request(80)) as first:
+            await first.receive()
+            with pytest.raises(HTTPException) as refusal, uploads.counted(request(80)) as second:
+                await second.receive()
+            assert (refusal.value.status_code, uploads.bytes) == (429, 80)
+            assert refusal.value.headers["Retry-After"]
+            with uploads.counted(request(60)) as third:
+                await third.receive()
+            with pytest.raises(HTTPException) as refusal:
+                await first.receive()
+            assert refusal.value.status_code == 413
+        assert uploads.bytes == 0
+
+    asyncio.run(scenario())
