@@ -1,12 +1,20 @@
 """What the app writes and reads without a browser: corrections as a table, lines as labels."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
+from watched import CLASSES, WatchedPredictor, photo
 
 from intclip.data.tabular import load_table
 from intclip.errors import TaxonomyError
+from intclip.inference.prediction import Prediction
 from intclip.labels.reading import parse_taxonomy
+from intclip.serving.app import views
 from intclip.serving.app.own_intents import MOST, read_intents
 from intclip.serving.app.session import Photo, corrections_table
+from intclip.serving.app.studio import Studio
+from intclip.serving.batcher import Batcher
 
 NAMES = ("joy", "sun; sand", "[rest]", 'a "quoted", name')
 
@@ -16,9 +24,9 @@ NAMES = ("joy", "sun; sand", "[rest]", 'a "quoted", name')
 )
 def test_corrections_come_back_as_they_were_kept(tmp_path, held):
     photos = [Photo(tmp_path / "x", name, "") for name in ("left.png", "trip/a, b.png")]
-    for photo in photos:
-        (tmp_path / photo.name).parent.mkdir(exist_ok=True)
-        (tmp_path / photo.name).write_bytes(b"x")
+    for one in photos:
+        (tmp_path / one.name).parent.mkdir(exist_ok=True)
+        (tmp_path / one.name).write_bytes(b"x")
     (tmp_path / "corrections.csv").write_text(corrections_table(photos, {1: held}, {1: 'says "hi",\nand more'}))
     dataset = load_table(tmp_path / "corrections.csv", taxonomy=parse_taxonomy(list(NAMES), "test"))
     (sample,) = dataset.splits["train"]
@@ -37,3 +45,43 @@ def test_own_intents_are_lines():
     assert labels.names == ("A quiet morning", "yes: no", "- 3")
     with pytest.raises(TaxonomyError, match="at most"):
         read_intents("\n".join(f"label {i}" for i in range(MOST + 1)))
+
+
+class Reading(WatchedPredictor):
+    """Reads words: red photos and the word "red" speak for the first class."""
+
+    channels = ("image", "text")
+
+    def __init__(self):
+        super().__init__("posts")
+        self.card = self.card.model_copy(update={"method": "posts", "maps": []})
+        self.bundle = SimpleNamespace(model=SimpleNamespace(channels=self.channels))
+
+    def predict(self, images=None, *, texts=None, **options):
+        found = np.full((len(texts), CLASSES), 0.25, dtype=np.float32)
+        found[:, 0] = [0.9 if text and "red" in text else 0.1 for text in texts]
+        return [Prediction(row, self.thresholds, self.taxonomy, "post") for row in found]
+
+    def explain_words(self, text, label):
+        words = [(word, 1.5 if word == "red" else -0.5) for word in text.split()]
+        return SimpleNamespace(label=label, probability=0.9, words=words)
+
+
+def test_a_caption_is_read_and_its_words_are_shown(tmp_path):
+    (tmp_path / "a.png").write_bytes(photo(10))
+    batcher = Batcher({"posts": Reading(), "plain": WatchedPredictor()})
+    studio = Studio(batcher, [tmp_path / "a.png"])
+    session = studio.new_session()
+    assert studio.predict(session)[0].top(1)[0][0] != "class 0"
+    assert views.words(session, studio) == ""
+    session.captions[0] = "a red <b>"
+    assert studio.predict(session)[0].labels == ["class 0"]
+    shown = views.words(session, studio)
+    assert shown.count("ic-for") == 2  # the word and the legend
+    assert "&lt;b&gt;" in shown
+    assert "90 %" in shown
+    session.model = "plain"  # reads photos alone: the caption waits
+    assert "text" not in studio.reader(session).reads
+    assert views.words(session, studio) == ""
+    assert studio.predict(session)[0].error is None
+    batcher.close()
