@@ -121,7 +121,6 @@ def main() -> None:
     root, run = str(given.work / "intentonomy"), str(given.work / "run")
     url = f"http://127.0.0.1:{server.server_address[1]}"
     counts = annotations(data / "intentonomy", Path(root), url, given.limit)
-    skip = ("--set", "missing=skip")
     prepare = ("data", "prepare", "intentonomy", "--root", root, "--split", "val", "--split", "test", "--rate", "200")
     changes = ["backbone.name=RN101@random", "schedule.epochs=1", "schedule.warmup_epochs=0", "data.train=val"]
     changes += ["data.val=null", "data.options.missing=skip", "cache.path=off"]

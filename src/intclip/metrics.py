@@ -148,7 +148,9 @@ def bootstrap_differences(
     Returns:
         Key of `SUMMARY` to (difference, low, high).
     """
-    problems = [_Problem(scores, targets, t, positive_share) for scores, t in zip((first, second), thresholds, strict=True)]
+    problems = [
+        _Problem(scores, targets, t, positive_share) for scores, t in zip((first, second), thresholds, strict=True)
+    ]
     whole = np.ones((1, problems[0].images))
     draws = _draws(problems[0].images, n, seed)
     ours, theirs = (problem.summary(np.vstack([whole, draws])) for problem in problems)

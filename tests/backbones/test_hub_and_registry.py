@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import COMMIT, Hub
 from safetensors.torch import save
 from seeded import SMALL_RESNET, SMALL_VIT, pixels
 
+from hub_server import COMMIT, Hub
 from intclip.backbones import backbone_names, load_backbone, registry
 from intclip.backbones.architecture import ARCHITECTURES
 from intclip.backbones.checkpoints import openai_state_dict
