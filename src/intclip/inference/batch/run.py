@@ -149,6 +149,7 @@ def _ray(job: Job, missing: Sequence[int], workers: int | None) -> Iterator[Shar
     if own:
         quiet = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
         here = os.environ.get("RAY_ADDRESS") is None
+        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 starves its workers beside any other work
         ray.init(**(quiet | {"num_cpus": (workers or os.cpu_count() or 1) + 1} if here else quiet))
     context = data.DataContext.get_current()
     context.enable_progress_bars = False
