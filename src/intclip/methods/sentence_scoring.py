@@ -120,6 +120,5 @@ def region_rows(regions: Tensor) -> Tensor:
 
 def region_map(logits: Tensor, regions: Tensor) -> Tensor:
     """Logits of rows (B, H·W, K) as maps (B, K, H, W) on the grid of the regions."""
-    # `len` and shapes of the batch would be fixed numbers in a converted graph.
-    return logits.transpose(1, 2).unflatten(2, regions.shape[2:])
+    rows = logits.transpose(1, 2)
     return rows.reshape(*rows.shape[:2], *regions.shape[2:])  # not len(): a traced graph would keep the example's B
