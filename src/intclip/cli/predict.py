@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from intclip.explain.evidence import Evidence
     from intclip.inference.prediction import Prediction
     from intclip.inference.predictor import Predictor
@@ -212,6 +214,7 @@ def explain(
     import json
 
     from intclip.cli.words import print_words
+    from intclip.data.images import read_image
     from intclip.errors import IntclipError, StorageError
     from intclip.explain.words import words_page
     from intclip.files import write_text
@@ -221,13 +224,14 @@ def explain(
     if photo is None and out is not None and out.suffix.lower() != ".html":
         raise StorageError(f"{out}: the evidence of words alone is an .html file")
     picture = None if photo is None else _picture_format(out or Path("overlay.png"))
+    image = None if photo is None else read_image(photo)
     predictor = _load(model, taxonomy, sentences, checkpoint, engine, device, Precision.f32)
     label = label or _most_probable(predictor, photo, text)
     words = None if text is None else predictor.explain_words(text, label, how=how)
     facts: dict[str, object] = {}
-    if photo is not None and picture is not None:
+    if photo is not None and image is not None and picture is not None:
         evidence = predictor.explain(photo, label, kind=kind.value, neighbours=neighbours)
-        facts = _draw(photo, evidence, branch, plain, *picture)
+        facts = {"photo": photo} | _draw(image, evidence, branch, plain, *picture)
         if not as_json:
             known = branch is Branch.fused or branch.value in cast("tuple[str, ...]", facts["branches"])
             note = "" if known else f" (this model has no {branch.value} branch of its own)"
@@ -265,23 +269,23 @@ def _most_probable(predictor: "Predictor", photo: str | None, text: str | None) 
     return predictor.predict(None if photo is None else [photo], texts=texts)[0].top(1)[0][0]
 
 
-def _draw(photo: str, evidence: "Evidence", branch: Branch, plain: bool, out: Path, format: str) -> dict[str, object]:
+def _draw(
+    image: "Image", evidence: "Evidence", branch: Branch, plain: bool, out: Path, format: str
+) -> dict[str, object]:
     """Write the evidence in a photo; what `explain --json` tells of it."""
     from dataclasses import asdict
 
-    from intclip.data.images import read_image
     from intclip.explain.evidence import overlay
     from intclip.explain.sheet import evidence_sheet
     from intclip.files import atomic_path
 
-    image = read_image(photo)
     if plain:
         drawn = overlay(image, getattr(evidence, branch.value), evidence.box)
     else:
         drawn = evidence_sheet(image, evidence, branch.value)
     with atomic_path(out) as partial:
         drawn.save(partial, format=format)
-    facts: dict[str, object] = {"photo": photo, "label": evidence.label, "probability": evidence.probability}
+    facts: dict[str, object] = {"label": evidence.label, "probability": evidence.probability}
     if evidence.neighbours:
         facts["neighbours"] = [asdict(near) for near in evidence.neighbours]
     return facts | {"branches": evidence.branches, "kind": evidence.kind, "out": str(out)}
