@@ -46,7 +46,7 @@ class TinyText(TextTower):
 
     def encode_embeddings(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
         hidden = torch.tanh(embeddings + self.position[: embeddings.shape[1]]).cumsum(dim=1)
-        at_end = hidden[torch.arange(len(hidden)), lengths - 1]
+        at_end = hidden[torch.arange(hidden.shape[0]), lengths - 1]
         return self.projection(torch.tanh(at_end))
 
 

@@ -41,6 +41,7 @@ def slow():
             with torch.no_grad():
                 output = method(method.backbone.features(row[None], method.needs), maps=True)
             named = {"logits": output.logits, "probabilities": output.logits.sigmoid()}
+            named["attention"] = output.extras["attention"]
             rows.append(named | {f"map_{name}": value for name, value in output.maps.items()})
         return {name: torch.cat([row[name] for row in rows]).numpy() for name in rows[0]}
 
@@ -52,7 +53,7 @@ def slow():
 def test_engines_agree_with_plain_torch(compiled, slow, name, count):
     batch = pixels(count)
     expected, found = slow(batch), compiled[name](batch)
-    assert set(found) == {"logits", "probabilities", "map_sight", "map_semantic", "map_fused"}
+    assert set(found) == {"logits", "probabilities", "map_sight", "map_semantic", "map_fused", "attention"}
     for key, values in expected.items():
         assert found[key].dtype == np.float32
         np.testing.assert_allclose(found[key], values, atol=1e-4, rtol=0, err_msg=key)

@@ -186,8 +186,12 @@ def test_every_method_converts_with_a_free_batch(name):
     """At batch sizes other than the traced one: no size in a method may be frozen by tracing."""
     options = {"context_length": 3} if "context_length" in method_options(name).model_fields else {}
     method = build_method(name, TinyBackbone(), tiny_taxonomy(), options)
-    module = PhotoGraph(method, exclusive=False, maps=True)
     rng = np.random.default_rng(0)
+    photos = torch.from_numpy(rng.standard_normal((6, 3, 24, 24)).astype(np.float32))
+    targets = torch.from_numpy(rng.integers(0, 2, (6, len(tiny_taxonomy()))).astype(np.float32))
+    with torch.no_grad():
+        method.prepare([(method.backbone.features(photos, method.needs), targets)])
+    module = PhotoGraph(method, exclusive=False, maps=True)
     engine = OpenvinoEngine(to_openvino(module, rng.standard_normal((2, 3, 24, 24)).astype(np.float32)))
     for count in (1, 5):
         batch = rng.standard_normal((count, 3, 24, 24)).astype(np.float32)

@@ -105,6 +105,6 @@ class Block(nn.Module):
 
         For the last block before a read-out: only keys and values are computed at every position, a sixth of the work.
         """
-        picked = x[torch.arange(len(x), device=x.device), positions] + self.attn.read(self.ln_1(x), positions)
+        picked = x[torch.arange(x.shape[0], device=x.device), positions] + self.attn.read(self.ln_1(x), positions)
         out: Tensor = picked + self.mlp(self.ln_2(picked))
         return out

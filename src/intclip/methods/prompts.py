@@ -112,10 +112,10 @@ class PromptLearner(nn.Module):
         prompts, lengths = self.embeddings()
         words = 1 + self.context_length
         start, context, sentence = prompts[:, :1], prompts[:, 1:words], prompts[:, words:]
-        rows = len(shift)
+        rows = shift.shape[0]  # and not len: a converted graph must take any batch
         moved = context + shift[:, None, None].to(context.dtype)
         whole = torch.cat([start.expand(rows, -1, -1, -1), moved, sentence.expand(rows, -1, -1, -1)], dim=2)
-        encoded = text.encode_embeddings(whole.flatten(0, 1), lengths.repeat(rows))
+        encoded = text.encode_embeddings(whole.flatten(0, 1), lengths.expand(rows, -1).flatten())
         return encoded.view(rows, self.halves, self.classes, -1)
 
     def before_step(self, step: int) -> None:

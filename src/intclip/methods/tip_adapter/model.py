@@ -22,6 +22,8 @@ from intclip.methods.zero_shot.model import ZeroShot, ZeroShotOptions
 _UNKNOWN = -1.0
 _SAME = 1e-4
 """1 − cosine below which a cached photo counts as the photo in hand; float16 features differ by less."""
+_EDGE = 1e-6
+"""How near to 0 and 1 a vote is let before its log-odds are taken."""
 
 
 class CacheOptions(BaseModel, frozen=True, extra="forbid"):
@@ -128,11 +130,13 @@ class TipAdapter(Method):
         if self.training and len(self.first_keys):
             itself = unit @ self.first_keys.T > 1 - _SAME
             closeness = closeness.masked_fill(itself, float("-inf"))
-        weights = closeness.softmax(dim=1).nan_to_num(0)
+        weights = closeness.softmax(dim=1)
+        weights = torch.where(weights.isnan(), 0.0, weights)  # every cached photo was itself
         known = (self.values != _UNKNOWN).to(weights.dtype)
         smoothing = self.options.cache.smoothing
         votes = weights @ (self.values * known) + smoothing * self.frequency
-        return torch.logit(votes / (weights @ known + smoothing), eps=1e-6)
+        share = (votes / (weights @ known + smoothing)).clamp(_EDGE, 1 - _EDGE)
+        return share.log() - (1 - share).log()  # torch.logit, which converters do not know
 
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
         """The classification loss."""
