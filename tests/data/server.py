@@ -25,7 +25,6 @@ class PhotoServer(ThreadingHTTPServer):
         self.queries: dict[str, dict[str, list[str]]] = {}
         self.times: list[float] = []
         self.lock = threading.Lock()
-        self.busy = self.busiest = 0
 
     @property
     def url(self) -> str:
@@ -46,13 +45,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.asked[name] += 1
             self.server.queries[name] = parse_qs(parts.query)
             self.server.times.append(time.monotonic())
-            self.server.busy += 1
-            self.server.busiest = max(self.server.busiest, self.server.busy)
-        try:
-            getattr(self, name.partition("-")[0], self.good)(name, self.server.asked[name])
-        finally:
-            with self.server.lock:
-                self.server.busy -= 1
+        getattr(self, name.partition("-")[0], self.good)(name, self.server.asked[name])
 
     def reply(self, content: bytes, status: int = 200, kind: str | None = "image/jpeg", **headers: str) -> None:
         self.send_response(status)
