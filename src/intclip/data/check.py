@@ -106,7 +106,7 @@ def perceptual_hash(image: Image.Image) -> tuple[int, int]:
     """128 bits that survive resizing and recompression: where brightness rises to the right, and where downwards."""
     grey = np.asarray(image.convert("L").resize((9, 9), Image.Resampling.BOX), dtype=np.int16)
     right, down = grey[:8, 1:] > grey[:8, :-1], grey[1:, :8] > grey[:-1, :8]
-    return tuple(int.from_bytes(np.packbits(bits).tobytes(), "big") for bits in (right, down))  # type: ignore[return-value]
+    return int.from_bytes(np.packbits(right).tobytes(), "big"), int.from_bytes(np.packbits(down).tobytes(), "big")
 
 
 def near_pairs(hashes: npt.NDArray[np.uint64], bits: int) -> Iterator[tuple[int, int]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
+from typing import Any
 
 from intclip.extras import require
 
@@ -109,9 +110,9 @@ class Fetcher:
         content: bytes = retrying(self._attempt, url, accept)
         return content
 
-    def _wait(self, state: object) -> float:
+    def _wait(self, state: Any) -> float:
         jittered = self._tenacity.wait_exponential_jitter(initial=self._backoff, jitter=self._backoff, max=60)
-        error = state.outcome.exception()  # type: ignore[attr-defined]
+        error = state.outcome.exception()
         return max(float(jittered(state)), float(error.after))
 
     def _sleep(self, seconds: float) -> None:

@@ -72,7 +72,7 @@ class PostPredictor(Predictor):
         channels = " and ".join(self.bundle.model.channels)
         return f"<PostPredictor {self.name}: {len(self.taxonomy)} labels of {self.taxonomy.name}, reads {channels}>"
 
-    def predict(
+    def predict_iter(
         self,
         images: Images | None = None,
         *,
@@ -81,8 +81,8 @@ class PostPredictor(Predictor):
         thresholds: Thresholds | None = None,
         errors: Literal["raise", "collect"] = "raise",
         workers: int | None = None,
-    ) -> list[Prediction]:
-        """Predictions of posts, in order.
+    ) -> Iterator[Prediction]:
+        """Predictions of posts, in order, as they are computed; `predict` gives them as a list.
 
         Args:
             images: Photos as `Predictor.predict` takes them; None in the list where a post has no photo.
@@ -96,23 +96,6 @@ class PostPredictor(Predictor):
             ImageError: A photo cannot be read; the message names it.
             IntclipError: Photos and texts differ in number, or a post has no channel that this bundle reads.
         """
-        return list(
-            self.predict_iter(
-                images, texts=texts, batch_size=batch_size, thresholds=thresholds, errors=errors, workers=workers
-            )
-        )
-
-    def predict_iter(
-        self,
-        images: Images | None = None,
-        *,
-        texts: Texts | None = None,
-        batch_size: int = 32,
-        thresholds: Thresholds | None = None,
-        errors: Literal["raise", "collect"] = "raise",
-        workers: int | None = None,
-    ) -> Iterator[Prediction]:
-        """`predict` as a stream."""
         if errors not in ("raise", "collect"):
             raise ValueError(f"errors must be 'raise' or 'collect', not {errors!r}")
         pairs = pair_posts(images, texts)
