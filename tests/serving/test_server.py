@@ -75,7 +75,10 @@ def connect(url: str) -> socket.socket:
 
 
 def say(url: str, *pieces: bytes) -> bytes:
-    """What the server answers to raw bytes, until it closes the connection."""
+    """What the server answers to raw bytes, until it closes the connection.
+
+    Where it closes before all was said, the system may drop what it had answered: then this is empty, or a part of it.
+    """
     with connect(url) as line:
         answer = b""
         try:
@@ -84,7 +87,7 @@ def say(url: str, *pieces: bytes) -> bytes:
             line.shutdown(socket.SHUT_WR)
             while more := line.recv(65536):
                 answer += more
-        except ConnectionError:  # closed before all was said
+        except OSError:  # reset, or no longer connected
             pass
     return answer
 
@@ -133,7 +136,8 @@ def test_hostile_requests_are_refused_and_change_nothing_for_others(service):
         with pytest.raises(ServiceError, match="Too many files"):
             client.predict([png] * 5)
         assert b" 400 " in say(service, b"nonsense\r\n\r\n").split(b"\r\n")[0]
-        assert b" 400 " in say(service, head("X: " + "a" * 200_000)).split(b"\r\n")[0]
+        large_head = say(service, head("X: " + "a" * 200_000))
+        assert not large_head or b" 400 " in large_head.split(b"\r\n")[0]
         body = b"{" * 900_000
         lines = head("Content-Type: application/json", f"Content-Length: {len(body)}")
         assert b" 422 " in say(service, lines, body).split(b"\r\n")[0]
