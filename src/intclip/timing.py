@@ -1,6 +1,7 @@
 """Paired timing: the candidates take turns in one process, so that a busy minute hits them all alike."""
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -50,6 +51,16 @@ def paired(
         "speedup": {name: round(ratio, 3) for name, ratio in ratios.items()},
         "runs": {name: [round(value, 6) for value in times] for name, times in runs.items()},
     }
+
+
+def peak_memory_mb() -> float | None:
+    """Most memory that this process has held so far, resident, in MB; None on Windows, which does not tell."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
 
 
 def median_seconds(function: Callable[[], object], *, seconds: float, warmup: int = 2, least: int = 5) -> float:

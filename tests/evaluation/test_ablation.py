@@ -31,7 +31,8 @@ BASE = read_recipe("tiny", ["cache.path=off"])
 
 def figures(mean: float) -> dict:
     headline = dict.fromkeys(("macro_f1", "micro_f1", "samples_f1", "mAP"), mean)
-    return {"splits": {"test": {"headline": headline}}, "learnable_parameters": 1500, "seconds": 60.0}
+    cost = {"photos_per_second": {"test": 1234.5}, "peak_memory_mb": 700 + 100 * mean}
+    return {"splits": {"test": {"headline": headline}}, "learnable_parameters": 1500, "seconds": 60.0, "cost": cost}
 
 
 def fake_work(cell: Cell, threads: int) -> None:
@@ -79,6 +80,49 @@ def test_methods_are_trained_by_their_own_recipes_on_the_same_data():
     assert (probe.data, probe.backbone) == (cells["IntCLIP"].recipe.data, cells["IntCLIP"].recipe.backbone)
     assert {cell.recipe.schedule.epochs for cell in cells.values()} == {3}
     assert cells["IntCLIP"].recipe.method == load_recipe("proxy-lite").method
+
+
+def test_a_method_trains_by_nothing_of_the_base_method():
+    cells = plan_cells(load_study("methods"), read_recipe("proxy-lite"), Path(), [0])
+    recipes = {cell.row: cell.recipe for cell in cells}
+    for row, name in (("CoOp", "coop"), ("LabCR", "labcr"), ("Prior", "prior")):
+        own = load_recipe(name)
+        assert (recipes[row].optim, recipes[row].schedule, recipes[row].augment) == (
+            own.optim,
+            own.schedule,
+            own.augment,
+        )
+        assert recipes[row].train.mixup == 0
+
+
+def test_a_row_changes_its_own_recipe_and_overrides_come_last():
+    def planned(*overrides: str, task: str = "multilabel") -> dict:
+        base = read_recipe("proxy-lite", overrides)
+        cells = plan_cells(load_study("methods-lite"), base, Path(), [0], overrides=overrides, task=task)
+        return {cell.row: cell.recipe for cell in cells}
+
+    plain, short = planned(), planned("schedule.epochs=1")
+    assert plain["Query2Label"].method.options["decoder"] == {"dim": 256, "feedforward": 1024}
+    assert plain["Query2Label"].optim.weight_decay == load_recipe("query2label").optim.weight_decay
+    assert {recipe.optim.ema for recipe in plain.values()} == {0.99}
+    # A fifth of the recipe's epochs is warm-up, and stays so.
+    assert (plain["Query2Label"].schedule.epochs, plain["Query2Label"].schedule.warmup_epochs) == (
+        6,
+        pytest.approx(1.2),
+    )
+    assert {recipe.schedule.epochs for recipe in short.values()} == {1}
+    assert short["Query2Label"].schedule.warmup_epochs == pytest.approx(0.2)
+    single = planned(task="singlelabel")
+    assert single["IntCLIP"].method.options["loss"]["kind"] == "softmax"
+    assert single["ASL (ResNet)"] == plain["ASL (ResNet)"]
+
+
+def test_a_study_may_take_its_figures_from_another():
+    lite, full = load_study("methods-lite"), load_study("methods")
+    assert [row.name for row in lite.rows] == [row.name for row in full.rows]
+    pairs = zip(lite.rows, full.rows, strict=True)
+    assert all(lite.published(one, "x") == full.published(other, "x") for one, other in pairs)
+    assert sum(bool(lite.published(row, "x")) for row in lite.rows) == 11
 
 
 def test_papers_figures_are_those_of_the_paper():
@@ -149,6 +193,8 @@ def test_finished_cells_are_not_run_again_and_killed_ones_go_on(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in cells[0].out.iterdir()} == before
     rows = collect(study, cells, "d")
     assert [(len(row.runs), len(row.failed)) for row in rows] == [(2, 0), (2, 0), (0, 2)]
+    reasons = collect(study, cells, "d", failures)[2].failed
+    assert reasons == {0: "the disk is full", 1: "the disk is full"}
 
 
 def wait_for_the_end(place: Path) -> None:
@@ -199,8 +245,8 @@ STUDY = Study(title="Title", metrics=["mAP"], note="A note.", rows=[])
 def test_table_shows_both_sides_their_order_and_what_differs():
     rows = [*rows_of(("A", 40.0, 0.30), ("B", 42.0, 0.35), ("C", 41.0, 0.10)), RowResult("D", {"mAP": 39.0})]
     text = render_study(STUDY, rows, command="intclip ablate x", protocol={"backbone": "lite"})
-    assert "| A | 40.00 / 31.00 ± 1.41 | 1,500 | 1.0 |" in text
-    assert "| D | 39.00 / – | – | – |" in text
+    assert "| A | 40.00 / 31.00 ± 1.41 | 1,500 | 1.0 | 1,234 | 732 |" in text
+    assert "| D | 39.00 / – | – | – | – | – |" in text
     assert "mAP: 2 of 3 pairs stand as in the paper. Not in ours: C over A" in text
     assert "| backbone | CLIP RN101 | lite |" in text
     assert "    intclip ablate x\n" in text
@@ -208,18 +254,23 @@ def test_table_shows_both_sides_their_order_and_what_differs():
 
 def test_csv_has_a_line_a_run_and_a_line_of_the_paper():
     lines = list(csv.reader(render_csv(STUDY, rows_of(("A", 40.0, 0.30))).splitlines()))
-    assert lines[0] == ["row", "source", "seed", "mAP", "learnable_parameters", "seconds"]
-    assert lines[1] == ["A", "paper", "", "40.0", "", ""]
-    assert lines[2][:4] == ["A", "ours", "0", "30.0000"]
+    costs = ["learnable_parameters", "seconds", "photos_per_second", "peak_memory_mb"]
+    assert lines[0] == ["row", "source", "seed", "mAP", *costs]
+    assert lines[1] == ["A", "paper", "", "40.0", "", "", "", ""]
+    assert lines[2] == ["A", "ours", "0", "30.0000", "1500", "60.0", "1234.5", "730.0"]
     assert len(lines) == 4
 
 
 def test_plot_and_tables_are_written(tmp_path):
-    rows = [*rows_of(("A", 40.0, 0.30)), RowResult("no run", {"mAP": 10.0}), RowResult("failed", {}, failed=[0])]
+    rows = [
+        *rows_of(("A", 40.0, 0.30)),
+        RowResult("no run", {"mAP": 10.0}),
+        RowResult("failed", {}, failed={0: "too dark"}),
+    ]
     paths = write_tables(tmp_path, "table9", STUDY, rows, command="c", protocol={})
     assert [path.name for path in paths] == ["table9.md", "table9.csv", "table9.png"]
     assert (tmp_path / "table9.png").read_bytes()[:4] == b"\x89PNG"
-    assert "Not finished: failed (seed 0)" in (tmp_path / "table9.md").read_text()
+    assert "- failed, seed 0: too dark\n" in (tmp_path / "table9.md").read_text()
 
 
 def test_no_plot_without_matplotlib(tmp_path, monkeypatch):

@@ -97,6 +97,7 @@ def train_state(place: Path) -> Any:
     files = {str(path.relative_to(place)): path.read_bytes() for path in sorted(place.rglob("*")) if path.is_file()}
     metrics = json.loads(files.pop("metrics.json"))
     metrics.pop("seconds")
+    metrics.pop("cost")
     files.pop("log.jsonl")
     log = [{key: value for key, value in line.items() if key not in TIMES} for line in read_log(place / "log.jsonl")]
     return files, metrics, log

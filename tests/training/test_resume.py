@@ -46,6 +46,7 @@ def contents(out: Path) -> dict[str, bytes]:
     files = {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
     metrics = json.loads(files.pop("metrics.json"))
     metrics.pop("seconds")
+    metrics.pop("cost")
     files.pop("log.jsonl")
     return files | {"metrics": json.dumps(metrics).encode()}
 

@@ -8,7 +8,8 @@ import typer
 
 def ablate(
     study: Annotated[
-        str | None, typer.Argument(help="table2 … table6, table-note (loss and branches), or methods (Table 1).")
+        str | None,
+        typer.Argument(help="table2 … table6, table-note (losses), methods (Table 1), methods-lite."),
     ] = None,
     recipe: Annotated[str, typer.Option(help="What all rows start from: a recipe's name or file.")] = "clean",
     data_root: Annotated[
@@ -48,7 +49,9 @@ def ablate(
 
     intclip ablate table6 --recipe clean-emotion --data-root EmotionROI
 
-    intclip ablate methods --recipe proxy-lite --set schedule.epochs=5 --jobs 1
+    intclip ablate methods-lite --recipe proxy-lite --data-root flickr8k --set data.limit=1000
+
+    intclip ablate methods-lite --recipe proxy-lite --set data.name=mvsa --data-root mvsa --out ablations/mvsa
     """
     from intclip.cli.common import parse_seeds, shell_command
     from intclip.cli.train import place_overrides
@@ -82,6 +85,7 @@ def ablate(
         out,
         parse_seeds(seeds),
         overrides=chosen_overrides,
+        task=dataset.task,
         fine_taxonomy=fine,
         jobs=jobs,
         only=rows or (),
@@ -89,8 +93,8 @@ def ablate(
     if not keep_bundles:
         adopt_finished(cells, out.parent)
     failures = run_cells(cells, jobs=jobs, keep_bundles=keep_bundles)
-    table = collect(chosen, cells, dataset.name)
-    protocol = describe_protocol(base, dataset, parse_seeds(seeds))
+    table = collect(chosen, cells, dataset.name, failures)
+    protocol = describe_protocol(cells, dataset)
     paths = write_tables(out, study, chosen, table, command=shell_command(), protocol=protocol)
     if as_json:
         import json
@@ -114,6 +118,7 @@ def _print_studies(names: list[str]) -> None:
             study = load_study(part)
             print(f"{part}: {study.title}")
             for row in study.rows:
-                what = f"recipe {row.recipe}" if row.recipe else f"{row.set or 'the recipe as it is'}"
+                what = f"recipe {row.recipe}" if row.recipe else ""
+                what = " and ".join(part for part in (what, str(row.set or "")) if part) or "the recipe as it is"
                 what = what if is_run(row, "given") else "published figures only"
                 print(f"  {row.name}: {what}")

@@ -25,7 +25,7 @@ from intclip.errors import IntclipError, RecipeError
 from intclip.evaluation.studies import Row, Study
 from intclip.files import atomic_directory
 from intclip.training.recipe import Recipe, load_recipe, validate_recipe
-from intclip.training.recipe_file import Content, apply_overrides, merge, method_delta
+from intclip.training.recipe_file import Content, apply_overrides, merge, method_training
 
 MAX_JOBS = 8
 PRELOAD = ("intclip.training.run", "torch._dynamo", "pandas")
@@ -61,6 +61,7 @@ def plan_cells(
     seeds: Sequence[int],
     *,
     overrides: Sequence[str] = (),
+    task: str = "multilabel",
     fine_taxonomy: str | None = None,
     jobs: int = 1,
     only: Sequence[str] = (),
@@ -70,7 +71,8 @@ def plan_cells(
     Args:
         study: What is changed.
         base: Content of the recipe that all rows start from, with the user's overrides.
-        overrides: The same overrides, for rows that have a recipe of their own.
+        overrides: The same overrides, for rows that have a recipe of their own; there they come last.
+        task: Of the dataset: what the rows change on it.
         out: Directory of the study.
         seeds: One cell of each row for each.
         fine_taxonomy: Taxonomy file of the rows that need one.
@@ -87,10 +89,15 @@ def plan_cells(
     for row in study.rows:
         if not is_run(row, fine_taxonomy) or (only and row.name not in only):
             continue
-        content = merge(base, study.set)
+        content = base if row.recipe is None else _with_training(base, method_training(row.recipe))
+        changed = merge(content, study.set)
+        if task == "singlelabel" and not row.own_loss:
+            changed = merge(changed, study.singlelabel)
+        changed = merge(changed, row.set or {})
         if row.recipe is not None:
-            content = _by_own_recipe(content, row.recipe, overrides)
-        content = merge(content, row.set or {})
+            changed = _warm_up_in_share(content, changed)
+            changed = _warm_up_in_share(changed, apply_overrides(changed, overrides))
+        content = changed
         extra: Content = {"name": f"{base['name']}: {row.name}", "train": {"workers": max(1, usable_cores() // jobs)}}
         if row.needs == "fine_taxonomy":
             extra["data"] = {"taxonomy": fine_taxonomy}
@@ -103,21 +110,24 @@ def plan_cells(
     return cells
 
 
-def _by_own_recipe(base: Content, name: str, overrides: Sequence[str]) -> Content:
-    """Content with a method's own training; where overrides shorten it, its warm-up keeps its share."""
-    own = merge(base, method_delta(name))
-    changed = apply_overrides(own, overrides)
-    before, after = own["schedule"], changed["schedule"]
-    if after["epochs"] != before["epochs"] and after["warmup_epochs"] == before["warmup_epochs"]:
-        warmup = before["warmup_epochs"] * after["epochs"] / before["epochs"]
-        changed = merge(changed, {"schedule": {"warmup_epochs": warmup}})
-    return changed
+def _with_training(base: Content, training: Content) -> Content:
+    """Content with a method's own training, of which nothing stays that the base's method was trained by."""
+    return base | training | {"train": base["train"] | training["train"]}
+
+
+def _warm_up_in_share(before: Content, after: Content) -> Content:
+    """A changed content; where the change shortens the training alone, the warm-up keeps its share of it."""
+    old, new = before["schedule"], after["schedule"]
+    if new["epochs"] != old["epochs"] and new["warmup_epochs"] == old["warmup_epochs"]:
+        warmup = old["warmup_epochs"] * new["epochs"] / old["epochs"]
+        return merge(after, {"schedule": {"warmup_epochs": warmup}})
+    return after
 
 
 def is_run(row: Row, fine_taxonomy: str | None = None) -> bool:
     """Whether a row can be run here, and is not only published figures."""
     if row.recipe is not None:
-        return bool(method_delta(row.recipe))
+        return bool(method_training(row.recipe))
     return row.set is not None and (row.needs is None or fine_taxonomy is not None)
 
 

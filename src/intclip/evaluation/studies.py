@@ -22,7 +22,9 @@ class Row(BaseModel, frozen=True, extra="forbid"):
     Attributes:
         name: As the table shows it.
         set: What it changes in the recipe.
-        recipe: Built-in recipe of the row's method, which says how it is trained. A row with neither is not run.
+        recipe: Built-in recipe of the row's method, which says how it is trained; `set` comes on top. A row with
+            neither is not run.
+        own_loss: Its loss is part of the method, or it has none: the study's `singlelabel` is not for it.
         needs: What must be given for it to run.
         paper: Published figures in percent, in order of the study's metrics.
         paper_on: The same, by dataset.
@@ -31,6 +33,7 @@ class Row(BaseModel, frozen=True, extra="forbid"):
     name: str
     set: dict[str, Any] | None = None
     recipe: str | None = None
+    own_loss: bool = False
     needs: Literal["fine_taxonomy"] | None = None
     paper: Figures | None = None
     paper_on: dict[str, Figures] = {}
@@ -45,6 +48,8 @@ class Study(BaseModel, frozen=True, extra="forbid"):
         paper_metrics: Columns that have published figures, where not all have.
         setting: Where the published figures differ from IntCLIP's usual setting.
         set: What all rows change in the recipe.
+        singlelabel: What they change besides on data where one label holds a photo, but for those with `own_loss`.
+        figures_of: Study whose rows of the same names have the published figures.
         note: What a reader must know to compare.
         rows: In order of the table.
     """
@@ -54,6 +59,8 @@ class Study(BaseModel, frozen=True, extra="forbid"):
     paper_metrics: list[str] | None = None
     setting: dict[str, str] = {}
     set: dict[str, Any] = {}
+    singlelabel: dict[str, Any] = {}
+    figures_of: str | None = None
     note: str
     rows: list[Row]
 
@@ -95,7 +102,11 @@ def load_study(name: str, task: str = "multilabel") -> Study:
         close = nearest(name, study_names())
         hint = f"did you mean {close!r}?" if close else f"there are: {', '.join(study_names())}"
         raise RecipeError(f"no study {name!r}; {hint}")
-    return Study.model_validate(content[key])
+    study = Study.model_validate(content[key])
+    if study.figures_of is None:
+        return study
+    paper = {row.name: row.paper for row in Study.model_validate(content[study.figures_of]).rows}
+    return study.model_copy(update={"rows": [row.model_copy(update={"paper": paper[row.name]}) for row in study.rows]})
 
 
 def _content() -> Mapping[str, Any]:

@@ -87,7 +87,9 @@ class Trainer:
         seed_everything(recipe.train.seed, _PREPARE)
         method.eval()
         # Also when resuming: a method may keep the batches that it is given here for its later epochs.
+        started = time.monotonic()
         method.prepare(PlainPasses(self.source, recipe.train.eval_batch_size))
+        self.position.seconds = time.monotonic() - started
         self.processes.broadcast(method)
         self.parameters = method.learnable_parameters()
         if self.parameters:

@@ -29,11 +29,18 @@ def read_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Cont
     return apply_overrides(content, overrides)
 
 
-def method_delta(name: str) -> Content:
-    """What a built-in recipe says of a method and its training, whatever the data and the backbone; empty for none."""
-    path = RECIPES / f"{name}.yaml"
-    content = _parse(path) if path.is_file() else {}
-    return {key: content[key] for key in ("method", "augment", "optim", "schedule", "train") if key in content}
+def method_training(name: str) -> Content:
+    """How a built-in recipe trains its method, bases and defaults included, whatever the data and the backbone.
+
+    Returns:
+        Its sections method, augment, optim and schedule, and of train what decides the steps; empty for no recipe.
+    """
+    if not (RECIPES / f"{name}.yaml").is_file():
+        return {}
+    content = read_recipe(name)
+    part: Content = {key: content[key] for key in ("method", "augment", "optim", "schedule")}
+    steps = ("batch_size", "eval_batch_size", "mixup", "accumulate")
+    return part | {"train": {key: content["train"][key] for key in steps}}
 
 
 def apply_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> Content:

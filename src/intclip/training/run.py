@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from intclip.evaluation.scoring import Scores, Thresholds, choose_thresholds, he
 from intclip.files import write_text
 from intclip.inference.bundle import save_bundle
 from intclip.methods.registry import method_options
+from intclip.timing import peak_memory_mb
 from intclip.training.checkpoint import NEWEST, PREVIOUS
 from intclip.training.distributed import Processes, connect
 from intclip.training.experiment import Experiment, build_experiment, deterministic
@@ -106,9 +108,15 @@ def train(
             processes.wait()
             position = Trainer(recipe, experiment, processes, out, progress=progress).run(resume=resume)
             scored: list[str] = [split for split in ("val", "test") if split in experiment.sources]
-            scores = {split: _score(recipe, experiment, processes, split) for split in scored}
+            scores, speeds = {}, {}
+            for split in scored:
+                started = time.monotonic()
+                scores[split] = _score(recipe, experiment, processes, split)
+                speeds[split] = round(len(scores[split].ids) / max(time.monotonic() - started, 1e-9), 1)
             if processes.is_main:
-                _finish(out, recipe, experiment, scores, {"best": position.best, "seconds": round(position.seconds, 1)})
+                cost = {"photos_per_second": speeds, "peak_memory_mb": peak_memory_mb()}
+                told = {"best": position.best, "seconds": round(position.seconds, 1), "cost": cost}
+                _finish(out, recipe, experiment, scores, told)
             processes.wait()
     return load_result(out)
 
