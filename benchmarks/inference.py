@@ -1,4 +1,4 @@
-"""Inference of IntCLIP on RN101: against the reference's model call, against plain CLIP, and in int8.
+"""Inference of IntCLIP on RN101: against the reference's model call, against plain CLIP, in bf16 and in int8.
 
     python -m benchmarks.inference --out docs/figures/inference.json
     python -m benchmarks.inference --batch 1 --out docs/figures/inference_one.json
@@ -59,6 +59,13 @@ def write_model(folder: Path, backbone: Backbone) -> Callable[..., Predictor]:
     return partial(intclip.load, folder / "bundle", checkpoint=weights)
 
 
+def bf16_here() -> bool:
+    """Whether OpenVINO computes in bf16 on this processor."""
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 def call_reference(reference: ReferenceIntCLIP, pixels: Tensor) -> None:
     """The released model call."""
     with torch.no_grad():
@@ -83,6 +90,9 @@ def main() -> None:
             plain = compile_module(EncodeImage(backbone), pixels, engine=engine, threads=arguments.threads)
             candidates[f"encode_image, {engine}"] = partial(plain, pixels)
         if "openvino" in engines:
+            if bf16_here():
+                halved = open_model(engine="openvino", precision="bf16", threads=arguments.threads)
+                candidates["ours, openvino bf16"] = partial(halved.predict_pixels, pixels)
             quantized = open_model(engine="openvino").quantize(write_photos(folder, 64, 500))
             candidates["ours, openvino int8"] = partial(quantized.predict_pixels, pixels)
         result = paired(candidates, baseline="reference", repeats=arguments.repeats, clock=arguments.clock)

@@ -17,9 +17,7 @@ from intclip.errors import ImageError
 from intclip.extras import require
 from intclip.inference.exported import Graph
 
-_INSIDE = re.compile(r"\.(trunk|deep|semantic)\b")
-"""Layers that are quantised: the image towers. What follows them (projection, similarities, pooling) is a hundredth of
-the work and decides between labels in small differences: it stays in float."""
+_TOWERS = re.compile(r"\.(trunk|deep|semantic)\b")
 
 
 def quantize_graph(graph: Graph, photos: Iterable[ImageInput], *, limit: int = 300) -> Graph:
@@ -38,7 +36,7 @@ def quantize_graph(graph: Graph, photos: Iterable[ImageInput], *, limit: int = 3
     pixels = list(_pixels(graph, islice(photos, limit)))
     if not pixels:
         raise ImageError("int8 needs photos to measure on, and there are none; name a folder of some hundred")
-    outside = [op.get_friendly_name() for op in graph.model.get_ops() if not _INSIDE.search(op.get_friendly_name())]
+    outside = [op.get_friendly_name() for op in graph.model.get_ops() if not _in_tower(op)]
     with _quiet():
         quantized = nncf.quantize(
             graph.model.clone(),  # the float graph stays as it is
@@ -52,6 +50,17 @@ def quantize_graph(graph: Graph, photos: Iterable[ImageInput], *, limit: int = 3
             advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
         )
     return Graph("openvino", quantized, graph.card.model_copy(update={"arithmetic": "int8"}))
+
+
+def _in_tower(op: Any) -> bool:
+    """Whether an operation is of the image towers, which are quantised.
+
+    What follows them (projection, similarities, pooling) is a hundredth of the work and decides between labels in small
+    differences: it stays in float. A convolution that a batch norm was folded into has lost the name of its module; only
+    the towers have such.
+    """
+    name = op.get_friendly_name()
+    return bool(_TOWERS.search(name)) or ("__module." not in name and op.get_type_name() == "Convolution")
 
 
 def _pixels(graph: Graph, photos: Iterable[ImageInput]) -> Iterator[npt.NDArray[np.float32]]:
