@@ -2,11 +2,15 @@
 
 import os
 import shutil
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import sync_playwright
+
+sys.path.append(str(Path(__file__).parents[1] / "serving"))  # its model that costs nothing
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 

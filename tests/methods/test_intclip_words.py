@@ -16,8 +16,8 @@ from intclip.data.sample import Dataset, Sample
 from intclip.methods.intclip import IntCLIP
 from intclip.methods.intclip_words import IntclipWords, WordAttention
 from intclip.methods.registry import build_method
+from intclip.posts.beside import MOST_WORDS, word_table
 from intclip.training import load_recipe, train
-from intclip.training.word_table import MOST_WORDS, word_table
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
 """Sums in another order; logits are some units large, and words move them by hundredths."""
@@ -143,7 +143,7 @@ def test_it_learns_from_words_what_photos_do_not_tell(tiny_backbone: TinyBackbon
     """Noise for photos; the label is the word."""
     method = built(tiny_backbone, aggregation="cross_attention", word_dropout=0.2, lr={"aggregation": 1.0})
     samples = [Sample(str(i), np.eye(5, dtype=np.float32)[i % 5], text=WORDS[i % 5]) for i in range(40)]
-    table = word_table(samples, tiny_backbone)
+    table = word_table([sample.text for sample in samples], tiny_backbone)
     assert table is not None
     pixels = torch.randn(40, 3, 24, 24, generator=torch.Generator().manual_seed(0))
     features = tiny_backbone.features(pixels, method.needs) | {"words": table(np.arange(40))}
@@ -160,9 +160,8 @@ def test_it_learns_from_words_what_photos_do_not_tell(tiny_backbone: TinyBackbon
 
 
 def test_the_table_holds_each_text_and_its_words_once(tiny_backbone: TinyBackbone) -> None:
-    none = np.zeros(1, dtype=np.float32)
     texts = ["blue  sea", "sea", None, "  ", " ".join(f"w{i}" for i in range(20))]
-    table = word_table([Sample(str(i), none, text=text) for i, text in enumerate(texts)], tiny_backbone)
+    table = word_table(texts, tiny_backbone)
     assert table is not None
     found = table(np.array([0, 1, 2, 3]))
 
@@ -176,10 +175,10 @@ def test_the_table_holds_each_text_and_its_words_once(tiny_backbone: TinyBackbon
     assert not found[0, 3:].any()
     assert not found[2:].any()
     assert len(table.vectors) == 1 + 3 + 21  # "blue sea", "blue", "sea"; a text of 20 words and each of them
-    long = word_table([Sample("a", none, text=" ".join(f"w{i}" for i in range(22)) + " sea" * 30)], tiny_backbone)
+    long = word_table([" ".join(f"w{i}" for i in range(22)) + " sea" * 30], tiny_backbone)
     assert long is not None
     assert long.rows.shape == (1, MOST_WORDS)
-    assert word_table([Sample("a", none), Sample("b", none, text=" ")], tiny_backbone) is None
+    assert word_table([None, " "], tiny_backbone) is None
 
 
 def test_train_with_words_and_predict_from_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

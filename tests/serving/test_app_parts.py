@@ -8,7 +8,7 @@ from watched import CLASSES, WatchedPredictor, photo
 
 from intclip.data.tabular import load_table
 from intclip.errors import TaxonomyError
-from intclip.inference.prediction import Prediction
+from intclip.inference.prediction import Conflict, Prediction
 from intclip.labels.reading import parse_taxonomy
 from intclip.serving.app import views
 from intclip.serving.app.own_intents import MOST, read_intents
@@ -50,17 +50,23 @@ def test_own_intents_are_lines():
 class Reading(WatchedPredictor):
     """Reads words: red photos and the word "red" speak for the first class."""
 
-    channels = ("image", "text")
+    channels = alone = ("image", "text")
 
     def __init__(self):
         super().__init__("posts")
         self.card = self.card.model_copy(update={"method": "posts", "maps": []})
-        self.bundle = SimpleNamespace(model=SimpleNamespace(channels=self.channels))
 
     def predict(self, images=None, *, texts=None, **options):
         found = np.full((len(texts), CLASSES), 0.25, dtype=np.float32)
         found[:, 0] = [0.9 if text and "red" in text else 0.1 for text in texts]
-        return [Prediction(row, self.thresholds, self.taxonomy, "post") for row in found]
+        conflicts = [
+            None if not text else Conflict(0.5, {"class 0": (0.1, 0.9)}) if "red" in text else Conflict(0.02, {})
+            for text in texts
+        ]
+        return [
+            Prediction(row, self.thresholds, self.taxonomy, "post", conflict=one)
+            for row, one in zip(found, conflicts, strict=True)
+        ]
 
     def explain_words(self, text, label):
         words = [(word, 1.5 if word == "red" else -0.5) for word in text.split()]
@@ -74,7 +80,14 @@ def test_a_caption_is_read_and_its_words_are_shown(tmp_path):
     session = studio.new_session()
     assert studio.predict(session)[0].top(1)[0][0] != "class 0"
     assert views.words(session, studio) == ""
+    assert "Photo and words" not in views.bars(session, studio)
+    session.captions[0] = "a quiet day"
+    assert "Photo and words agree (conflict 0.02, at most 1)." in views.bars(session, studio)
     session.captions[0] = "a red <b>"
+    assert (
+        "Photo and words disagree: class 0, 10 % by the photo and 90 % by the words (conflict 0.50, at most 1)."
+        in views.bars(session, studio)
+    )
     assert studio.predict(session)[0].labels == ["class 0"]
     shown = views.words(session, studio)
     assert shown.count("ic-for") == 2  # the word and the legend

@@ -11,7 +11,8 @@ from fakes import TinyBackbone
 from intclip.data.masks import Masks
 from intclip.data.sample import Sample
 from intclip.data.transforms import Augment, AugmentConfig
-from intclip.training.beside_source import PLAIN, BesideSource, embedded_words
+from intclip.posts.beside import text_vectors
+from intclip.training.beside_source import PLAIN, BesideSource
 from intclip.training.source import PixelSource
 
 GEOMETRY = AugmentConfig(scale=(0.3, 0.9), cutout=0, operations=0)
@@ -52,9 +53,7 @@ def test_a_mask_is_cropped_and_mirrored_as_its_photo(kept_views: int, epoch: int
 
 def test_words_have_one_length_and_no_words_are_zero() -> None:
     backbone = TinyBackbone()
-    none = np.zeros(5, dtype=np.float32)
-    samples = [Sample("a", none, text="a dog by the water"), Sample("b", none), Sample("c", none, text=" ")]
-    found = embedded_words(samples, backbone)
+    found = text_vectors(["a dog by the water", None, " "], backbone)
     assert found is not None
     torch.testing.assert_close(found.square().sum(dim=1), torch.tensor([8.0, 0, 0]))
-    assert embedded_words(samples[1:], backbone) is None
+    assert text_vectors([None, " "], backbone) is None

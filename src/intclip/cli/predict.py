@@ -80,7 +80,10 @@ def predict(
     model: Model = "lite",
     taxonomy: Labels = None,
     text: Annotated[
-        str | None, typer.Option(help="Words of the post, with its photo or alone; for a model of `intclip fit`.")
+        str | None,
+        typer.Option(
+            help="Words of the post, with its photo or alone; for a model that reads words, as of `intclip fit`."
+        ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Labels shown a photo, most probable first.")] = 5,
     threshold: Annotated[
@@ -120,7 +123,7 @@ def predict(
     predictor = _load(model, taxonomy, sentences, checkpoint, engine, device, precision)
     levels = list(predictor.taxonomy.levels.values())
     names = levels[predictor.taxonomy.level_index(0 if level is None else level)]
-    both = len(predictor.channels) > 1
+    both = len(predictor.alone) > 1
     failures: list[tuple[str, str]] = []
     with ExitStack() as stack:
         writers: list[Writer] = []
@@ -262,10 +265,9 @@ def _picture_format(out: Path) -> tuple[Path, str]:
 def _most_probable(predictor: "Predictor", photo: str | None, text: str | None) -> str:
     from intclip.errors import IntclipError
 
-    reads = predictor.channels
-    if photo is None and "text" not in reads:
+    if photo is None and "text" not in predictor.alone:
         raise IntclipError(f"{predictor.card.model} tells no probabilities of words alone; name a label with --label")
-    texts = [text] if text is not None and "text" in reads else None
+    texts = [text] if text is not None and "text" in predictor.channels else None
     return predictor.predict(None if photo is None else [photo], texts=texts)[0].top(1)[0][0]
 
 

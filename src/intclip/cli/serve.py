@@ -64,7 +64,7 @@ def serve(
     from intclip.errors import IntclipError
     from intclip.extras import require
 
-    for module in ("fastapi", "uvicorn", "python_multipart", "structlog", "prometheus_client"):
+    for module in ("fastapi", "fastapi_offline", "uvicorn", "python_multipart", "structlog", "prometheus_client"):
         require(module, "app")
     if page:
         require("gradio", "app")

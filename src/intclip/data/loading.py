@@ -49,7 +49,7 @@ class PixelBatch(NamedTuple):
 
 
 def array_batches(
-    sources: Iterable[Sample | ImageInput],
+    sources: Iterable[Sample | ImageInput | None],
     preprocess: Preprocess,
     batch_size: int,
     *,
@@ -67,7 +67,8 @@ def array_batches(
     Pillow frees the interpreter while it decodes and resizes.
 
     Args:
-        sources: Samples, or photos as `read_image` takes them; any iterable, read lazily.
+        sources: Samples, or photos as `read_image` takes them; any iterable, read lazily. None is a photo that is not
+            there, one of the errors.
         preprocess: Gives the size S and the normalisation.
         batch_size: Photos a batch.
         indices: Read these positions, in this order; `sources` must then be a sequence. Without it: all, in order.
@@ -80,7 +81,7 @@ def array_batches(
     if batch_size < 1 or prefetch < 0 or (workers is not None and workers < 1):
         raise ValueError("batch_size and workers must be at least 1, prefetch at least 0")
     if indices is None:
-        numbered: Iterator[tuple[int, Sample | ImageInput]] = enumerate(sources)
+        numbered: Iterator[tuple[int, Sample | ImageInput | None]] = enumerate(sources)
     elif isinstance(sources, Sequence):
         numbered = ((int(index), sources[int(index)]) for index in indices)
     else:
@@ -130,7 +131,7 @@ class _Pending(NamedTuple):
 
 
 def _generate(
-    numbered: Iterator[tuple[int, Sample | ImageInput]],
+    numbered: Iterator[tuple[int, Sample | ImageInput | None]],
     load: partial[None],
     size: int,
     batch_size: int,
@@ -179,7 +180,7 @@ def _without_frames(error: ImageError) -> ImageError:
 
 
 def _load(
-    source: Sample | ImageInput,
+    source: Sample | ImageInput | None,
     index: int,
     row: npt.NDArray[np.float32],
     *,
@@ -189,6 +190,8 @@ def _load(
     view: int,
 ) -> None:
     """Write one photo's normalised pixels into its `row` (3, S, S) of the batch."""
+    if source is None:
+        raise ImageError("there is no photo, and words alone are not read")
     if isinstance(source, Sample):
         if source.image is None:
             raise ImageError(f"sample {source.id} has no photo, only text or labels")

@@ -11,9 +11,9 @@ from intclip.data.loading import DRAFT_FACTOR
 from intclip.errors import ImageError
 from intclip.explain.report import EVIDENCE_LABELS, PER_MILLE, PhotoEntry, packed, thumbnail
 from intclip.explain.words import occlusion, part
-from intclip.inference.post_predictor import PostPredictor, pair_posts
+from intclip.inference.pipeline import Images, Texts, pair_posts
+from intclip.inference.post_predictor import PostPredictor
 from intclip.inference.prediction import Prediction
-from intclip.inference.predictor import Images, Texts
 
 _SHOWN = 2
 """Disputed labels that a post tells."""

@@ -22,8 +22,8 @@ from intclip.errors import ImageError, IntclipError
 from intclip.explain.evidence import colors
 from intclip.files import write_text
 from intclip.inference.card import ATTENTION_OUTPUT, MAP_PREFIX
-from intclip.inference.pipeline import Scored, expand, score
-from intclip.inference.predictor import Images, Predictor, Texts
+from intclip.inference.pipeline import Images, Scored, Texts, expand, score
+from intclip.inference.predictor import Predictor
 
 TEMPLATES = Path(__file__).parent / "templates"
 THUMBNAIL = 320
@@ -100,7 +100,7 @@ def write_folder_report(
         entries, failures = post_entries(images, texts, cast("PostPredictor", predictor), batch_size=batch_size)
     elif texts is not None or images is None:
         raise IntclipError(
-            f"{predictor.card.model} reads photos alone; `intclip fit` makes a model that reads words too"
+            f"a report with words takes a model of `intclip fit`, not {predictor.card.model}; give photos alone"
         )
     else:
         photos = cast("ImageInput | Iterable[ImageInput]", images)

@@ -36,6 +36,8 @@ class ModelCard(BaseModel, frozen=True, extra="forbid"):
         preprocessing: From photo to pixels, the graph's input "pixels" (B, 3, S, S), float32.
         maps: Names of the evidence maps the model has ("sight", "semantic", "fused").
         attention: Whether it has an "attention" (B, N, N) between regions too, among the outputs where the maps are.
+        words: Whether the method reads words beside photos too. A graph reads the photos alone: a post without words is
+            what the method was trained to do without, so the graph tells the same of it.
         arithmetic: "float32", or "int8" after quantisation.
         taxonomy: All of `Taxonomy.to_dict`.
     """
@@ -51,6 +53,7 @@ class ModelCard(BaseModel, frozen=True, extra="forbid"):
     preprocessing: Preprocess
     maps: list[str]
     attention: bool = False
+    words: bool = False
     arithmetic: Literal["float32", "int8"] = "float32"
     taxonomy: dict[str, Any]
 

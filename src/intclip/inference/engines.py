@@ -8,7 +8,7 @@ never pays for torch.
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
@@ -142,15 +142,16 @@ class TorchEngine:
         self.outputs = () if outputs is None else tuple(outputs)
         self._lock = threading.Lock()
 
-    def __call__(self, batch: npt.NDArray[Any]) -> Arrays:
-        """See `Engine`."""
+    def __call__(self, batch: npt.NDArray[Any], beside: "Mapping[str, torch.Tensor] | None" = None) -> Arrays:
+        """See `Engine`; `beside` is handed on to the module."""
         torch = self._torch
         tensor = torch.from_numpy(np.ascontiguousarray(batch)).to(self._device)
+        further = [{name: rows.to(self._device) for name, rows in beside.items()}] if beside else []
         if tensor.dim() == 4:
             tensor = tensor.to(memory_format=torch.channels_last)
         cast = torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None)
         with self._lock, torch.inference_mode(), cast:
-            out = self._module(tensor)
+            out = self._module(tensor, *further)
         named = out if isinstance(out, dict) else {"output": out}
         self.outputs = self.outputs or tuple(named)
         return {name: named[name].float().cpu().contiguous().numpy() for name in self.outputs}

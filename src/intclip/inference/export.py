@@ -8,6 +8,7 @@ from intclip.inference.card import ModelCard
 from intclip.inference.conversion import to_onnx, to_openvino
 from intclip.inference.exported import Graph, GraphFormat
 from intclip.inference.graph import PhotoGraph, evidence_of, example_pixels
+from intclip.inference.word_engine import reads_words
 from intclip.methods.base import Method
 
 
@@ -35,6 +36,7 @@ def make_card(
         preprocessing=backbone.preprocess,
         maps=maps,
         attention=attention,
+        words=reads_words(method),
         taxonomy=taxonomy.to_dict(),
     )
 

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from intclip.backbones.base import Backbone, FeatureName
+from intclip.backbones.base import Backbone, FeatureName, Features
 from intclip.inference.card import ATTENTION_OUTPUT, MAP_PREFIX
 from intclip.methods.aggregation import ATTENTION
 from intclip.methods.base import Method
@@ -33,11 +33,16 @@ class PhotoGraph(nn.Module):
         self.method, self.exclusive, self.maps = method.eval(), exclusive, maps
         self.embedding = embedding
 
-    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Outputs "probabilities", "logits" (B, K), "embedding" (B, D), maps (B, K, H, W), of pixels (B, 3, S, S)."""
+    def forward(self, pixels: Tensor, beside: Features | None = None) -> dict[str, Tensor]:
+        """Outputs "probabilities", "logits" (B, K), "embedding" (B, D), maps (B, K, H, W), of pixels (B, 3, S, S).
+
+        Args:
+            pixels: Normalised.
+            beside: What stands beside the photos, see `intclip.methods.base.Beside`; converted graphs have none.
+        """
         needs: tuple[FeatureName, ...] = (*self.method.needs, *(("pooled",) if self.embedding else ()))
         features = self.method.backbone.features(pixels, needs)
-        output = self.method(features, maps=self.maps)
+        output = self.method(features if beside is None else features | beside, maps=self.maps)
         logits = output.logits.float()
         probabilities = logits.softmax(dim=1) if self.exclusive else logits.sigmoid()
         named = {"probabilities": probabilities, "logits": logits}

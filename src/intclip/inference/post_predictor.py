@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +15,20 @@ from intclip.data.images import ImageInput, describe, read_image
 from intclip.data.loading import DRAFT_FACTOR
 from intclip.errors import ImageError, IntclipError
 from intclip.inference.card import ModelCard
-from intclip.inference.pipeline import SINGLE_KINDS, expand
+from intclip.inference.pipeline import Images, Texts, name_source, pair_posts
 from intclip.inference.post_bundle import PostBundle
 from intclip.inference.prediction import Conflict, Prediction
-from intclip.inference.predictor import Images, Predictor, Texts, Thresholds
+from intclip.inference.predictor import Predictor, Thresholds
 from intclip.posts.conflict import conflict
-from intclip.posts.encoders import Encode, Raw, encode_photos, encode_texts, text_encoder, without_regions
+from intclip.posts.encoders import (
+    Encode,
+    Raw,
+    encode_photos,
+    encode_texts,
+    has_regions,
+    text_encoder,
+    without_regions,
+)
 from intclip.posts.fusion import log_odds
 from intclip.posts.model import Mode, mode_of
 
@@ -118,6 +126,16 @@ class PostPredictor(Predictor):
         return tuple(self.bundle.model.channels)
 
     @property
+    def alone(self) -> tuple[str, ...]:
+        """Each of them suffices."""
+        return self.channels
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """What `explain` tells by leaving out regions, where photos are read by a backbone with a feature map."""
+        return ("fused",) if "image" in self.channels and self._has_regions else ()
+
+    @property
     def word_unit(self) -> "Unit":
         """Log-odds of the labels, calibrated."""
         return "log-odds"
@@ -191,6 +209,10 @@ class PostPredictor(Predictor):
         raise IntclipError(f"{self.name} is a model of posts: it predicts and explains words, and does not export")
 
     @cached_property
+    def _has_regions(self) -> bool:
+        return has_regions(self._backbone)
+
+    @cached_property
     def _encode_words(self) -> Encode:
         return text_encoder(self.bundle.text_encoder, self._backbone)
 
@@ -234,7 +256,7 @@ class PostPredictor(Predictor):
         sources, problems = [], dict[int, str]()
         photos, words = dict[int, Any](), dict[int, str]()
         for row, (image, text) in enumerate(pairs):
-            sources.append(_source(image, start + row))
+            sources.append(name_source(image, start + row))
             try:
                 if image is not None and "image" in channels:
                     photos[row] = read_image(image, min_side=DRAFT_FACTOR * self.card.preprocessing.size)
@@ -258,45 +280,6 @@ class PostPredictor(Predictor):
                 for place, row in enumerate(photos):
                     raw[row]["image"] = encoded.take([place])
         return [_Post(source, raw[row], problems.get(row)) for row, source in enumerate(sources)]
-
-
-def pair_posts(images: Images | None, texts: Texts | None) -> Iterator[tuple[ImageInput | None, str | None]]:
-    """Posts one by one; folders and patterns stand for photos where there are no texts."""
-    words = iter([texts] if isinstance(texts, str) else [] if texts is None else texts)
-    if images is None:
-        if texts is None:
-            raise IntclipError("give images, texts, or both")
-        for text in words:
-            yield None, text
-        return
-    single = isinstance(images, SINGLE_KINDS)
-    if texts is None:
-        several = cast("ImageInput | list[ImageInput]", images) if single else _present(images)
-        for image in expand(several):
-            yield image, None
-        return
-    end = object()
-    photos = cast("list[ImageInput | None]", [images] if single else images)
-    for photo in photos:
-        text_or_end = next(words, end)
-        if text_or_end is end:
-            raise IntclipError("there are more photos than texts; give one text a photo, None where it has no words")
-        yield photo, cast("str | None", text_or_end)
-    if next(words, end) is not end:
-        raise IntclipError("there are more texts than photos; give None in the photos where a post has none")
-
-
-def _present(images: Images) -> Iterator[ImageInput]:
-    for image in cast("list[ImageInput | None]", images):
-        if image is None:
-            raise IntclipError("a post has neither a photo nor words")
-        yield image
-
-
-def _source(image: ImageInput | None, position: int) -> str:
-    if image is None:
-        return f"text {position + 1}"
-    return describe(image) if isinstance(image, SINGLE_KINDS[:2]) else f"image {position + 1}"
 
 
 def _holds(found: npt.NDArray[Any], thresholds: npt.NDArray[Any], exclusive: bool) -> npt.NDArray[np.bool_]:

@@ -12,22 +12,19 @@ import numpy.typing as npt
 from intclip.data.images import ImageInput
 from intclip.errors import IntclipError
 from intclip.inference.card import ATTENTION_OUTPUT, MAP_PREFIX, ModelCard
-from intclip.inference.engines import Engine, EngineName, Precision
+from intclip.inference.engines import Arrays, Engine, EngineName, Precision
 from intclip.inference.exported import Graph, check_format, check_suffix
-from intclip.inference.pipeline import expand, score
+from intclip.inference.pipeline import Images, Texts, expand, pair_posts, score_posts
 from intclip.inference.prediction import Prediction
 from intclip.inference.word_reading import WordReading
 
 if TYPE_CHECKING:
     from intclip.explain.evidence import Evidence
+    from intclip.inference.word_engine import WordEngine
     from intclip.methods.base import Method
 
 Thresholds = float | Mapping[str, float] | Sequence[float] | npt.NDArray[np.floating[Any]]
 """One for all labels, K of them, or some by name (the others keep the model's own)."""
-Texts = str | Iterable[str | None]
-"""Words of posts, one text each; None or blank where a post has none."""
-Images = ImageInput | Iterable[ImageInput | None]
-"""Photos; None where a post has none, which only a model of posts reads."""
 
 
 class Predictor(WordReading):
@@ -69,6 +66,7 @@ class Predictor(WordReading):
         self._precision, self._device, self._threads = precision, device, threads
         self._engines: dict[tuple[bool, bool], Engine] = {}
         self._torch: Method | None = None
+        self._words: WordEngine | None = None
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -92,7 +90,8 @@ class Predictor(WordReading):
         Args:
             images: Paths, PIL images, uint8 arrays (H, W, 3), encoded bytes; folders and glob patterns stand for the
                 photos in them. One photo gives a list of one.
-            texts: The posts' words, for a model of posts (`intclip fit`); this one reads photos alone.
+            texts: The words beside the photos, one text each, None or blank where there are none; for a model whose
+                `channels` have "text".
             batch_size: Photos that the engine takes at once.
             thresholds: In place of the model's own.
             errors: "raise" stops at the first photo that cannot be read; "collect" gives it a `Prediction` with an
@@ -101,7 +100,7 @@ class Predictor(WordReading):
 
         Raises:
             ImageError: A photo cannot be read; the message names it.
-            IntclipError: There are texts, or no photos.
+            IntclipError: There are texts and the model reads none, there are not as many as photos, or no photos.
         """
         return list(
             self.predict_iter(
@@ -123,14 +122,11 @@ class Predictor(WordReading):
         if errors not in ("raise", "collect"):
             raise ValueError(f"errors must be 'raise' or 'collect', not {errors!r}")
         if texts is not None:
-            raise IntclipError(
-                f"{self.card.model} reads photos alone; `intclip fit` makes a model that reads words too"
-            )
+            self._check_words()
+        posts = pair_posts(images, texts)
         levels = self.resolve_thresholds(thresholds)
         unknown = np.full(len(self.taxonomy.names), np.nan, dtype=np.float32)
-        photos = score(
-            expand(_photos(images)), self.card.preprocessing, self.engine(), batch_size=batch_size, workers=workers
-        )
+        photos = score_posts(posts, self.card.preprocessing, self._compute, batch_size=batch_size, workers=workers)
         for photo in photos:
             if photo.error is not None:
                 if errors == "raise":
@@ -139,9 +135,16 @@ class Predictor(WordReading):
             else:
                 yield Prediction(photo.outputs["probabilities"].copy(), levels, self.taxonomy, photo.source)
 
-    def predict_pixels(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Probabilities (B, K) of normalised pixels (B, 3, S, S): the engine alone, for servers and batch jobs."""
-        return self.engine()(pixels)["probabilities"].astype(np.float32, copy=False)
+    def predict_pixels(
+        self, pixels: npt.NDArray[np.float32], texts: Sequence[str | None] = ()
+    ) -> npt.NDArray[np.float32]:
+        """Probabilities (B, K) of normalised pixels (B, 3, S, S): the engine alone, for servers and batch jobs.
+
+        Args:
+            pixels: Of B photos.
+            texts: B of them, for a model that reads words; none at all where no photo has words.
+        """
+        return self._compute(pixels, texts)["probabilities"].astype(np.float32, copy=False)
 
     def explain(
         self,
@@ -231,6 +234,16 @@ class Predictor(WordReading):
             )
         return self._build()
 
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """Names of the maps of evidence that `explain` tells: "sight", "semantic", "fused", or none."""
+        return tuple(self.card.maps)
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """See `WordReading`. Words beside photos take the torch method, which an exported file has not."""
+        return ("image", "text") if self.card.words and self._build is not None else ("image",)
+
     def torch_method(self) -> "Method":
         """The torch method behind the model on the CPU, built at first use and kept; raises as `method`."""
         with self._lock:
@@ -277,6 +290,27 @@ class Predictor(WordReading):
             raise IntclipError("thresholds are probabilities: they lie in [0, 1]")
         return levels
 
+    def _compute(self, pixels: npt.NDArray[np.float32], texts: Sequence[str | None]) -> Arrays:
+        """Outputs of a batch. Photos alone need no torch, even of a model that reads words."""
+        if not any(text and text.strip() for text in texts):
+            return self.engine()(pixels)
+        with self._lock:
+            if self._words is None:
+                from intclip.inference.word_engine import WordEngine
+
+                exclusive = self.taxonomy.exclusive
+                self._words = WordEngine(
+                    self.method(), exclusive=exclusive, device=self._device, precision=self._precision
+                )
+        return self._words(pixels, texts)
+
+    def _check_words(self) -> None:
+        if "text" in self.channels:
+            return
+        if self.card.words:
+            raise IntclipError(f"{self.card.model} was exported and reads photos alone; load its bundle to give words")
+        raise IntclipError(f"{self.card.model} reads photos alone; `intclip fit` makes a model that reads words too")
+
     def _make_engine(self, maps: bool, embedding: bool) -> Engine:
         outputs = ["probabilities", "logits"]
         if maps:
@@ -305,10 +339,3 @@ class Predictor(WordReading):
             raise IntclipError(f"method {self.card.method} has no evidence maps; take one with regions, such as lite")
         if self._graph is not None and not self._graph.has_maps:
             raise IntclipError(f"{self.card.model} was exported without evidence maps; export it again with maps")
-
-
-def _photos(images: Images | None) -> ImageInput | Iterable[ImageInput]:
-    """Photos of a model that reads nothing else: an empty place is left to the reader, who names it."""
-    if images is None:
-        raise IntclipError("give photos")
-    return images  # type: ignore[return-value]

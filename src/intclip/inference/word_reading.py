@@ -31,6 +31,11 @@ class WordReading:
         return ("image",)
 
     @property
+    def alone(self) -> tuple[str, ...]:
+        """Which of its channels suffice without the other."""
+        return ("image",)
+
+    @property
     def word_unit(self) -> "Unit":
         """What `word_scores` are."""
         return "cosine"
@@ -67,8 +72,9 @@ class WordReading:
     def _word_tower(self) -> tuple[Callable[[Sequence[str]], npt.NDArray[np.float32]], npt.NDArray[np.float64]]:
         """Texts to unit vectors, and the labels' vectors (K, D)."""
         if self.card.method != "zero_shot":
+            reads = "words only beside a photo" if "text" in self.channels else "photos alone"
             raise IntclipError(
-                f"{self.card.model} reads photos alone; lite, zero-shot:NAME and models of `intclip fit` read words"
+                f"{self.card.model} reads {reads}; lite, zero-shot:NAME and models of `intclip fit` explain words"
             )
         from intclip.methods.zero_shot import ZeroShot
         from intclip.posts.encoders import tower_encoder, unit

@@ -117,12 +117,13 @@ def tower_encoder(backbone: "Backbone", *, batch_size: int = 32) -> Encode:
         owner = np.repeat(np.arange(len(texts)), [len(part) for part in parts])
         flat = [piece for part in parts for piece in part]
         found = np.zeros((len(flat), tower.embed_dim), dtype=np.float32)
+        device = next(tower.parameters()).device
         # Texts of like length together: little padding.
         order = sorted(range(len(flat)), key=lambda i: len(flat[i]))
         with torch.no_grad():
             for start in range(0, len(flat), batch_size):
                 rows = order[start : start + batch_size]
-                found[rows] = tower(tower.tokenize([flat[i] for i in rows])).float().cpu().numpy()
+                found[rows] = tower(tower.tokenize([flat[i] for i in rows]).to(device)).float().cpu().numpy()
         total = np.zeros((len(texts), tower.embed_dim), dtype=np.float32)
         np.add.at(total, owner, found)
         return total / np.bincount(owner, minlength=len(texts)).astype(np.float32)[:, None]
@@ -205,6 +206,13 @@ def encode_photos(
     if batch:
         flush()
     return _photo_channel(np.concatenate(deep), np.concatenate(pooled), backbone, sentences)
+
+
+def has_regions(backbone: "Backbone") -> bool:
+    """Whether the backbone's deep layers give a feature map, whose regions `without_regions` can leave out."""
+    size = backbone.preprocess.size
+    with torch.no_grad():
+        return backbone.deep(backbone.trunk(torch.zeros(1, 3, size, size))).ndim == 4
 
 
 def without_regions(

@@ -89,12 +89,18 @@ class Result(BaseModel):
         error: Why the photo could not be read; null when it could.
         labels: Names at or above their thresholds.
         scores: Name to probability; null where there is an error.
+        conflict: How far photo and words contradict each other, from 0 to 1, of a post that has both, by a model that
+            reads either alone; null elsewhere.
+        disputed: Labels that one of the two holds and the other does not: name to the probabilities by the photo alone
+            and by the words alone, the widest gap first.
     """
 
     source: str
     error: str | None
     labels: list[str]
     scores: dict[str, float] | None
+    conflict: float | None = None
+    disputed: dict[str, tuple[float, float]] = {}
 
 
 class PredictAnswer(BaseModel):

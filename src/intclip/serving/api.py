@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, HTTPException
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi_offline import FastAPIOffline
 from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
@@ -35,7 +36,7 @@ from intclip.serving.answers import (
     State,
     TaxonomyInfo,
 )
-from intclip.serving.batcher import Batcher, Busy, Closed, Post, channels
+from intclip.serving.batcher import Batcher, Busy, Closed, Post
 from intclip.serving.bodies import Uploads, read_body
 from intclip.serving.observe import Metrics, Observer, make_log
 from intclip.serving.replies import (
@@ -84,7 +85,8 @@ def create_api(models: Mapping[str, Predictor], settings: Settings | None = None
         make_log().info("stopping", photos_inside=batcher.inside)
         await run_in_threadpool(batcher.close)
 
-    api = FastAPI(
+    api: FastAPI = FastAPIOffline(  # its page loads nothing from other hosts
+        redoc_url=None,
         title="intclip",
         summary="Tells why a photo was taken or shared.",
         version=__version__,
@@ -240,7 +242,7 @@ def _warm_up(batcher: Batcher) -> None:
     Image.init()
     blank = np.zeros((8, 8, 3), dtype=np.uint8)
     for name, model in batcher.models.items():
-        post: Post = (blank, None) if "image" in channels(model) else (None, "words")
+        post: Post = (blank, None) if "image" in model.alone else (None, "words")
         for posts in ([post], [post, post]):
             for future in batcher.submit_all(posts, model=name):
                 future.result()

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,6 @@ from intclip.inference.predictor import Predictor
 
 if TYPE_CHECKING:
     from intclip.explain.evidence import Evidence
-    from intclip.inference.post_predictor import PostPredictor
 
 Result = TypeVar("Result")
 Post = tuple[ImageInput | None, str | None]
@@ -137,7 +136,7 @@ class Batcher:
         """
         name, predictor = self.find(model)
         for image, text in posts:
-            _check_post(name, channels(predictor), image, text)
+            _check_post(name, predictor, image, text)
         jobs = [_Job(name, image, text, _source(image), Future()) for image, text in posts]
         with self._change:  # so that `close` ends the pool before or after, not between
             self._enter(len(jobs))
@@ -250,8 +249,11 @@ class Batcher:
         start = time.perf_counter()
         try:
             found = _predict(self.models[jobs[0].model], jobs)
-        except Exception as error:  # a batch that fails must not end the worker
-            return [_bare(error) for _ in jobs]
+        except Exception as error:  # must not end the worker, nor fail those whose photo is not to blame
+            if len(jobs) == 1:
+                return [_bare(error)]
+            half = len(jobs) // 2
+            return self._compute(jobs[:half]) + self._compute(jobs[half:])
         seconds = time.perf_counter() - start
         self._seconds = _MEMORY * self._seconds + (1 - _MEMORY) * seconds / len(jobs)
         self._on_batch(len(jobs), seconds)
@@ -268,21 +270,16 @@ class Batcher:
                 job.future.set_result(result)
 
 
-def channels(predictor: Predictor) -> tuple[str, ...]:
-    """What a model reads: "image", "text", or both."""
-    if predictor.card.method == "posts":
-        return tuple(cast("PostPredictor", predictor).bundle.model.channels)
-    return ("image",)
-
-
-def _check_post(name: str, reads: tuple[str, ...], image: ImageInput | None, text: str | None) -> None:
+def _check_post(name: str, predictor: Predictor, image: ImageInput | None, text: str | None) -> None:
     words = text is not None and text.strip() != ""
-    if words and "text" not in reads:
+    if words and "text" not in predictor.channels:
         raise IntclipError(f"{name} reads photos alone; give no text, or serve a model of `intclip fit`")
     if not words and image is None:
         raise IntclipError("a post has neither a photo nor words; give one of them")
-    if not words and "image" not in reads:
+    if not words and "image" not in predictor.channels:
         raise IntclipError(f"{name} reads words alone; give a text")
+    if image is None and "text" not in predictor.alone:
+        raise IntclipError(f"{name} reads words only beside a photo; give the photo too")
 
 
 def _predict(predictor: Predictor, jobs: list[_Job]) -> list[Prediction | Exception]:
@@ -299,7 +296,7 @@ def _predict(predictor: Predictor, jobs: list[_Job]) -> list[Prediction | Except
     for row, job in zip(pixels, jobs, strict=True):
         assert job.pixels is not None  # `submit_all` lets no post without a photo come here
         normalize_into(row, job.pixels, preprocess)
-    rows = predictor.predict_pixels(pixels)
+    rows = predictor.predict_pixels(pixels, [job.text for job in jobs])
     thresholds, taxonomy = predictor.thresholds, predictor.taxonomy
     return [Prediction(row.copy(), thresholds, taxonomy, job.source) for row, job in zip(rows, jobs, strict=True)]
 

@@ -106,7 +106,8 @@ async def _read_form(request: Request, kind: type[Asked], settings: Settings) ->
             if key in ("images", "image"):
                 names.append(_base_name(value.filename) if isinstance(value, UploadFile) else None)
             if key in ("images", "texts"):
-                found.setdefault(key, []).append(content or None if key == "texts" else content)
+                blank = not content and not isinstance(value, UploadFile)
+                found.setdefault(key, []).append(None if blank else content)
             elif key in found:
                 raise IntclipError(f"{key} is given twice")
             else:

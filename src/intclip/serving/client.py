@@ -22,7 +22,7 @@ from intclip.serving.answers import Branch, Explanation, ModelInfo, PredictAnswe
 Photo = str | os.PathLike[str] | bytes
 """A file's path, or its bytes."""
 Answer = TypeVar("Answer")
-_File = tuple[str, tuple[str, bytes, str]]
+_File = tuple[str, tuple[str | None, bytes, str]]
 
 _LATER = (429, 503)
 _LONGEST_WAIT = 60.0
@@ -79,18 +79,18 @@ class Client:
 
     def predict(
         self,
-        photos: Photo | Sequence[Photo] = (),
+        photos: Photo | Sequence[Photo | None] = (),
         *,
         texts: str | Sequence[str | None] = (),
         model: str | None = None,
         threshold: float | None = None,
         level: str | None = None,
     ) -> PredictAnswer:
-        """Results in the order of the photos; one that cannot be read has an `error`.
+        """Results in the order of the posts; one whose photo cannot be read has an `error`.
 
         Args:
-            photos: One or many.
-            texts: One a photo, or without any photo, for a model that reads words.
+            photos: One or many; None for a post without one.
+            texts: One a photo, None where a post has none; or without any photo, for a model that reads words alone.
             model: Its name; the service's first by default.
             threshold: A label holds from this probability on.
             level: Read the scores at this level of the taxonomy.
@@ -181,7 +181,9 @@ def _asked_wait(state: tenacity.RetryCallState) -> float:
     return least * random.uniform(1, 1.25)
 
 
-def _file(field: str, photo: Photo, place: int) -> _File:
+def _file(field: str, photo: Photo | None, place: int) -> _File:
+    if photo is None:
+        return field, (None, b"", "text/plain")
     if isinstance(photo, bytes):
         return field, (f"image {place}", photo, "application/octet-stream")
     path = Path(photo)

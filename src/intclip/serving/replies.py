@@ -10,9 +10,8 @@ from intclip.errors import IntclipError
 from intclip.explain.evidence import Evidence, overlay
 from intclip.inference.prediction import Prediction
 from intclip.inference.predictor import Predictor
-from intclip.inference.results import as_row
 from intclip.serving.answers import Branch, ModelInfo, PredictRequest, Result, TaxonomyInfo
-from intclip.serving.batcher import Post, channels
+from intclip.serving.batcher import Post
 
 PICTURE_SIDE = 1024
 """Longer side, in pixels, of the pictures of evidence."""
@@ -34,7 +33,8 @@ def make_posts(asked: PredictRequest, most: int) -> list[Post]:
     if count > most:
         raise IntclipError(f"{count} photos in one request; at most {most} are taken, send them in several")
     if asked.images and asked.texts and len(asked.images) != len(asked.texts):
-        raise IntclipError(f"{len(asked.images)} images and {len(asked.texts)} texts; give one text a photo")
+        counts = f"{len(asked.images)} images and {len(asked.texts)} texts"
+        raise IntclipError(f"{counts}; give one text a photo, blank where a post has none")
     images = asked.images or [None] * count
     return list(zip(images, asked.texts or [None] * count, strict=True))
 
@@ -48,9 +48,10 @@ def make_sources(posts: Sequence[Post], names: Sequence[str | None]) -> list[str
 
 def make_result(prediction: Prediction, source: str, level: int) -> Result:
     """A prediction with its scores read at a level of the taxonomy."""
-    row = as_row(prediction)
-    scores = row["scores"] if level == 0 else prediction.level(level)
-    return Result(source=source, error=None, labels=row["labels"], scores=scores)
+    row = prediction.to_dict() | {"source": source}
+    if level:
+        row["scores"] = prediction.level(level)
+    return Result.model_validate(row)
 
 
 def reason(error: IntclipError, source: str) -> str:
@@ -84,8 +85,8 @@ def describe_model(name: str, model: Predictor, default: bool) -> ModelInfo:
         backbone=card.backbone,
         taxonomy=model.taxonomy.name,
         task=card.task,
-        reads=list(channels(model)),
-        evidence=bool(card.maps),
+        reads=list(model.channels),
+        evidence=bool(model.maps),
         engine=model.engine_name,
         arithmetic=card.arithmetic,
         input_size=card.preprocessing.size,

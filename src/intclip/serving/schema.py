@@ -7,7 +7,6 @@ from pydantic import BaseModel
 
 from intclip.inference.predictor import Predictor
 from intclip.serving.answers import ExplainRequest, PredictRequest, Problem
-from intclip.serving.batcher import channels
 from intclip.serving.bodies import FORM, JSON
 from intclip.serving.settings import Settings
 
@@ -26,7 +25,7 @@ UNKNOWN: dict[int | str, dict[str, Any]] = {401: {"model": Problem, "description
 def predict_body(models: Mapping[str, Predictor], settings: Settings) -> dict[str, Any]:
     """The request body of `/v1/predict`, for `openapi_extra`."""
     levels = sorted({level for model in models.values() for level in model.taxonomy.levels})
-    words = any("text" in channels(model) for model in models.values())
+    words = any("text" in model.channels for model in models.values())
 
     def shape(form: bool) -> dict[str, Any]:
         schema = _schema(PredictRequest, form)

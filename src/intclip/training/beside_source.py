@@ -6,17 +6,14 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from intclip.backbones.base import Backbone
 from intclip.data.masks import Masks
 from intclip.data.sample import Sample
 from intclip.data.transforms import Augment, AugmentConfig
-from intclip.posts.encoders import tower_encoder
+from intclip.posts.beside import WordTable
 from intclip.training.plan import Indices
 from intclip.training.source import Batch, FeatureSource, kept_view
-from intclip.training.word_table import WordTable
 
 
 class BesideSource:
@@ -83,18 +80,3 @@ class BesideSource:
 
 PLAIN = AugmentConfig(crop="eval", flip=0, cutout=0, operations=0)
 """No augmentation: what evaluation sees."""
-
-
-def embedded_words(samples: Sequence[Sample], backbone: Backbone) -> Tensor | None:
-    """Embeddings (N, D) of the samples' words by the backbone's text tower, of length √D, 0 where there are none.
-
-    None where no sample has any.
-    """
-    rows = [row for row, sample in enumerate(samples) if sample.text and sample.text.strip()]
-    if not rows:
-        return None
-    encode = tower_encoder(backbone)
-    found = torch.from_numpy(encode([samples[row].text or "" for row in rows]))
-    words = torch.zeros(len(samples), found.shape[1])
-    words[rows] = F.normalize(found, dim=1) * found.shape[1] ** 0.5
-    return words

@@ -16,13 +16,13 @@ from intclip.data.sample import Sample
 from intclip.data.transforms import Augment
 from intclip.errors import StorageError
 from intclip.methods.base import Method
-from intclip.training.beside_source import PLAIN, BesideSource, embedded_words
+from intclip.posts.beside import text_vectors, word_table
+from intclip.training.beside_source import PLAIN, BesideSource
 from intclip.training.cached_source import CachedSource, cache_folder, cached_names, open_cached_source
 from intclip.training.distributed import Processes
 from intclip.training.frozen import FrozenFeatures
 from intclip.training.recipe import Recipe
 from intclip.training.source import FeatureSource, PixelSource
-from intclip.training.word_table import word_table
 
 DATA_SEED = 2024
 """Of the validation photos taken from `train` and of kept views; not the run's, so that all seeds see the same data."""
@@ -63,6 +63,7 @@ class SourceMaker:
     ) -> FeatureSource:
         """What the method reads beside the photos: masks in training, words in every split that has any."""
         data, preprocess, beside = self._recipe.data, self._method.backbone.preprocess, self._method.beside
+        texts = [sample.text for sample in samples]
         return BesideSource(
             source,
             samples,
@@ -70,8 +71,8 @@ class SourceMaker:
             augment=augment,
             kept_views=self._recipe.cache.views,
             masks=Masks(Path(data.masks)) if training and data.masks and "mask" in beside else None,
-            text=embedded_words(samples, self._method.backbone) if "text" in beside else None,
-            words=word_table(samples, self._method.backbone) if "words" in beside else None,
+            text=text_vectors(texts, self._method.backbone) if "text" in beside else None,
+            words=word_table(texts, self._method.backbone) if "words" in beside else None,
         )
 
     def _photos(self, samples: Sequence[Sample], augment: Augment | None, *, training: bool) -> FeatureSource:

@@ -13,7 +13,7 @@ from intclip.errors import ImageError, IntclipError
 from intclip.serving.app import views
 from intclip.serving.app.layout import Page
 from intclip.serving.app.own_intents import read_intents
-from intclip.serving.app.session import PHOTO_ALONE, Session, write_corrections
+from intclip.serving.app.session import Session, write_corrections
 from intclip.serving.app.studio import Studio, read_photo
 
 MOST_PHOTOS = 1000
@@ -49,7 +49,12 @@ class Callbacks:
         self._on(page.model.input, self.choose_model, page.model, ("caption", "own", "own_note", *READING))
         # `change`, not `input`: pasted text is no input to Gradio.
         self._on(page.own.change, self.write_own, page.own, ("own_note", *READING))
-        self._on(page.caption.change, self.write_caption, page.caption, ("strip", "words", "bars", "labels"))
+        self._on(
+            page.caption.change,
+            self.write_caption,
+            page.caption,
+            ("strip", "figure", "words", "threshold", "only", "bars", "labels"),
+        )
         self._on(page.threshold.input, self.slide, [page.threshold, page.only], ("bars", "labels"))
         self._on(page.reset.click, self.reset_thresholds, [], ("threshold", "bars", "labels"))
         self._on(page.keep.click, self.keep_labels, page.labels, ("drop", "strip", "download"))
@@ -228,7 +233,7 @@ class Callbacks:
 
     def _branch(self, session: Session) -> Any:
         maps = self.studio.reader(session).maps
-        choices = [(views.BRANCHES[name][0], name) for name in (PHOTO_ALONE, *maps)]
+        choices = [(called, name) for name, (called, _) in views.branches(maps).items()]
         return gr.update(choices=choices, value=views.show_branch(session, maps), visible=bool(maps))
 
     def _caption(self, session: Session) -> Any:

@@ -19,11 +19,10 @@ from intclip.labels.taxonomy import Taxonomy
 from intclip.serving.app.kept import Kept
 from intclip.serving.app.own_intents import OwnIntents, read_intents
 from intclip.serving.app.session import Photo, Session
-from intclip.serving.batcher import Batcher, channels
+from intclip.serving.batcher import Batcher
 
 if TYPE_CHECKING:
     from intclip.explain.words import WordEvidence
-    from intclip.inference.post_predictor import PostPredictor
 
 OWN = "own intents"
 THUMBNAIL = 192
@@ -45,6 +44,7 @@ class Reader:
         taxonomy: Its labels.
         maps: The maps of evidence that it has.
         reads: "image", "text" or both.
+        alone: Which of them suffice without the other.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Reader:
     taxonomy: Taxonomy
     maps: tuple[str, ...]
     reads: tuple[str, ...]
+    alone: tuple[str, ...]
 
     @property
     def own(self) -> bool:
@@ -87,9 +88,9 @@ class Studio:
         """
         labels = read_intents(session.own)
         if labels is not None:
-            return Reader(OWN, (OWN, labels.names), labels, ("sight",), ("image",))
+            return Reader(OWN, (OWN, labels.names), labels, ("sight",), ("image",), ("image",))
         name, model = self.batcher.find(session.model)
-        return Reader(name, name, model.taxonomy, tuple(model.card.maps), channels(model))
+        return Reader(name, name, model.taxonomy, model.maps, model.channels, model.alone)
 
     def predict(self, session: Session) -> list[Prediction]:
         """Predictions of all photos, with the thresholds of the session.
@@ -125,11 +126,11 @@ class Studio:
         return self._evidence.once((reader.key, path, label), compute)
 
     def explain_words(self, session: Session, label: str) -> "WordEvidence | None":
-        """Which words of the caption speak for a label; None where there are none, or the reader reads none."""
+        """Which words of the caption speak for a label; None where there are none, or no words alone are read."""
         reader, text = self.reader(session), session.captions.get(session.place, "").strip()
-        if "text" not in reader.reads or not text:
+        if "text" not in reader.alone or not text:
             return None
-        model = cast("PostPredictor", self.batcher.find(session.model)[1])
+        model = self.batcher.find(session.model)[1]
         return self._words.once(
             (reader.key, text, label), lambda: self.batcher.run(lambda: model.explain_words(text, label)).result()
         )

@@ -26,6 +26,8 @@ BRANCHES = {
 _STOPS = 9
 _HEADING = 1
 """Height of a group's heading, in rows."""
+_DISPUTED = 2
+"""Labels told where photo and words disagree."""
 
 
 def show_label(session: Session, prediction: Prediction) -> str | None:
@@ -42,6 +44,12 @@ def show_branch(session: Session, maps: Sequence[str]) -> str:
     if session.branch == PHOTO_ALONE or session.branch in maps:
         return session.branch
     return "fused" if "fused" in maps else next(iter(maps), PHOTO_ALONE)
+
+
+def branches(maps: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Choice to its name and what it shows: the photo alone, and the maps; a fused one alone is of no branch."""
+    names = BRANCHES | ({"fused": ("Map", "where it lies in the photo")} if tuple(maps) == ("fused",) else {})
+    return {name: names[name] for name in (PHOTO_ALONE, *maps)}
 
 
 def strip(session: Session, studio: Studio) -> str:
@@ -68,7 +76,9 @@ def figure(session: Session, studio: Studio) -> str:
         return _render("figure.html", photo=None)
     prediction = studio.predict(session)[session.place]
     label = show_label(session, prediction)
-    branch = show_branch(session, studio.reader(session).maps)
+    maps = studio.reader(session).maps
+    branch = show_branch(session, maps)
+    called, means = branches(maps)[branch]
     evidence = None if label is None or branch == PHOTO_ALONE else studio.explain(session, label)
     image = read_image(photo.path, min_side=PICTURE)
     seen_all = True
@@ -82,8 +92,8 @@ def figure(session: Session, studio: Studio) -> str:
         "figure.html",
         photo={"name": photo.name, "picture": picture_uri(image, PICTURE, 86), "size": image.size},
         label=label,
-        branch=BRANCHES[branch][0].lower(),
-        means=BRANCHES[branch][1],
+        branch=called.lower(),
+        means=means,
         evidence=evidence is not None,
         seen_all=seen_all,
         ramp=_ramp(),
@@ -98,7 +108,25 @@ def bars(session: Session, studio: Studio) -> str:
     if prediction.error is not None:
         return _render("bars.html", columns=[], error=prediction.error)
     chosen = show_label(session, prediction)
-    return _render("bars.html", columns=_columns(_groups(prediction, session.level, chosen)), error=None)
+    columns = _columns(_groups(prediction, session.level, chosen))
+    return _render("bars.html", columns=columns, error=None, agreement=agreement(prediction))
+
+
+def agreement(prediction: Prediction) -> str | None:
+    """Whether photo and words of a post agree, in one line; None where one of them was not read."""
+    found = prediction.conflict
+    if found is None:
+        return None
+    score = f"(conflict {found.score:.2f}, at most 1)"
+    if not found.disputed:
+        return f"Photo and words agree {score}."
+    told = [
+        f"{name}, {100 * photo:.0f} % by the photo and {100 * words:.0f} % by the words"
+        for name, (photo, words) in list(found.disputed.items())[:_DISPUTED]
+    ]
+    more = len(found.disputed) - len(told)
+    told += [f"{more} more"] if more else []
+    return f"Photo and words disagree: {'; '.join(told)} {score}."
 
 
 def words(session: Session, studio: Studio) -> str:

@@ -1,0 +1,125 @@
+"""Posts through the real service: photo, words and both, with a bundle that `intclip fit` made."""
+
+import base64
+import csv
+import sys
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import pytest
+from PIL import Image
+from server_process import serving
+
+import intclip
+from fakes import TinyBackbone
+from intclip.backbones import registry
+from intclip.cli.main import main
+from intclip.serving.client import Client, ServiceError
+
+KINDS = {"sea": ((20, 60, 200), "waves on the beach and a blue sea"), "fire": ((220, 60, 20), "a hot fire burning")}
+SEA, FIRE = (KINDS[kind][1] for kind in KINDS)
+SERVE = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from fakes import TinyBackbone
+from intclip.backbones import registry
+from intclip.cli.main import main
+registry.BUILDERS["tiny"] = lambda name, checkpoint, split: TinyBackbone()
+main()
+"""
+"""`intclip` that knows the tiny backbone."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.BUILDERS, "tiny", lambda name, checkpoint, split: TinyBackbone())
+        yield
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Labelled posts, and the bundle "model" fitted on both channels."""
+    folder = tmp_path_factory.mktemp("posts")
+    rng = np.random.default_rng(0)
+    with (folder / "posts.csv").open("w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(["image", "text", "labels"])
+        for i in range(20):
+            kind = list(KINDS)[i % 2]
+            colour, text = KINDS[kind]
+            noise = rng.normal(scale=20, size=(60, 48, 3)) + colour
+            Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
+            table.writerow([f"{i}.png", f"{text} number {i}", kind if i % 6 else "sea;fire"])
+    words = ["fit", str(folder / "posts.csv"), "--out", str(folder / "model"), "--folds", "0"]
+    words += ["--backbone", "tiny", "--text-encoder", "backbone"]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as leaving:
+        patch.setattr(sys, "argv", ["intclip", *words])
+        main()
+    assert not leaving.value.code
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(home):
+    with serving(home, "-c", SERVE, "serve", "--model", home / "model", "--port", 0) as (_, url, _):
+        yield url
+
+
+def test_photo_words_and_both_are_what_the_predictor_says(home, service):
+    sea, fire = home / "0.png", home / "1.png"
+    photos, texts = [sea, None, fire, sea], [None, FIRE, SEA, SEA]
+    direct = intclip.load(home / "model").predict(photos, texts=texts)
+    with Client(service) as client:
+        form = client.predict(photos, texts=texts).results
+        assert [one.source for one in form] == ["0.png", "text 2", "1.png", "0.png"]
+        apart = [client.predict(sea), client.predict(texts=FIRE), client.predict(fire, texts=SEA)]
+        info = client.models()[0]
+    assert (info.reads, info.evidence) == (["image", "text"], True)
+    coded = [None if photo is None else base64.b64encode(photo.read_bytes()).decode() for photo in photos]
+    asked = httpx2.post(f"{service}/v1/predict", json={"images": coded, "texts": texts}, timeout=90)
+    assert asked.status_code == 200
+    answers = (
+        [one.model_dump() for one in form],
+        asked.json()["results"],
+        [one.results[0].model_dump() for one in apart],
+    )
+    for answer in answers:
+        for one, expected in zip(answer, direct, strict=False):
+            assert one["scores"] == pytest.approx(expected.scores, abs=1e-5)
+            assert one["labels"] == expected.labels
+            if expected.conflict is None:
+                assert (one["conflict"], one["disputed"]) == (None, {})
+                continue
+            assert one["conflict"] == pytest.approx(expected.conflict.score, abs=1e-4)
+            assert one["disputed"].keys() == expected.conflict.disputed.keys()
+            for name, pair in expected.conflict.disputed.items():
+                assert one["disputed"][name] == pytest.approx(pair, abs=1e-4)
+    assert [one.conflict is None for one in form] == [True, True, False, False]
+    assert form[2].conflict > form[3].conflict  # the photo burns, the words tell of the sea
+    assert set(form[2].disputed) == {"sea", "fire"}
+
+
+def test_wrong_posts_are_refused_in_one_line(home, service):
+    with Client(service) as client:
+        for photos, texts, said in (
+            ([home / "0.png"], [SEA, FIRE], "1 images and 2 texts; give one text a photo"),
+            ([home / "0.png", home / "1.png"], [SEA], "2 images and 1 texts; give one text a photo"),
+            ([None], [" "], "neither a photo nor words"),
+        ):
+            with pytest.raises(ServiceError, match=said) as refusal:
+                client.predict(photos, texts=texts)
+            assert refusal.value.status == 422
+            assert "\n" not in str(refusal.value)
+        bad = client.predict([b"no photo", home / "0.png"], texts=[SEA, SEA]).results
+        assert "image 1 is not an image" in bad[0].error
+        assert bad[1].error is None
+
+
+def test_evidence_in_a_post_s_photo(home, service):
+    direct = intclip.load(home / "model").explain(home / "0.png", "sea")
+    with Client(service) as client:
+        found = client.explain(home / "0.png", "sea")
+    assert found.branches == ["fused"]
+    np.testing.assert_allclose(found.regions["fused"], direct.regions["fused"], atol=1e-4)
