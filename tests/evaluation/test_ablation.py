@@ -107,8 +107,8 @@ def test_a_row_changes_its_own_recipe_and_overrides_come_last():
     assert {recipe.optim.ema for recipe in plain.values()} == {0.99}
     # A fifth of the recipe's epochs is warm-up, and stays so.
     assert (plain["Query2Label"].schedule.epochs, plain["Query2Label"].schedule.warmup_epochs) == (
-        6,
-        pytest.approx(1.2),
+        3,
+        pytest.approx(0.6),
     )
     assert {recipe.schedule.epochs for recipe in short.values()} == {1}
     assert short["Query2Label"].schedule.warmup_epochs == pytest.approx(0.2)
