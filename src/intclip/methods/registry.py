@@ -18,6 +18,7 @@ METHODS: dict[str, str] = {
     "zero_shot": "intclip.methods.zero_shot",
     "linear_probe": "intclip.methods.linear_probe",
     "mlp_probe": "intclip.methods.mlp_probe",
+    "ridge_probe": "intclip.methods.ridge_probe",
     "coop": "intclip.methods.coop",
     "cocoop": "intclip.methods.cocoop",
     "tip_adapter": "intclip.methods.tip_adapter",
@@ -34,6 +35,7 @@ METHODS: dict[str, str] = {
     "hleg": "intclip.methods.hleg",
     "labcr": "intclip.methods.labcr",
     "multiguard": "intclip.methods.multiguard",
+    "ensemble": "intclip.methods.ensemble",
 }
 """Method name to its module, which exports `OPTIONS` (a subclass of `Options`) and `build`."""
 

@@ -77,7 +77,7 @@ def open_backbone(section: BackboneSection, backbone: Backbone | None = None) ->
     """The backbone of a recipe, its preprocessing changed as the recipe says."""
     if backbone is None:
         backbone = load_backbone(section.name, checkpoint=section.checkpoint, split=section.split)
-    backbone.preprocess = adapt_preprocess(backbone.preprocess, section)
+    backbone.take(adapt_preprocess(backbone.preprocess, section))
     return backbone
 
 
@@ -86,6 +86,8 @@ def adapt_preprocess(preprocess: Preprocess, section: BackboneSection) -> Prepro
     changes: dict[str, Any] = {}
     if not section.normalize:
         changes |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    if section.size is not None:
+        changes["size"] = section.size
     if section.crop is not None:
         changes["crop"] = section.crop
     if section.interpolation is not None:

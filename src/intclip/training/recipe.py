@@ -56,6 +56,7 @@ class BackboneSection(Section, frozen=True):
         name: Registry name, such as "lite", "RN101" or "ViT-B/32".
         checkpoint: Weights file or hub name; None takes the registry's own.
         split: Where trunk and deep layers part: "paper" or "released".
+        size: Side of the square input in pixels, where the tower takes others than its own ("lite": multiples of 32).
         normalize: Subtract the mean and divide by the deviation of the pretraining; the released IntCLIP does not.
         crop: "center" or "squash" (both sides resized, nothing cut off); None keeps the backbone's own.
         interpolation: "bicubic" or "bilinear"; None keeps the backbone's own.
@@ -65,6 +66,7 @@ class BackboneSection(Section, frozen=True):
     name: str
     checkpoint: str | None
     split: Literal["paper", "released"]
+    size: int | None = Field(ge=1)
     normalize: bool
     crop: Literal["center", "squash"] | None
     interpolation: Literal["bicubic", "bilinear"] | None

@@ -1,0 +1,117 @@
+"""Several methods over one backbone, trained side by side, whose logits are averaged."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+
+from intclip.backbones.base import Backbone, FeatureName, Features
+from intclip.errors import RecipeError
+from intclip.labels.taxonomy import Taxonomy
+from intclip.methods.base import Beside, Method, Options, Output, ParameterGroup
+from intclip.methods.registry import build_method
+
+
+class Member(BaseModel, frozen=True, extra="forbid"):
+    """One of the methods.
+
+    Attributes:
+        method: Its name in the registry.
+        options: Its options.
+        weight: Of its logits in the mean.
+    """
+
+    method: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    weight: float = Field(default=1.0, gt=0)
+
+
+class EnsembleOptions(Options, frozen=True):
+    """Options of an ensemble.
+
+    Attributes:
+        members: Two or more; each starts from random numbers of its own.
+    """
+
+    members: tuple[Member, ...] = Field(min_length=2)
+
+
+class Ensemble(Method):
+    """The weighted mean of several methods' logits.
+
+    Each member is trained by its own loss alone, all on the same batches, so that the backbone is read once for all.
+    The evidence is the first member's.
+    """
+
+    def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: EnsembleOptions) -> None:
+        super().__init__(backbone, taxonomy)
+        self.options = options
+        members = [build_method(each.method, backbone, taxonomy, each.options) for each in options.members]
+        self.members: Sequence[Method] = nn.ModuleList(members)  # type: ignore[assignment]
+        self.needs: tuple[FeatureName, ...] = tuple(dict.fromkeys(name for each in members for name in each.needs))
+        self.beside: tuple[Beside, ...] = tuple(dict.fromkeys(name for each in members for name in each.beside))
+        self.views = max(each.views for each in members)
+        reductions = {each.loss_reduction for each in members}
+        if len(reductions) > 1:
+            raise RecipeError("the losses of an ensemble must all add over photos, or all average: set loss.reduction")
+        self.loss_reduction = members[0].loss_reduction
+
+    def forward(self, features: Features, *, maps: bool = False) -> Output:
+        """Mean logits (B, K), with the first member's maps and extras."""
+        outputs = [each(features, maps=maps and number == 0) for number, each in enumerate(self.members)]
+        weights = [each.weight for each in self.options.members]
+        total = sum(weight * output.logits for weight, output in zip(weights, outputs, strict=True))
+        logits = total / sum(weights)
+        return replace(outputs[0], logits=logits)
+
+    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
+        """The first member's loss of the mean, for the logs of photos that nothing is trained on."""
+        return self.members[0].loss(output, targets)
+
+    def training_loss(self, views: Sequence[Features], targets: Tensor) -> dict[str, Tensor]:
+        """Every member's own terms; one without learnable parameters is left out."""
+        return {
+            f"{number} {name}": value
+            for number, each in enumerate(self.members, start=1)
+            if each.learnable_parameters()
+            for name, value in each.training_loss(views[: each.views], targets).items()
+        }
+
+    def prepare(self, batches: Iterable[tuple[Features, Tensor]]) -> None:
+        """Every member's."""
+        for each in self.members:
+            each.prepare(batches)
+
+    def before_step(self, step: int) -> None:
+        """Every member's."""
+        for each in self.members:
+            each.before_step(step)
+
+    def after_step(self) -> None:
+        """Every member's."""
+        for each in self.members:
+            each.after_step()
+
+    def after_epoch(self, epoch: int) -> None:
+        """Every member's."""
+        for each in self.members:
+            each.after_epoch(epoch)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Every member's, named after it."""
+        return [
+            replace(group, name=f"{number} {group.name}")
+            for number, each in enumerate(self.members, start=1)
+            for group in each.parameter_groups()
+            if group.parameters
+        ]
+
+    def own_state(self) -> dict[str, Tensor]:
+        """State of the members, without the backbone that all hold."""
+        return {
+            f"members.{number}.{key}": value
+            for number, each in enumerate(self.members)
+            for key, value in each.own_state().items()
+        }

@@ -1,0 +1,72 @@
+"""An ensemble is its members: their mean, their losses, their gradients, their state."""
+
+import pytest
+import torch
+
+from fakes import TinyBackbone, tiny_taxonomy
+from intclip.errors import RecipeError
+from intclip.methods.registry import build_method
+
+INTCLIP = {
+    "method": "intclip",
+    "options": {"sentence_form": "6-9", "context_length": 3, "loss": {"reduction": "batch"}},
+}
+RIDGE = {"method": "ridge_probe"}
+
+
+def batch(backbone: TinyBackbone, count: int = 12) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(count, 3, 24, 24, generator=generator)
+    return backbone.features(pixels, ("trunk", "regions")), torch.rand(count, 5, generator=generator)
+
+
+def test_logits_are_the_weighted_mean_and_maps_the_first_members() -> None:
+    backbone = TinyBackbone()
+    features, targets = batch(backbone)
+    method = build_method(
+        "ensemble", backbone, tiny_taxonomy(), {"members": [INTCLIP, INTCLIP | {"weight": 2}, RIDGE]}
+    ).eval()
+    method.prepare([(features, targets)])
+    found = method(features, maps=True)
+    first, second, third = (each(features, maps=number < 2) for number, each in enumerate(method.members))
+    torch.testing.assert_close(found.logits, (first.logits + 2 * second.logits + third.logits) / 4)
+    torch.testing.assert_close(found.maps, first.maps)
+
+
+def test_members_train_as_they_would_alone() -> None:
+    backbone = TinyBackbone()
+    features, targets = batch(backbone)
+    method = build_method("ensemble", backbone, tiny_taxonomy(), {"members": [INTCLIP, INTCLIP, RIDGE]})
+    starts = [next(iter(each.learnable_parameters())).detach().clone() for each in method.members[:2]]
+    assert not torch.equal(*starts)
+    terms = method.training_loss([features], targets)
+    sum(terms.values()).backward()
+    assert all(name.startswith(("1 ", "2 ")) for name in terms)
+    for each in method.members[:2]:
+        together = [parameter.grad.clone() for parameter in each.learnable_parameters() if parameter.grad is not None]
+        each.zero_grad()
+        sum(each.training_loss([features], targets).values()).backward()
+        alone = [parameter.grad for parameter in each.learnable_parameters() if parameter.grad is not None]
+        torch.testing.assert_close(together, alone)
+    grouped = {id(parameter) for group in method.parameter_groups() for parameter in group.parameters}
+    assert grouped == {id(parameter) for parameter in method.learnable_parameters()}
+
+
+def test_state_goes_into_another_and_holds_no_backbone() -> None:
+    backbone = TinyBackbone()
+    features, targets = batch(backbone)
+    one, other = (
+        build_method("ensemble", backbone, tiny_taxonomy(), {"members": [INTCLIP, RIDGE]}).eval() for _ in "ab"
+    )
+    one.prepare([(features, targets)])
+    assert not [key for key in one.own_state() if "backbone" in key]
+    other.load_own_state(one.own_state())
+    torch.testing.assert_close(other(features).logits, one(features).logits)
+
+
+def test_one_member_and_losses_that_do_not_add_are_refused() -> None:
+    with pytest.raises(RecipeError, match="members"):
+        build_method("ensemble", TinyBackbone(), tiny_taxonomy(), {"members": [INTCLIP]})
+    summed = {"method": "intclip", "options": INTCLIP["options"] | {"loss": {"reduction": "sum"}}}
+    with pytest.raises(RecipeError, match=r"loss\.reduction"):
+        build_method("ensemble", TinyBackbone(), tiny_taxonomy(), {"members": [RIDGE, summed]})

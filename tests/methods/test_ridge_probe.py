@@ -1,0 +1,79 @@
+"""The ridge probe against scikit-learn and against fits that really leave photos out."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from fakes import TinyBackbone, tiny_taxonomy
+from intclip.methods.registry import build_method
+from intclip.methods.ridge_probe.solver import fit_logits, fit_ridge
+
+
+def problem(rows: int = 40, width: int = 6, labels: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, width, generator=generator)
+    y = (x @ torch.randn(width, labels, generator=generator) + torch.randn(rows, labels, generator=generator)).sigmoid()
+    return x - x.mean(dim=0), y
+
+
+def test_weights_are_scikit_learns_and_left_out_answers_those_of_refits() -> None:
+    x, y = problem()
+    found = fit_ridge(x, y, [3.0])
+    sklearn = Ridge(alpha=3.0).fit(x.numpy(), y.numpy())
+    np.testing.assert_allclose(found.weight.numpy(), sklearn.coef_.T, atol=1e-6)
+    for row in (0, 17, 39):
+        rest = np.delete(np.arange(len(x)), row)
+        refit = Ridge(alpha=3.0).fit(x[rest].numpy(), y[rest].numpy())
+        np.testing.assert_allclose(found.left_out[row].numpy(), refit.predict(x[row : row + 1].numpy())[0], atol=1e-6)
+
+
+def test_the_strength_is_the_one_with_the_least_left_out_error() -> None:
+    x, y = problem(rows=12, width=10)
+    penalties = [1e-3, 0.1, 1.0, 10.0, 1e3]
+    errors = [float((fit_ridge(x, y, [each]).left_out - y).square().mean()) for each in penalties]
+    assert fit_ridge(x, y, penalties).penalty == penalties[int(np.argmin(errors))]
+    assert np.argmin(errors) not in (0, len(penalties) - 1)
+
+
+def test_logits_are_scikit_learns_logistic_regressions() -> None:
+    x, y = problem(rows=300)
+    hard = (y > 0.5).float()
+    slope, offset = fit_logits(x[:, :5], hard, exclusive=False)
+    for label in range(5):
+        column = x[:, label : label + 1].numpy()
+        sklearn = LogisticRegression(C=1e6).fit(column, hard[:, label].numpy())
+        # Away by the small penalty that keeps a label without photos finite.
+        np.testing.assert_allclose(slope[label].item(), sklearn.coef_[0, 0], atol=2e-3)
+        np.testing.assert_allclose(offset[label].item(), sklearn.intercept_[0], atol=2e-3)
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_the_probe_learns_and_its_probabilities_are_those_seen(exclusive: bool) -> None:
+    backbone = TinyBackbone()
+    torch.manual_seed(0)
+    pixels = torch.randn(400, 3, 24, 24)
+    features = backbone.features(pixels, ("trunk",))
+    method = build_method("ridge_probe", backbone, replace(tiny_taxonomy(), exclusive=exclusive), {})
+    vectors = method._vectors(features)
+    scores = vectors @ torch.randn(vectors.shape[1], 5)
+    scores = 4 * (scores - scores.mean(dim=0)) / scores.std(dim=0)
+    if exclusive:
+        targets = torch.nn.functional.one_hot(scores.argmax(dim=1), 5).float()
+    else:
+        targets = (scores > 1).float()
+        targets[:5, 2] = float("nan")
+    method.prepare(
+        [({"trunk": features["trunk"][:250]}, targets[:250]), ({"trunk": features["trunk"][250:]}, targets[250:])]
+    )
+    logits = method(features).logits
+    told = logits.softmax(dim=1) if exclusive else logits.sigmoid()
+    known = ~targets.isnan()
+    for label in range(5):
+        seen = known[:, label]
+        assert told[seen, label].mean().item() == pytest.approx(targets[seen, label].mean().item(), abs=0.03)
+    right = (logits.argmax(dim=1) == targets.argmax(dim=1)) if exclusive else ((logits > 0) == (targets > 0.5))[known]
+    assert right.float().mean() > 0.85
+    assert method.learnable_parameters() == []
