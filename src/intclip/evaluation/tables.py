@@ -193,7 +193,7 @@ def draw(path: Path, study: Study, rows: Sequence[RowResult]) -> bool:
     places = list(range(len(rows)))
     for axes, metric in zip(panels, shown, strict=True):
         for place in places[::2]:
-            axes.axhspan(place - 0.5, place + 0.5, color="0.95", linewidth=0)
+            axes.axhspan(place - 0.5, place + 0.5, color="0.95", linewidth=0, zorder=0)
         paper = [row.paper.get(metric, math.nan) for row in rows]
         ours = [math.nan if (mean := row.mean(metric)) is None else mean for row in rows]
         spread = [row.deviation(metric) or 0.0 for row in rows]
@@ -202,6 +202,7 @@ def draw(path: Path, study: Study, rows: Sequence[RowResult]) -> bool:
         axes.set_title(f"{TITLES[metric]} (%)", fontsize="medium")
         axes.grid(axis="x", alpha=0.4)
         axes.set_axisbelow(True)
+        axes.tick_params(axis="y", length=0)
     panels[0].set_yticks(places, [row.name for row in rows])
     panels[0].set_ylim(len(rows) - 0.5, -0.5)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
