@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import intclip
 from benchmarks.loader import write_photos
-from benchmarks.machine import write_report
+from benchmarks.machine import openvino_has_bf16, write_report
 from benchmarks.reference import ReferenceIntCLIP
 from benchmarks.setup import our_method, parse, parser, resnets
 from benchmarks.weights import RN101, random_state_dict
@@ -59,13 +59,6 @@ def write_model(folder: Path, backbone: Backbone) -> Callable[..., Predictor]:
     return partial(intclip.load, folder / "bundle", checkpoint=weights)
 
 
-def bf16_here() -> bool:
-    """Whether OpenVINO computes in bf16 on this processor."""
-    import openvino
-
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
 def call_reference(reference: ReferenceIntCLIP, pixels: Tensor) -> None:
     """The released model call."""
     with torch.no_grad():
@@ -90,7 +83,7 @@ def main() -> None:
             plain = compile_module(EncodeImage(backbone), pixels, engine=engine, threads=arguments.threads)
             candidates[f"encode_image, {engine}"] = partial(plain, pixels)
         if "openvino" in engines:
-            if bf16_here():
+            if openvino_has_bf16():
                 halved = open_model(engine="openvino", precision="bf16", threads=arguments.threads)
                 candidates["ours, openvino bf16"] = partial(halved.predict_pixels, pixels)
             quantized = open_model(engine="openvino").quantize(write_photos(folder, 64, 500))

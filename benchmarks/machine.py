@@ -33,6 +33,13 @@ def peaks(size: int = 2048, megabytes: int = 256) -> dict[str, float]:
     return {"gemm_GFLOPs": round(flops / 1e9, 1), "copy_GBs": round(moved / 1e9, 1)}
 
 
+def openvino_has_bf16() -> bool:
+    """Whether OpenVINO computes in bf16 on this processor."""
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 def write_report(path: Path | None, report: dict[str, Any]) -> None:
     """Print a report as JSON with the machine's description, and write it where a path is given."""
     machine = describe_machine() | {"threads": torch.get_num_threads()}

@@ -1,9 +1,10 @@
 """Speed of prediction: compute alone, from JPEG files, one photo, and the command line from cold.
 
-    python -m benchmarks.predict_speed [--model lite] [--engines openvino int8 torch onnx] [--photos 400] [--out FILE]
+    python -m benchmarks.predict_speed [--model lite] [--engines openvino bf16 int8 torch onnx] [--photos 400] [--out FILE]
 
 Photos are real ones of 500 pixels. Rates are the best of some passes, and CPU time a photo stands beside them because
-it depends less on what else the machine is doing. int8 is OpenVINO's, calibrated on the same photos.
+it depends less on what else the machine is doing. bf16 and int8 are OpenVINO's, int8 calibrated on the same
+photos.
 """
 
 import argparse
@@ -80,7 +81,7 @@ def measure(predictor: Any, paths: list[Path]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="lite")
-    parser.add_argument("--engines", nargs="+", default=["openvino"], help="openvino, int8, torch, onnx")
+    parser.add_argument("--engines", nargs="+", default=["openvino"], help="openvino, bf16, int8, torch, onnx")
     parser.add_argument("--photos", type=int, default=400)
     parser.add_argument("--cold", action="store_true", help="time the command line too")
     parser.add_argument("--out", type=Path)
@@ -91,8 +92,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         paths = write_photos(Path(folder), options.photos, 500)
         for engine in options.engines:
-            name = "openvino" if engine == "int8" else engine
-            predictor = intclip.load(options.model, engine=name, device="cpu")
+            name = "openvino" if engine in ("bf16", "int8") else engine
+            precision = "bf16" if engine == "bf16" else "f32"
+            predictor = intclip.load(options.model, engine=name, device="cpu", precision=precision)
             if engine == "int8":
                 predictor = predictor.quantize(paths[:100])
             report[engine] = measure(predictor, paths)

@@ -1,8 +1,9 @@
-"""What int8 costs: mAP of the embedded proxy model (lite) in float32 and in int8, calibrated on training photos.
+"""What bf16 and int8 cost: mAP and speed of the embedded proxy model (lite) beside float32.
 
-    INTCLIP_DATA=/data python -m benchmarks.int8 --out docs/figures/int8.json
+    INTCLIP_DATA=/data python -m benchmarks.precision --out docs/figures/precision.json
 
-`$INTCLIP_DATA/flickr8k` is the proxy dataset; its validation split is scored, its training split calibrates.
+`$INTCLIP_DATA/flickr8k` is the proxy dataset; its validation split is scored, its training split calibrates int8. bf16 is
+measured where the processor has it.
 """
 
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import intclip
-from benchmarks.machine import write_report
+from benchmarks.machine import openvino_has_bf16, write_report
 from benchmarks.setup import parse, parser
 from intclip.data.registry import load_dataset
 from intclip.inference.speed import noise_pixels
@@ -33,6 +34,8 @@ def main() -> None:
     targets = np.stack([sample.targets for sample in scored])
     exact = intclip.load("proxy", engine="openvino", threads=arguments.threads)
     models = {"float32": exact, "int8": exact.quantize(calibrating, limit=arguments.calibrate)}
+    if openvino_has_bf16():
+        models["bf16"] = intclip.load("proxy", engine="openvino", precision="bf16", threads=arguments.threads)
     scores = {
         name: np.stack([prediction.probabilities for prediction in model.predict([sample.image for sample in scored])])
         for name, model in models.items()
@@ -45,8 +48,10 @@ def main() -> None:
         "photos": len(scored),
         "calibrated on": len(calibrating),
         "mAP": {name: round(100 * value, 2) for name, value in maps.items()},
-        "mAP lost": round(100 * (maps["float32"] - maps["int8"]), 2),
-        "largest change of a probability": round(float(np.abs(scores["float32"] - scores["int8"]).max()), 4),
+        "mAP lost": {name: round(100 * (maps["float32"] - value), 2) for name, value in maps.items()},
+        "largest change of a probability": {
+            name: round(float(np.abs(scores["float32"] - values).max()), 4) for name, values in scores.items()
+        },
         "batch": arguments.batch,
         **paired(
             {name: partial(model.predict_pixels, pixels) for name, model in models.items()},
