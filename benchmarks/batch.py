@@ -4,9 +4,10 @@
 
 The photos of a folder are listed again and again until there are enough references. Each job is killed (SIGKILL) and
 resumed; of the Ray job, workers are killed too. Then both are verified, and their rows compared. Rates are of the
-resumed runs, from their first finished shard to their last, so that start-up is told apart; CPU time a photo stands
-beside them, of all processes of the run, because it depends less on what else the machine is doing. The model is a
-small CLIP of random weights: the job's own work and the decoding of photos weigh as much as they can.
+resumed runs, from when every worker has finished a shard to the last one, so that start-up is told apart; CPU time a
+photo stands beside them, of all processes of the run, because it depends less on what else the machine is doing. The
+local job computes with all cores: give as many workers as there are. The model is a small CLIP of random weights: the
+job's own work and the decoding of photos weigh as much as they can.
 """
 
 import argparse
@@ -98,20 +99,25 @@ class Run:
         return sum(self._cpu.values())
 
 
-def undisturbed(run: Run) -> dict[str, Any]:
-    """Let a run end: its rates."""
+def undisturbed(run: Run, lanes: int) -> dict[str, Any]:
+    """Let a run end: its rates.
+
+    Args:
+        run: Just begun.
+        lanes: Shards that are worked on at once: so many are passed over before the rate is taken.
+    """
     first_cpu = None
     while run.process.poll() is None:
         run.watch()
         if first_cpu is None and finished_since(run.out, run.start):
             first_cpu = (run.cpu_seconds, len(finished_since(run.out, run.start)))
-        time.sleep(0.5)
+        time.sleep(1)
     if run.process.returncode != 0:
         raise SystemExit(f"the run over {run.out} failed")
-    told = json.loads(run.process.stdout.read())  # type: ignore[union-attr]
+    told = json.loads(run.process.communicate()[0])
     shards = sorted(finished_since(run.out, run.start))
-    rows = sum(count for _, count in shards[1:])
-    seconds = shards[-1][0] - shards[0][0]
+    rows = sum(count for _, count in shards[lanes:])
+    seconds = shards[-1][0] - shards[lanes - 1][0]
     cpu, before = first_cpu or (0.0, 0)
     later = sum(count for _, count in shards[before:])
     return {
@@ -175,7 +181,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--photos", type=Path, required=True, help="folder of JPEG photos")
     options.add_argument("--references", type=int, default=50_000, help="length of the list")
-    options.add_argument("--workers", type=int, default=2, help="Ray's workers")
+    options.add_argument("--workers", type=int, default=2, help="Ray's workers, and the local job's reading threads")
     options.add_argument("--kills", type=int, default=3, help="of Ray's workers")
     options.add_argument("--shard-size", type=int, default=1000, help="photos in a shard")
     options.add_argument("--out", type=Path, help="write the report here as JSON, besides printing it")
@@ -184,16 +190,16 @@ def main() -> None:
     model, listing = write_model(folder / "small.xml"), folder / "list.txt"
     write_list(asked.photos, listing, asked.references)
     shards = -(-asked.references // asked.shard_size)
-    common = ["--model", str(model), "--shard-size", str(asked.shard_size)]
+    common = ["--model", str(model), "--shard-size", str(asked.shard_size), "--workers", str(asked.workers)]
     report: dict[str, Any] = {"references": asked.references, "shards": shards, "workers": asked.workers}
 
-    run = Run(listing, folder / "local", *common, "--workers", "1")
+    run = Run(listing, folder / "local", *common)
     wait_for(run, shards // 3)
     run.kill()
     report["local, after the kill"] = read_status(folder / "local")
-    report["local, resumed"] = undisturbed(Run(listing, folder / "local", *common, "--workers", "1"))
+    report["local, resumed"] = undisturbed(Run(listing, folder / "local", *common), 1)
 
-    ray = [*common, "--engine", "ray", "--workers", str(asked.workers)]
+    ray = [*common, "--engine", "ray"]
     run = Run(listing, folder / "ray", *ray)
     killed = 0
     for number in range(asked.kills):
@@ -203,7 +209,7 @@ def main() -> None:
     run.kill()
     report["ray, workers killed"] = killed
     report["ray, after the kill"] = read_status(folder / "ray")
-    report["ray, resumed"] = undisturbed(Run(listing, folder / "ray", *ray))
+    report["ray, resumed"] = undisturbed(Run(listing, folder / "ray", *ray), asked.workers)
 
     for name in ("local", "ray"):
         report[f"{name}, verified"] = vars(verify_job(read_job(folder / name)))

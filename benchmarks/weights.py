@@ -24,8 +24,8 @@ def random_state_dict(shape: Shape = RN101, seed: int = 0) -> dict[str, Tensor]:
                 low, high = (0.1, 0.4) if name.endswith("bn3") and "layer" in name else (0.8, 1.2)
                 nn.init.uniform_(module.weight, low, high)
                 nn.init.normal_(module.bias, std=0.1)
-                nn.init.normal_(module.running_mean, std=0.1)  # type: ignore[arg-type]
-                nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+                nn.init.normal_(module.get_buffer("running_mean"), std=0.1)
+                nn.init.uniform_(module.get_buffer("running_var"), 0.5, 1.5)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
     own = ("visual.semantic_", "visual.aggregation", "context_", "tokens")

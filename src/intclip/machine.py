@@ -1,5 +1,6 @@
-"""What this machine is: said beside every measurement."""
+"""What this machine is, said beside every measurement; and whether it has memory left."""
 
+import mmap
 import os
 import platform
 from importlib import metadata
@@ -8,6 +9,7 @@ from typing import Any
 
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 _PACKAGES = ("intclip", "torch", "openvino", "onnxruntime", "transformers", "numpy", "pillow")
+_ORDINARY = 256 * 2**20  # bytes; decoding and turning a photo of 50 megapixels takes about as much
 
 
 def describe_machine() -> dict[str, Any]:
@@ -24,6 +26,15 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": dict(_versions()),
     }
+
+
+def memory_is_short() -> bool:
+    """Whether less memory is left than ordinary work takes: then a failure is no fault of what was being read."""
+    try:
+        mmap.mmap(-1, _ORDINARY).close()  # asked for, never touched
+    except (OSError, MemoryError):
+        return True
+    return False
 
 
 def _versions() -> list[tuple[str, str]]:

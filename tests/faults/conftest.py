@@ -1,9 +1,9 @@
-"""Makes the toy training set and the tiny models of other rooms importable here."""
+"""Makes the toy training set, the tiny models and the watched service of other rooms importable here."""
 
 import sys
 from pathlib import Path
 
-for room in ("training", "inference"):
+for room in ("training", "inference", "serving"):
     path = str(Path(__file__).parents[1] / room)
     if path not in sys.path:
         sys.path.append(path)

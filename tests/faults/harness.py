@@ -1,4 +1,4 @@
-"""Run jobs in processes of their own and disturb them: kills, full disks, denied permission, odd clocks."""
+"""Run jobs in processes of their own and disturb them: kills, full disks, denials, little memory, odd clocks."""
 
 import contextlib
 import errno
@@ -110,6 +110,17 @@ class SmallFiles:
         resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, resource.RLIM_INFINITY))
 
 
+class LittleMemory:
+    """No more memory than the process has, and so many bytes."""
+
+    def __init__(self, more: int) -> None:
+        self.more = more
+
+    def __call__(self, place: Path) -> None:
+        has = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (has + self.more, resource.RLIM_INFINITY))
+
+
 class SkewedClock:
     """Wall time that jumps back and forth by years between any two questions."""
 
@@ -123,6 +134,20 @@ class SkewedClock:
             return real() + rng.uniform(-3e8, 3e8)
 
         time.time = skewed
+
+
+class Denied:
+    """A file that may not be opened, as if it were another user's; being nobody, a job could not read its libraries."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __call__(self, place: Path) -> None:
+        def hook(event: str, arguments: tuple[Any, ...]) -> None:
+            if event == "open" and str(arguments[0]) == self.path:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), self.path)
+
+        sys.addaudithook(hook)
 
 
 def as_nobody(place: Path) -> None:

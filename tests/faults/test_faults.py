@@ -2,7 +2,9 @@
 
 import os
 import random
+import re
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -10,7 +12,9 @@ import pytest
 from harness import (
     WRONG_INPUT,
     AtOperation,
+    Denied,
     Harness,
+    LittleMemory,
     SkewedClock,
     SmallFiles,
     as_nobody,
@@ -20,7 +24,11 @@ from harness import (
 )
 from work import JOBS, make_inputs
 
+from fakes import TinyBackbone
+from intclip.backbones import registry
 from intclip.files import write_text
+from intclip.inference.batch.job import read_job
+from intclip.inference.batch.run import run_job
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and limits of POSIX")
 ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
@@ -138,11 +146,60 @@ def test_denied_permission_is_one_line(harness, home, inputs, undisturbed, kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_what_an_earlier_attempt_left_and_may_not_be_read_is_one_line(harness, home, inputs, undisturbed, kind):
+    place = home / f"closed-{kind}" / "job"
+    harness.run(kind, place, inputs, AtOperation(9, "kill"))
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    modes = {path: path.stat().st_mode for path in (place, *place.rglob("*"))}
+    for path in modes:
+        path.chmod(0o000 if path.is_file() else 0o555)
+    assert harness.run(kind, place, inputs, as_nobody) == WRONG_INPUT
+    assert re.fullmatch(r"intclip: .*[Pp]ermission denied.*\n", harness.told())
+    for path, mode in modes.items():
+        path.chmod(mode)
+    assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
+    assert harness.run(kind, place, inputs) == 0
+    assert JOBS[kind].state(place) == undisturbed[kind]
+
+
+def test_a_photo_that_may_not_be_read_is_a_row_until_it_may(harness, inputs, undisturbed, tmp_path, monkeypatch):
+    place = tmp_path / "job"
+    assert harness.run("batch", place, inputs, Denied(inputs / "photos" / "007.png")) == 0
+    rows = JOBS["batch"].state(place)[0]
+    assert "Permission denied" in rows[7]["error"]
+    monkeypatch.setitem(registry.BUILDERS, "tiny", lambda name, checkpoint, split: TinyBackbone())
+    run_job(read_job(place), workers=1, retry_errors=True)
+    assert JOBS["batch"].state(place) == undisturbed["batch"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+@pytest.mark.parametrize("kind", KINDS)
+def test_too_little_memory_ends_it_and_loses_nothing(harness, inputs, undisturbed, tmp_path, kind):
+    job, place = JOBS[kind], tmp_path / "job"
+    codes = []
+    for megabytes in (2, 7):
+        process = harness.start(kind, place, inputs, LittleMemory(megabytes << 20))
+        process.join(20)
+        if process.is_alive():  # Python waits for ever for a thread that found no memory to begin with
+            process.kill()
+            process.join()
+        codes.append(process.exitcode)
+        job.whole(place)
+        if process.exitcode > 0:
+            assert process.exitcode == WRONG_INPUT
+            assert "intclip: no memory is left; " in harness.told()
+            assert "Traceback" not in harness.told()
+    assert any(codes)
+    assert harness.run(kind, place, inputs) == 0
+    assert job.state(place) == undisturbed[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_clock_that_jumps(harness, inputs, undisturbed, tmp_path, kind):
     place = tmp_path / "job"
     harness.run(kind, place, inputs, AtOperation(9, "kill"))
-    for path in place.rglob("*"):
-        os.utime(path, (4e9, 4e9))  # written in the year 2096
+    for number, path in enumerate(sorted(place.rglob("*"))):
+        os.utime(path, 2 * ((4e9, 0)[number % 2],))  # written in 2096, or in 1970
     assert harness.run(kind, place, inputs, SkewedClock(1)) == 0
     assert JOBS[kind].state(place) == undisturbed[kind]
 

@@ -105,6 +105,26 @@ def test_a_batch_that_fails_does_not_end_the_worker(make, watched):
     assert batcher.inside == 0
 
 
+def test_a_photo_that_breaks_its_batch_fails_alone(make, watched):
+    batcher = make({"a": watched})
+    watched.watched.poison = 6
+    watched.watched.gate.clear()
+    first = batcher.submit(photo(1))
+    assert watched.watched.entered.wait(WAIT)
+    futures = [batcher.submit(photo(level)) for level in range(10)]
+    wait_until(lambda: len(batcher._queue) == 10)
+    watched.watched.gate.set()
+    first.result(WAIT)
+    for level, future in enumerate(futures):
+        if level == 6:
+            with pytest.raises(RuntimeError, match="the engine broke"):
+                future.result(WAIT)
+        else:
+            assert future.result(WAIT).scores["class 0"] == pytest.approx(level / 255)
+    assert sum(watched.watched.batches) == 1 + 9
+    assert batcher.inside == 0
+
+
 def test_a_cancelled_photo_is_not_computed_and_leaves_its_room(make, watched):
     batcher = make({"a": watched}, capacity=3)
     watched.watched.gate.clear()

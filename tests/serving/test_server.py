@@ -1,64 +1,18 @@
 """A real server in a process of its own: hostile and slow clients, the typed client, and how it ends."""
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
+from server_process import running
 from watched import photo
 
 from intclip.errors import IntclipError
 from intclip.serving.client import Client, ServiceError
 from intclip.serving.server import bind
-
-HERE = Path(__file__).parent
-UPLOAD_SECONDS = 2.0
-SERVER = f"""
-import sys
-sys.path.insert(0, {str(HERE)!r})
-from watched import WatchedPredictor
-from intclip.serving.api import create_api
-from intclip.serving.observe import configure_logs
-from intclip.serving.server import bind, run
-from intclip.serving.settings import Settings
-configure_logs()
-model = WatchedPredictor()
-model.watched.delay = float(sys.argv[1])
-settings = Settings(
-    max_photos=4, upload_seconds={UPLOAD_SECONDS}, max_body_bytes=1_000_000, api_key=sys.argv[2] or None
-)
-run(create_api({{"a": model}}, settings), bind("127.0.0.1", 0), connections=64, grace_seconds=30)
-"""
-
-
-@contextmanager
-def running(tmp_path, delay=0.0, key=""):
-    """A server and where it is; its log is a file."""
-    log = tmp_path / "log"
-    with log.open("w") as stream:
-        server = subprocess.Popen([sys.executable, "-c", SERVER, str(delay), key], stderr=stream, env=dict(os.environ))
-    try:
-        end = time.monotonic() + 120
-        while not (lines := log.read_text().splitlines()):
-            assert time.monotonic() < end
-            assert server.poll() is None
-            time.sleep(0.05)
-        url = json.loads(lines[0])["url"]
-        with Client(url) as probe:
-            while not probe.ready():
-                assert time.monotonic() < end
-                time.sleep(0.05)
-        yield server, url, log
-    finally:
-        server.kill()
-        server.wait()
 
 
 @pytest.fixture(scope="module")

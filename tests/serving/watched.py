@@ -30,7 +30,7 @@ TAXONOMY = Taxonomy(
 class WatchedEngine:
     """Probabilities that tell photos apart: their mean red, green and blue; it remembers its batches.
 
-    `gate` holds it back while it is clear; `entered` is set once it was called.
+    `gate` holds it back while it is clear; `entered` is set once it was called. A photo as red as `poison` breaks it.
     """
 
     name = "torch"
@@ -42,15 +42,16 @@ class WatchedEngine:
         self.entered = threading.Event()
         self.failing = False
         self.delay = 0.0
+        self.poison: int | None = None
 
     def __call__(self, batch):
         self.entered.set()
         assert self.gate.wait(20)
         time.sleep(self.delay)
-        if self.failing:
+        means = batch.mean(axis=(2, 3))
+        if self.failing or self.poison in (255 * means[:, 0]).round():
             raise RuntimeError("the engine broke")
         self.batches.append(len(batch))
-        means = batch.mean(axis=(2, 3))
         probabilities = np.concatenate([means, np.full((len(batch), CLASSES - 3), 0.25)], axis=1).astype(np.float32)
         maps = np.repeat(batch[:, :1, ::4, ::4], CLASSES, axis=1)
         return {"probabilities": probabilities, "logits": probabilities, "map_fused": maps}

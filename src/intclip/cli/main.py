@@ -1,6 +1,7 @@
 """The `intclip` command: its groups, and how errors leave it."""
 
 import errno
+import re
 import sys
 from collections.abc import Callable
 from typing import Annotated, NoReturn
@@ -27,9 +28,11 @@ from intclip.cli.search import index, search
 from intclip.cli.serve import serve
 from intclip.cli.train import train
 from intclip.errors import IntclipError
+from intclip.machine import memory_is_short
 
 INTERRUPTED = 130
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+_NO_MEMORY = re.compile("can(.t|not) allocate memory|out of memory|bad_alloc|can.t start new thread", re.IGNORECASE)
 
 app = typer.Typer(
     name="intclip",
@@ -78,13 +81,24 @@ def run_to_exit(action: Callable[[], object]) -> NoReturn:
         code = INTERRUPTED
     except BrokenPipeError:
         sys.exit(0)
-    except OSError as error:  # a log, a lock: what is written in many places, and is no file's fault
-        if error.errno not in _DISK_ERRORS:
+    except (OSError, MemoryError, RuntimeError) as error:
+        if (lack := _shortage(error)) is None:
             raise
-        _fail(f"cannot use {error.filename or 'a file'}: {error.strerror}; free space or choose a writable place")
+        _fail(lack)
     if code == INTERRUPTED:  # typer returns it for Ctrl-C
         print("intclip: interrupted", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _shortage(error: Exception) -> str | None:
+    """What the machine lacked, where that is why something failed deep inside."""
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:  # a log, a lock: what is written in many places
+        return f"cannot use {error.filename or 'a file'}: {error.strerror}; free space or choose a writable place"
+    # torch and its libraries have no kind of their own for it, nor always a word.
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)) or memory_is_short():
+        place = " on the GPU" if "CUDA" in str(error) else ""
+        return f"no memory is left{place}; free some, or ask for smaller batches and fewer workers"
+    return None
 
 
 def _usage(error: typer.TyperException) -> None:

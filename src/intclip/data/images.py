@@ -15,6 +15,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from intclip.data.find import SUFFIXES, find_images
 from intclip.data.sample import RemoteFile, TarMember
 from intclip.errors import ImageError
+from intclip.machine import memory_is_short
 
 __all__ = ["MAX_PIXELS", "SUFFIXES", "ImageInput", "describe", "find_images", "read_bytes", "read_image", "read_member"]
 
@@ -59,6 +60,7 @@ def read_image(source: ImageInput, *, min_side: int | None = None, max_pixels: i
 
     Raises:
         ImageError: There is no such file, it is empty, truncated, not an image, of an unsupported kind, or too large.
+        MemoryError: It failed while no memory was left.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
@@ -242,6 +244,8 @@ def _too_large(name: str, size: str, max_pixels: int) -> ImageError:
 
 
 def _damaged(name: str, error: Exception) -> ImageError:
+    if memory_is_short():  # a photo that is not to blame must not be kept as one that cannot be read
+        raise MemoryError(f"no memory is left to read {name}") from error
     if isinstance(error, MemoryError):
         return ImageError(f"{name} does not fit into memory; shrink the photo first")
     reason = " ".join(str(error).split()) or type(error).__name__

@@ -132,7 +132,7 @@ def calibration_report(
         "temperature": apply_temperature(held.scores, temperature),
         "isotonic": isotonic(held.scores),
     }
-    return to_json(  # type: ignore[no-any-return]
+    report: Report = to_json(
         {
             "photos": {"fit": len(fit.scores), "report": len(held.scores)},
             "arguments": {
@@ -149,6 +149,7 @@ def calibration_report(
             "thresholds": _thresholds(fit, held, shrinkage, positive_share),
         }
     )
+    return report
 
 
 def render_calibration(report: Mapping[str, Any], title: str) -> str:

@@ -18,6 +18,7 @@ from intclip.inference.batch.references import Reference, references
 from intclip.inference.engines import Precision
 from intclip.inference.loading import POSTS_FILE, load
 from intclip.inference.predictor import Predictor
+from intclip.machine import memory_is_short
 
 FORMAT = 1
 MANIFEST, INPUTS, SHARDS, PROGRESS, LOCK = "manifest.json", "inputs.parquet", "shards", "progress.json", ".lock"
@@ -145,6 +146,8 @@ class Job:
             with parquet.ParquetFile(self.folder / INPUTS, page_checksum_verification=True) as file:
                 columns = file.read_row_group(number).to_pydict()
         except Exception as error:  # Arrow's errors have no common base that is theirs alone
+            if memory_is_short():
+                raise MemoryError from error
             raise StorageError(
                 f"{self.folder / INPUTS} is damaged or gone; remove {self.folder} and start the job again"
             ) from error
@@ -211,8 +214,10 @@ def read_job(folder: str | os.PathLike[str]) -> Job:
     folder = Path(folder)
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise StorageError(f"no batch job in {folder}: it has no {MANIFEST}") from error
+    except OSError as error:
+        raise StorageError(f"cannot read {folder / MANIFEST}: {error.strerror}; check its permissions") from error
     except ValidationError as error:
         raise StorageError(f"{folder / MANIFEST} is damaged or of another version; start the job again") from error
     return Job(folder, manifest)

@@ -126,7 +126,7 @@ def done_shard(job: Job, number: int) -> ShardInfo | None:
 
 def _look(reference: Reference, perceptual: bool) -> Row:
     try:
-        data = read_bytes(reference.image())  # type: ignore[arg-type]  # a reference is a path, a member or an address
+        data = read_bytes(reference.image())
     except ImageError as error:
         return Row(reference.path, error=str(error))
     row = Row(reference.path, content=hashlib.sha256(data).digest())

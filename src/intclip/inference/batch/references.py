@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from intclip.data.find import SUFFIXES, find_images
-from intclip.data.images import ImageInput
 from intclip.data.remote import filesystem, is_remote
 from intclip.data.sample import RemoteFile, TarMember
 from intclip.data.tables import SUFFIXES as TABLES
@@ -34,8 +33,8 @@ class Reference(NamedTuple):
     offset: int | None = None
     size: int | None = None
 
-    def image(self) -> ImageInput:
-        """What `read_image` reads."""
+    def image(self) -> str | TarMember | RemoteFile:
+        """What `read_image` and `read_bytes` read."""
         # A file name that is no UTF-8 cannot stand in a table; `_named` wrote its bytes as escapes.
         path = _BYTE.sub(lambda found: chr(0xDC00 + int(found[1], 16)), self.path)
         if self.offset is not None and self.size is not None:

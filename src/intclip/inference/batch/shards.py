@@ -12,6 +12,7 @@ import numpy.typing as npt
 from intclip.errors import StorageError
 from intclip.extras import require
 from intclip.files import atomic_path
+from intclip.machine import memory_is_short
 
 _META = b"intclip.batch"
 
@@ -110,6 +111,8 @@ def read_shard(path: Path, columns: Sequence[str] | None = None) -> Any:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             return file.read(columns=None if columns is None else list(columns))
     except Exception as error:
+        if memory_is_short():
+            raise MemoryError from error
         raise StorageError(f"{path} is damaged or gone; run the job again with --verify") from error
 
 

@@ -83,8 +83,10 @@ def read_index(folder: str | os.PathLike[str]) -> IndexInfo:
     path = Path(folder, INDEX)
     try:
         return IndexInfo.model_validate_json(path.read_bytes())
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise StorageError(f"no index in {folder}; make one with: intclip index PHOTOS --out {folder}") from error
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}; check its permissions") from error
     except ValidationError as error:
         raise StorageError(f"{path} is damaged or of another version; index again in another folder") from error
 
