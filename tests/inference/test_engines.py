@@ -77,6 +77,13 @@ def test_the_caller_owns_the_result(compiled, name):
     np.testing.assert_array_equal(first, kept)
 
 
+def test_threads_that_are_told_are_not_pinned(compiled):
+    """Pinned, those of several processes would all compute on the same cores."""
+    engine = OpenvinoEngine(compiled["openvino"]._model, threads=1)
+    found = engine._compile("THROUGHPUT")
+    assert (found.get_property("INFERENCE_NUM_THREADS"), found.get_property("ENABLE_CPU_PINNING")) == (1, False)
+
+
 @pytest.mark.parametrize("name", ENGINES)
 def test_many_threads_get_their_own_answers(compiled, name):
     engine = compiled[name]

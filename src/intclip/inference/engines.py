@@ -189,7 +189,8 @@ class OpenvinoEngine:
         self._queue_type = openvino.AsyncInferQueue
         self._config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision}
         if threads is not None:
-            self._config["INFERENCE_NUM_THREADS"] = threads
+            # Whoever says how many has other work beside: pinned, the threads of all processes sit on the first cores.
+            self._config |= {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
         _check_capability(self._core, precision)
         try:
             if isinstance(model, str | os.PathLike):

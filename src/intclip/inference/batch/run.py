@@ -138,7 +138,10 @@ class RayWorker:
                 self._mapper = ShardMapper(read_job(item["folder"]), workers=1, threads=1)
             return vars(self._mapper(int(item["shard"]))) | {"failure": ""}
         except IntclipError as error:
-            return vars(ShardInfo("", 0, 0, 0, 0.0)) | {"failure": str(error)}
+            failure = str(error)
+        except MemoryError:
+            failure = "a worker has no memory left; use fewer workers, or a smaller --batch-size"
+        return vars(ShardInfo("", 0, 0, 0, 0.0)) | {"failure": failure}
 
 
 def _ray(job: Job, missing: Sequence[int], workers: int | None) -> Iterator[ShardInfo]:
@@ -150,7 +153,7 @@ def _ray(job: Job, missing: Sequence[int], workers: int | None) -> Iterator[Shar
         quiet = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
         here = os.environ.get("RAY_ADDRESS") is None
         os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 starves its workers beside any other work
-        ray.init(**(quiet | {"num_cpus": (workers or os.cpu_count() or 1) + 1} if here else quiet))
+        ray.init(**(quiet | {"address": "local", "num_cpus": (workers or os.cpu_count() or 1) + 1} if here else quiet))
     context = data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
