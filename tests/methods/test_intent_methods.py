@@ -2,20 +2,16 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from test_multilabel import coloured_photos
+from colours import check_round_trip
 from torch import Tensor
 
-import intclip
 from fakes import TinyBackbone, tiny_taxonomy
-from intclip.backbones import registry
 from intclip.backbones.base import Features
 from intclip.errors import RecipeError
 from intclip.methods.base import Method
 from intclip.methods.registry import build_method
-from intclip.training import load_recipe, train
 
 DECODER = {"dim": 8, "heads": 2, "feedforward": 12}
 FROZEN = {"train": "none", "space": "joint"}
@@ -136,19 +132,4 @@ def test_own_state_makes_an_equal_method(variant: str, tiny_backbone: TinyBackbo
 
 @pytest.mark.parametrize("variant", ["intentonomy", "pipnet", "cpad", "hleg", "labcr"])
 def test_train_save_load_predict(variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry.BUILDERS, "tiny", lambda name, checkpoint, split: TinyBackbone())
-    monkeypatch.setenv("INTCLIP_CACHE", "off")
-    name, options = VARIANTS[variant]
-    base = (
-        "data.limit=null data.val=val data.test=test backbone.name=tiny optim.name=adamw optim.lr=0.01 "
-        "schedule.epochs=2 train.batch_size=8 train.device=cpu train.workers=1 evaluate.bootstrap=0"
-    )
-    recipe = load_recipe("tiny", [*base.split(), f"method={{name: {name}, options: {options}}}"])
-    dataset = coloured_photos(tmp_path)
-    result = train(recipe, tmp_path / "run", dataset=dataset, progress=False)
-    model = intclip.load(result.bundle, engine="torch")
-    photos = [sample.image for sample in dataset.splits["test"]]
-    predicted = np.stack([p.probabilities for p in model.predict(photos)])
-    assert predicted.shape == (10, 3)
-    assert np.isfinite(predicted).all()
-    assert model.explain(photos[0], label="class 1").branches == ("fused",)
+    check_round_trip(*VARIANTS[variant], tmp_path, monkeypatch)

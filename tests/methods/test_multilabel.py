@@ -2,21 +2,15 @@
 
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet as parquet
 import pytest
 import torch
-from PIL import Image
+from colours import check_round_trip
 from torch import Tensor
 
-import intclip
 from fakes import TinyBackbone, tiny_taxonomy
-from intclip.backbones import registry
 from intclip.backbones.base import Features
-from intclip.data.sample import Dataset, Sample
 from intclip.methods.base import Method
 from intclip.methods.registry import build_method
-from intclip.training import load_recipe, train
 
 DECODER = {"dim": 8, "heads": 2, "feedforward": 12}
 MCCL = {"pool": {"prototypes": 12, "patches": 40}, "decoder": DECODER}
@@ -116,38 +110,6 @@ def test_one_label_alone_works(variant: str, tiny_backbone: TinyBackbone) -> Non
     assert method.eval()(features).logits.shape == (6, 1)
 
 
-def coloured_photos(folder: Path) -> Dataset:
-    """Photos whose label k holds where channel k is bright."""
-    rng = np.random.default_rng(0)
-    splits: dict[str, list[Sample]] = {}
-    for split, count in (("train", 24), ("val", 10), ("test", 10)):
-        splits[split] = []
-        for i in range(count):
-            labels = (rng.random(3) < 0.5).astype(np.float32)
-            pixels = np.clip(60 + 140 * labels + rng.normal(0, 8, (26, 26, 3)), 0, 255).astype(np.uint8)
-            path = folder / f"{split}{i}.png"
-            Image.fromarray(pixels).save(path)
-            splits[split].append(Sample(path.stem, labels, path))
-    return Dataset("colours", tiny_taxonomy(3), "multilabel", splits)
-
-
 @pytest.mark.parametrize("variant", ["mccl", "query2label", "sst", "asl_resnet", "multiguard mccl"])
 def test_train_save_load_predict(variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry.BUILDERS, "tiny", lambda name, checkpoint, split: TinyBackbone())
-    monkeypatch.setenv("INTCLIP_CACHE", "off")
-    name, options = VARIANTS[variant]
-    base = (
-        "data.limit=null data.val=val data.test=test backbone.name=tiny optim.name=adamw optim.lr=0.01 "
-        "schedule.epochs=2 train.batch_size=8 train.device=cpu train.workers=1 evaluate.bootstrap=0"
-    )
-    recipe = load_recipe("tiny", [*base.split(), f"method={{name: {name}, options: {options}}}"])
-    dataset = coloured_photos(tmp_path)
-    result = train(recipe, tmp_path / "run", dataset=dataset, progress=False)
-    model = intclip.load(result.bundle, engine="torch")
-    photos = [sample.image for sample in dataset.splits["test"]]
-    predicted = np.stack([p.probabilities for p in model.predict(photos)])
-    table = parquet.read_table(tmp_path / "run" / "predictions-test.parquet").to_pydict()
-    trained = np.stack([table[label] for label in dataset.taxonomy.names], axis=1)
-    np.testing.assert_allclose(predicted, trained, atol=1e-5)
-    evidence = model.explain(photos[0], label="class 1")
-    assert evidence.branches == ("fused",)
+    check_round_trip(*VARIANTS[variant], tmp_path, monkeypatch)
