@@ -14,8 +14,8 @@ def app(
         typer.Option(
             "--model",
             "-m",
-            help="lite, zero-shot:RN101, proxy, a bundle's folder, an exported file; may be repeated, the first is "
-            "chosen when the page opens. lite and proxy by default.",
+            help="lite, zero-shot:RN101, proxy, a bundle's folder, an exported file, or NAME=MODEL; may be repeated, "
+            "the first is chosen when the page opens. lite and proxy by default.",
         ),
     ] = None,
     taxonomy: Annotated[str | None, typer.Option(help="Labels of the zero-shot models: a name or a YAML file.")] = None,
@@ -41,6 +41,7 @@ def app(
     import logging
     import socket
 
+    from intclip.cli.common import name_models
     from intclip.data.demo_photos import demo_photos
     from intclip.data.images import find_images
     from intclip.errors import IntclipError, MissingExtraError
@@ -58,9 +59,9 @@ def app(
         raise IntclipError(f"cannot listen at {host}:{port}: {reason}; choose another --port or --host") from error
 
     models: dict[str, Predictor] = {}
-    for spec in dict.fromkeys(model or ["lite", "proxy"]):
+    for name, spec in name_models(model or ["lite", "proxy"]).items():
         zero_shot = spec == "lite" or spec.startswith("zero-shot")
-        models[spec] = load(spec, taxonomy=taxonomy if zero_shot else None)
+        models[name] = load(spec, taxonomy=taxonomy if zero_shot else None)
     if photos:
         examples = find_images(photos)
     else:

@@ -101,3 +101,22 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def name_models(specs: Sequence[str]) -> dict[str, str]:
+    """Name to model: what stands before "=", else the model's own name, of a path its last part.
+
+    Raises:
+        IntclipError: Two have one name.
+    """
+    from intclip.errors import IntclipError
+
+    found: dict[str, str] = {}
+    for text in specs:
+        before, sign, after = text.partition("=")
+        name, spec = (before, after) if sign and not Path(text).exists() else ("", text)
+        name = name or (Path(spec).resolve().name if Path(spec).exists() else spec)
+        if found.get(name, spec) != spec:
+            raise IntclipError(f"two models are called {name!r}; name them: --model NAME={spec}")
+        found[name] = spec
+    return found

@@ -61,6 +61,7 @@ def serve(
 
     curl -F images=@photo.jpg http://127.0.0.1:8000/v1/predict
     """
+    from intclip.cli.common import name_models
     from intclip.errors import IntclipError
     from intclip.extras import require
 
@@ -75,7 +76,7 @@ def serve(
 
     if log_level not in LEVELS:
         raise IntclipError(f"--log-level {log_level}: choose one of {', '.join(LEVELS)}")
-    specs = _names(model or ["lite"])
+    specs = name_models(model or ["lite"])
     settings = _settings(
         capacity=capacity,
         max_batch=max_batch,
@@ -115,21 +116,6 @@ def serve(
             connections=connections,
             grace_seconds=settings.upload_seconds + settings.answer_seconds,
         )
-
-
-def _names(specs: list[str]) -> dict[str, str]:
-    """Name to model: what stands before "=", else the model's own name, of a path its last part."""
-    from intclip.errors import IntclipError
-
-    found: dict[str, str] = {}
-    for text in specs:
-        before, sign, after = text.partition("=")
-        name, spec = (before, after) if sign and not Path(text).exists() else ("", text)
-        name = name or (Path(spec).resolve().name if Path(spec).exists() else spec)
-        if name in found:
-            raise IntclipError(f"two models are called {name!r}; name them: --model NAME={spec}")
-        found[name] = spec
-    return found
 
 
 def _read_key(file: Path | None) -> str | None:

@@ -78,4 +78,4 @@ READERS: dict[str, Callable[[Texts, Backbone], Tensor | None]] = {"text": text_v
 def _embedded(texts: Sequence[str], backbone: Backbone) -> Tensor:
     """Embeddings (T, D) of length √D."""
     found = torch.from_numpy(tower_encoder(backbone)(texts))
-    return F.normalize(found, dim=1) * found.shape[1] ** 0.5
+    return torch.mul(F.normalize(found, dim=1), found.shape[1] ** 0.5)

@@ -212,7 +212,8 @@ def has_regions(backbone: "Backbone") -> bool:
     """Whether the backbone's deep layers give a feature map, whose regions `without_regions` can leave out."""
     size = backbone.preprocess.size
     with torch.no_grad():
-        return backbone.deep(backbone.trunk(torch.zeros(1, 3, size, size))).ndim == 4
+        last: torch.Tensor = backbone.deep(backbone.trunk(torch.zeros(1, 3, size, size)))
+    return last.ndim == 4
 
 
 def without_regions(

@@ -18,7 +18,7 @@ from intclip.serving.app.studio import Studio, read_photo
 
 MOST_PHOTOS = 1000
 """Photos of a page; `intclip report` takes any number."""
-READING = ("strip", "figure", "branch", "words", "level", "threshold", "only", "bars", "labels", "download")
+READING = ("strip", "figure", "branch", "words", "level", "threshold", "only", "reset", "bars", "labels", "download")
 """Parts that follow from who reads the photos, and from the photo."""
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Callbacks:
         self._on(page.level.input, self.choose_level, page.level, ("bars",))
         self._on(page.model.input, self.choose_model, page.model, ("caption", "own", "own_note", *READING))
         # `change`, not `input`: pasted text is no input to Gradio.
-        self._on(page.own.change, self.write_own, page.own, ("own_note", *READING))
+        self._on(page.own.change, self.write_own, page.own, ("own_note", "caption", *READING))
         self._on(
             page.caption.change,
             self.write_caption,
@@ -128,9 +128,12 @@ class Callbacks:
         """Show another level of the hierarchy."""
         session.level = level
 
-    def choose_model(self, session: Session, name: str) -> None:
-        """Have another model read the photos, with its own labels."""
+    def choose_model(self, session: Session, name: str) -> bool:
+        """Have another model read the photos, with its own labels; False where it does already."""
+        if session.model == name:  # a list of choices tells its choice again when it is left
+            return False
         session.model, session.level, session.own = name, 0, ""
+        return True
 
     def write_own(self, session: Session, text: str) -> None:
         """Score against the visitor's own intents; an empty box goes back to the model's."""
@@ -141,9 +144,12 @@ class Callbacks:
             session.own = before
             raise
 
-    def write_caption(self, session: Session, text: str) -> None:
-        """Read the words beside the photo."""
+    def write_caption(self, session: Session, text: str) -> bool:
+        """Read the words beside the photo; False where they are read already."""
+        if text == session.captions.get(session.place, ""):
+            return False
         session.captions[session.place] = text
+        return True
 
     def slide(self, session: Session, percent: float, only: bool) -> None:
         """Move the threshold of all labels, or of the one whose evidence is shown."""
@@ -178,7 +184,7 @@ class Callbacks:
         ):
             session.tell(f"{session.photo.name} taken out of the table.")
 
-    def _on(self, event: Any, change: Callable[..., None], inputs: Any, parts: tuple[str, ...]) -> None:
+    def _on(self, event: Any, change: Callable[..., bool | None], inputs: Any, parts: tuple[str, ...]) -> None:
         def handler(session: Session, *values: Any) -> list[Any]:
             return self._change(session, lambda: change(session, *values), parts)
 
@@ -207,10 +213,14 @@ class Callbacks:
             api_visibility="private",
         )
 
-    def _change(self, session: Session, change: Callable[[], None], parts: tuple[str, ...]) -> list[Any]:
-        """Make a change and draw the parts; what the visitor can mend is said, and the page stays as it was."""
+    def _change(self, session: Session, change: Callable[[], bool | None], parts: tuple[str, ...]) -> list[Any]:
+        """Make a change and draw the parts; what the visitor can mend is said, and the page stays as it was.
+
+        A change that returns False changed nothing.
+        """
         try:
-            change()
+            if change() is False:
+                return [gr.skip() for _ in parts]
             return [self._view(part, session) for part in parts]
         except IntclipError as error:
             if "own_note" in parts:
@@ -266,11 +276,15 @@ class Callbacks:
             return gr.update()
         prediction = self.studio.predict(session)[session.place]
         percent = round(100 * float(prediction.thresholds[reader.taxonomy.index(label)]))
-        return gr.update(value=percent, interactive=not reader.taxonomy.exclusive)
+        return gr.update(value=percent, visible=not reader.taxonomy.exclusive)
 
     def _only(self, session: Session) -> Any:
         label = self._label(session)
-        return gr.update(label=f"only for {label}" if label else "this intent only")
+        exclusive = self.studio.reader(session).taxonomy.exclusive
+        return gr.update(label=f"only for {label}" if label else "this intent only", visible=not exclusive)
+
+    def _reset(self, session: Session) -> Any:
+        return gr.update(visible=not self.studio.reader(session).taxonomy.exclusive)
 
     def _labels(self, session: Session) -> Any:
         reader = self.studio.reader(session)

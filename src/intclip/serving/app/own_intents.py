@@ -55,6 +55,13 @@ class OwnIntents:
         self._photos: Kept[Features] = Kept(_PHOTOS_KEPT)
         self._methods: Kept[Method] = Kept(_LISTS_KEPT)
         self._lock = threading.Lock()
+        self._begun = threading.Event()
+
+    def begin(self) -> None:
+        """Start `warm_up` beside what is going on, the first time."""
+        if not self._begun.is_set():
+            self._begun.set()
+            threading.Thread(target=self.warm_up, name="intclip-own-intents", daemon=True).start()
 
     def warm_up(self) -> None:
         """Load the backbone and run its text tower once, so that nobody waits for it."""

@@ -1,6 +1,5 @@
 """The page on its own server, or mounted beside the REST API."""
 
-import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,6 +27,8 @@ def make_page(studio: Studio) -> Any:
         callbacks = Callbacks(lay_out(list(studio.batcher.models)), studio)
         callbacks.first_fill()
         callbacks.wire()
+        # Only one's own intents need torch, which takes seconds to import: it comes while the first page is looked at.
+        blocks.load(studio.own_intents.begin, None, None, show_progress="hidden", api_visibility="private")
     blocks.queue(default_concurrency_limit=8)
     return blocks
 
@@ -42,7 +43,7 @@ def mount_page(server: FastAPI, batcher: Batcher, examples: Sequence[Path], path
         path: Where.
     """
     studio = Studio(batcher, examples)
-    mounted = gr.mount_gradio_app(
+    mounted: FastAPI = gr.mount_gradio_app(
         server,
         make_page(studio),
         path,
@@ -56,9 +57,7 @@ def mount_page(server: FastAPI, batcher: Batcher, examples: Sequence[Path], path
         enable_monitoring=False,
         max_file_size=LARGEST_FILE,
     )
-    # Only one's own intents need torch, which takes seconds to import: it comes while the page is being looked at.
-    threading.Thread(target=studio.own_intents.warm_up, name="intclip-own-intents", daemon=True).start()
-    return mounted  # type: ignore[no-any-return]
+    return mounted
 
 
 def create_app(models: Mapping[str, Predictor], examples: Sequence[Path] = ()) -> FastAPI:
