@@ -158,6 +158,9 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert told.startswith(f"{out}: 40 photos of test")
     assert "--data-root" in err, "it says how the photos come into the page"
     assert out.read_text().startswith("<!doctype")
+    twins = [write(tmp_path / name / "seed-0", seed=number) for number, name in enumerate(("full", "less"))]
+    assert command(twins[0], "--evaluation", "--against", twins[1], "--out", out)[0] == 0
+    assert "Where full/seed-0 is better than less/seed-0" in out.read_text()
     code, _, err = command(run, "--evaluation", "--split", "val", "--out", tmp_path / "no.html")
     assert code == 2
     assert "there are: test" in err

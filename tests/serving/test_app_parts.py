@@ -85,7 +85,7 @@ def test_a_caption_is_read_and_its_words_are_shown(tmp_path):
     assert "Photo and words agree (conflict 0.02, at most 1)." in views.bars(session, studio)
     session.captions[0] = "a red <b>"
     assert (
-        "Photo and words disagree: class 0, 10 % by the photo and 90 % by the words (conflict 0.50, at most 1)."
+        "Photo and words disagree: class 0, 10\u00a0% by the photo and 90\u00a0% by the words (conflict 0.50, at most 1)."
         in views.bars(session, studio)
     )
     assert studio.predict(session)[0].labels == ["class 0"]

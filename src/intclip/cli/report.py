@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -86,9 +87,22 @@ def _evaluation(
         raise IntclipError("--evaluation is about one folder; name the other one with --against")
     ours = read_evaluation(folders[0], split)
     theirs = None if against is None else read_evaluation(against, split)
+    if theirs is not None and against is not None:
+        names = names_apart(Path(folders[0]), against)
+        ours, theirs = replace(ours, name=names[0]), replace(theirs, name=names[1])
     find_photo = _photo_finder(ours, data, data_root)
     write_evaluation_report(ours, out, against=theirs, find_photo=find_photo)
     print(f"{out}: {len(ours.ids)} photos of {split}, {out.stat().st_size / 1e6:.1f} MB")
+
+
+def names_apart(first: Path, second: Path) -> tuple[str, str]:
+    """Names of two folders: as many last parts of their paths as tell them apart."""
+    paths = [folder.resolve().parts for folder in (first, second)]
+    for count in range(1, max(map(len, paths)) + 1):
+        one, other = ("/".join(parts[-count:]) for parts in paths)
+        if one != other:
+            break
+    return one, other
 
 
 def _photo_finder(

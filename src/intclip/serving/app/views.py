@@ -121,7 +121,7 @@ def agreement(prediction: Prediction) -> str | None:
     if not found.disputed:
         return f"Photo and words agree {score}."
     told = [
-        f"{name}, {100 * photo:.0f} % by the photo and {100 * words:.0f} % by the words"
+        f"{name}, {100 * photo:.0f}\u00a0% by the photo and {100 * words:.0f}\u00a0% by the words"
         for name, (photo, words) in list(found.disputed.items())[:_DISPUTED]
     ]
     more = len(found.disputed) - len(told)
