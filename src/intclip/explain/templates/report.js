@@ -226,6 +226,7 @@ function drawBranches() {
 function draw() { drawLevels(); drawBars(); drawPhotos(); }
 
 $("lead").textContent = `${data.photos.length} ${data.photos.some((photo) => photo.text) ? "post" : "photo"}${data.photos.length === 1 ? "" : "s"}, ${data.levels[0].labels.length} labels of ${data.taxonomy}, model ${data.model}.`;
+document.querySelector(".slider").hidden = data.exclusive;  // the most probable label is the prediction
 $("threshold").value = 50;
 $("threshold").addEventListener("input", (event) => { state.threshold = Number(event.target.value); drawBars(); drawPhotos(); });
 $("own").addEventListener("click", () => { state.threshold = null; draw(); });
