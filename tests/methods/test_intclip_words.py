@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_multilabel import coloured_photos
+from colours import coloured_photos
 from torch import Tensor
 
 import intclip
