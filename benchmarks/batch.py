@@ -11,6 +11,7 @@ job's own work and the decoding of photos weigh as much as they can.
 """
 
 import argparse
+import contextlib
 import json
 import random
 import shutil
@@ -92,7 +93,8 @@ class Run:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
         for orphan in psutil.wait_procs(orphans, timeout=20)[1]:
-            orphan.kill()
+            with contextlib.suppress(psutil.Error):
+                orphan.kill()
 
     @property
     def cpu_seconds(self) -> float:

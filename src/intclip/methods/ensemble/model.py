@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
@@ -35,7 +36,9 @@ class EnsembleOptions(Options, frozen=True):
         members: Two or more; each starts from random numbers of its own.
     """
 
-    members: tuple[Member, ...] = Field(min_length=2)
+    members: tuple[Member, ...] = Field(
+        default=(Member(method="linear_probe"), Member(method="ridge_probe")), min_length=2
+    )
 
 
 class Ensemble(Method):
@@ -60,10 +63,10 @@ class Ensemble(Method):
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
         """Mean logits (B, K), with the first member's maps and extras."""
-        outputs = [each(features, maps=maps and number == 0) for number, each in enumerate(self.members)]
+        outputs: list[Output] = [each(features, maps=maps and number == 0) for number, each in enumerate(self.members)]
         weights = [each.weight for each in self.options.members]
-        total = sum(weight * output.logits for weight, output in zip(weights, outputs, strict=True))
-        logits = total / sum(weights)
+        weighted = [weight * output.logits for weight, output in zip(weights, outputs, strict=True)]
+        logits = torch.stack(weighted).sum(dim=0) / sum(weights)
         return replace(outputs[0], logits=logits)
 
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:

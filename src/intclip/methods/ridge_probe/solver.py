@@ -88,6 +88,6 @@ def fit_logits(scores: Tensor, targets: Tensor, *, exclusive: bool) -> tuple[Ten
         return loss
 
     with torch.enable_grad():
-        optimizer.step(closure)
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
     slope, offset = slope.detach(), offset.detach()
     return slope / spread, offset - slope * mean / spread
