@@ -160,9 +160,10 @@ def kill_worker(run: Run) -> bool:
 
 def _title(process: psutil.Process) -> list[str]:
     try:
-        return process.cmdline()
+        command: list[str] = process.cmdline()
     except psutil.Error:
         return []
+    return command
 
 
 def left_by(out: Path) -> dict[str, Any]:
