@@ -2,8 +2,8 @@
 
     INTCLIP_DATA=/data python -m benchmarks.precision --out docs/figures/precision.json
 
-`$INTCLIP_DATA/flickr8k` is the proxy dataset; its validation split is scored, its training split calibrates int8. bf16 is
-measured where the processor has it.
+`$INTCLIP_DATA/flickr8k` is the proxy dataset; its validation split is scored, its training split calibrates int8.
+bf16 is measured where the processor has it.
 """
 
 import os

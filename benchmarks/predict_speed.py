@@ -1,6 +1,6 @@
 """Speed of prediction: compute alone, from JPEG files, one photo, and the command line from cold.
 
-    python -m benchmarks.predict_speed [--model lite] [--engines openvino bf16 int8 torch onnx] [--photos 400] [--out FILE]
+    python -m benchmarks.predict_speed [--model lite] [--engines openvino bf16 int8 torch onnx] [--photos 400] [--cold]
 
 Photos are real ones of 500 pixels. Rates are the best of some passes, and CPU time a photo stands beside them because
 it depends less on what else the machine is doing. bf16 and int8 are OpenVINO's, int8 calibrated on the same

@@ -56,8 +56,8 @@ def _in_tower(op: Any) -> bool:
     """Whether an operation is of the image towers, which are quantised.
 
     What follows them (projection, similarities, pooling) is a hundredth of the work and decides between labels in small
-    differences: it stays in float. A convolution that a batch norm was folded into has lost the name of its module; only
-    the towers have such.
+    differences: it stays in float. A convolution that a batch norm was folded into has lost the name of its module;
+    only the towers have such.
     """
     name = op.get_friendly_name()
     return bool(_TOWERS.search(name)) or ("__module." not in name and op.get_type_name() == "Convolution")
