@@ -33,6 +33,8 @@ from intclip.inference.batch.run import run_job
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and limits of POSIX")
 ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 KINDS = list(JOBS)
+LINKER = 127
+"""Exit code of the dynamic linker where it finds no memory to bind a function; none of our code can speak then."""
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +187,7 @@ def test_too_little_memory_ends_it_and_loses_nothing(harness, inputs, undisturbe
             process.join()
         codes.append(process.exitcode)
         job.whole(place)
-        if process.exitcode > 0:
+        if process.exitcode > 0 and process.exitcode != LINKER:
             assert process.exitcode == WRONG_INPUT
             assert "intclip: no memory is left; " in harness.told()
             assert "Traceback" not in harness.told()

@@ -121,7 +121,7 @@ def test_help_and_lists_teach():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train"], "name a recipe: asl_resnet, clean, "),
+        (["train"], "name a recipe: asl_resnet, best, clean, "),
         (["train", "claen"], "no recipe 'claen'; did you mean 'clean'?"),
         (["train", "tiny", "--set", "optim.lrr=1"], "unknown key 'optim.lrr'; did you mean 'optim.lr'?"),
         (["train", "tiny", "--data-root", "/nowhere/at/all"], "no such file or folder"),

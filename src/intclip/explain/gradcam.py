@@ -71,7 +71,9 @@ class _Logits(nn.Module):
         self.branches = [module for module in method.modules() if isinstance(module, Branch)]
         # With a trained copy of the last stage, a method's other stages only add detail.
         sight = needs & {"regions", "pooled"} or (self.stage is not None and not self.branches)
-        self.taps = nn.ModuleDict({"sight": nn.Identity()} if sight else {})
+        # A method that runs the frozen deep layers itself.
+        self.reads_deep = not sight and not self.branches and "trunk" in needs
+        self.taps = nn.ModuleDict({"sight": nn.Identity()} if sight or self.reads_deep else {})
         if self.branches:
             self.taps["semantic"] = nn.Identity()
 
@@ -82,12 +84,14 @@ class _Logits(nn.Module):
 
     @contextmanager
     def tapped(self) -> Iterator[None]:
-        """The method with its trained towers' maps led through their tap."""
+        """The method with the maps of the towers that it runs itself led through their tap."""
+        name = "sight" if self.reads_deep else "semantic"
+        towers = [self.method.backbone.deep] if self.reads_deep else self.branches
 
         def lead(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-            return self._through("semantic", output)
+            return self._through(name, output)
 
-        handles = [branch.register_forward_hook(lead) for branch in self.branches]
+        handles = [tower.register_forward_hook(lead) for tower in towers]
         try:
             yield
         finally:

@@ -76,4 +76,5 @@ class RidgeProbe(Method):
         if trunk.ndim == 4:
             maps.append(trunk)
         means = torch.cat([each.mean(dim=(2, 3)) for each in maps], dim=1)
-        return means.sign() * means.abs().sqrt()
+        # Above 0, so that the slope is finite where a channel is silent.
+        return means.sign() * means.abs().clamp_min(1e-12).sqrt()
