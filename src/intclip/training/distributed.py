@@ -114,8 +114,10 @@ def connect(device: str = "auto") -> Processes:
         MissingExtraError: Several processes were started and accelerate is not installed.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # Hours, because the others wait while the first process fills a cache.
-        state = require("accelerate", "train").PartialState(cpu=device == "cpu", timeout=timedelta(hours=12))
+        # Told of the CPU even where there is nothing else: else accelerate finds no backend and each stands alone. Hours,
+        # because the others wait while the first process fills a cache.
+        cpu = pick_device(device).type == "cpu"
+        state = require("accelerate", "train").PartialState(cpu=cpu, timeout=timedelta(hours=12))
         return Processes(state.process_index, state.num_processes, state.device)
     return Processes(0, 1, pick_device(device))
 
