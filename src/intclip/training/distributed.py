@@ -114,8 +114,8 @@ def connect(device: str = "auto") -> Processes:
         MissingExtraError: Several processes were started and accelerate is not installed.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # Told of the CPU even where there is nothing else: else accelerate finds no backend and each stands alone. Hours,
-        # because the others wait while the first process fills a cache.
+        # Told of the CPU even where there is nothing else: else accelerate finds no backend and each stands alone.
+        # Hours, because the others wait while the first process fills a cache.
         cpu = pick_device(device).type == "cpu"
         state = require("accelerate", "train").PartialState(cpu=cpu, timeout=timedelta(hours=12))
         return Processes(state.process_index, state.num_processes, state.device)
