@@ -4,6 +4,7 @@ import io
 import json
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ def jpeg_of_claimed_size(width: int, height: int) -> bytes:
 
 def intentonomy_file(
     path: Path,
-    photos: list[tuple[str, list[int] | list[float]]],
+    photos: Sequence[tuple[str, Sequence[float]]],
     names: list[str],
     *,
     soft: bool = False,

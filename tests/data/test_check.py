@@ -246,7 +246,7 @@ def test_prepare_command_end_to_end(tmp_path: Path) -> None:
     """With the local server, from the command line, in a process of its own; then check and show."""
     with photo_server() as server:
         names = [("good-1", [1]), ("good-2", [2]), ("gone-1", [3])]
-        intentonomy_file(tmp_path / "intentonomy_val2020.json", names, INTENTS, url=server.url)  # type: ignore[arg-type]
+        intentonomy_file(tmp_path / "intentonomy_val2020.json", names, INTENTS, url=server.url)
         arguments = [
             "data",
             "prepare",

@@ -201,7 +201,7 @@ def test_proxy_intents(tmp_path: Path) -> None:
     row = [0.0] * 17
     row[2], row[3] = 0.4, 0.2
     for split, photos, soft in (("train", [("a", row)], True), ("val", [("b", [4])], False)):
-        intentonomy_file(tmp_path / f"intents_{split}.json", photos, names, soft=soft)  # type: ignore[arg-type]
+        intentonomy_file(tmp_path / f"intents_{split}.json", photos, names, soft=soft)
         write_json(tmp_path / f"captions_{split}.json", {photos[0][0]: ["one", "two"]})
         write_photo(tmp_path / "low" / f"{photos[0][0]}.jpg")
     dataset = load_proxy_intents(tmp_path)
@@ -211,7 +211,7 @@ def test_proxy_intents(tmp_path: Path) -> None:
     assert load_proxy_intents(tmp_path, captions="all").splits["train"][0].text == "one\ntwo"
     assert load_proxy_intents(tmp_path, captions="none").splits["train"][0].text is None
     with pytest.raises(DatasetError, match="captions"):
-        load_proxy_intents(tmp_path, captions="some")  # type: ignore[arg-type]
+        load_proxy_intents(tmp_path, captions="some")
 
 
 # -- emotion sets
@@ -326,7 +326,7 @@ def test_emotion6(tmp_path: Path) -> None:
         write_photo(tmp_path / "images" / row.split("\t")[0])
 
     def found(**options: object) -> dict[str, list[float]]:
-        dataset = load_emotion6(tmp_path, **options)  # type: ignore[arg-type]
+        dataset = load_emotion6(tmp_path, **options)
         order = [dataset.taxonomy.index(name) for name in ("anger", "disgust", "fear", "joy", "sadness", "surprise")]
         return {s.id: s.targets[order].tolist() for split in dataset.splits.values() for s in split}
 
@@ -346,7 +346,7 @@ def test_emotion6(tmp_path: Path) -> None:
         load_emotion6(tmp_path)
     path.write_text(header + rows[0])
     with pytest.raises(DatasetError, match="choose dominant"):
-        load_emotion6(tmp_path, labels="best")  # type: ignore[arg-type]
+        load_emotion6(tmp_path, labels="best")
 
 
 # -- posts
@@ -423,7 +423,7 @@ def test_openmoji(tmp_path: Path) -> None:
     assert (np.concatenate([dataset.targets(split) for split in sizes]).sum(axis=1) == 1).all()
     counts = np.concatenate([dataset.targets(split) for split in sizes]).sum(axis=0)
     assert counts.max() - counts[counts > 0].min() <= 2  # evenly from the classes
-    image = np.asarray(read_image(dataset.splits["train"][0].image))  # type: ignore[arg-type]
+    image = np.asarray(read_image(dataset.splits["train"][0].image))
     assert image.shape == (48, 48, 3)
     assert (image[0, 0] == 255).all()
     assert image.std() > 5
@@ -467,4 +467,4 @@ def test_wrong_names_and_options() -> None:
     with pytest.raises(DatasetError, match="did you mean positive_share"):
         load_dataset("intentonomy", "/tmp", positiv_share=0.5)
     with pytest.raises(DatasetError, match="missing='drop'"):
-        settle_missing({}, "drop", "x", "y")  # type: ignore[arg-type]
+        settle_missing({}, "drop", "x", "y")

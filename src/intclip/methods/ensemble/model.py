@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import BaseModel, Field
@@ -52,7 +52,7 @@ class Ensemble(Method):
         super().__init__(backbone, taxonomy)
         self.options = options
         members = [build_method(each.method, backbone, taxonomy, each.options) for each in options.members]
-        self.members: Sequence[Method] = nn.ModuleList(members)  # type: ignore[assignment]
+        self.members = cast("Sequence[Method]", nn.ModuleList(members))
         self.needs: tuple[FeatureName, ...] = tuple(dict.fromkeys(name for each in members for name in each.needs))
         self.beside: tuple[Beside, ...] = tuple(dict.fromkeys(name for each in members for name in each.beside))
         self.views = max(each.views for each in members)

@@ -58,6 +58,7 @@ class RidgeProbe(Method):
             (vectors - self.mean) / self.std, targets, [len(vectors) * each for each in self.options.penalties]
         )
         slope, offset = fit_logits(found.left_out, targets, exclusive=self.taxonomy.exclusive)
+        slope, offset = slope.to(found.weight.device), offset.to(found.weight.device)
         self.weight.copy_(found.weight * slope)
         self.bias.copy_(found.bias * slope + offset)
 

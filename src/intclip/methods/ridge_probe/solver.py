@@ -9,9 +9,15 @@ Both use what each photo would be told had it been left out, which a linear smoo
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
-import torch.nn.functional as F
+from scipy.optimize import minimize
+from scipy.special import expit, log_softmax, logit, softmax
 from torch import Tensor
+
+Array = npt.NDArray[np.float64]
+_FINITE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -68,26 +74,26 @@ def fit_logits(scores: Tensor, targets: Tensor, *, exclusive: bool) -> tuple[Ten
         targets: (N, K) in [0, 1].
         exclusive: One label a photo: the logits then go through a softmax.
     """
-    scores, targets = scores.detach().double(), targets.detach().double()
-    spread = scores.std(dim=0).clamp_min(1e-6)
-    mean = scores.mean(dim=0)
-    units = (scores - mean) / spread
-    slope, offset = torch.ones_like(mean).requires_grad_(), torch.logit(targets.mean(dim=0), eps=1e-4).requires_grad_()
-    optimizer = torch.optim.LBFGS([slope, offset], max_iter=100, line_search_fn="strong_wolfe")
+    s, y = scores.double().numpy(force=True), targets.double().numpy(force=True)
+    if exclusive:
+        y = y / np.maximum(y.sum(axis=1, keepdims=True), 1e-6)
+    mean, spread = s.mean(axis=0), np.maximum(s.std(axis=0), 1e-6)
+    units, labels = (s - mean) / spread, s.shape[1]
+    normaliser = len(s) if exclusive else s.size
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
+    def loss(line: Array) -> tuple[float, Array]:
+        slope, offset = line[:labels], line[labels:]
         logits = units * slope + offset
         if exclusive:
-            loss = F.cross_entropy(logits, targets / targets.sum(dim=1, keepdim=True).clamp_min(1e-6))
+            told, cost = softmax(logits, axis=1), -(y * log_softmax(logits, axis=1)).sum()
         else:
-            loss = F.binary_cross_entropy_with_logits(logits, targets)
+            told, cost = expit(logits), (np.logaddexp(0, logits) - y * logits).sum()
+        error = told - y
+        gradient = np.concatenate([(error * units).sum(axis=0), error.sum(axis=0)]) / normaliser
         # A label without photos on one side has no optimum; this keeps its line finite.
-        loss = loss + 1e-6 * (slope.square().mean() + offset.square().mean())
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
+        return float(cost / normaliser + _FINITE * line @ line / labels), gradient + 2 * _FINITE * line / labels
 
-    with torch.enable_grad():
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
-    slope, offset = slope.detach(), offset.detach()
-    return slope / spread, offset - slope * mean / spread
+    start = np.concatenate([np.ones(labels), logit(np.clip(y.mean(axis=0), 1e-4, 1 - 1e-4))])
+    line = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500, "ftol": 1e-12, "gtol": 1e-8}).x
+    slope = line[:labels] / spread
+    return torch.from_numpy(slope), torch.from_numpy(line[labels:] - slope * mean)
