@@ -7,6 +7,7 @@ import json
 import re
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fastapi import HTTPException
@@ -200,6 +201,47 @@ def test_an_unforeseen_error_is_500_without_its_text(serve, watched, caplog):
     assert answer.headers["X-Request-Id"] in detail(answer)
     watched.watched.failing = False
     assert client.post("/v1/predict", files=files(photo(1))).status_code == 200
+
+
+def test_a_photo_that_breaks_the_model_spoils_neither_its_request_nor_its_neighbours(serve, watched, caplog):
+    client = serve()
+    watched.watched.poison = 66
+    watched.watched.gate.clear()
+    asked = {"alone": [1], "mixed": [2, 66, 3], "others": [4, 5], "guilty": [66], "both bad": [66, None]}
+    with ThreadPoolExecutor(len(asked)) as pool:
+        sent = {
+            name: pool.submit(
+                client.post,
+                "/v1/predict",
+                files=files(*(b"no photo" if level is None else photo(level) for level in levels)),
+            )
+            for name, levels in asked.items()
+        }
+        while client.app.state.batcher.inside < 8:  # the one that is no photo has its answer already
+            time.sleep(0.005)
+        watched.watched.gate.set()
+        answers = {name: waiting.result(60) for name, waiting in sent.items()}
+    assert max(watched.watched.batches) > 1
+    for name in ("alone", "mixed", "others"):
+        assert answers[name].status_code == 200
+        for level, one in zip(asked[name], answers[name].json()["results"], strict=True):
+            if level == 66:
+                assert (one["scores"], one["labels"]) == (None, [])
+                assert one["error"] == "1.png: the model failed on this one; the log tells more"
+            else:
+                assert one["error"] is None
+                assert one["scores"]["class 0"] == pytest.approx(level / 255)
+    for name in ("guilty", "both bad"):  # nothing of theirs could be answered
+        assert answers[name].status_code == 500
+        assert answers[name].headers["X-Request-Id"] in detail(answers[name])
+    lines = [line for line in caplog.messages if "broke the model" in line]
+    assert len(lines) == 3
+    assert all(line.startswith("a photo broke the model: RuntimeError at watched.py:") for line in lines)
+    assert "the engine broke" not in caplog.text  # an engine's words may quote what it was given
+    metrics = client.get("/metrics").text
+    assert "intclip_model_failures_total 3.0" in metrics
+    assert "intclip_unreadable_photos_total 1.0" in metrics
+    assert client.app.state.batcher.inside == 0
 
 
 def test_evidence_and_its_picture(serve, watched):

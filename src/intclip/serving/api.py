@@ -36,7 +36,7 @@ from intclip.serving.answers import (
     State,
     TaxonomyInfo,
 )
-from intclip.serving.batcher import Batcher, Busy, Closed, Post
+from intclip.serving.batcher import Batcher, Busy, Closed, ModelFailure, Post
 from intclip.serving.bodies import Uploads, read_body
 from intclip.serving.observe import Metrics, Observer, make_log
 from intclip.serving.replies import (
@@ -72,6 +72,7 @@ def create_api(models: Mapping[str, Predictor], settings: Settings | None = None
         decoders=settings.decoders,
         max_pixels=settings.max_pixels,
         on_batch=metrics.on_batch,
+        on_failure=metrics.model_failures.inc,
     )
     metrics.watch(batcher)
 
@@ -147,8 +148,8 @@ def _routes(batcher: Batcher, settings: Settings, metrics: Metrics) -> APIRouter
     async def predict(request: Request) -> PredictAnswer:
         """Intents of one or many photos, with the words beside them where the model reads words.
 
-        A photo that cannot be read has its place among the results, with its error; where none can be, the answer
-        is 422. Photos are sent, never fetched from an address.
+        A photo that cannot be read, or breaks the model, has its place among the results, with its error; where there
+        is no other, the answer is 422, or 500. Photos are sent, never fetched from an address.
         """
         with uploads.counted(request) as counted:
             asked, names = await read_body(counted, PredictRequest, settings)
@@ -165,8 +166,11 @@ def _routes(batcher: Batcher, settings: Settings, metrics: Metrics) -> APIRouter
             for one, source in zip(found, sources, strict=True)
         ]
         errors = [one.error for one in results if one.error is not None]
-        metrics.failures.inc(len(errors))
+        failures = [one for one in found if isinstance(one, ModelFailure)]
+        metrics.failures.inc(len(errors) - len(failures))
         if len(errors) == len(results):
+            if failures:
+                raise failures[0]
             more = f" (and {len(errors) - 1} more that cannot be read)" if len(errors) > 1 else ""
             raise HTTPException(422, errors[0] + more)
         taxonomy = predictor.taxonomy
@@ -217,23 +221,27 @@ def _routes(batcher: Batcher, settings: Settings, metrics: Metrics) -> APIRouter
     return router
 
 
-async def _answers(futures: Sequence[Future[Found]], seconds: float) -> list[Found | IntclipError]:
+async def _answers(futures: Sequence[Future[Found]], seconds: float) -> list[Found | IntclipError | ModelFailure]:
     """Results, or why a photo has none; given up, and the futures cancelled, after some seconds."""
     waiting = asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
     try:
         found = await asyncio.wait_for(waiting, seconds)
     except TimeoutError:
         raise HTTPException(503, f"no answer within {seconds:g} s; try again later", _LATER) from None
+    answers: list[Found | IntclipError | ModelFailure] = []
     for one in found:
-        if isinstance(one, BaseException) and not isinstance(one, IntclipError):
+        if isinstance(one, BaseException) and not isinstance(one, IntclipError | ModelFailure):
             raise one
-    return found  # type: ignore[return-value]
+        answers.append(one)
+    return answers
 
 
 async def _one(future: Future[Found], source: str, settings: Settings) -> Found:
     found = (await _answers([future], settings.answer_seconds))[0]
     if isinstance(found, IntclipError):
         raise IntclipError(reason(found, source))
+    if isinstance(found, ModelFailure):
+        raise found
     return found
 
 

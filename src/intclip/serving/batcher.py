@@ -5,6 +5,7 @@ fill: it takes what is ready, and while it computes the next photos come togethe
 and under load batches grow by themselves.
 """
 
+import logging
 import threading
 import time
 from collections import deque
@@ -13,6 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from heapq import heappop, heappush
+from pathlib import Path
+from traceback import extract_tb
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 Post = tuple[ImageInput | None, str | None]
 """A photo, the words beside it, or both; words only for a model that reads them."""
+
+log = logging.getLogger(__name__)
 
 _BEHIND = 8
 """Photos that came so much later are decoded before the next one of a list: long lists do not hold up single photos."""
@@ -54,6 +59,13 @@ class Closed(IntclipError):
     """The queue takes nothing more: the program is shutting down."""
 
 
+class ModelFailure(RuntimeError):
+    """Reading or computing one photo broke off in a way that nobody foresaw; no fault of who asked."""
+
+    def __init__(self) -> None:
+        super().__init__("the model failed on this one; the log tells more")
+
+
 @dataclass(eq=False, slots=True)
 class _Job:
     model: str
@@ -74,6 +86,7 @@ class Batcher:
         decoders: Threads that decode; as many as there are usable cores by default.
         max_pixels: Larger photos are refused from their header.
         on_batch: Told the size of each batch and the seconds it took, on the worker's thread.
+        on_failure: Told of each `ModelFailure`, on the thread where it came up.
 
     Attributes:
         models: See above.
@@ -89,13 +102,14 @@ class Batcher:
         decoders: int | None = None,
         max_pixels: int = MAX_PIXELS,
         on_batch: Callable[[int, float], None] = lambda photos, seconds: None,
+        on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         if not models or capacity < 1 or max_batch < 1:
             raise ValueError("give at least one model; capacity and max_batch are at least 1")
         self.models = dict(models)
         self.default = next(iter(self.models))
         self._capacity, self._max_batch, self._max_pixels = capacity, max_batch, max_pixels
-        self._on_batch = on_batch
+        self._on_batch, self._on_failure = on_batch, on_failure
         self._undecoded: list[tuple[int, int, _Job]] = []
         self._arrivals = 0
         self._queue: deque[_Job] = deque()
@@ -126,8 +140,9 @@ class Batcher:
             model: Its name; the first one by default.
 
         Returns:
-            A future a post. It holds the `Prediction`, or raises `ImageError` where the photo cannot be read. One that
-            is cancelled before its batch was begun is not computed.
+            A future a post. It holds the `Prediction`, or raises `ImageError` where the photo cannot be read, and
+            `ModelFailure` where it breaks the model; others of its batch do not feel that. One that is cancelled before
+            its batch was begun is not computed.
 
         Raises:
             Busy: There is no room for all of them.
@@ -214,8 +229,8 @@ class Batcher:
             if job.image is not None:
                 job.pixels = _read(job.image, self.models[job.model], self._max_pixels)
                 job.image = None
-        except Exception as error:
-            self._finish([job], [_bare(error)])
+        except BaseException as error:  # of any kind: the room must be left, and somebody waits
+            self._finish([job], [self._told(error)])
             return
         with self._change:
             self._queue.append(job)
@@ -249,15 +264,25 @@ class Batcher:
         start = time.perf_counter()
         try:
             found = _predict(self.models[jobs[0].model], jobs)
-        except Exception as error:  # must not end the worker, nor fail those whose photo is not to blame
+        except BaseException as error:  # must not end the worker (a panic in Rust is no Exception), nor fail the others
             if len(jobs) == 1:
-                return [_bare(error)]
+                return [self._told(error)]
             half = len(jobs) // 2
             return self._compute(jobs[:half]) + self._compute(jobs[half:])
         seconds = time.perf_counter() - start
         self._seconds = _MEMORY * self._seconds + (1 - _MEMORY) * seconds / len(jobs)
         self._on_batch(len(jobs), seconds)
         return found
+
+    def _told(self, error: BaseException) -> Exception:
+        """What the future raises: without frames, which would keep the photo for as long as somebody holds it."""
+        if isinstance(error, IntclipError):
+            return type(error)(str(error)) if type(error) in (ImageError, IntclipError) else error
+        # Its own text may quote a post's words.
+        places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in extract_tb(error.__traceback__)[-3:]]
+        log.error("a photo broke the model: %s at %s", type(error).__name__, " < ".join(reversed(places)))
+        self._on_failure()
+        return ModelFailure()
 
     def _finish(self, jobs: list[_Job], results: Sequence[Prediction | Exception]) -> None:
         self._leave(len(jobs))  # first: whoever is answered may submit again at once
@@ -316,8 +341,3 @@ def _explain(predictor: Predictor, image: ImageInput, label: str, max_pixels: in
 
 def _source(image: ImageInput | None) -> str:
     return "text" if image is None else describe(image)
-
-
-def _bare(error: Exception) -> Exception:
-    """The error without its frames, which would keep the photo in memory for as long as somebody holds the future."""
-    return type(error)(str(error)) if type(error) in (ImageError, IntclipError) else error

@@ -42,6 +42,7 @@ class Metrics:
         self.batches = Histogram("intclip_batch_photos", "Photos a batch", buckets=_BATCHES, registry=self.registry)
         self.computing = Counter("intclip_compute_seconds", "Seconds of computing batches", registry=self.registry)
         self.failures = Counter("intclip_unreadable_photos", "Photos that could not be read", registry=self.registry)
+        self.model_failures = Counter("intclip_model_failures", "Photos the model broke on", registry=self.registry)
         self._inside = Gauge("intclip_photos_inside", "Photos taken and not yet answered", registry=self.registry)
 
     def watch(self, batcher: Batcher) -> None:

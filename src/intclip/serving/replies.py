@@ -54,7 +54,7 @@ def make_result(prediction: Prediction, source: str, level: int) -> Result:
     return Result.model_validate(row)
 
 
-def reason(error: IntclipError, source: str) -> str:
+def reason(error: Exception, source: str) -> str:
     """The error with the photo's name in it."""
     unnamed, text = describe(b""), str(error)
     return text.replace(unnamed, source) if unnamed in text else f"{source}: {text}"

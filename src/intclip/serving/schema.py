@@ -17,6 +17,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     415: {"model": Problem, "description": "Neither a form nor JSON."},
     422: {"model": Problem, "description": "Something in the request is wrong, or no photo of it can be read."},
     429: {"model": Problem, "description": "Too much is waiting; Retry-After says when to come again."},
+    500: {"model": Problem, "description": "The model failed on every photo of it, or something unforeseen happened."},
     503: {"model": Problem, "description": "Shutting down, or no answer in time."},
 }
 UNKNOWN: dict[int | str, dict[str, Any]] = {401: {"model": Problem, "description": "The API key is missing or wrong."}}

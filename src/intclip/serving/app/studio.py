@@ -19,7 +19,7 @@ from intclip.labels.taxonomy import Taxonomy
 from intclip.serving.app.kept import Kept
 from intclip.serving.app.own_intents import OwnIntents, read_intents
 from intclip.serving.app.session import Photo, Session
-from intclip.serving.batcher import Batcher
+from intclip.serving.batcher import Batcher, ModelFailure
 
 if TYPE_CHECKING:
     from intclip.explain.words import WordEvidence
@@ -152,7 +152,7 @@ class Studio:
                 continue
             try:
                 found.append(next(answers).result())
-            except IntclipError as error:
+            except (IntclipError, ModelFailure) as error:
                 found.append(_unknown(reader.taxonomy, photo, str(error)))
         return found
 
