@@ -1,18 +1,17 @@
-import multiprocessing
 import os
-import socket
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from launch import together
 from safetensors.torch import load_file
 from toy import toy_dataset, toy_recipe
 from toy_method import ToyMethod
 
 from fakes import TinyBackbone
-from intclip.evaluation.ablation import PRELOAD
+from intclip.data import feature_cache
 from intclip.training.logbook import read_log
 from intclip.training.run import TrainResult, train
 
@@ -24,23 +23,14 @@ METHODS = {
 COMMON = ["train.checkpoint_every=2", "train.accumulate=2", "optim.clip_norm=5.0", "optim.ema=0.9", "augment.flip=0.5"]
 
 
-def recipe(kind: str):
+def recipe(kind: str, *more: str):
     common = [override for override in COMMON if kind == "sum" or not override.startswith("augment")]
     if kind == "mean" and not torch.cuda.is_available():
         common.append("train.device=auto")  # finds the CPU, and the other process
-    return toy_recipe(*METHODS[kind], *common)
+    return toy_recipe(*METHODS[kind], *common, *more)
 
 
-def one_process(rank: int, world: int, port: int, photos: Path, out: Path, kind: str, stop: int) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
+def one_process(rank: int, photos: Path, out: Path, kind: str, stop: int) -> None:
     if stop:
         step = ToyMethod.after_step
 
@@ -50,24 +40,15 @@ def one_process(rank: int, world: int, port: int, photos: Path, out: Path, kind:
                 os._exit(9)
 
         ToyMethod.after_step = after_step
-    train(recipe(kind), out, resume=True, dataset=toy_dataset(photos, train=41, rest=15), backbone=TinyBackbone())
+    feature_cache.SHARD_PHOTOS = 4
+    cached = [f"cache.path={out.parent / 'cache'}", "cache.dtype=float32"] if kind == "mean" else []
+    dataset = toy_dataset(photos, train=41, rest=15)
+    train(recipe(kind, *cached), out, resume=True, dataset=dataset, backbone=TinyBackbone())
 
 
 def run(world: int, photos: Path, out: Path, kind: str = "sum", stop: int = 0) -> list[int | None]:
-    """Train in `world` processes, as torchrun starts them; their exit codes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOAD, "toy_method", "accelerate"])
-    children = [
-        context.Process(target=one_process, args=(rank, world, port, photos, out, kind, stop)) for rank in range(world)
-    ]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(120)
-    return [child.exitcode for child in children]
+    """Train in `world` processes; their exit codes."""
+    return together(world, one_process, photos, out, kind, stop)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,9 @@ from intclip.errors import ImageError
 from intclip.files import sha256_file
 
 SHARD_BYTES = 128 * 2**20
-"""About how large a shard is: what a killed build loses at most, and what one sequential read brings."""
+"""No shard is much larger: what one sequential read brings."""
+SHARD_PHOTOS = 512
+"""Nor has more photos: some seconds of work, what a killed build loses and what processes share a cache out by."""
 
 Arrays = dict[str, npt.NDArray[Any]]
 Shapes = dict[str, tuple[int, ...]]

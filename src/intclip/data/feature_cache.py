@@ -7,13 +7,10 @@
 View 0 is the plain photo; view v ≥ 1 is what `pixel_batches(…, augment=augment, epoch=0, view=v)` gives, so the
 augmentation comes before the cache and training goes through the K views in turn. A shard that is there and whole is
 never computed again: a killed build goes on at the next missing one, further views or photos add to it, and a change of
-weights, preprocessing, augmentation or photos leaves the old shards aside. `cache_shards.py` has the files.
+weights, preprocessing, augmentation or photos leaves the old shards aside. `cache_shards.py` has the files,
+`cache_filling.py` who computes which.
 """
 
-import json
-import shutil
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -25,18 +22,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from intclip.backbones.base import Backbone, FeatureName, Features
+from intclip.data.cache_filling import Alone, Crew, check_room, fill
 from intclip.data.cache_key import CacheKey, Dtype
 from intclip.data.cache_shards import (
     SHARD_BYTES,
+    SHARD_PHOTOS,
     Arrays,
     Shapes,
     Shard,
-    missing_shards,
     photo_hashes,
     plan,
     read_manifest,
@@ -47,7 +43,7 @@ from intclip.data.loading import PixelBatch, pixel_batches, usable_cores
 from intclip.data.sample import Sample
 from intclip.data.transforms import Augment
 from intclip.errors import StorageError
-from intclip.files import atomic_directory, write_text
+from intclip.files import atomic_directory
 
 Extract = Callable[[npt.NDArray[np.float32]], Arrays]
 """Pixels (B, 3, S, S) to features (B, …) by name, "stages" as `stage1` … `stage4`: an engine, or `torch_extract`."""
@@ -152,6 +148,7 @@ def open_or_build(
     workers: int | None = None,
     verify: bool = True,
     progress: bool = True,
+    crew: Crew | None = None,
 ) -> FeatureCache:
     """Open the features of some samples, computing what is missing or damaged.
 
@@ -168,6 +165,7 @@ def open_or_build(
         verify: Read all shards through and compare their checksums; about a second a gigabyte, and then they are in
             the system's memory. Without it, only the presence of files is checked.
         progress: Show a progress bar while building, if standard error is a terminal.
+        crew: Processes that build together what is missing; all of them call this for the same samples.
 
     Raises:
         StorageError: What is missing does not fit the limit or the disk (nothing is computed then), a feature exceeds
@@ -178,25 +176,30 @@ def open_or_build(
         raise ValueError("views other than 0 need an augmentation")
     shapes = _shapes(key, extract)
     bytes_per_photo = sum(map(prod, shapes.values())) * np.dtype(key.dtype).itemsize
-    size = max(1, SHARD_BYTES // bytes_per_photo)
+    size = max(1, min(SHARD_PHOTOS, SHARD_BYTES // bytes_per_photo))
     workers = workers or usable_cores()
     home = Path(folder) / key.digest()
     augmentation = None if augment is None else {"seed": augment.seed, **augment.config.model_dump(mode="json")}
     hashes = photo_hashes([sample.image for sample in samples], workers)
     shards = plan(home, hashes, views, size, augmentation)
-    missing = missing_shards(chain(*shards.values()), checksums=verify, workers=workers)
-    if missing:
-        _check_room(Path(folder), missing, bytes_per_photo, limit)
-        _mapped.cache_clear()
-        write_text(home / "key.json", json.dumps(key.describe(), indent=1))
-        _remove_leftovers(home)
-        load = partial(pixel_batches, samples, key.preprocess, batch_size, workers=workers)
-        with _progress_bar(progress) as bar:
-            task = bar.add_task("caching features", total=sum(shard.count for shard in missing))
-            for shard in missing:
-                batches = load(indices=shard.indices, augment=augment if shard.view else None, view=shard.view)
-                _build(shard, batches, extract, shapes, key.dtype)
-                bar.advance(task, shard.count)
+    load = partial(pixel_batches, samples, key.preprocess, batch_size, workers=workers)
+
+    def build(shard: Shard) -> None:
+        batches = load(indices=shard.indices, augment=augment if shard.view else None, view=shard.view)
+        _build(shard, batches, extract, shapes, key.dtype)
+
+    fill(
+        home,
+        key.describe(),
+        chain(*shards.values()),
+        build,
+        check_room=partial(check_room, folder=Path(folder), bytes_per_photo=bytes_per_photo, limit=limit),
+        verify=verify,
+        workers=workers,
+        progress=progress,
+        crew=crew or Alone(),
+    )
+    _mapped.cache_clear()  # a shard that was read before may have been replaced
     errors = {
         shard.start + int(row): reason
         for shard in chain(*shards.values())
@@ -232,41 +235,6 @@ def _build(shard: Shard, batches: Iterator[PixelBatch], extract: Extract, shapes
                 f"range of {dtype}; cache in float32, or check the backbone's weights"
             ) from error
         seal(partial_folder, shapes, errors)
-
-
-def _check_room(folder: Path, missing: Sequence[Shard], bytes_per_photo: int, limit: int) -> None:
-    needed = sum(shard.count for shard in missing) * bytes_per_photo
-    held = _bytes_in(folder) - sum(_bytes_in(shard.folder) for shard in missing)
-    what = (
-        f"the feature cache {folder} needs {needed / 1e9:.2f} GB more ({sum(shard.count for shard in missing):,} photo "
-        f"views of {bytes_per_photo / 1e3:.1f} kB)"
-    )
-    if held + needed > limit:
-        raise StorageError(
-            f"{what} and holds {held / 1e9:.2f} GB already, its limit is {limit / 1e9:.2f} GB; raise the limit, keep "
-            "fewer views, cache in float16, remove old caches from that folder, or run with the cache off"
-        )
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    if needed > (free := shutil.disk_usage(existing).free):
-        raise StorageError(
-            f"{what}, the disk has {free / 1e9:.2f} GB free; free space, choose a cache folder on another disk, keep "
-            "fewer views, or run with the cache off"
-        )
-
-
-def _bytes_in(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _remove_leftovers(home: Path) -> None:
-    """Remove what killed builds began; what is younger than an hour may be another process's work."""
-    for path in home.glob(".*.partial"):
-        if path.is_dir() and time.time() - path.stat().st_mtime > 3600:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _progress_bar(wanted: bool) -> Progress:
-    return Progress(console=Console(stderr=True), transient=True, disable=not (wanted and sys.stderr.isatty()))
 
 
 @lru_cache(maxsize=256)  # each holds a file open

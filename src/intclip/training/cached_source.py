@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from intclip.backbones.base import Backbone, FeatureName
+from intclip.data.cache_filling import Crew
 from intclip.data.cache_key import Dtype, cache_key
 from intclip.data.feature_cache import FeatureCache, open_or_build, to_device
 from intclip.data.sample import Sample
@@ -81,6 +82,7 @@ def open_cached_source(
     views: int = 0,
     batch_size: int = 32,
     workers: int = 0,
+    crew: Crew | None = None,
 ) -> CachedSource:
     """A cached split, its features computed where they are missing.
 
@@ -97,6 +99,7 @@ def open_cached_source(
         views: Augmented views per photo; the plain one is kept as well.
         batch_size: Photos computed at once.
         workers: Threads that decode; 0 takes the usable cores.
+        crew: Processes that compute together what is missing.
 
     Raises:
         StorageError: It does not fit, or cannot be written.
@@ -110,6 +113,7 @@ def open_cached_source(
         augment=augment if views else None,
         batch_size=batch_size,
         workers=workers or None,
+        crew=crew,
     )
     wanted = {name: shape for name, shape in cache.shapes.items() if name in needs or name.startswith("stage")}
     return CachedSource(samples, replace(cache, shapes=wanted), device)

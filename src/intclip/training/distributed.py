@@ -5,7 +5,8 @@ device and the backend (NCCL on GPUs, gloo on CPU).
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar, cast
@@ -14,10 +15,24 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from intclip.errors import IntclipError, RecipeError
+from intclip.errors import IntclipError, RecipeError, TrainingError
 from intclip.extras import require
 
 T = TypeVar("T")
+
+
+@contextmanager
+def _others() -> Iterator[None]:
+    """Around what all processes do together: tells in one line that one of them is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo raises plain RuntimeErrors, which name its files.
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
+            raise
+        raise TrainingError(
+            "another process of this run has ended; see what it told, mend that, and go on with --resume"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,7 @@ class Processes:
         """Whether this process writes the files."""
         return self.rank == 0
 
+    @_others()
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum of a tensor over all processes, the same on each."""
         if self.world == 1:
@@ -47,6 +63,7 @@ class Processes:
         torch.distributed.all_reduce(tensor)
         return tensor
 
+    @_others()
     def gather(self, item: T) -> list[T]:
         """A small object of every process, in order of rank."""
         if self.world == 1:
@@ -55,6 +72,7 @@ class Processes:
         torch.distributed.all_gather_object(items, item)
         return cast(list[T], items)
 
+    @_others()
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace every gradient by its sum over all processes.
 
@@ -72,30 +90,37 @@ class Processes:
         for parameter, piece, count in zip(parameters, pieces, present.tolist(), strict=True):
             parameter.grad = piece.view_as(parameter) if count else None
 
+    @_others()
     def wait(self) -> None:
         """Wait until all processes are here."""
         if self.world > 1:
             torch.distributed.barrier()
 
-    def first_then_all(self, work: Callable[[], T]) -> T:
-        """Do work in the first process, then in the others, which find what it left; an error of the first ends all.
+    def each(self, work: Callable[[], T]) -> list[T]:
+        """What some work gives in every process, in order of rank, once all have done it.
 
         Raises:
-            IntclipError: Of the first process, in every process.
+            IntclipError: Of the first process that failed, in every process.
+            TrainingError: Another process failed by any other error, which it raises itself.
         """
         if self.world == 1:
-            return work()
-        outcome: T | None = None
-        error: IntclipError | None = None
-        if self.is_main:
-            try:
-                outcome = work()
-            except IntclipError as raised:
-                error = raised
-        if (failure := self.gather(error)[0]) is not None:
-            raise failure
-        return cast(T, outcome) if self.is_main else work()
+            return [work()]
+        result: T | None = None
+        told: IntclipError | None = None
+        try:
+            result = work()
+        except IntclipError as error:
+            told = error
+        except Exception as error:
+            self.gather((None, TrainingError(f"process {self.rank} failed: {type(error).__name__}: {error}")))
+            raise
+        outcomes = self.gather((result, told))
+        for _, failure in outcomes:
+            if failure is not None:
+                raise failure from told
+        return [cast(T, outcome) for outcome, _ in outcomes]
 
+    @_others()
     def broadcast(self, module: nn.Module) -> None:
         """Give every process the first one's parameters and buffers."""
         if self.world > 1:
@@ -115,7 +140,7 @@ def connect(device: str = "auto") -> Processes:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # Told of the CPU even where there is nothing else: else accelerate finds no backend and each stands alone.
-        # Hours, because the others wait while the first process fills a cache.
+        # Hours, because each waits until all have filled their part of a cache.
         cpu = pick_device(device).type == "cpu"
         state = require("accelerate", "train").PartialState(cpu=cpu, timeout=timedelta(hours=12))
         return Processes(state.process_index, state.num_processes, state.device)

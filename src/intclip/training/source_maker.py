@@ -80,7 +80,7 @@ class SourceMaker:
         folder = cache_folder(recipe.cache.path)
         if folder is not None and "pixels" not in needs and (augment is None or recipe.cache.views):
             try:
-                return self._processes.first_then_all(lambda: self._cached(folder, samples, augment, training=training))
+                return self._cached(folder, samples, augment, training=training)
             except StorageError:
                 if recipe.cache.path != "auto":
                     raise
@@ -119,6 +119,7 @@ class SourceMaker:
             views=recipe.cache.views if augment is not None else 0,
             batch_size=recipe.train.eval_batch_size,
             workers=recipe.train.workers,
+            crew=self._processes,
         )
 
     def _engine(self, names: tuple[FeatureName, ...]) -> FrozenFeatures:
