@@ -11,7 +11,7 @@ from fakes import TinyBackbone, tiny_taxonomy
 from intclip.backbones.base import Features
 from intclip.errors import DatasetError, RecipeError
 from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.mccl.stage import Moments, Stage, sample_patches
+from intclip.methods.mccl.stage import ChannelScale, Moments, Stage, sample_patches
 from intclip.methods.prototypes import allocate
 from intclip.methods.registry import build_method
 
@@ -89,13 +89,39 @@ def test_scales_are_those_of_the_training_set() -> None:
     torch.manual_seed(0)
     maps = 3 + 2 * torch.randn(20, 4, 3, 3)
     maps[:, 2] = 7
-    moments, stage = Moments(), Stage(4, 8, mccl(TinyBackbone()).options.pool)
-    for part in maps.split(7):
+    moments, scale = Moments(), ChannelScale(4)
+    for part in maps.permute(0, 2, 3, 1).split(7):
         moments.add(part)
-    moments.give(stage)
-    torch.testing.assert_close(stage.mean, maps.mean(dim=(0, 2, 3)))
+    moments.give(scale)
+    torch.testing.assert_close(scale.mean, maps.mean(dim=(0, 2, 3)))
     expected = maps.std(dim=(0, 2, 3), correction=0)
-    torch.testing.assert_close(stage.deviation, torch.where(expected > 1e-5, expected, torch.ones(4)))
+    torch.testing.assert_close(scale.deviation, torch.where(expected > 1e-5, expected, torch.ones(4)))
+
+
+def test_compositions_of_training_patches_are_centred_and_of_unit_deviation() -> None:
+    torch.manual_seed(0)
+    stage = Stage(6, 8, mccl(TinyBackbone(), {"prototypes": 5}).options.pool)
+    patches = F.normalize(torch.rand(5000, 6), dim=1)
+    stage.scale_compositions(patches)
+    scaled = stage.composed_scale(stage.pool(patches))
+    torch.testing.assert_close(scaled.mean(dim=0), torch.zeros(6), atol=1e-4, rtol=0)
+    torch.testing.assert_close(scaled.std(dim=0, correction=0), torch.ones(6))
+    # What is projected: that, at the length of a patch.
+    maps = patches[:12].view(2, 2, 3, 6).permute(0, 3, 1, 2)
+    expected = stage.norm(stage.project(scaled[:12] / 6**0.5)).view(2, 2, 3, 8).permute(0, 3, 1, 2)
+    torch.testing.assert_close(stage(maps), expected)
+
+
+@pytest.mark.parametrize("initial", ["classes", "random"])
+def test_prepare_scales_compositions_and_counts_none_as_seen(initial: str, tiny_backbone: TinyBackbone) -> None:
+    method = mccl(tiny_backbone, {"initial": initial}, train="none", stages=[3])
+    before = method.stages[3].pool.prototypes.clone()
+    method.prepare(batches(method))
+    stage = method.stages[3]
+    assert stage.composed_scale.mean.abs().min() > 0
+    assert (stage.composed_scale.deviation < 1).all()
+    assert torch.equal(stage.pool.prototypes, before) == (initial == "random")
+    assert stage.pool._seen is None
 
 
 @pytest.mark.parametrize("gates", ["none", "learned", "photo"])

@@ -124,6 +124,13 @@ class PrototypePool(nn.Module):
         cosines = self.similarities(features)
         if self.training:
             self._observe(features.detach(), cosines.detach())
+        return self._mix(cosines)
+
+    def compose(self, features: Tensor) -> Tensor:
+        """`forward`, observing nothing."""
+        return self._mix(self.similarities(features))
+
+    def _mix(self, cosines: Tensor) -> Tensor:
         out: Tensor = (cosines / self.temperature).softmax(dim=-1) @ self.prototypes
         return out
 

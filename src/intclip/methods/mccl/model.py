@@ -75,7 +75,7 @@ class MCCL(Method):
         return dict(zip(self.options.stages, cast(Iterable[Stage], self._stages), strict=True))
 
     def prepare(self, batches: Iterable[tuple[Features, Tensor]]) -> None:
-        """Label graph, scales of the stages, and prototypes of each class, in two passes.
+        """Label graph, scales of the stages, prototypes of each class and scales of compositions, in two passes.
 
         Raises:
             DatasetError: No label of the training split is true of any photo.
@@ -85,17 +85,17 @@ class MCCL(Method):
             counts.add(targets)
             with torch.no_grad():
                 for stage, stage_map in self._maps(features).items():
-                    moments[stage].add(stage_map)
+                    moments[stage].add(stage_map.permute(0, 2, 3, 1))
         if not counts.counts.sum() > 0:
             raise DatasetError("no label is true of any training photo, so MCCL has nothing to make prototypes of")
         for stage, module in self.stages.items():
-            moments[stage].give(module)
+            moments[stage].give(module.scale)
         if self.options.graph_layers:
             self.adjacency.copy_(label_adjacency(counts.conditional(), self.label_text, self.options.graph))
-        if self.options.pool.initial == "classes":
-            self._place_prototypes(batches, counts.counts)
+        if self.options.pool.initial == "classes" or self.options.pool.composition != "none":
+            self._prepare_pools(batches, counts.counts)
 
-    def _place_prototypes(self, batches: Iterable[tuple[Features, Tensor]], counts: Tensor) -> None:
+    def _prepare_pools(self, batches: Iterable[tuple[Features, Tensor]], counts: Tensor) -> None:
         pool = self.options.pool
         rates = (pool.patches / counts.clamp_min(1e-12)).float().to(self.adjacency.device)
         found: dict[int, list[list[Tensor]]] = {s: [[] for _ in self.taxonomy.names] for s in self.stages}
@@ -107,8 +107,11 @@ class MCCL(Method):
                         found[stage][label].append(points.cpu())
         allotted = allocate(counts.numpy(), pool.prototypes, power=pool.rarity).tolist()
         for stage, module in self.stages.items():
-            empty = torch.empty(0, len(module.mean))
-            module.place_prototypes([torch.cat([empty, *parts]) for parts in found[stage]], allotted, seed=stage)
+            empty = torch.empty(0, module.pool.prototypes.shape[1])
+            samples = [torch.cat([empty, *parts]) for parts in found[stage]]
+            if pool.initial == "classes":
+                module.place_prototypes(samples, allotted, seed=stage)
+            module.scale_compositions(torch.cat(samples))
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
         """Logits (B, K); the map "fused" is each label's attention, above 0 where it exceeds an even share."""

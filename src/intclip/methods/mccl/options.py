@@ -33,7 +33,7 @@ class PoolOptions(BaseModel, frozen=True, extra="forbid"):
     rarity: float = 1.0
     initial: Literal["classes", "random"] = "classes"
     patches: int = Field(default=1024, gt=0)
-    temperature: float = Field(default=0.1, gt=0)
+    temperature: float = Field(default=0.05, gt=0)
     momentum: float = Field(default=0.999, ge=0, le=1)
     update: Update = "momentum"
     composition: Composition = "replace"

@@ -14,7 +14,9 @@ class Stage(nn.Module):
     """Patches of one stage.
 
     A patch x becomes u = x' / |x'| with x' = (x − mean) / deviation, channel by channel over the training set:
-    rectified features all point the same way, and cosines tell them apart only once their mean is gone.
+    rectified features all point the same way, and cosines tell them apart only once their mean is gone. Compositions
+    are scaled likewise, û' = (û − mean) / (deviation √C): a third of what they hold is what all of them share, and the
+    layer norm behind would keep that and shrink the rest.
 
     Args:
         channels: C of the stage's map.
@@ -22,14 +24,11 @@ class Stage(nn.Module):
         options: Of the prototypes.
     """
 
-    mean: Tensor
-    deviation: Tensor
-
     def __init__(self, channels: int, dim: int, options: PoolOptions) -> None:
         super().__init__()
         self.composition = options.composition
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("deviation", torch.ones(channels))
+        self.scale = ChannelScale(channels)
+        self.composed_scale = ChannelScale(channels)
         self.pool = PrototypePool(
             options.prototypes,
             channels,
@@ -43,13 +42,13 @@ class Stage(nn.Module):
 
     def patches(self, features: Tensor) -> Tensor:
         """Unit patches (B, H, W, C) of a map (B, C, H, W)."""
-        return F.normalize((features.permute(0, 2, 3, 1) - self.mean) / self.deviation, dim=3)
+        return F.normalize(self.scale(features.permute(0, 2, 3, 1)), dim=3)
 
     def forward(self, features: Tensor) -> Tensor:
         """The composed map in the common width, (B, d, H, W), of the stage's map (B, C, H, W)."""
         patches = self.patches(features)
         if self.composition != "none":
-            composed = self.pool(patches)
+            composed = self.composed_scale(self.pool(patches)) * patches.shape[3] ** -0.5
             patches = composed if self.composition == "replace" else patches + composed
         out: Tensor = self.norm(self.project(patches))
         return out.permute(0, 3, 1, 2)
@@ -73,30 +72,60 @@ class Stage(nn.Module):
             start += count
         self.pool.place(centres, owner)
 
+    @torch.no_grad()
+    def scale_compositions(self, patches: Tensor) -> None:
+        """Measure on unit patches (n, C) how their compositions spread."""
+        if self.composition == "none":
+            return
+        moments = Moments()
+        for part in patches.split(4096):
+            moments.add(self.pool.compose(part.to(self.pool.prototypes)))
+        moments.give(self.composed_scale)
+
+
+class ChannelScale(nn.Module):
+    """(x − mean) / deviation of the last axis, by fixed moments; the identity until they are given.
+
+    Args:
+        channels: C.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("deviation", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, C) to (…, C)."""
+        return (x - self.mean) / self.deviation
+
 
 class Moments:
-    """Mean and deviation of channels over many maps, in double precision."""
+    """Mean and deviation of channels over many vectors, in double precision."""
 
     def __init__(self) -> None:
         self.count = 0
         self.sums: list[Tensor] = []
 
-    def add(self, features: Tensor) -> None:
-        """Take in a map (B, C, H, W)."""
-        flat = features.double().transpose(0, 1).flatten(1)
-        new = [flat.sum(dim=1), flat.square().sum(dim=1)]
+    def add(self, vectors: Tensor) -> None:
+        """Take in vectors (…, C)."""
+        flat = vectors.flatten(0, -2).double()
+        new = [flat.sum(dim=0), flat.square().sum(dim=0)]
         self.sums = [a + b for a, b in zip(self.sums, new, strict=True)] if self.sums else new
-        self.count += flat.shape[1]
+        self.count += len(flat)
 
     @torch.no_grad()
-    def give(self, stage: Stage) -> None:
-        """Set a stage's scales; a channel that never varies keeps deviation 1."""
+    def give(self, scale: ChannelScale) -> None:
+        """Set a scale; a channel that never varies keeps deviation 1."""
         if not self.count:
             return
         mean, square = (total / self.count for total in self.sums)
         deviation = (square - mean.square()).clamp_min(0).sqrt()
-        stage.mean.copy_(mean)
-        stage.deviation.copy_(torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation)))
+        scale.mean.copy_(mean)
+        scale.deviation.copy_(torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation)))
 
 
 @torch.no_grad()
