@@ -112,7 +112,9 @@ async def _read_form(request: Request, kind: type[Asked], settings: Settings) ->
                 raise IntclipError(f"{key} is given twice")
             else:
                 found[key] = content
-    return await run_in_threadpool(partial(_parse_form, kind, found)), names
+    if any(isinstance(photo, str) for photo in (*found.get("images", ()), found.get("image"))):
+        return await run_in_threadpool(partial(_parse_form, kind, found)), names  # base64 takes a while
+    return _parse_form(kind, found), names
 
 
 def _parse_form(kind: type[Asked], found: dict[str, Any]) -> Asked:
