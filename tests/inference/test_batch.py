@@ -7,6 +7,7 @@ import os
 import shutil
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import numpy as np
@@ -20,6 +21,7 @@ from intclip.data.images import read_image
 from intclip.data.loading import DRAFT_FACTOR
 from intclip.errors import StorageError
 from intclip.files import hold_lock
+from intclip.inference.batch import run
 from intclip.inference.batch.check import read_status, verify_job
 from intclip.inference.batch.duplicates import NEAR_BITS, find_duplicates
 from intclip.inference.batch.job import LOCK, JobOptions, ModelOptions, plan_job, read_job
@@ -364,6 +366,20 @@ def test_ray_worker_does_a_shard_and_tells_what_is_wrong(listing, options, tmp_p
     assert (told["failure"], told["start"], told["rows"]) == ("", 2, 2)
     (job.folder / "inputs.parquet").write_bytes(b"")
     assert "inputs.parquet is damaged or gone" in worker({"folder": str(job.folder), "shard": 0})["failure"]
+
+
+def test_a_ray_that_cannot_be_joined_is_one_line(listing, bundle_path, tmp_path, cli, monkeypatch):
+    def init(**options):
+        raise ConnectionError("Could not find any running Ray instance.\nMore of it.")
+
+    ray = SimpleNamespace(is_initialized=lambda: False, init=init)
+    monkeypatch.setattr(run, "require", lambda module, extra: ray)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    arguments = ["batch", listing, "--out", tmp_path / "job", "-m", bundle_path, "--compute", "torch"]
+    code, out, err = cli(*arguments, "--engine", "ray")
+    assert (code, out) == (2, "")
+    message = "Ray cannot be started or joined: Could not find any running Ray instance.; or use --engine local"
+    assert err == f"intclip: {message}\n"
 
 
 def test_sources_that_name_nothing(tmp_path, cli):

@@ -1,6 +1,7 @@
 """`intclip batch`."""
 
 import sys
+from contextlib import redirect_stdout
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -115,7 +116,8 @@ def batch(
             shard_size=shard_size,
         )
         job = plan_job(out, sources, options)
-        with progress_bar("predicting") as report:
+        # Ray tells of workers that died on standard output, which is the report's.
+        with redirect_stdout(sys.stderr), progress_bar("predicting") as report:
             summary = run_job(
                 job,
                 engine=engine.value,

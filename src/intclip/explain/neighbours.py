@@ -9,7 +9,7 @@ import numpy as np
 
 from intclip.data.images import ImageInput, find_images
 from intclip.errors import IntclipError
-from intclip.inference.graph import EMBEDDING
+from intclip.inference.card import EMBEDDING
 from intclip.inference.pipeline import score
 from intclip.inference.search.index import INDEX
 

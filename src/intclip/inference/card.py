@@ -19,6 +19,8 @@ MAP_PREFIX = "map_"
 """An output that starts so is a map of region logits (B, K, H, W)."""
 ATTENTION_OUTPUT = "attention"
 """The output that says which sight regions answer which semantic query (B, N, N)."""
+EMBEDDING = "embedding"
+"""The output that holds a photo's embedding (B, D), of unit length."""
 
 
 class ModelCard(BaseModel, frozen=True, extra="forbid"):

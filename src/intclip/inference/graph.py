@@ -8,12 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from intclip.backbones.base import Backbone, FeatureName, Features
-from intclip.inference.card import ATTENTION_OUTPUT, MAP_PREFIX
+from intclip.inference.card import ATTENTION_OUTPUT, EMBEDDING, MAP_PREFIX
 from intclip.methods.aggregation import ATTENTION
 from intclip.methods.base import Method
-
-EMBEDDING = "embedding"
-"""Name of the output that holds a photo's embedding."""
 
 
 class PhotoGraph(nn.Module):

@@ -15,7 +15,7 @@ from intclip.errors import ImageError
 from intclip.inference.batch.job import Job
 from intclip.inference.batch.references import Reference
 from intclip.inference.batch.shards import Row, ShardInfo, read_info, write_shard
-from intclip.inference.graph import EMBEDDING
+from intclip.inference.card import EMBEDDING
 from intclip.inference.pipeline import score
 from intclip.inference.prediction import Prediction
 from intclip.inference.predictor import Predictor

@@ -63,7 +63,7 @@ def run_job(
     Raises:
         StorageError: Another process works on the job, or its folder cannot be written.
         MissingExtraError: Ray is not installed.
-        IntclipError: The model cannot be loaded.
+        IntclipError: The model cannot be loaded, or Ray not be started or joined.
     """
     with hold_lock(job.folder / LOCK, f"another process works on {job.folder}; wait for it, or ask with --status"):
         start = time.monotonic()
@@ -153,7 +153,12 @@ def _ray(job: Job, missing: Sequence[int], workers: int | None) -> Iterator[Shar
         quiet = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
         here = os.environ.get("RAY_ADDRESS") is None
         os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 starves its workers beside any other work
-        ray.init(**(quiet | {"address": "local", "num_cpus": (workers or os.cpu_count() or 1) + 1} if here else quiet))
+        alone = {"address": "local", "num_cpus": (workers or os.cpu_count() or 1) + 1}
+        try:
+            ray.init(**(quiet | alone if here else quiet))
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise IntclipError(f"Ray cannot be started or joined: {reason}; or use --engine local") from error
     context = data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -1,0 +1,31 @@
+"""`intclip` whose Ray workers, at one shard, tell their process id and wait for their death."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from intclip.cli.main import main
+from intclip.inference.batch import run
+from intclip.inference.batch.run import RayWorker
+
+SHARD = 5
+PID, GO_ON = "pid", "go-on"
+PLACE = "INTCLIP_TEST_MARKS"
+WAIT = 300
+
+
+class WatchedWorker(RayWorker):
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        marks = Path(os.environ[PLACE])
+        if item["shard"] == SHARD and not (marks / GO_ON).exists():
+            (marks / "half").write_text(str(os.getpid()))
+            (marks / "half").rename(marks / PID)
+            time.sleep(WAIT)
+            raise AssertionError("nobody killed this worker")
+        return super().__call__(item)
+
+
+def watched_main() -> None:
+    run.RayWorker = WatchedWorker
+    main()
