@@ -13,10 +13,11 @@ from PIL import Image
 from intclip.backbones.preprocess import Preprocess
 from intclip.data.images import ImageInput, describe, find_images
 from intclip.data.loading import array_batches
+from intclip.data.sample import RemoteFile, TarMember
 from intclip.errors import ImageError, IntclipError
 from intclip.inference.engines import Arrays, Engine
 
-SINGLE_KINDS = (str, Path, bytes, Image.Image, np.ndarray)
+SINGLE_KINDS = (str, Path, TarMember, RemoteFile, bytes, Image.Image, np.ndarray)
 """What is one photo (or one folder) and not a list of them."""
 Texts = str | Iterable[str | None]
 """Words of posts, one text each; None or blank where a post has none."""
@@ -141,7 +142,7 @@ def expand(images: ImageInput | Iterable[ImageInput]) -> Iterator[ImageInput]:
     Raises:
         ImageError: A folder holds no photo, or a pattern matches none.
     """
-    for image in [images] if isinstance(images, SINGLE_KINDS) else images:  # type: ignore[union-attr]
+    for image in [images] if isinstance(images, SINGLE_KINDS) else images:
         if isinstance(image, str | Path) and _stands_for_many(image):
             yield from find_images(image)
         else:

@@ -5,18 +5,14 @@ import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
 from intclip.extras import require
 
-_NOT_NEEDED = "pandas"
-"""Gradio imports it for the tables of pages that have some; it takes a quarter of the app's start."""
-
 
 class _Later(ModuleType):
-    """Stands for a module until something of it is asked for."""
+    """Stands for a module until something of it is asked for (`importlib.util.LazyLoader` would load at any import)."""
 
     def __getattr__(self, name: str) -> Any:
         if sys.modules.get(self.__name__) is self:
@@ -25,38 +21,29 @@ class _Later(ModuleType):
 
 
 @contextmanager
-def _without_pandas() -> Iterator[None]:
-    """In here an import of pandas imports nothing; whoever imports it afterwards gets it."""
-    if _NOT_NEEDED in sys.modules or find_spec(_NOT_NEEDED) is None:
-        yield
-        return
-    later = sys.modules[_NOT_NEEDED] = _Later(_NOT_NEEDED)
-    try:
-        yield
-    finally:
-        if sys.modules.get(_NOT_NEEDED) is later:
-            del sys.modules[_NOT_NEEDED]
+def _lightly() -> Iterator[None]:
+    """In here Gradio's import does without two things that make up over half of it, and that the page has no use for.
 
-
-@contextmanager
-def _without_stubs() -> Iterator[None]:
-    """Gradio writes a stub file for each of its classes at every import, a third of the import's time.
-
-    It leaves out classes that have no source file; in here all of its own say that they have none.
+    For editors it writes a stub file beside each of its classes, anew at every import. It spares classes that have no
+    source file, so in here all of its own say that they have none. And it imports pandas, for tables and plots; in here
+    that imports nothing, and whoever asks for something of pandas gets it then.
     """
-    find = inspect.getfile
+    find, later = inspect.getfile, _Later("pandas")
 
-    def getfile(thing: Any) -> str:
-        if isinstance(thing, type) and thing.__module__.startswith("gradio."):
+    def getfile(object: Any) -> str:
+        if isinstance(object, type) and object.__module__.startswith("gradio."):
             raise OSError("no stubs are wanted")
-        return find(thing)
+        return find(object)
 
-    inspect.getfile = getfile  # type: ignore[assignment]
+    inspect.getfile = getfile
+    sys.modules.setdefault("pandas", later)
     try:
         yield
     finally:
         inspect.getfile = find
+        if sys.modules.get("pandas") is later:
+            del sys.modules["pandas"]
 
 
-with _without_stubs(), _without_pandas():
+with _lightly():
     require("gradio", "app")
