@@ -2,7 +2,9 @@
 
 import hashlib
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
+
+from local_server import LocalServer, QuietHandler, running
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -26,7 +28,7 @@ class Hub:
         self.corrupt = False
         hub = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             protocol_version = "HTTP/1.1"
 
             def do_HEAD(self):
@@ -35,24 +37,20 @@ class Hub:
             def do_GET(self):
                 hub.answer(self, body=True)
 
-            def log_message(self, *_):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
+        self.server = LocalServer(Handler)
+        self.life = ExitStack()
 
     @property
     def address(self):
-        return f"http://127.0.0.1:{self.server.server_address[1]}"
+        return self.server.url
 
     def __enter__(self):
-        self.thread.start()
+        self.life.enter_context(running(self.server))
         return self
 
     def __exit__(self, *_):
         self.stopped.set()
-        self.server.shutdown()
-        self.server.server_close()
+        self.life.close()
 
     def answer(self, request, body):
         self.requests.append((request.command, request.path, request.headers.get("Range")))

@@ -1,40 +1,29 @@
 """A local server of photos that misbehaves on request."""
 
 import io
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 from makers import encode, photo
 
+from local_server import LocalServer, QuietHandler, running
 
-class PhotoServer(ThreadingHTTPServer):
+
+class PhotoServer(LocalServer):
     """Serves `/<behaviour>-<anything>` with that behaviour; keeps count of what was asked."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.asked: Counter[str] = Counter()
         self.queries: dict[str, dict[str, list[str]]] = {}
         self.times: list[float] = []
-        self.lock = threading.Lock()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def handle_error(self, *_: object) -> None:
-        """Clients that break off are part of the game."""
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     protocol_version = "HTTP/1.1"
     server: PhotoServer
 
@@ -48,14 +37,7 @@ class _Handler(BaseHTTPRequestHandler):
         getattr(self, name.partition("-")[0], self.good)(name, self.server.asked[name])
 
     def reply(self, content: bytes, status: int = 200, kind: str | None = "image/jpeg", **headers: str) -> None:
-        self.send_response(status)
-        if kind is not None:
-            self.send_header("Content-Type", kind)
-        headers.setdefault("Content-Length", str(len(content)))
-        for key, value in headers.items():
-            self.send_header(key.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(content)
+        super().reply(content, status, kind, **headers)
 
     def body(self, name: str) -> bytes:
         """The photo of a name; at most as wide as asked, as Unsplash does it."""
@@ -167,17 +149,6 @@ class _Handler(BaseHTTPRequestHandler):
     def empty(self, name: str, _: int) -> None:
         self.reply(b"")
 
-    def log_message(self, *_: object) -> None:
-        """Quiet."""
 
-
-@contextmanager
-def photo_server() -> Iterator[PhotoServer]:
-    server = PhotoServer()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
+def photo_server() -> AbstractContextManager[PhotoServer]:
+    return running(PhotoServer())

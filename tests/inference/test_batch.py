@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import tarfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +31,7 @@ from intclip.inference.batch.mapper import ShardMapper
 from intclip.inference.batch.references import references
 from intclip.inference.batch.run import RayWorker, run_job
 from intclip.inference.batch.shards import read_shard, to_matrix
+from local_server import LocalServer, QuietHandler, running
 
 
 @pytest.fixture
@@ -140,41 +143,21 @@ def test_every_kind_of_source_gives_the_same_rows(sources, photos, options, tmp_
         assert verify_job(job).photos == 5
 
 
-def test_http_addresses(photos, tmp_path, options, httpserver_of):
-    url = httpserver_of(photos[0].parent)
-    (tmp_path / "urls.txt").write_text(f"{url}/{photos[0].name}\n{url}/gone.jpg\n{url}/{photos[1].name}\n")
-    job = plan_job(tmp_path / "job", [str(tmp_path / "urls.txt")], options)
-    assert run_job(job).errors == 1
+class FolderHandler(QuietHandler, SimpleHTTPRequestHandler):
+    """Serves the files of a folder."""
+
+
+def test_http_addresses(photos, tmp_path, options):
+    with running(LocalServer(partial(FolderHandler, directory=photos[0].parent))) as server:
+        url = server.url
+        (tmp_path / "urls.txt").write_text(f"{url}/{photos[0].name}\n{url}/gone.jpg\n{url}/{photos[1].name}\n")
+        job = plan_job(tmp_path / "job", [str(tmp_path / "urls.txt")], options)
+        assert run_job(job).errors == 1
     rows = rows_of(job.folder)
     np.testing.assert_allclose(
         [rows[i]["probabilities"] for i in (0, 2)], reference_probabilities(photos[:2]), atol=1e-5
     )
     assert rows[1]["error"] == f"no such photo: {url}/gone.jpg; check the address"
-
-
-@pytest.fixture
-def httpserver_of():
-    """Serves a folder: give it, get the address."""
-    pytest.importorskip("aiohttp")
-    import functools
-    import http.server
-    import threading
-
-    servers = []
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *arguments):
-            pass
-
-    def serve(folder: Path) -> str:
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield serve
-    for server in servers:
-        server.shutdown()
 
 
 def test_a_rerun_does_only_what_is_missing(listing, options, tmp_path):

@@ -2,18 +2,18 @@
 
 import json
 import re
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from typing import Any
+
+from local_server import LocalServer, QuietHandler, running
 
 Reply = Callable[["Handler", dict[str, Any]], None]
 """Answers one request, given its JSON."""
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(QuietHandler):
     server: "Server"
 
     def do_POST(self) -> None:
@@ -25,25 +25,13 @@ class Handler(BaseHTTPRequestHandler):
         with suppress(OSError):  # the client may have gone
             reply(self, request)
 
-    def send_body(self, body: bytes, status: int = 200, kind: str = "application/json", **headers: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args: Any) -> None:
-        pass
+    def reply(self, content: bytes, status: int = 200, kind: str | None = "application/json", **headers: str) -> None:
+        super().reply(content, status, kind, **headers)
 
 
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
+class Server(LocalServer):
     def __init__(self, otherwise: Reply) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.lock = threading.Lock()
+        super().__init__(Handler)
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str] = []
         self.script: list[Reply] = []
@@ -51,19 +39,11 @@ class Server(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+        return f"{super().url}/v1"
 
 
-@contextmanager
-def serving(otherwise: Reply | None = None) -> Iterator[Server]:
-    server = Server(otherwise or good)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
+def serving(otherwise: Reply | None = None) -> AbstractContextManager[Server]:
+    return running(Server(otherwise or good))
 
 
 def completion(text: str | None, finish: str = "stop") -> bytes:
@@ -75,19 +55,19 @@ def completion(text: str | None, finish: str = "stop") -> bytes:
 
 
 def says(text: str | None, finish: str = "stop") -> Reply:
-    return lambda handler, request: handler.send_body(completion(text, finish))
+    return lambda handler, request: handler.reply(completion(text, finish))
 
 
 def status(code: int, error: str = "no", retry_after: str | None = None, kind: str | None = None) -> Reply:
     body = json.dumps({"error": {"message": error, "code": kind}}).encode()
     headers = {} if retry_after is None else {"Retry_After": retry_after}
-    return lambda handler, request: handler.send_body(body, code, **headers)
+    return lambda handler, request: handler.reply(body, code, **headers)
 
 
 def late(seconds: float) -> Reply:
     def reply(handler: Handler, request: dict[str, Any]) -> None:
         time.sleep(seconds)
-        handler.send_body(completion("too late"))
+        handler.reply(completion("too late"))
 
     return reply
 
@@ -106,15 +86,15 @@ def cut_off(handler: Handler, request: dict[str, Any]) -> None:
 
 def half_json(handler: Handler, request: dict[str, Any]) -> None:
     body = completion("hello")
-    handler.send_body(body[: len(body) // 2])
+    handler.reply(body[: len(body) // 2])
 
 
 def html(handler: Handler, request: dict[str, Any]) -> None:
-    handler.send_body(b"<html>Welcome to this hotel's network</html>", kind="text/html")
+    handler.reply(b"<html>Welcome to this hotel's network</html>", kind="text/html")
 
 
 def no_choices(handler: Handler, request: dict[str, Any]) -> None:
-    handler.send_body(b'{"id": "1", "object": "chat.completion", "created": 1, "model": "fake-1", "choices": []}')
+    handler.reply(b'{"id": "1", "object": "chat.completion", "created": 1, "model": "fake-1", "choices": []}')
 
 
 def asked_names(request: dict[str, Any]) -> list[str]:
@@ -142,7 +122,7 @@ def answers(request: dict[str, Any], words: int | None = None) -> dict[str, str]
 
 def good(handler: Handler, request: dict[str, Any]) -> None:
     """Valid texts for all names, in a fence and after a friendly word, as models do."""
-    handler.send_body(completion(f"Sure!\n```json\n{json.dumps(answers(request))}\n```"))
+    handler.reply(completion(f"Sure!\n```json\n{json.dumps(answers(request))}\n```"))
 
 
 def edited(change: Callable[[dict[str, str], dict[str, Any]], Any]) -> Reply:
@@ -151,6 +131,6 @@ def edited(change: Callable[[dict[str, str], dict[str, Any]], Any]) -> Reply:
     def reply(handler: Handler, request: dict[str, Any]) -> None:
         texts: Any = answers(request)
         changed = change(texts, request)
-        handler.send_body(completion(json.dumps(texts if changed is None else changed)))
+        handler.reply(completion(json.dumps(texts if changed is None else changed)))
 
     return reply

@@ -177,7 +177,7 @@ def test_progress_is_reported(make_client):
 def test_keys_in_other_case_and_quoted_sentences_are_understood(server, make_client):
     def reply(handler, request):
         texts = {name.upper(): f'"{sentence(name, 12)}"' for name in asked_names(request)}
-        handler.send_body(completion(json.dumps(texts)))
+        handler.reply(completion(json.dumps(texts)))
 
     server.otherwise = reply
     assert integrate(TREE, make_client(), fine_only=True).taxonomy.sentences()[0] == sentence("amusement", 12)

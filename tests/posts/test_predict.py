@@ -16,8 +16,7 @@ from intclip.errors import IntclipError
 from intclip.inference.post_predictor import PostPredictor
 from intclip.posts.conflict import conflict
 from intclip.posts.encoders import encode_photos, without_regions
-
-KINDS = {"sea": ((20, 60, 200), "waves on the beach and a blue sea"), "fire": ((220, 60, 20), "a hot fire burning")}
+from labelled_posts import KINDS, write_posts
 
 
 def invoke(*words):
@@ -27,17 +26,8 @@ def invoke(*words):
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("posts")
-    rng = np.random.default_rng(0)
-    with (folder / "posts.csv").open("w", newline="") as stream:
-        table = csv.writer(stream)
-        table.writerow(["image", "text", "labels"])
-        for i in range(24):
-            kind = list(KINDS)[i % 2]
-            colour, text = KINDS[kind]
-            noise = rng.normal(scale=20, size=(64, 64, 3)) + colour
-            Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
-            table.writerow([f"{i}.png", f"{text} number {i}", kind if i % 6 else "sea;fire"])
-    result = invoke("fit", folder / "posts.csv", "--out", folder / "model", "--folds", 2, "--json")
+    posts = write_posts(folder, 24)
+    result = invoke("fit", posts, "--out", folder / "model", "--folds", 2, "--json")
     assert result.exit_code == 0, result.output
     return folder, json.loads(result.stdout)
 

@@ -1,14 +1,12 @@
 """Posts through the real service: photo, words and both, with a bundle that `intclip fit` made."""
 
 import base64
-import csv
 import sys
 from pathlib import Path
 
 import httpx2
 import numpy as np
 import pytest
-from PIL import Image
 from server_process import serving
 
 import intclip
@@ -16,8 +14,8 @@ from fakes import TinyBackbone
 from intclip.backbones import registry
 from intclip.cli.main import main
 from intclip.serving.client import Client, ServiceError
+from labelled_posts import KINDS, write_posts
 
-KINDS = {"sea": ((20, 60, 200), "waves on the beach and a blue sea"), "fire": ((220, 60, 20), "a hot fire burning")}
 SEA, FIRE = (KINDS[kind][1] for kind in KINDS)
 SERVE = f"""
 import sys
@@ -42,17 +40,8 @@ def tiny():
 def home(tmp_path_factory):
     """Labelled posts, and the bundle "model" fitted on both channels."""
     folder = tmp_path_factory.mktemp("posts")
-    rng = np.random.default_rng(0)
-    with (folder / "posts.csv").open("w", newline="") as stream:
-        table = csv.writer(stream)
-        table.writerow(["image", "text", "labels"])
-        for i in range(20):
-            kind = list(KINDS)[i % 2]
-            colour, text = KINDS[kind]
-            noise = rng.normal(scale=20, size=(60, 48, 3)) + colour
-            Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
-            table.writerow([f"{i}.png", f"{text} number {i}", kind if i % 6 else "sea;fire"])
-    words = ["fit", str(folder / "posts.csv"), "--out", str(folder / "model"), "--folds", "0"]
+    posts = write_posts(folder, 20)
+    words = ["fit", str(posts), "--out", str(folder / "model"), "--folds", "0"]
     words += ["--backbone", "tiny", "--text-encoder", "backbone"]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as leaving:
         patch.setattr(sys, "argv", ["intclip", *words])
