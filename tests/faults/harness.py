@@ -201,8 +201,9 @@ def random_kills(harness: Harness, kind: str, inputs: Path, folder: Path, kills:
     assert harness.run(kind, folder / "undisturbed", inputs) == 0
     seconds = time.monotonic() - start
     expected = job.state(folder / "undisturbed")
-    number = 0
-    while sum(found.kills.values()) < kills or (folder / f"killed-{number}").exists():
+    number, begun = 0, False  # a kill may come before the job's folder is there
+    while sum(found.kills.values()) < kills or begun:
+        begun = True
         place = folder / f"killed-{number}"
         process = harness.start(kind, place, inputs)
         if sum(found.kills.values()) < kills:
@@ -224,5 +225,5 @@ def random_kills(harness: Harness, kind: str, inputs: Path, folder: Path, kills:
             found.finished += 1
             if job.state(place) != expected:
                 found.wrong.append(f"{kind}: {place} differs from the undisturbed run")
-            number += 1
+            number, begun = number + 1, False
     return found
