@@ -78,7 +78,7 @@ class Stage(nn.Module):
         if self.composition == "none":
             return
         moments = Moments()
-        for part in patches.split(4096):
+        for part in torch.split(patches, 4096):
             moments.add(self.pool.compose(part.to(self.pool.prototypes)))
         moments.give(self.composed_scale)
 
