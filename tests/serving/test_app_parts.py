@@ -1,5 +1,6 @@
 """What the app writes and reads without a browser: corrections as a table, lines as labels."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -45,6 +46,21 @@ def test_own_intents_are_lines():
     assert labels.names == ("A quiet morning", "yes: no", "- 3")
     with pytest.raises(TaxonomyError, match="at most"):
         read_intents("\n".join(f"label {i}" for i in range(MOST + 1)))
+
+
+def test_a_bar_that_misses_its_threshold_never_looks_as_if_it_reached_it(tmp_path):
+    (tmp_path / "a.png").write_bytes(photo(127, 128))  # 49.8 and 50.2 percent; the threshold is at 50
+    batcher = Batcher({"a": WatchedPredictor()})
+    try:
+        studio = Studio(batcher, [tmp_path / "a.png"])
+        shown = views.bars(studio.new_session(), studio)
+    finally:
+        batcher.close()
+    rows = re.findall(r'class="ic-row( ic-below)?".*?ic-name">(.*?)<.*?ic-value">(.*?)<', shown, re.DOTALL)
+    values = {name: (bool(below), value) for below, name, value in rows}
+    assert values["class 0"] == (True, "49.8")
+    assert values["class 1"] == (False, "50")
+    assert values["class 3"] == (True, "25")
 
 
 class Reading(WatchedPredictor):

@@ -1,5 +1,6 @@
 """The parts of the page that are HTML: strip of photos, photo with evidence, bars, words."""
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -164,24 +165,31 @@ def _groups(prediction: Prediction, level: int, chosen: str | None) -> list[dict
         best = int(classes[prediction.probabilities[classes].argmax()])
         group = taxonomy.parents[taxonomy.names[best]][-1] if level < top else ""
         entry = groups.setdefault(group, {"name": group, "probability": above.get(group, 0.0), "rows": []})
+        holds = any(taxonomy.names[index] in holding for index in classes)
+        # A parent has no threshold of its own.
+        own = level == 0 and not taxonomy.exclusive
+        threshold = round(100 * float(prediction.thresholds[best]), 1) if own else None
         row = {
             "name": name,
             "definition": taxonomy.definitions.get(name, name),
             "place": best,
-            "percent": round(100 * probability),
+            "percent": _percent(probability, None if holds else threshold),
             "width": round(100 * probability, 1),
-            "holds": any(taxonomy.names[index] in holding for index in classes),
+            "holds": holds,
             "chosen": chosen is not None and taxonomy.names.index(chosen) in classes,
-            # A parent has no threshold of its own.
-            "threshold": round(100 * float(prediction.thresholds[best]), 1)
-            if level == 0 and not taxonomy.exclusive
-            else None,
+            "threshold": threshold,
             "probability": probability,
         }
         entry["rows"].append(row)
     for entry in groups.values():
         entry["rows"].sort(key=lambda row: -row["probability"])
     return sorted(groups.values(), key=lambda entry: -entry["probability"])
+
+
+def _percent(probability: float, missed: float | None) -> float:
+    """Whole percent; with a decimal where they would look as if the threshold that is missed were reached."""
+    percent = round(100 * probability)
+    return percent if missed is None or percent < missed else math.floor(1000 * probability) / 10
 
 
 def _columns(groups: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:

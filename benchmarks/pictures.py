@@ -1,0 +1,80 @@
+"""The pictures of the app and the report in README.md and docs/: Chromium looks at the photos that ship with packages.
+
+python -m benchmarks.pictures --out docs/images
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from intclip.data.demo_photos import demo_photos
+from intclip.explain.report import write_folder_report
+from intclip.inference.loading import load
+
+WIDE, PHONE = 1280, 390
+
+
+@contextmanager
+def app() -> Iterator[str]:
+    """The address of the app, as `intclip app` opens it."""
+    from intclip.serving.app.server import create_app
+
+    page = create_app({"lite": load("lite"), "proxy": load("proxy")}, demo_photos())
+    server = uvicorn.Server(uvicorn.Config(page, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not (server.started and server.servers) and thread.is_alive():
+        time.sleep(0.05)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@contextmanager
+def looking(browser: Browser, address: str, width: int, height: int) -> Iterator[Page]:
+    """A page in a window of this size."""
+    context = browser.new_context(viewport={"width": width, "height": height})
+    page = context.new_page()
+    page.goto(address)
+    page.wait_for_function("() => [...document.images].every(image => image.complete)")
+    yield page
+    context.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the pictures")
+    out = parser.parse_args().out
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        sys.exit("no browser: install chromium")
+    with sync_playwright() as running, tempfile.TemporaryDirectory() as folder:
+        browser = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        with app() as address:
+            for name, width, height in (("app", WIDE, None), ("app-phone", PHONE, 1240)):
+                with looking(browser, address, width, height or 900) as page:
+                    for part in (".ic-row", "#ic-own textarea", "#ic-labels input", "#ic-download"):
+                        page.locator(part).first.wait_for()
+                    page.wait_for_timeout(1000)  # the page says nowhere that it has settled
+                    page.screenshot(path=out / f"{name}.png", full_page=height is None)
+        report = Path(folder) / "report.html"
+        write_folder_report(demo_photos(), load("lite"), report)
+        with looking(browser, report.as_uri(), WIDE, 1100) as page:
+            page.locator(".photo .label", has_text="Natural beauty").first.click()
+            page.screenshot(path=out / "report.png")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
