@@ -12,8 +12,11 @@ from tiny_models import OPTIONS, THRESHOLDS, tiny_intclip, write_bundle
 
 from fakes import tiny_taxonomy
 from intclip.errors import BundleError, IntclipError, StorageError
+from intclip.evaluation.report import write_predictions
+from intclip.evaluation.scoring import Scores
 from intclip.files import sha256_file
-from intclip.inference import load_bundle
+from intclip.inference import load, load_bundle
+from intclip.inference.bundle import set_temperature
 
 
 @pytest.fixture
@@ -219,6 +222,7 @@ def test_a_method_is_a_name_and_never_a_path(copy, name):
         ({"thresholds": 1.5}, "thresholds"),
         ({"sentences": []}, "0 sentences for 5 labels"),
         ({"taxonomy": {}}, "taxonomy"),
+        ({"temperature": 0}, "temperature"),
         ({"surprise": 1}, "surprise"),
         ({"preprocessing": {"size": 24}}, "preprocessing"),
         ({"format": "zip"}, "format"),
@@ -272,3 +276,51 @@ def test_own_checkpoint_is_asked_for_and_compared(tmp_path):
         bundle.build_method()
     with pytest.raises(BundleError, match="is not the tiny file"):
         bundle.build_method(other)
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino", "onnx"])
+def test_a_temperature_divides_the_logits_and_moves_the_thresholds(copy, photos, engine):
+    plain = load(copy, engine=engine).predict(photos)
+    weights = sha256_file(copy / "weights.safetensors")
+    set_temperature(copy, 0.25)
+    assert sha256_file(copy / "weights.safetensors") == weights
+    sharp = load(copy, engine=engine).predict(photos)
+    for before, after in zip(plain, sharp, strict=True):
+        odds = before.probabilities / (1 - before.probabilities)
+        np.testing.assert_allclose(after.probabilities, odds**4 / (1 + odds**4), rtol=1e-4, atol=1e-6)
+        assert after.labels == before.labels
+    levels = np.array(THRESHOLDS) / (1 - np.array(THRESHOLDS))
+    np.testing.assert_allclose(load_bundle(copy).thresholds, levels**4 / (1 + levels**4), rtol=1e-5)
+
+
+def test_a_temperature_is_given_once_and_leaves_thresholds_of_0_and_1(tmp_path):
+    path = write_bundle(tmp_path / "bundle", thresholds=[0, 1, 0.5, 0.5, 0.5])
+    set_temperature(path, 3.0)
+    np.testing.assert_array_equal(load_bundle(path).thresholds, np.float32([0, 1, 0.5, 0.5, 0.5]))
+    with pytest.raises(BundleError, match="has a temperature already, 3;"):
+        set_temperature(path, 2.0)
+    info = json.loads((path / "bundle.json").read_text())
+    edit_json(path, task="singlelabel", temperature=1.0, taxonomy=info["taxonomy"] | {"exclusive": True})
+    with pytest.raises(BundleError, match="one label a photo"):
+        set_temperature(path, 2.0)
+
+
+def test_calibrate_writes_the_temperature_of_the_whole_split(cli, tmp_path):
+    run = tmp_path / "run"
+    bundle = write_bundle(run / "bundle")
+    rng = np.random.default_rng(0)
+    logits = rng.normal(-1, 1.5, (2000, 5))
+    targets = (rng.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(np.float32)
+    timid = 1 / (1 + np.exp(-logits / 4))
+    names = list(tiny_taxonomy().names)
+    write_predictions(run / "predictions-val.parquet", Scores(names * 400, timid, targets, []), names)
+    assert cli("calibrate", run, "--out", tmp_path)[0] == 0
+    assert load_bundle(bundle).info.temperature == 1
+    assert cli("calibrate", run, "--write")[0] == 0
+    assert load_bundle(bundle).info.temperature == pytest.approx(0.25, rel=0.05)
+    code, _, err = cli("calibrate", run, "--write")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "has a temperature already" in err
+    code, _, err = cli("calibrate", run / "predictions-val.parquet", "--write")
+    assert code == 2
+    assert "holds no bundle" in err

@@ -20,6 +20,9 @@ def calibrate(
         float | None, typer.Option(min=0, max=1, help="From which share of votes on a label counts as true.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Which halves.")] = 0,
+    write: Annotated[
+        bool, typer.Option("--write", help="Give the run's bundle the temperature, fitted on the whole split.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of report and plot; the run's by default.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -30,9 +33,14 @@ def calibrate(
     promise a miss rate; F1 of one threshold, of one a label, and of those drawn to the one. Leaves
     calibration-SPLIT.json, .md and .png (reliability curves).
 
+    With --write the run's bundle gets a temperature, and its thresholds move along: from then on its probabilities can
+    be read as shares of votes, and it decides as before.
+
     Examples:
 
     intclip calibrate runs/proxy
+
+    intclip calibrate runs/proxy --write
 
     intclip calibrate runs/proxy --miss-rate 0.05 --seed 3 --json
 
@@ -42,27 +50,35 @@ def calibrate(
     from intclip.evaluation.calibrated import (
         calibration_report,
         draw_calibration,
+        fitted_temperature,
         positive_share_of,
         read_predictions,
         render_calibration,
         report_text,
     )
     from intclip.files import write_text
+    from intclip.inference.bundle import set_temperature
 
     if not run.exists():
         raise DatasetError(f"{run}: no such file or folder; give a run's folder or a predictions-SPLIT.parquet")
     path = run / f"predictions-{split}.parquet" if run.is_dir() else run
     name = path.stem.removeprefix("predictions-")
     folder = out or path.parent
+    bundle = run / "bundle"
+    if write and not bundle.is_dir():
+        raise DatasetError(f"{run} holds no bundle; --write takes the folder of a training run")
     share = positive_share if positive_share is not None else positive_share_of(path.parent)
+    predictions = read_predictions(path)
     report = calibration_report(
-        read_predictions(path),
+        predictions,
         miss_rate=miss_rate,
         shrinkage=shrinkage,
         bins=bins,
         positive_share=0.5 if share is None else share,
         seed=seed,
     )
+    if write:
+        set_temperature(bundle, fitted_temperature(predictions))
     title = f"{path.parent.name}, {name}"
     draw_calibration(report, folder / f"calibration-{name}.png", title)
     write_text(folder / f"calibration-{name}.md", render_calibration(report, title))

@@ -92,6 +92,12 @@ def positive_share_of(run: Path) -> float | None:
     return None if share is None else float(share)
 
 
+def fitted_temperature(predictions: Predictions) -> float:
+    """The temperature that calibrates these predictions best; see `intclip.calibration.fit_temperature`."""
+    clipped = np.clip(predictions.scores, 1e-12, 1 - 1e-12)
+    return fit_temperature(np.log(clipped) - np.log1p(-clipped), predictions.targets)
+
+
 def calibration_report(
     predictions: Predictions,
     *,
@@ -124,8 +130,7 @@ def calibration_report(
     fit, held = predictions.part(order[: len(order) // 2]), predictions.part(order[len(order) // 2 :])
     if np.isnan(fit.targets).all() or np.isnan(held.targets).all():
         raise DatasetError("one half of the photos has no known target; take a split with more labels")
-    clipped = np.clip(fit.scores, 1e-12, 1 - 1e-12)
-    temperature = fit_temperature(np.log(clipped) - np.log1p(-clipped), fit.targets)
+    temperature = fitted_temperature(fit)
     isotonic = fit_isotonic(fit.scores, fit.targets)
     mapped = {
         "none": held.scores,

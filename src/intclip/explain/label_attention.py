@@ -40,7 +40,7 @@ def label_attention(method: MCCL, photo: Path) -> list[Look]:
     method.eval()
     pixels = method.backbone.pixels([read_image(photo)]).to(method.adjacency.device)
     output = method(method.backbone.features(pixels, method.needs), maps=True)
-    logits = output.logits[0]
+    logits = output.logits[0] / method.temperature
     chances = (logits.softmax(dim=0) if method.taxonomy.exclusive else logits.sigmoid()).tolist()
     # The map is attention over an even share, less 1.
     shares = (output.maps["fused"][0] + 1).cpu().numpy()

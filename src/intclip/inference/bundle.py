@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from intclip import __version__
 from intclip.backbones.preprocess import Preprocess
 from intclip.errors import BundleError, IntclipError
-from intclip.files import atomic_directory, sha256_file
+from intclip.files import atomic_directory, sha256_file, write_text
 from intclip.inference.weights import TensorInfo, read_weights, write_weights
 from intclip.labels.taxonomy import Taxonomy
 
@@ -90,6 +90,7 @@ class BundleInfo(_Part):
         sentences: The K sentences that the prompts were built from.
         preprocessing: From photo to pixels.
         thresholds: One for all labels, or K of them.
+        temperature: Logits are divided by it before they become probabilities.
         scales: The fixed scales of the method's logits, by option name.
         recipe: The training recipe; None for a model that was not trained here.
         metrics: What was measured, by split or name.
@@ -106,6 +107,7 @@ class BundleInfo(_Part):
     sentences: list[str]
     preprocessing: Preprocess
     thresholds: Probability | list[Probability]
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     scales: dict[str, float] = {}
     recipe: dict[str, Any] | None = None
     metrics: dict[str, Any] | None = None
@@ -161,6 +163,7 @@ class Bundle:
                 f"{self.path / WEIGHTS_FILE} does not fit method {self.info.method.name!r}: {error.args[0]}; "
                 "the bundle is damaged, or was written by another version of intclip"
             ) from error
+        method.temperature = self.info.temperature
         method.eval()
         return method
 
@@ -243,8 +246,31 @@ def save_bundle(
             metrics=None if metrics is None else _plain(metrics),
             weights=WeightsInfo(sha256=sha256_file(partial / WEIGHTS_FILE), tensors=tensors),
         )
-        text = json.dumps(info.model_dump(mode="json"), ensure_ascii=False, indent=1, allow_nan=False)
-        (partial / JSON_FILE).write_text(text + "\n", encoding="utf-8")
+        (partial / JSON_FILE).write_text(_to_text(info), encoding="utf-8")
+
+
+def set_temperature(path: str | os.PathLike[str], temperature: float) -> None:
+    """Give a bundle a temperature T: its probabilities become sigmoid(logits / T).
+
+    Thresholds move along, t to sigmoid(logit(t) / T), so that no decision changes.
+
+    Args:
+        path: The bundle's directory; its JSON is written anew, whole or not at all.
+        temperature: Above 0, as `intclip.calibration.fit_temperature` finds it.
+
+    Raises:
+        BundleError: It is no bundle, tells one label a photo, or has a temperature already.
+    """
+    info = load_bundle(path).info
+    if info.task != "multilabel":
+        raise BundleError(f"{path} tells one label a photo; a temperature is fitted to labels that exclude no other")
+    if info.temperature != 1:
+        raise BundleError(f"{path} has a temperature already, {info.temperature:.3g}; train it anew to fit another")
+    levels = np.asarray(info.thresholds, dtype=np.float64)
+    with np.errstate(divide="ignore"):  # 0 and 1 stay
+        moved = 1 / (1 + ((1 - levels) / levels) ** (1 / temperature))
+    new = BundleInfo.model_validate(info.model_dump() | {"temperature": temperature, "thresholds": moved.tolist()})
+    write_text(Path(path) / JSON_FILE, _to_text(new))
 
 
 def load_bundle(path: str | os.PathLike[str]) -> Bundle:
@@ -270,6 +296,10 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
         raise BundleError(f"{path / JSON_FILE}: {len(info.sentences)} sentences for {classes} labels")
     state = read_weights(path / WEIGHTS_FILE, info.weights.tensors, sha256=info.weights.sha256)
     return Bundle(path, info, taxonomy, state)
+
+
+def _to_text(info: BundleInfo) -> str:
+    return json.dumps(info.model_dump(mode="json"), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
 
 
 def sentences_of(taxonomy: Taxonomy, options: Mapping[str, Any]) -> list[str]:

@@ -40,7 +40,7 @@ class PhotoGraph(nn.Module):
         needs: tuple[FeatureName, ...] = (*self.method.needs, *(("pooled",) if self.embedding else ()))
         features = self.method.backbone.features(pixels, needs)
         output = self.method(features if beside is None else features | beside, maps=self.maps)
-        logits = output.logits.float()
+        logits = output.logits.float() / self.method.temperature
         probabilities = logits.softmax(dim=1) if self.exclusive else logits.sigmoid()
         named = {"probabilities": probabilities, "logits": logits}
         if self.embedding:

@@ -68,8 +68,11 @@ class Method(nn.Module, ABC):
             "mean" averages over them.
         backbone: The frozen backbone; never trained, never stored with the method.
         taxonomy: The K labels.
+        temperature: Logits are divided by it where a trained model's become probabilities; `intclip calibrate` fits it.
+            Training and losses do not know it.
     """
 
+    temperature: float = 1.0
     needs: tuple[FeatureName, ...] = ("pooled",)
     beside: tuple[Beside, ...] = ()
     views: int = 1
