@@ -52,6 +52,15 @@ def test_members_train_as_they_would_alone() -> None:
     assert grouped == {id(parameter) for parameter in method.learnable_parameters()}
 
 
+def test_a_member_may_learn_at_rates_of_its_own() -> None:
+    members = [INTCLIP, INTCLIP | {"lr": 0.25}]
+    method = build_method("ensemble", TinyBackbone(), tiny_taxonomy(), {"members": members})
+    first = [group.lr_multiplier for group in method.members[0].parameter_groups()]
+    given = {group.name: group.lr_multiplier for group in method.parameter_groups()}
+    assert [given[name] for name in given if name.startswith("1 ")] == first
+    assert [given[name] for name in given if name.startswith("2 ")] == [0.25 * rate for rate in first]
+
+
 def test_state_goes_into_another_and_holds_no_backbone() -> None:
     backbone = TinyBackbone()
     features, targets = batch(backbone)

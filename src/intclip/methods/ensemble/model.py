@@ -22,11 +22,13 @@ class Member(BaseModel, frozen=True, extra="forbid"):
         method: Its name in the registry.
         options: Its options.
         weight: Of its logits in the mean.
+        lr: Factor on its learning rates, where it wants others than the recipe's.
     """
 
     method: str
     options: dict[str, Any] = Field(default_factory=dict)
     weight: float = Field(default=1.0, gt=0)
+    lr: float = Field(default=1.0, gt=0)
 
 
 class EnsembleOptions(Options, frozen=True):
@@ -105,8 +107,8 @@ class Ensemble(Method):
     def parameter_groups(self) -> list[ParameterGroup]:
         """Every member's, named after it."""
         return [
-            replace(group, name=f"{number} {group.name}")
-            for number, each in enumerate(self.members, start=1)
+            replace(group, name=f"{number} {group.name}", lr_multiplier=member.lr * group.lr_multiplier)
+            for number, (member, each) in enumerate(zip(self.options.members, self.members, strict=True), start=1)
             for group in each.parameter_groups()
             if group.parameters
         ]
