@@ -286,7 +286,7 @@ def test_other_wrong_sources(tmp_path: Path) -> None:
     }
     for source, fault in cases.items():
         with pytest.raises(ImageError, match=fault) as error:
-            read_image(source)  # type: ignore[arg-type]
+            read_image(source)
         one_line(error)
 
 
@@ -412,7 +412,7 @@ def test_finding_nothing_is_an_error(tmp_path: Path) -> None:
         ("a\0b", "not a path|no such"),
     ):
         with pytest.raises(ImageError, match=fault) as error:
-            find_images(paths)  # type: ignore[arg-type]
+            find_images(paths)
         one_line(error)
 
 

@@ -136,7 +136,7 @@ def test_webdataset(tmp_path: Path) -> None:
     first, second, third = dataset.splits["train"]
     assert isinstance(first.image, TarMember)
     np.testing.assert_array_equal(np.asarray(read_image(first.image)), np.asarray(photo(1)))
-    np.testing.assert_array_equal(np.asarray(read_image(second.image)), np.asarray(photo(2)))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(np.asarray(read_image(second.image)), np.asarray(photo(2)))
     assert (first.text, third.text, third.image) == ("hello", "words", None)
     assert load_dataset(tmp_path / "train-000.tar").splits["train"][0].text == "hello"
 

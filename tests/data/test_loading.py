@@ -136,7 +136,7 @@ def test_sources_are_read_lazily_and_memory_is_bounded() -> None:
     for number in range(1, 6):
         next(batches)
         assert taken <= 4 * (number + 2)
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
 
 
 def test_leaving_early_ends_the_threads(paths: list[Path]) -> None:
@@ -152,7 +152,7 @@ def test_leaving_early_ends_the_threads(paths: list[Path]) -> None:
 
 def test_a_broken_augmentation_is_not_taken_for_a_broken_photo(paths: list[Path]) -> None:
     class Broken(Augment):
-        def __call__(self, *_: object, **__: object) -> object:  # type: ignore[override]
+        def __call__(self, *_: object, **__: object) -> object:
             raise RuntimeError("a fault in the program")
 
     with pytest.raises(RuntimeError, match="a fault"):
@@ -162,7 +162,7 @@ def test_a_broken_augmentation_is_not_taken_for_a_broken_photo(paths: list[Path]
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"workers": 0}, {"prefetch": -1}])
 def test_wrong_arguments_are_refused_at_once(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="at least"):
-        pixel_batches([], PREPROCESS, **{"batch_size": 1, **wrong})  # type: ignore[arg-type]
+        pixel_batches([], PREPROCESS, **{"batch_size": 1, **wrong})
 
 
 def test_large_jpegs_are_decoded_at_twice_the_size_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ def annotate(folder: Path, url: str, names: list[str], split: str = "val") -> Pa
         [(name, [index % 28]) for index, name in enumerate(names)],
         INTENTS,
         url=url,
-    )  # type: ignore[misc]
+    )
     return folder
 
 

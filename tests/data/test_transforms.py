@@ -123,4 +123,4 @@ def test_signs_move_both_ways() -> None:
 )  # fmt: skip
 def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
-        AugmentConfig(**wrong)  # type: ignore[arg-type]
+        AugmentConfig(**wrong)

@@ -77,10 +77,10 @@ def calibrate(
         positive_share=0.5 if share is None else share,
         seed=seed,
     )
-    if write:
-        set_temperature(bundle, fitted_temperature(predictions))
     title = f"{path.parent.name}, {name}"
     draw_calibration(report, folder / f"calibration-{name}.png", title)
     write_text(folder / f"calibration-{name}.md", render_calibration(report, title))
     write_text(folder / f"calibration-{name}.json", report_text(report))
+    if write:  # last: it can be done once, and a report that cannot be written must not stand in its way
+        set_temperature(bundle, fitted_temperature(predictions))
     print(report_text(report) if as_json else render_calibration(report, title), end="")

@@ -267,7 +267,7 @@ def set_temperature(path: str | os.PathLike[str], temperature: float) -> None:
     if info.temperature != 1:
         raise BundleError(f"{path} has a temperature already, {info.temperature:.3g}; train it anew to fit another")
     levels = np.asarray(info.thresholds, dtype=np.float64)
-    with np.errstate(divide="ignore"):  # 0 and 1 stay
+    with np.errstate(divide="ignore", over="ignore"):  # 0 and 1 stay
         moved = 1 / (1 + ((1 - levels) / levels) ** (1 / temperature))
     new = BundleInfo.model_validate(info.model_dump() | {"temperature": temperature, "thresholds": moved.tolist()})
     write_text(Path(path) / JSON_FILE, _to_text(new))
