@@ -71,21 +71,6 @@ def test_what_comes_while_it_computes_becomes_one_batch(make, watched):
     assert watched.watched.batches == [1, 10]
 
 
-def test_while_one_batch_is_computed_only_a_full_one_is_made_ready(make, watched):
-    batcher = make({"a": watched}, max_batch=4)
-    watched.watched.gate.clear()
-    futures = [batcher.submit(photo(0))]
-    assert watched.watched.entered.wait(WAIT)
-    futures += [batcher.submit(photo(i)) for i in range(1, 4)]
-    wait_until(lambda: len(batcher._queue) == 3)
-    futures += [batcher.submit(photo(i)) for i in range(4, 11)]
-    wait_until(lambda: len(batcher._queue) == 6)  # four are ready; of the rest, enough for a batch, none is taken
-    watched.watched.gate.set()
-    assert [round(255 * future.result(WAIT).scores["class 0"]) for future in futures] == list(range(11))
-    assert watched.watched.batches[:2] == [1, 4]
-    assert watched.watched.at_once == 1  # the model is never asked twice at a time
-
-
 def test_a_full_queue_refuses_by_name_and_takes_again_when_there_is_room(make, watched):
     batcher = make({"a": watched}, capacity=4)
     watched.watched.gate.clear()
@@ -146,7 +131,7 @@ def test_a_panic_in_reading_or_computing_leaves_its_room_and_ends_nothing(make, 
 
     told: list[None] = []
     batcher = make({"a": watched}, capacity=1, on_failure=lambda: told.append(None))
-    for place in ("_read", "_prepare"):
+    for place in ("_read", "_predict"):
         with monkeypatch.context() as patch:
 
             def panic(*arguments):

@@ -30,15 +30,13 @@ TAXONOMY = Taxonomy(
 class WatchedEngine:
     """Probabilities that tell photos apart: their mean red, green and blue; it remembers its batches.
 
-    `gate` holds it back while it is clear; `entered` is set once it was called; `at_once` is how many calls it saw at
-    one time. A photo as red as `poison` breaks it.
+    `gate` holds it back while it is clear; `entered` is set once it was called. A photo as red as `poison` breaks it.
     """
 
     name = "torch"
 
     def __init__(self) -> None:
         self.batches: list[int] = []
-        self.inside = self.at_once = 0
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
@@ -47,14 +45,6 @@ class WatchedEngine:
         self.poison: int | None = None
 
     def __call__(self, batch):
-        self.inside += 1
-        self.at_once = max(self.at_once, self.inside)
-        try:
-            return self.compute(batch)
-        finally:
-            self.inside -= 1
-
-    def compute(self, batch):
         self.entered.set()
         assert self.gate.wait(20)
         time.sleep(self.delay)

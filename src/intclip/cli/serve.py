@@ -61,6 +61,8 @@ def serve(
 
     curl -F images=@photo.jpg http://127.0.0.1:8000/v1/predict
     """
+    # Read when torch loads: threads that wait for work sleep, and leave their core to those that decode and answer.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from intclip.cli.common import name_models
     from intclip.errors import IntclipError
     from intclip.extras import require

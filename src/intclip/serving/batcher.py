@@ -1,9 +1,8 @@
 """The one queue before the models: whoever asks submits photos one by one, and they are computed in batches.
 
-Photos are decoded in a small pool of threads and computed one batch at a time. Nobody waits for a batch to fill: it is
-what is ready, and while it is computed the next photos come together. So a photo alone is answered at once, and under
-load batches grow by themselves. Two workers take turns, so that the model does not rest while one of them makes a full
-batch ready or hands out answers.
+Photos are decoded in a small pool of threads and computed by one worker thread. The worker never waits for a batch to
+fill: it takes what is ready, and while it computes the next photos come together. So a photo alone is answered at once,
+and under load batches grow by themselves.
 """
 
 import logging
@@ -114,16 +113,13 @@ class Batcher:
         self._undecoded: list[tuple[int, int, _Job]] = []
         self._arrivals = 0
         self._queue: deque[_Job] = deque()
-        self._taken = 0  # batches that a worker has and that are not yet computed
-        self._engine = threading.Lock()
         self._inside = 0
         self._seconds = 0.02  # a photo, until the first batches have been timed
         self._closing = False
         self._change = threading.Condition()
         self._pool = ThreadPoolExecutor(decoders or usable_cores(), thread_name_prefix="intclip-decode")
-        self._workers = [threading.Thread(target=self._work, name="intclip-batches", daemon=True) for _ in range(2)]
-        for worker in self._workers:
-            worker.start()
+        self._worker = threading.Thread(target=self._work, name="intclip-batches", daemon=True)
+        self._worker.start()
 
     @property
     def inside(self) -> int:
@@ -207,8 +203,7 @@ class Batcher:
         self._pool.shutdown(wait=True)
         with self._change:
             self._change.notify_all()
-        for worker in self._workers:
-            worker.join()
+        self._worker.join()
 
     def _enter(self, count: int) -> None:
         """Take room; the caller holds the lock."""
@@ -244,22 +239,15 @@ class Batcher:
     def _work(self) -> None:
         while True:
             with self._change:
-                self._change.wait_for(lambda: self._may_take() or (self._closing and self._inside == 0))
+                self._change.wait_for(lambda: self._queue or (self._closing and self._inside == 0))
                 if not self._queue:
                     return
                 batch = self._take()
-                self._taken += 1
             wanted = [job for job in batch if not job.future.cancelled()]
-            found = self._compute(wanted) if wanted else []
-            with self._change:
-                self._taken -= 1
-            self._finish(wanted, found)
+            if wanted:
+                self._finish(wanted, self._compute(wanted))
             if gone := len(batch) - len(wanted):
                 self._leave(gone)
-
-    def _may_take(self) -> bool:
-        """What is ready while nothing is computed; ahead of that only a batch that is full already."""
-        return bool(self._queue) and (self._taken == 0 or len(self._queue) >= self._max_batch)
 
     def _take(self) -> list[_Job]:
         """The oldest job and those of the same model behind it, up to a batch; others keep their order."""
@@ -273,18 +261,15 @@ class Batcher:
         return batch
 
     def _compute(self, jobs: list[_Job]) -> list[Prediction | Exception]:
+        start = time.perf_counter()
         try:
-            predictor = self.models[jobs[0].model]
-            compute = _prepare(predictor, jobs)
-            with self._engine:
-                start = time.perf_counter()
-                found = compute()
-                seconds = time.perf_counter() - start
+            found = _predict(self.models[jobs[0].model], jobs)
         except BaseException as error:  # must not end the worker (a panic in Rust is no Exception), nor fail the others
             if len(jobs) == 1:
                 return [self._told(error)]
             half = len(jobs) // 2
             return self._compute(jobs[:half]) + self._compute(jobs[half:])
+        seconds = time.perf_counter() - start
         self._seconds = _MEMORY * self._seconds + (1 - _MEMORY) * seconds / len(jobs)
         self._on_batch(len(jobs), seconds)
         return found
@@ -322,16 +307,17 @@ def _check_post(name: str, predictor: Predictor, image: ImageInput | None, text:
         raise IntclipError(f"{name} reads words only beside a photo; give the photo too")
 
 
-def _prepare(predictor: Predictor, jobs: list[_Job]) -> Callable[[], list[Prediction | Exception]]:
-    """The batch as the model takes it, now; the predictions, when it is called."""
+def _predict(predictor: Predictor, jobs: list[_Job]) -> list[Prediction | Exception]:
     if predictor.card.method == "posts":
-        return partial(_predict_posts, predictor, jobs)
+        return _predict_posts(predictor, jobs)
     preprocess = predictor.card.preprocessing
     pixels = np.empty((len(jobs), 3, preprocess.size, preprocess.size), dtype=np.float32)
     for row, job in zip(pixels, jobs, strict=True):
         assert job.pixels is not None  # `submit_all` lets no post without a photo come here
         normalize_into(row, job.pixels, preprocess)
-    return partial(_predict_photos, predictor, pixels, jobs)
+    rows = predictor.predict_pixels(pixels, [job.text for job in jobs])
+    thresholds, taxonomy = predictor.thresholds, predictor.taxonomy
+    return [Prediction(row.copy(), thresholds, taxonomy, job.source) for row, job in zip(rows, jobs, strict=True)]
 
 
 def _predict_posts(predictor: Predictor, jobs: list[_Job]) -> list[Prediction | Exception]:
@@ -340,14 +326,6 @@ def _predict_posts(predictor: Predictor, jobs: list[_Job]) -> list[Prediction | 
     )
     pairs = zip(found, jobs, strict=True)
     return [IntclipError(one.error) if one.error is not None else replace(one, source=job.source) for one, job in pairs]
-
-
-def _predict_photos(
-    predictor: Predictor, pixels: npt.NDArray[np.float32], jobs: list[_Job]
-) -> list[Prediction | Exception]:
-    rows = predictor.predict_pixels(pixels, [job.text for job in jobs])
-    thresholds, taxonomy = predictor.thresholds, predictor.taxonomy
-    return [Prediction(row.copy(), thresholds, taxonomy, job.source) for row, job in zip(rows, jobs, strict=True)]
 
 
 def _read(image: ImageInput, predictor: Predictor, max_pixels: int) -> npt.NDArray[np.uint8]:
