@@ -16,6 +16,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 from benchmarks.machine import write_report
 from intclip.backbones import load_backbone
@@ -32,12 +33,12 @@ def main() -> None:
     options.add_argument("--shard", type=int, default=32, help="photos in a shard")
     options.add_argument("--out", type=Path, help="write the report here as JSON, besides printing it")
     asked = options.parse_args()
-    feature_cache.SHARD_PHOTOS = asked.shard
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(os.environ.get("LOCAL_RANK", "0")) % len(cores)]})
     processes = connect("cpu")
-    engine, _ = fill(processes, 2)
-    cpu, report = fill(processes, asked.limit)
+    with mock.patch.object(feature_cache, "SHARD_PHOTOS", asked.shard):
+        engine, _ = fill(processes, 2)
+        cpu, report = fill(processes, asked.limit)
     if processes.is_main:
         took = {"CPU seconds of the busiest": round(cpu - engine, 1), "to make its engine": round(engine, 1)}
         write_report(asked.out, {"processes": processes.world} | report | took)

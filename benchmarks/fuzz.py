@@ -60,7 +60,7 @@ def run(name: str, seconds: int, folder: Path) -> dict[str, Any]:
     stated = re.search(r"number_of_executed_units:\s*(\d+)", done.stderr)
     seen = re.findall(r"^#(\d+)\s", done.stderr, re.MULTILINE)
     kinds = [path.name.partition("-")[0] for path in found.iterdir()]
-    result = {
+    result: dict[str, Any] = {
         "executions": int(stated[1]) if stated else int(seen[-1]) if seen else 0,
         "crashes": sum(kind in ("crash", "oom") for kind in kinds),
         "hangs": kinds.count("timeout"),

@@ -117,7 +117,7 @@ def _small_bundle() -> tuple[bytes, bytes]:
     from safetensors.numpy import save
 
     content = json.loads((PROXY / JSON_FILE).read_text(encoding="utf-8"))
-    arrays = {"a": np.ones((2, 3), dtype=np.float32), "b": np.arange(4, dtype=np.int64)}
+    arrays: dict[str, np.ndarray] = {"a": np.ones((2, 3), dtype=np.float32), "b": np.arange(4, dtype=np.int64)}
     weights = save(arrays, metadata={"format": "intclip-bundle"})
     content["weights"] = {
         "sha256": hashlib.sha256(weights).hexdigest(),

@@ -62,12 +62,15 @@ def full_plan(batch: int) -> Plan:
 
 def rehearsal() -> Plan:
     """Tiny models on the CPU."""
-    small = {"embed_dim": 64, "image_size": 64, "text_width": 64, "text_layers": 2}
-    models = {
-        "RN101": replace(ARCHITECTURES["RN101"], vision_layers=(1, 1, 1, 1), vision_width=16, **small),
+    towers = {
+        "RN101": replace(ARCHITECTURES["RN101"], vision_layers=(1, 1, 1, 1), vision_width=16),
         "ViT-L/14": replace(
-            ARCHITECTURES["ViT-L/14"], vision_layers=4, vision_width=64, patch_size=16, **small, vision_heads=None
+            ARCHITECTURES["ViT-L/14"], vision_layers=4, vision_width=64, patch_size=16, vision_heads=None
         ),
+    }
+    models = {
+        name: replace(tower, embed_dim=64, image_size=64, text_width=64, text_layers=2)
+        for name, tower in towers.items()
     }
     return Plan(torch.device("cpu"), models, 4, 3)
 
@@ -188,7 +191,7 @@ def count_flops(method: Method, plan: Plan) -> tuple[float, float]:
     with FlopCounterMode(display=False) as frozen:
         features = method.backbone.features(pixels, method.needs)
     with FlopCounterMode(display=False) as step:
-        sum(method.training_loss([features], targets).values()).backward()
+        torch.autograd.backward(torch.stack(list(method.training_loss([features], targets).values())).sum())
     method.zero_grad()
     return step.get_total_flops() / 1e12, frozen.get_total_flops() / 1e12
 

@@ -22,7 +22,8 @@ from intclip.timing import paired
 def whole_sequence(text: ClipText, embeddings: Tensor, lengths: Tensor) -> Tensor:
     """Every block at every position, then read at the end."""
     tokens = text.blocks(embeddings + text.positional_embedding[: embeddings.shape[1]])
-    return text.ln_final(tokens[torch.arange(len(tokens)), lengths - 1]) @ text.text_projection
+    features: Tensor = text.ln_final(tokens[torch.arange(len(tokens)), lengths - 1]) @ text.text_projection
+    return features
 
 
 def text_steps(reference: ReferenceIntCLIP, text: ClipText, prompts: PromptLearner) -> dict[str, Callable[[], Tensor]]:
@@ -51,11 +52,12 @@ def padded(embeddings: Tensor, lengths: Tensor, context_length: int = 77) -> tup
 def two_projections(head: AttentionPool, deep: Tensor) -> Tensor:
     """Region features by both projections in turn."""
     positions = deep.flatten(2).transpose(1, 2) + head.positional_embedding[1:]
-    return head.c_proj(head.v_proj(positions))
+    regions: Tensor = head.c_proj(head.v_proj(positions))
+    return regions
 
 
 def with_backward(function: Callable[[], Tensor]) -> Callable[[], None]:
-    return lambda: function().sum().backward()
+    return lambda: torch.autograd.backward(function().sum())
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import copy
 import json
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,12 @@ from intclip.backbones import efficientnet_lite
 from intclip.backbones.efficientnet_lite import Activated, ConvBatchNorm, InvertedBottleneck, same_padding
 from intclip.backbones.lite import build_lite
 
-Convolve = Callable[[Tensor, Tensor, Tensor, int, int], Tensor]
+
+class Convolve(Protocol):
+    """What stands in for `efficientnet_lite.convolve`."""
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor, stride: int, groups: int) -> Tensor:
+        """Convolution (B, C', H', W') with "same" padding of x (B, C, H, W)."""
 
 
 class SameConv(nn.Conv2d):
@@ -68,7 +74,10 @@ class Shortcut(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (B, C, H, W) to the same shape."""
-        return x + super().forward(x)
+        out = x
+        for layer in self:
+            out = layer(out)
+        return x + out
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor, stride: int, groups: int) -> Tensor:
@@ -112,7 +121,8 @@ def with_convolve(
         efficientnet_lite.convolve = convolve
         try:
             if not channels_first:
-                return deep(x)
+                out: Tensor = deep(x)
+                return out
             x = x.transpose(0, 1).contiguous()
             for layer in deep:
                 x = layer(x)
@@ -135,7 +145,7 @@ def main() -> None:
 
     deep = build_lite().deep.requires_grad_()
     simple = nn.Sequential(*(plain(layer) for layer in deep)).eval()
-    last = copy.deepcopy(simple).to(memory_format=torch.channels_last)
+    last = nn.utils.convert_conv2d_weight_memory_format(copy.deepcopy(simple), torch.channels_last)
     x = torch.rand(arguments.batch, 112, 14, 14, generator=torch.Generator().manual_seed(0)) * 2 - 1
     x_last = x.contiguous(memory_format=torch.channels_last)
     shapes: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, nn.Module]] = {
@@ -156,7 +166,7 @@ def main() -> None:
                 function(pixels)
             middle = clock()
             out = function(pixels)
-            out.square().mean().backward()
+            torch.autograd.backward(out.square().mean())
             end = clock()
             assert (out - expected).abs().max() < 1e-5 * expected.abs().max(), name
             for what, value in (("forward", middle - start), ("training", end - middle)):

@@ -6,13 +6,16 @@ ViT-B/32, eager float32, image and text towers; texts are 56 rows of 40 tokens, 
 and ours reads at the end token.
 """
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from benchmarks.machine import write_report
 from benchmarks.setup import parse, parser
+from intclip.backbones.architecture import ARCHITECTURES
 from intclip.backbones.checkpoints import build_clip, to_openai_layout
-from intclip.backbones.registry import ARCHITECTURES
 from intclip.timing import paired
 
 
@@ -23,7 +26,7 @@ def main() -> None:
     pixels = torch.randn(arguments.batch, 3, 224, 224)
     tokens = torch.randint(1, 40_000, (56, 40))
     tokens[:, 0], tokens[:, -1] = 49406, 49407
-    calls = {
+    calls: dict[str, Callable[[], Tensor]] = {
         "image, transformers": lambda: peer.visual_projection(peer.vision_model(pixels).pooler_output),
         "image, ours": lambda: ours.encode_image(pixels),
         "text, transformers": lambda: peer.text_projection(peer.text_model(tokens).pooler_output),

@@ -42,7 +42,8 @@ def encoded(name: str, split: str, cache: Path, sentences: list[list[str]], tag:
         raw = encode_samples(samples, used, load_backbone("lite"), "minilm", sentences)
         arrays = {f"{c}/{block}": array for c, r in raw.items() for block, array in r.dense.items()}
         cache.mkdir(parents=True, exist_ok=True)
-        np.savez(file, **arrays, **{f"{c}/anchors": r.anchors for c, r in raw.items()})
+        arrays |= {f"{c}/anchors": r.anchors for c, r in raw.items()}
+        np.savez(file, allow_pickle=False, **arrays)
     stored = np.load(file)
     raw = {}
     for channel in used:
@@ -171,7 +172,8 @@ def channels(cache: Path, names: list[str]) -> None:
                 if near:
                     parts[" without near-duplicates"] = np.array([i not in near for i in ids])
                 for what, kept in parts.items():
-                    scores = figures(found[kept], found[kept] >= decision.thresholds, z[kept], exclusive=exclusive)
+                    chosen = (found[kept] >= decision.thresholds).astype(np.float64)
+                    scores = figures(found[kept], chosen, z[kept], exclusive=exclusive)
                     print(
                         f"| {name}{what} | {seed} | {mode} | {kept.sum()} | {spent:.0f} s | {row(scores)} |", flush=True
                     )

@@ -29,7 +29,8 @@ def main() -> None:
     dataset = load_dataset("proxy-intents", Path(os.environ.get("INTCLIP_DATA", "."), "flickr8k"))
     # Evenly over the split, whose order is not random.
     every = max(1, len(dataset.splits["train"]) // arguments.calibrate)
-    calibrating = [sample.image for sample in dataset.splits["train"][::every]][: arguments.calibrate]
+    candidates = (sample.image for sample in dataset.splits["train"][::every])
+    calibrating = [image for image in candidates if image is not None][: arguments.calibrate]
     scored = dataset.splits["val"][: arguments.limit]
     targets = np.stack([sample.targets for sample in scored])
     exact = intclip.load("proxy", engine="openvino", threads=arguments.threads)

@@ -87,13 +87,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     import intclip
+    from intclip.inference.engines import Precision
 
     report: dict[str, Any] = {"model": options.model, "peaks": peaks()}
     with tempfile.TemporaryDirectory() as folder:
         paths = write_photos(Path(folder), options.photos, 500)
         for engine in options.engines:
             name = "openvino" if engine in ("bf16", "int8") else engine
-            precision = "bf16" if engine == "bf16" else "f32"
+            precision: Precision = "bf16" if engine == "bf16" else "f32"
             predictor = intclip.load(options.model, engine=name, device="cpu", precision=precision)
             if engine == "int8":
                 predictor = predictor.quantize(paths[:100])

@@ -9,6 +9,7 @@ in front (50 regions of 49 patches), and 20 and 5 are written into the logits. W
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,8 @@ class Bottleneck(nn.Module):
         out = self.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(self.avgpool(out)))
         out += identity
-        return self.relu(out)
+        mapped: Tensor = self.relu(out)
+        return mapped
 
 
 def stage(inputs: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
@@ -185,7 +187,8 @@ class TextBlock(nn.Module):
         self.mask = self.mask.to(x)
         y = self.ln_1(x)
         x = x + self.attn(y, y, y, need_weights=False, attn_mask=self.mask)[0]
-        return x + self.mlp(self.ln_2(x))
+        out: Tensor = x + self.mlp(self.ln_2(x))
+        return out
 
 
 class Text(nn.Module):
@@ -250,7 +253,8 @@ class ReferenceIntCLIP(nn.Module):
         x = self.transformer.resblocks(x.permute(1, 0, 2)).permute(1, 0, 2)
         x = self.ln_final(x)
         end = self.tokens.argmax(dim=-1).repeat(2)
-        return x[torch.arange(len(x)), end] @ self.text_projection
+        features: Tensor = x[torch.arange(len(x)), end] @ self.text_projection
+        return features
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits (B, 2, K) of pixels (B, 3, S, S)."""
@@ -279,7 +283,7 @@ def make_optimizer(model: ReferenceIntCLIP, rate: float = 0.0004) -> torch.optim
     """SGD over the prompts, and over the copied stages and the aggregation at a tenth of the rate."""
     deep = [parameter for parameter in model.visual.parameters() if parameter.requires_grad]
     prompts = [model.context_negative, model.context_positive]
-    groups = [{"params": prompts}, {"params": deep, "lr": 0.1 * rate}]
+    groups: list[dict[str, Any]] = [{"params": prompts}, {"params": deep, "lr": 0.1 * rate}]
     return torch.optim.SGD(groups, lr=rate, momentum=0.9, weight_decay=5e-4)
 
 
@@ -287,6 +291,6 @@ def train_step(model: ReferenceIntCLIP, optimizer: torch.optim.Optimizer, pixels
     """One step as released; the loss is read back every step."""
     loss = asymmetric_loss(model(pixels), targets)
     optimizer.zero_grad()
-    loss.backward()
+    torch.autograd.backward(loss)
     optimizer.step()
     return loss.item()

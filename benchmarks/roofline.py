@@ -7,7 +7,7 @@ forward hooks: every layer reads its inputs and its weights once and writes its 
 twice that. A part's roof is min(peak FLOP/s, intensity × peak bytes/s), and its share is what it reached of that roof.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from benchmarks.reference import make_optimizer, train_step
 from benchmarks.setup import our_method, parse, parser, resnets
 from intclip.backbones import load_backbone
 from intclip.backbones.base import Features
+from intclip.backbones.clip_resnet import AttentionPool
 from intclip.inference.graph import PhotoGraph
 from intclip.labels import load_taxonomy
 from intclip.methods.base import Method
@@ -28,8 +29,8 @@ from intclip.timing import paired
 
 
 @contextmanager
-def counted_bytes(*modules: nn.Module):  # noqa: ANN201 (a list with one number)
-    """Count the bytes that the layers below some modules move at least, while the context is open."""
+def counted_bytes(*modules: nn.Module) -> Iterator[list[int]]:
+    """Count the bytes that the layers below some modules move at least, while the context is open; one number."""
     total = [0]
 
     def add(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -56,7 +57,8 @@ def gflop(function: Callable[[], object]) -> float:
     """GFLOP of one run."""
     with FlopCounterMode(display=False) as counter:
         function()
-    return round(counter.get_total_flops() / 1e9, 2)
+    flop: int = counter.get_total_flops()
+    return round(flop / 1e9, 2)
 
 
 def count_whole(batch: int) -> dict[str, dict[str, float]]:
@@ -68,7 +70,7 @@ def count_whole(batch: int) -> dict[str, dict[str, float]]:
     optimizer = make_optimizer(reference)
 
     def step(method: Method, features: Features) -> None:
-        sum(method.training_loss([features], targets).values()).backward()
+        torch.autograd.backward(torch.stack(list(method.training_loss([features], targets).values())).sum())
 
     training = {
         "reference": gflop(lambda: train_step(reference, optimizer, pixels, targets)),
@@ -99,30 +101,34 @@ def main() -> None:
     arguments = parse(parser(__doc__))
     _, backbone = resnets()
     method = our_method(backbone).train()
+    head, semantic, aggregation = backbone.head, method.semantic, method.aggregation
+    assert isinstance(head, AttentionPool)
+    assert semantic is not None
+    assert aggregation is not None
     pixels = torch.randn(arguments.batch, 3, 224, 224)
     features = backbone.features(pixels, method.needs)
-    deep = method.semantic(features["trunk"]).detach()
+    deep = semantic(features["trunk"]).detach()
     text = method.prompts.encode(backbone.text).detach()
 
     def without_gradient(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
         return torch.no_grad()(function)
 
     def with_gradient(function: Callable[[], Tensor]) -> Callable[[], None]:
-        return lambda: function().sum().backward()
+        return lambda: torch.autograd.backward(function().sum())
 
     leaf = deep.clone().requires_grad_()
-    regions = backbone.head.regions(deep).requires_grad_()
+    regions = head.regions(deep).requires_grad_()
     parts: dict[str, tuple[Callable[[], object], list[nn.Module], bool]] = {
         "trunk, forward": (without_gradient(lambda: backbone.trunk(pixels)), [backbone.trunk], False),
         "frozen layer4, forward": (without_gradient(lambda: backbone.deep(features["trunk"])), [backbone.deep], False),
         "trained layer4, forward + backward": (
-            with_gradient(lambda: method.semantic(features["trunk"])),
-            [method.semantic],
+            with_gradient(lambda: semantic(features["trunk"])),
+            [semantic],
             True,
         ),
         "regions, forward + backward": (
-            with_gradient(lambda: backbone.head.regions(leaf)),
-            [backbone.head.v_proj, backbone.head.c_proj],
+            with_gradient(lambda: head.regions(leaf)),
+            [head.v_proj, head.c_proj],
             True,
         ),
         "text, forward + backward": (
@@ -131,8 +137,8 @@ def main() -> None:
             True,
         ),
         "aggregation and pooling, forward + backward": (
-            with_gradient(lambda: method.pooling(method.aggregation(regions, features["regions"]), text)),
-            [method.aggregation],
+            with_gradient(lambda: method.pooling(aggregation(regions, features["regions"]), text)),
+            [aggregation],
             True,
         ),
     }

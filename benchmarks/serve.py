@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ class Load:
 def rates(model: Predictor, files: list[bytes], seconds: float) -> dict[str, tuple[float, float]]:
     """Photos a second and CPU milliseconds a photo, of computing alone and of predicting from JPEG bytes."""
     pixels = noise_pixels(BATCH, model.card.preprocessing.size)
-    works = {
+    works: dict[str, tuple[int, Callable[[], object]]] = {
         "engine": (BATCH, lambda: model.predict_pixels(pixels)),
         "predict": (len(files), lambda: model.predict(files, batch_size=BATCH)),
     }

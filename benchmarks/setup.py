@@ -12,7 +12,7 @@ from intclip.backbones.architecture import Split
 from intclip.backbones.base import Backbone
 from intclip.backbones.clip import ClipBackbone
 from intclip.labels import load_taxonomy
-from intclip.methods.base import Method
+from intclip.methods.intclip import IntCLIP
 from intclip.methods.registry import build_method
 
 CONTEXTS = 16
@@ -38,9 +38,11 @@ def parse(options: argparse.ArgumentParser) -> argparse.Namespace:
     return arguments
 
 
-def our_method(backbone: Backbone, **changes: object) -> Method:
+def our_method(backbone: Backbone, **changes: object) -> IntCLIP:
     """IntCLIP on the Intentonomy labels with the paper's options, and changes to them."""
-    return build_method("intclip", backbone, load_taxonomy("intentonomy"), changes)
+    method = build_method("intclip", backbone, load_taxonomy("intentonomy"), changes)
+    assert isinstance(method, IntCLIP)
+    return method
 
 
 def resnets(split: Split = "paper") -> tuple[ReferenceIntCLIP, ClipBackbone]:

@@ -48,7 +48,7 @@ def our_step(
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             terms = method.training_loss([features()], targets)
-        torch.stack(list(terms.values())).sum().backward()
+        torch.autograd.backward(torch.stack(list(terms.values())).sum())
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
