@@ -67,6 +67,15 @@ def test_label_sets_keep_their_promise_on_exchangeable_photos(alpha):
         assert all(0 < found["size"] <= 6 for found in sets)
 
 
+def test_coverage_over_many_halves_is_the_mean_of_halves_drawn_one_by_one():
+    photos = predictions(400)
+    often = calibration_report(photos, miss_rate=0.2)["sets_over_halves"]["per photo"]
+    single = [calibration_report(photos, miss_rate=0.2, seed=s)["sets"]["per photo"]["coverage"] for s in range(1, 21)]
+    assert often["coverage"] == pytest.approx(np.mean(single), abs=4 * np.std(single) / np.sqrt(20))
+    assert often["deviation"] == pytest.approx(np.std(single), rel=0.5)
+    assert often["coverage"] > 0.8 - 0.01
+
+
 def test_labels_of_their_own_level_need_thresholds_of_their_own():
     rng = np.random.default_rng(0)
     level = np.array([0.2, 0.2, 0.2, 0.8, 0.8, 0.8])  # where a label's scores part yes from no

@@ -30,6 +30,8 @@ from intclip.thresholds import tune_threshold
 
 _TARGET = "target: "
 _F1 = ("macro_f1", "micro_f1", "samples_f1")
+_HALVES = 100
+"""Pairs of halves over which the coverage of label sets is told; those of one pair scatter by some points."""
 _MAPS = {"none": "as they are", "temperature": "temperature", "isotonic": "isotonic"}
 
 
@@ -119,15 +121,17 @@ def calibration_report(
 
     Returns:
         JSON values: "photos" (of each half), "temperature", "calibration" (by map: "ece", "ece_equal_count", "brier",
-        "curve"), "sets" (by promise), "thresholds" (by kind), and the arguments.
+        "curve"), "sets" (by promise), "sets_over_halves" (by promise: mean and deviation of the coverage over many
+        pairs of halves), "thresholds" (by kind), and the arguments.
 
     Raises:
         DatasetError: There are fewer than four photos, or one half has no known target.
     """
-    order = np.random.default_rng(seed).permutation(len(predictions.scores)).astype(np.int64)
-    if len(order) < 4:
-        raise DatasetError(f"{len(order)} photos cannot be parted into one half to fit on and one to report on")
-    fit, held = predictions.part(order[: len(order) // 2]), predictions.part(order[len(order) // 2 :])
+    if len(predictions.scores) < 4:
+        number = len(predictions.scores)
+        raise DatasetError(f"{number} photos cannot be parted into one half to fit on and one to report on")
+    generator = np.random.default_rng(seed)
+    fit, held = _halves(predictions, generator)
     if np.isnan(fit.targets).all() or np.isnan(held.targets).all():
         raise DatasetError("one half of the photos has no known target; take a split with more labels")
     temperature = fitted_temperature(fit)
@@ -151,6 +155,7 @@ def calibration_report(
             "temperature": temperature,
             "calibration": {name: _calibration(scores, held.targets, bins) for name, scores in mapped.items()},
             "sets": _sets(fit, held, miss_rate, positive_share),
+            "sets_over_halves": _sets_over_halves(predictions, generator, miss_rate, positive_share),
             "thresholds": _thresholds(fit, held, shrinkage, positive_share),
         }
     )
@@ -168,10 +173,11 @@ def render_calibration(report: Mapping[str, Any], title: str) -> str:
         [_MAPS[name], percent(row["ece"]), percent(row["ece_equal_count"]), f"{row['brier']:.4f}"]
         for name, row in report["calibration"].items()
     ]
-    sets = [
-        [name, percent(row["miss_rate"]), percent(row["coverage"]), percent(row["worst_class"]), f"{row['size']:.2f}"]
-        for name, row in report["sets"].items()
-    ]
+    sets = []
+    for name, row in report["sets"].items():
+        often = report["sets_over_halves"][name]
+        covered = f"{percent(often['coverage'])} ± {percent(often['deviation'])}"
+        sets.append([name, percent(row["coverage"]), covered, percent(row["worst_class"]), f"{row['size']:.2f}"])
     thresholds = [
         [name, *(percent(row[key]) for key in _F1), _levels(row["threshold"])]
         for name, row in report["thresholds"].items()
@@ -183,7 +189,7 @@ def render_calibration(report: Mapping[str, Any], title: str) -> str:
             markdown_table(["Probabilities", "ECE (%)", "ECE, equal bins (%)", "Brier"], errors),
             f"Label sets that promise to miss at most {percent(given['miss_rate'])} % of true labels:\n",
             markdown_table(
-                ["Promise", "Missed (%)", "Covered (%)", "Missed, worst class (%)", "Labels a photo"],
+                ["Promise", "Covered (%)", f"Over {_HALVES} halves (%)", "Missed, worst class (%)", "Labels a photo"],
                 sets,
             ),
             f"Thresholds, per class also drawn to the global one by {given['shrinkage']:g} imagined positives:\n",
@@ -229,6 +235,22 @@ def _calibration(scores: Floats, targets: Floats, bins: int) -> dict[str, Any]:
         "brier": float(np.nanmean((scores - targets) ** 2)),
         "curve": {"score": curve.score, "frequency": curve.frequency, "count": curve.count},
     }
+
+
+def _halves(predictions: Predictions, generator: np.random.Generator) -> tuple[Predictions, Predictions]:
+    order = generator.permutation(len(predictions.scores)).astype(np.int64)
+    half = len(order) // 2
+    return predictions.part(order[:half]), predictions.part(order[half:])
+
+
+def _sets_over_halves(
+    predictions: Predictions, generator: np.random.Generator, miss_rate: float, share: float
+) -> dict[str, Any]:
+    covered: dict[str, list[float]] = {}
+    for _ in range(_HALVES):
+        for name, row in _sets(*_halves(predictions, generator), miss_rate, share).items():
+            covered.setdefault(name, []).append(row["coverage"])
+    return {name: {"coverage": np.nanmean(rates), "deviation": np.nanstd(rates)} for name, rates in covered.items()}
 
 
 def _sets(fit: Predictions, held: Predictions, miss_rate: float, share: float) -> dict[str, Any]:
