@@ -96,7 +96,7 @@ def test_the_command_reads_a_run_and_leaves_report_and_plot(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     write_predictions(run / "predictions-val.parquet", scores, LABELS)
-    (run / "recipe.yaml").write_text("data: {positive_share: 0.25}\n")
+    (run / "report-val.json").write_text('{"positive_share": 0.25}')
     read = read_predictions(run / "predictions-val.parquet")
     assert read.labels == LABELS
     np.testing.assert_array_equal(read.scores.astype(np.float32), scores.probabilities)
@@ -114,9 +114,13 @@ def test_the_command_reads_a_run_and_leaves_report_and_plot(tmp_path):
     assert "| per class, shrunk |" in text
     left = {path.name for path in (tmp_path / "o").iterdir()}
     assert left == {f"calibration-val.{end}" for end in ("json", "md", "png")}
-    (run / "metrics.json").write_text('{"task": "singlelabel"}')
-    with pytest.raises(DatasetError, match="tells one label a photo"):
-        CliRunner().invoke(app, ["calibrate", str(run)], catch_exceptions=False)
+    for told, message in (
+        ('{"accuracy": 0.5}', "is of one label a photo"),
+        ("[1]", "cannot be read.*--positive-share"),
+    ):
+        (run / "report-val.json").write_text(told)
+        with pytest.raises(DatasetError, match=message):
+            CliRunner().invoke(app, ["calibrate", str(run)], catch_exceptions=False)
 
 
 def test_what_cannot_be_calibrated_is_told(tmp_path):

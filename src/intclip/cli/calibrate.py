@@ -17,7 +17,10 @@ def calibrate(
     ] = 10,
     bins: Annotated[int, typer.Option(min=2, help="Bins of the calibration error and of the plot.")] = 15,
     positive_share: Annotated[
-        float | None, typer.Option(min=0, max=1, help="From which share of votes on a label counts as true.")
+        float | None,
+        typer.Option(
+            min=0, max=1, help="From which share of votes on a label counts as true; the run's own by default."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Which halves.")] = 0,
     write: Annotated[
@@ -67,14 +70,14 @@ def calibrate(
     bundle = run / "bundle"
     if write and not bundle.is_dir():
         raise DatasetError(f"{run} holds no bundle; --write takes the folder of a training run")
-    share = positive_share if positive_share is not None else positive_share_of(path.parent)
+    share = positive_share if positive_share is not None else positive_share_of(path)
     predictions = read_predictions(path)
     report = calibration_report(
         predictions,
         miss_rate=miss_rate,
         shrinkage=shrinkage,
         bins=bins,
-        positive_share=0.5 if share is None else share,
+        positive_share=share,
         seed=seed,
     )
     title = f"{path.parent.name}, {name}"

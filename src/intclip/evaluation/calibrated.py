@@ -25,7 +25,6 @@ from intclip.evaluation.scoring import Report, to_json
 from intclip.extras import require
 from intclip.files import atomic_path
 from intclip.metrics import Floats, multilabel_report
-from intclip.strict_yaml import parse_yaml
 from intclip.thresholds import tune_threshold
 
 _TARGET = "target: "
@@ -75,23 +74,23 @@ def read_predictions(path: Path) -> Predictions:
     return Predictions(labels, columns(""), columns(_TARGET))
 
 
-def positive_share_of(run: Path) -> float | None:
-    """From which share of votes on a label counts, as a run's recipe says; None where it does not.
+def positive_share_of(predictions: Path) -> float:
+    """From which share of votes on a label counts, as the report beside predictions says; one half without a report.
 
     Raises:
-        DatasetError: The run tells one label a photo, or its recipe is damaged.
+        DatasetError: One label is told a photo, or the report is damaged.
     """
-    if not (run / "recipe.yaml").is_file():
-        return None
+    path = predictions.with_name(f"report-{predictions.stem.removeprefix('predictions-')}.json")
+    if not path.is_file():
+        return 0.5
     try:
-        share = parse_yaml((run / "recipe.yaml").read_text(encoding="utf-8"))["data"]["positive_share"]
-        metrics = run / "metrics.json"
-        task = json.loads(metrics.read_text(encoding="utf-8"))["task"] if metrics.is_file() else "multilabel"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"{run} is no run that can be read ({error}); give its predictions-SPLIT.parquet") from error
-    if task != "multilabel":
-        raise DatasetError(f"{run} tells one label a photo; calibration is of labels that do not exclude each other")
-    return None if share is None else float(share)
+        report = json.loads(path.read_text(encoding="utf-8"))
+        share = report.get("positive_share")
+        if share is not None:
+            return float(share)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DatasetError(f"{path} cannot be read ({error}); give --positive-share") from error
+    raise DatasetError(f"{path} is of one label a photo; calibration is of labels that do not exclude each other")
 
 
 def fitted_temperature(predictions: Predictions) -> float:
