@@ -8,10 +8,10 @@ from torch.testing import assert_close
 
 from intclip.backbones import from_openai_state_dict
 from intclip.labels import load_taxonomy
-from intclip.methods.region_pooling import pool_similarities, region_similarities
 from intclip.methods.registry import build_method
+from intclip.training.recipe import load_recipe
 
-OPTIONS = {"aggregation": "released", "loss": {"scale": 0.03}, "sentence_form": "6-9"}
+OPTIONS = load_recipe("released").method.options
 CONTEXTS = 16
 
 
@@ -74,7 +74,7 @@ def test_fused_maps_agree_but_for_the_patch_that_comes_twice(pair, batch):
     assert_close(theirs[:, :, 0], semantic[:, :, 0, 0], rtol=1e-9, atol=1e-11)
 
 
-def test_loss_and_gradients_agree_once_that_patch_is_added(pair, batch):
+def test_released_recipe_gives_logits_loss_and_gradients_of_the_released_code(pair, batch):
     reference, method = pair
     pixels, targets = batch
     reference.zero_grad()
@@ -86,14 +86,13 @@ def test_loss_and_gradients_agree_once_that_patch_is_added(pair, batch):
     their_loss = asymmetric_loss(their_logits, targets)
     their_loss.backward()
 
-    semantic, fused = our_maps(method, pixels)
-    regions = torch.cat([semantic.flatten(2)[:, :, :1], fused.flatten(2)], dim=2)
-    text = method.prompts(method.backbone.text)
-    halves = 5 * pool_similarities(20 * region_similarities(regions, text))
-    loss = method.options.loss(halves[:, 1] - halves[:, 0], targets)
+    output = method(method.backbone.features(pixels, method.needs))
+    terms = method.loss(output, targets)
+    assert list(terms) == ["classification"]
+    loss = terms["classification"]
     loss.backward()
 
-    assert_close(halves, their_logits, rtol=1e-9, atol=1e-11)
+    assert_close(output.logits, their_logits[:, 1] - their_logits[:, 0], rtol=1e-9, atol=1e-11)
     assert_close(loss.double(), their_loss, rtol=1e-6, atol=0)  # our loss computes in float32, also under autocast
     ours = [method.prompts.context.grad[0], method.prompts.context.grad[1]]
     theirs = [reference.context_negative.grad, reference.context_positive.grad]
@@ -114,15 +113,18 @@ def test_loss_and_gradients_agree_once_that_patch_is_added(pair, batch):
     )
 
 
-def test_probabilities_without_that_patch_differ_little(pair, batch):
-    """Our `released` pools 49 of 50 regions; how much the patch that comes twice changes is a number, not a guess."""
+def test_probabilities_agree_in_evaluation_and_differ_without_the_patch_that_comes_twice(pair, batch):
     reference, method = pair
     method.eval()
+    options = method.options
     with torch.no_grad():
-        ours = method(method.backbone.features(batch[0], method.needs)).logits.sigmoid()
+        features = method.backbone.features(batch[0], method.needs)
         theirs = reference(batch[0]).softmax(dim=1)[:, 1]
+        assert_close(method(features).logits.sigmoid(), theirs, rtol=1e-9, atol=1e-11)
+        method.options = options.model_copy(update={"first_region": False})
+        assert (method(features).logits.sigmoid() - theirs).abs().max() > 1e-4
+    method.options = options
     method.train()
-    assert 0 < (ours - theirs).abs().max() < 0.5
 
 
 def test_reference_learns(batch):

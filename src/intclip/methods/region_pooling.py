@@ -90,16 +90,19 @@ class RegionPooling(nn.Module):
         similarity, logit = self.log_scales.exp().unbind()
         return similarity, logit
 
-    def forward(self, regions: Tensor, text: Tensor) -> Tensor:
+    def forward(self, regions: Tensor, text: Tensor, more: Tensor | None = None) -> Tensor:
         """Logits (B, K).
 
         Args:
             regions: (B, D, H, W).
             text: (2, K, D), negative and positive half.
+            more: (B, D, M), further regions that are pooled beside those of the map.
         """
         flat = regions.flatten(2)
         if self.mean_region:
             flat = torch.cat([flat, flat.mean(dim=2, keepdim=True)], dim=2)
+        if more is not None:
+            flat = torch.cat([flat, more], dim=2)
         scale, logit_scale = self.scales()
         halves = logit_scale * pool_similarities(scale * region_similarities(flat, text), self.pooling)
         return self._with_bias(halves[:, POSITIVE] - halves[:, NEGATIVE])

@@ -52,6 +52,8 @@ class IntclipOptions(Options, frozen=True):
         train: "semantic" trains a copy of the deep layers, "all" a copy of trunk and deep layers, "none" no image
             layers: then a single branch is DualCoOp, and two branches are one map, aggregated with itself (Table 4).
         aggregation: How two branches are joined; not used by a single branch.
+        first_region: Pool the first region of the semantic map once more, as it is before the aggregation. The released
+            code does so: it cuts off the mean token before it takes the first one, to put it back in front.
         context_length: Number of context vectors a prompt.
         class_specific: Contexts of each class its own.
         sentence_form: Which of the taxonomy's sentences follow the context.
@@ -68,6 +70,7 @@ class IntclipOptions(Options, frozen=True):
     branches: Literal["dual", "single"] = "dual"
     train: Literal["none", "semantic", "all"] = "semantic"
     aggregation: AggregationVariant = "paper"
+    first_region: bool = False
     context_length: int = Field(default=16, ge=0)
     class_specific: bool = True
     sentence_form: str = "11-15"
@@ -133,7 +136,8 @@ class IntCLIP(Method):
         fused, attention = semantic, None
         if self.aggregation is not None:
             fused, attention = self.aggregation.attend(semantic, features["regions"])
-        logits = self.pooling(fused, text)
+        first = semantic.flatten(2)[:, :, :1] if self.options.first_region else None
+        logits = self.pooling(fused, text, first)
         output = Output(logits if self.graph is None else self.graph(logits))
         if self.hierarchy is not None and self.training:
             output.extras["parent_logits"] = self.hierarchy(self.backbone.text, fused)
