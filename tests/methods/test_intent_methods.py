@@ -24,6 +24,7 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "cpad frozen, equal": ("cpad", {"dim": 8, "train": "none", "weighting": "equal", "alignment": 0, "levels": 1}),
     "hleg": ("hleg", {"decoder": DECODER, "levels": "sum"}),
     "hleg frozen": ("hleg", {"decoder": DECODER, "levels": "sum", "visual": FROZEN}),
+    "hleg text": ("hleg", {"decoder": DECODER, "levels": "sum", "queries": "text"}),
     "labcr": ("labcr", {"decoder": DECODER}),
     "labcr text": ("labcr", {"decoder": DECODER, "queries": "text", "visual": FROZEN}),
 }

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.base import Method, Options, Output, ParameterGroup
+from intclip.methods.label_graph import label_embeddings
 from intclip.methods.label_levels import coarser_targets, level_steps
 from intclip.methods.loss_options import LossOptions
 from intclip.methods.query_decoder import DecoderOptions, GroupLinear, QueryDecoder, attention_map
@@ -24,6 +25,9 @@ class HlegOptions(Options, frozen=True):
 
     Attributes:
         visual: Which map is read, and whether a copy of the deep layers trains.
+        queries: Of the finest level: "learned" label embeddings, or "text": the backbone's own of the sentences,
+            projected, which is our reading of HLEG + HCI (IntCLIP paper, Table 6b).
+        sentence_form: Which sentences, with "text".
         decoder: Size of the decoder. Its `decoder_layers` are not read: every level of the taxonomy has one.
         loss: Of every level; γ₊ 0, γ₋ 2, no margin. Its reduction is "batch" or "sum".
         levels: How the levels' losses of one photo are joined: the largest counts ("max"), or all do ("sum").
@@ -32,6 +36,8 @@ class HlegOptions(Options, frozen=True):
     """
 
     visual: MapOptions = MapOptions()
+    queries: Literal["learned", "text"] = "learned"
+    sentence_form: str = "11-15"
     decoder: DecoderOptions = DecoderOptions()
     loss: LossOptions = LossOptions(gamma_pos=0, gamma_neg=2, margin=0, reduction="batch")
     levels: Literal["max", "sum"] = "max"
@@ -41,6 +47,8 @@ class HlegOptions(Options, frozen=True):
 
 class HLEG(Method):
     """HLEG over any backbone and any taxonomy; with one level it is Query2Label whose states do not start at 0."""
+
+    label_text: Tensor
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: HlegOptions) -> None:
         super().__init__(backbone, taxonomy)
@@ -56,7 +64,14 @@ class HLEG(Method):
         self.decoder = QueryDecoder(self.visual.channels, size)
         height, width = self.visual.grid(backbone)
         self.starts = nn.ModuleList(nn.Linear(height * width, count) for count in sizes)
-        self.queries = nn.Parameter(torch.randn(sizes[0], self.decoder.dim))
+        self.queries: nn.Parameter | None = None
+        self.project: nn.Linear | None = None
+        if options.queries == "learned":
+            self.queries = nn.Parameter(torch.randn(sizes[0], self.decoder.dim))
+        else:
+            text = label_embeddings(backbone.text, taxonomy, options.sentence_form)
+            self.register_buffer("label_text", text, persistent=False)  # it follows from the sentences, as the steps do
+            self.project = nn.Linear(text.shape[1], self.decoder.dim)
         self.heads = nn.ModuleList(GroupLinear(count, self.decoder.dim) for count in sizes)
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
@@ -66,7 +81,7 @@ class HLEG(Method):
         """
         visual = self.visual(self.backbone, features)
         memory, positions = self.decoder.encode(visual)
-        queries: Tensor = self.queries
+        queries: Tensor | None = self.queries if self.project is None else self.project(self.label_text)
         logits: list[Tensor] = []
         evidence: dict[str, Tensor] = {}
         for level, (layer, start, head) in enumerate(zip(self.decoder.layers, self.starts, self.heads, strict=True)):
