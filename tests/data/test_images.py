@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from makers import encode, jpeg_of_claimed_size, photo, png_header, write_photo
 from PIL import Image, ImageOps
 
-from intclip.data.images import MAX_PIXELS, describe, find_images, read_image
+from intclip.data.images import MAX_PIXELS, MAX_SCANS, describe, find_images, read_image
 from intclip.data.sample import TarMember
 from intclip.errors import ImageError
 
@@ -262,6 +262,16 @@ def test_the_limit_of_pixels_can_be_lowered() -> None:
         read_image(encode(photo()), max_pixels=1199)
     assert read_image(encode(photo()), max_pixels=1200).size == (40, 30)
     assert MAX_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_and_a_progressive_one_is_read() -> None:
+    content = encode(photo(), "JPEG", progressive=True)
+    assert content.count(b"\xff\xda") > 5
+    assert close(read_image(content), read_image(encode(photo(), "JPEG")), 1)
+    scan = content[content.rfind(b"\xff\xda") : -2]
+    with pytest.raises(ImageError, match=rf"has \d+ scans, the limit is {MAX_SCANS}; save") as error:
+        read_image(content[:-2] + MAX_SCANS * scan + content[-2:])
+    one_line(error)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "AVIF", "BMP", "JPEG2000"])

@@ -10,7 +10,7 @@ from typing import IO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
 
 from intclip.data.find import SUFFIXES, find_images
 from intclip.data.sample import RemoteFile, TarMember
@@ -24,6 +24,10 @@ ImageInput = str | Path | TarMember | RemoteFile | bytes | Image.Image | npt.NDA
 
 MAX_PIXELS = 178_956_970
 """Largest photo read, in pixels: where Pillow itself speaks of a decompression bomb (about 536 MB as RGB)."""
+
+MAX_SCANS = 200
+"""Most scans of a progressive JPEG. Cameras and editors write about ten; each costs a pass over all pixels, and a few
+bytes are enough for one: a file of 1 MB can hold some minutes of work."""
 
 # An explicit list keeps out EPS, which Pillow hands to Ghostscript, and formats that nobody shares photos in.
 # MPO (two JPEGs in one file, as phones write) comes with JPEG.
@@ -171,6 +175,8 @@ def _decode(image: Image.Image, name: str, min_side: int | None, max_pixels: int
             raise _too_large(name, f"{width} × {height}", max_pixels)
         if width == 0 or height == 0:
             raise ImageError(f"{name} has no pixels ({width} × {height})")
+        if (scans := _count_scans(image)) > MAX_SCANS:
+            raise ImageError(f"{name} has {scans} scans, the limit is {MAX_SCANS}; save the photo anew")
         if min_side is not None and image.format in ("JPEG", "MPO"):
             image.draft(None, (min_side, min_side))
         image.load()
@@ -179,6 +185,17 @@ def _decode(image: Image.Image, name: str, min_side: int | None, max_pixels: int
         raise
     except Exception as error:  # Pillow's decoders raise whatever hostile content makes them raise
         raise _damaged(name, error) from error
+
+
+def _count_scans(image: Image.Image) -> int:
+    """Scans of a progressive JPEG that was not decoded yet, at most a few too many; 0 of anything else."""
+    if not isinstance(image, ImageFile.ImageFile) or image.fp is None or not image.info.get("progressive"):
+        return 0
+    place = image.fp.tell()
+    image.fp.seek(0)
+    scans = image.fp.read().count(b"\xff\xda")
+    image.fp.seek(place)
+    return scans
 
 
 def _orientation(image: Image.Image) -> int:
