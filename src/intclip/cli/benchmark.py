@@ -41,9 +41,12 @@ def benchmark(
     answer; `photos/s` and `one photo ms` are computing alone; `from files/s` includes reading and resizing.
 
     Examples:
-        intclip benchmark
-        intclip benchmark zero-shot:RN101 --checkpoint RN101.pt --engines torch,openvino
-        intclip benchmark runs/my-model --photos album/ --out speed.json
+
+    intclip benchmark
+
+    intclip benchmark zero-shot:RN101 --checkpoint RN101.pt --engines torch,openvino
+
+    intclip benchmark runs/my-model --photos album/ --out speed.json
     """
     from intclip.data.images import find_images
     from intclip.errors import IntclipError

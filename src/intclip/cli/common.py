@@ -1,4 +1,4 @@
-"""What several command groups share: options of datasets, tables, progress bars."""
+"""What several command groups share: options of datasets, wrong numbers, tables, progress bars."""
 
 import json
 import sys
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import typer
+
     from intclip.data.sample import Dataset
 
 
@@ -59,6 +61,24 @@ def parse_seeds(text: str) -> list[int]:
     if len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise RecipeError(f"--seeds {text!r}: each seed once, from 0 on")
     return seeds
+
+
+def wrong_number(error: "typer.TyperException") -> str | None:
+    """What to say of an option that is no number, or one outside its limits; None of any other misuse."""
+    from pydantic import ValidationError
+
+    option, cause = getattr(error, "param", None), error.__cause__
+    if option is None or not isinstance(cause, ValidationError):
+        return None
+    first = cause.errors(include_url=False)[0]
+    if not first["type"].startswith(("greater_than", "less_than", "int_", "float_", "finite_")):
+        return None
+    kind = option.type_descriptor
+    low, high = kind.parameter_info.min, kind.parameter_info.max
+    number = "a whole number" if kind.annotation is int else "a number"
+    limits = f" from {low} to {high}" if None not in (low, high) else f" from {low} on" if low is not None else ""
+    limits = limits or (f" up to {high}" if high is not None else "")
+    return f"{(option.opts or [option.name])[0]} {first['input']}: choose {number}{limits}"
 
 
 def shell_command() -> str:

@@ -12,14 +12,15 @@ def push(
     license: Annotated[str | None, typer.Option(help="Licence for the model card, such as cc-by-4.0.")] = None,
     message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
 ) -> None:
-    r"""Put a trained model on the Hugging Face hub, with a generated model card.
+    """Put a trained model on the Hugging Face hub, with a generated model card.
 
     Log in once with `hf auth login`. Every command takes the model back as hf://OWNER/NAME.
 
-    \b
     Examples:
-      intclip push runs/mine me/my-intents --license cc-by-4.0
-      intclip predict holiday/ --model hf://me/my-intents
+
+    intclip push runs/mine me/my-intents --license cc-by-4.0
+
+    intclip predict holiday/ --model hf://me/my-intents
     """
     from intclip.inference.push import push as upload
 

@@ -42,17 +42,20 @@ def report(
         str | None, typer.Option("--data-root", help="With --evaluation: where that dataset lies.")
     ] = None,
 ) -> None:
-    r"""Write photos, their intents by level and the evidence for them as one page that needs no network.
+    """Write photos, their intents by level and the evidence for them as one page that needs no network.
 
     With --evaluation the page is about a model: every label, curves over thresholds, precision and recall, calibration,
     confusion and co-occurrence, best and worst photos, and what another model does differently.
 
-    \b
     Examples:
-      intclip report holiday/ --out holiday.html
-      intclip report posts.csv --model models/mine --out posts.html
-      intclip report runs/mine --evaluation --out mine.html
-      intclip report runs/mine --evaluation --split val --against runs/other --data-root flickr8k
+
+    intclip report holiday/ --out holiday.html
+
+    intclip report posts.csv --model models/mine --out posts.html
+
+    intclip report runs/mine --evaluation --out mine.html
+
+    intclip report runs/mine --evaluation --split val --against runs/other --data-root flickr8k
     """
     if evaluation:
         _evaluation(photos, out, split, against, data, data_root)

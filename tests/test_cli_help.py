@@ -1,0 +1,49 @@
+"""What every command says of itself, and of numbers that it cannot take. Nothing here loads a model."""
+
+import re
+import sys
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from intclip.cli.main import app, main
+
+
+def commands(group, path=()):
+    """The words of every command, groups first."""
+    yield path
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, (*path, name))
+
+
+@pytest.mark.parametrize("words", list(commands(typer.main.get_command(app))), ids=" ".join)
+def test_help_teaches_line_by_line(words):
+    text = CliRunner().invoke(app, [*words, "--help"]).stdout
+    assert text.startswith("Usage: ")
+    assert "\\b" not in text
+    assert "\b" not in text
+    for line in text.splitlines():
+        assert "Examples:" not in line or line.strip() == "Examples:"
+        assert len(re.findall(r"(?<![\w`'])intclip [a-z]", line)) <= 1, "each example has a line of its own"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("predict x.jpg --threshold 2", "--threshold 2: choose a number from 0 to 1"),
+        ("predict x.jpg --threshold -0.1", "--threshold -0.1: choose a number from 0 to 1"),
+        ("predict x.jpg --threshold nan", "--threshold nan: choose a number from 0 to 1"),
+        ("predict x.jpg --threshold half", "--threshold half: choose a number from 0 to 1"),
+        ("predict x.jpg --top 0", "--top 0: choose a whole number from 1 on"),
+        ("predict x.jpg --batch-size 1.5", "--batch-size 1.5: choose a whole number from 1 on"),
+        ("app --port 70000", "--port 70000: choose a whole number from 0 to 65535"),
+        ("describe x.jpg --model m --out x.csv --prices 1 x", "--prices x: choose a number"),
+    ],
+)
+def test_a_wrong_number_is_told_with_its_limits(words, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["intclip", *words.split()])
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    assert leaving.value.code == 2
+    assert capsys.readouterr().err == f"intclip: {said}\n"
