@@ -18,8 +18,9 @@ class _Loader(yaml.SafeLoader):
         mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)
         if len(mapping) < len(node.value):
             keys = [key_node.value for key_node, _ in node.value]
-            twice = next((key for i, key in enumerate(keys) if key in keys[:i]), keys[-1])
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} is given twice", node.start_mark)
+            again = next((i for i, key in enumerate(keys) if key in keys[:i]), len(keys) - 1)
+            mark = node.value[again][0].start_mark
+            raise yaml.constructor.ConstructorError(None, None, f"key {keys[again]!r} is given twice", mark)
         return mapping
 
 
@@ -27,7 +28,7 @@ def parse_yaml(text: str) -> Any:
     """Mappings, lists, texts, numbers, booleans, dates and None.
 
     Raises:
-        ValueError: It is not valid YAML, or uses what is not allowed; one line with the place.
+        ValueError: It is not valid YAML, or uses what is not allowed; one line: "line 2, column 1: key 'a' is …".
     """
     try:
         loader = _Loader(text)
@@ -35,5 +36,27 @@ def parse_yaml(text: str) -> Any:
             return loader.get_single_data()
         finally:
             loader.dispose()
-    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(_fault(error)) from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ValueError(f"line {line}: character {error.character:#06x} has no place in YAML; remove it") from error
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    except (
+        yaml.YAMLError,
+        ValueError,
+        OverflowError,
+    ) as error:  # a date such as 2020-13-01, a number of thousands of digits
         raise ValueError(" ".join(str(error).split())) from error
+
+
+def _fault(error: yaml.MarkedYAMLError) -> str:
+    """Place and problem, without PyYAML's excerpt of the text."""
+    mark, start = error.problem_mark or error.context_mark, error.context_mark
+    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
+    problem = " ".join((error.problem or "not YAML").split())
+    if "'\\t'" in problem:
+        return f"{place}there is a tab; YAML is indented by blanks"
+    began = error.context and start is not None and mark is not None and start.line != mark.line
+    return f"{place}{problem}{f' ({error.context} that begins in line {start.line + 1})' if began and start else ''}"

@@ -139,7 +139,16 @@ LONG = " ".join(["wonderful"] * 80)
     [
         ("", "classes must be a list of names"),
         ("- a\n- b\n- A\n", "class 3 'A': the name is there twice \\(also 'a'\\); rename one"),
-        ("a: one\nb: two\na: three\n", "key 'a' is given twice.*line 1"),
+        ("a: one\nb: two\na: three\n", "my.yaml: line 3, column 1: key 'a' is given twice; correct the YAML there$"),
+        ("- pets\n\t- x\n", "my.yaml: line 2, column 1: there is a tab; YAML is indented by blanks; correct"),
+        ("- a\n- pe\0ts\n", "my.yaml: line 2: character 0x0000 has no place in YAML; remove it"),
+        (
+            "clases:\n- {name: x}\n",
+            "my.yaml: 'clases' holds a list, and is no entry of a taxonomy; did you mean `classes`",
+        ),
+        ("clases: {x: a dog, y: a cat}\n", "my.yaml: there is no entry 'clases'; did you mean `classes`"),
+        ("pets: [a, b]\nfood: a\n", "my.yaml: 'pets' holds a list, .*; list the classes under `classes`"),
+        ("- {name: x, sentence: [a, b]}\n", "class 1 'x': sentence is .*, not a text; write one line of words"),
         ("- {name: a, aliases: [b]}\n- b\n", "class 1 'a': alias 'b' also means 'b'; keep it at one of them"),
         ("- a\n- yes\n", "class 2: name is True, which YAML does not read as text; put it in quotes"),
         ("- ''\n", "class 1 '' is empty; give it a name"),
@@ -200,7 +209,10 @@ LONG = " ".join(["wonderful"] * 80)
         ("classes: [a, b]\nsubsets: {s: {x: [a]}}", "subsets: s: 'b' is in no part"),
         ("classes: [a, b]\nsubsets: {s: {x: [a, b], y: [b]}}", "subsets: s: 'b' is there twice"),
         # no YAML, or more than plain YAML
-        ("- [a\n", "my.yaml: .*line.*; correct the YAML there"),
+        (
+            "- [a\n",
+            "my.yaml: line 2, column 1: .*got '<stream end>' .while parsing a flow sequence that begins in line 1",
+        ),
         ("- !!python/object/apply:os.system [echo]\n", "my.yaml: .*could not determine a constructor"),
         ("a: &x [1]\nb: *x\n", "aliases are not allowed"),
     ],

@@ -89,6 +89,8 @@ def parse_taxonomy(content: Any, where: str, *, name: str = "custom") -> Taxonom
         return Taxonomy.from_dict(content)
     if isinstance(content, Mapping) and "classes" not in content and set(content) & set(_TOP_KEYS):
         raise TaxonomyError(f"{where}: there is no `classes`; list the class names under it")
+    if isinstance(content, Mapping) and "classes" not in content:
+        _no_misspelt_keys(content, where)
     top = content if isinstance(content, Mapping) and "classes" in content else {"classes": content}
     _known_keys(top, _TOP_KEYS, where)
     classes = list(_classes(top["classes"], where))
@@ -159,7 +161,22 @@ def _as_sentence(value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, Mapping) else {"sentence": value}
 
 
+def _no_misspelt_keys(content: Mapping[Any, Any], where: str) -> None:
+    """In lines of `name: sentence`, a list has no place: it is what `classes:` or another key was meant to hold."""
+    for key, value in content.items():
+        near = get_close_matches(str(key), _TOP_KEYS, n=1, cutoff=0.75)
+        if isinstance(value, list):
+            meant = f"did you mean `{near[0]}`?" if near else "list the classes under `classes`"
+            raise TaxonomyError(f"{where}: {key!r} holds a list, and is no entry of a taxonomy; {meant}")
+        if isinstance(value, Mapping) and near and not set(value) & set(_CLASS_KEYS):
+            raise TaxonomyError(f"{where}: there is no entry {key!r}; did you mean `{near[0]}`?")
+
+
 def _text(value: Any, entry: str) -> str:
+    if isinstance(value, str) and "\0" in value:
+        raise TaxonomyError(f"{entry} holds a NUL character; remove it")
+    if isinstance(value, list | dict):
+        raise TaxonomyError(f"{entry} is {value!r:.60}, not a text; write one line of words")
     if not isinstance(value, str):
         raise TaxonomyError(f"{entry} is {value!r:.60}, which YAML does not read as text; put it in quotes")
     return " ".join(value.split())
