@@ -204,10 +204,13 @@ def test_list_and_show(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "my: multilabel, 2 labels (my)" in out
     assert "train: 0.jpg" in out
+    told = f"missing photos: 1 of 5, the first is {table.parent / '9.jpg'} ({table}, row 6); "
+    assert out.splitlines()[-1].startswith(told)
     command("data", "show", str(table), "--json", "--set", "positive_share=0.3", "--set", "seed=3")
     content = json.loads(capsys.readouterr().out)
     assert content["positives"] == {"train": [1, 2], "val": [3, 0]}
     assert content["positive_share"] == 0.3
+    assert content["missing"] == 1
     assert content["samples"]["train"][0]["labels"] == ["sea", "sun"]
 
 
@@ -234,6 +237,10 @@ def test_check_command(table: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         (["data", "prepare", "mvsa", "--root", "x"], "cannot be fetched"),
         (["data", "show", "mvsa", "--set", "missing"], "write key=value"),
         (["data", "show", "mvsa", "--set", "mising=skip"], "did you mean missing"),
+        (["data", "show", "table", "--root", "x.csv", "--set", "encoding=3"], "option encoding=3: .*valid string"),
+        (["data", "show", "table", "--root", "x.csv", "--set", "shares=abc"], "option shares='abc': .*dictionary"),
+        (["data", "show", "table", "--root", "x.csv", "--set", "task=multi"], "option task='multi': .*'singlelabel'"),
+        (["data", "show", "table", "--root", "x.csv", "--set", "positive_share=half"], "positive_share.*valid number"),
     ],
 )
 def test_wrong_input_is_one_line(arguments: list[str], fault: str) -> None:

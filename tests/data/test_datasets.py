@@ -125,7 +125,9 @@ def test_a_pickled_label_matrix_is_refused(intentonomy: Path) -> None:
 def test_intentonomy_missing_photos(intentonomy: Path, caplog: pytest.LogCaptureFixture) -> None:
     (intentonomy / "low" / "t1.jpg").unlink()
     (intentonomy / "low" / "s0.jpg").unlink()
-    with pytest.raises(DatasetError, match=r"2 of 6 photos .*t1\.jpg.*data prepare.*skip") as error:
+    with pytest.raises(
+        DatasetError, match=r"2 of 6 photos .*t1\.jpg \(.*train2020\.json, image 2\).*data prepare.*skip"
+    ) as error:
         load_intentonomy(intentonomy)
     one_line(error)
     assert len(load_intentonomy(intentonomy, missing="keep").splits["train"]) == 3
@@ -148,8 +150,9 @@ def test_intentonomy_malformed_annotations(intentonomy: Path) -> None:
     cases: list[tuple[dict[str, object], str]] = [
         (
             {"annotations": [{"image_id": "nobody", "category_ids": [1]}]},
-            "name photos that are not among its images.*nobody",
+            r"val2020\.json, annotation 1: photo 'nobody' is not among the file's images; 1 annotations",
         ),
+        ({"images": [image, {**image, "filename": "low/v1.jpg"}]}, r"image 2: id 'v0' is there already \(.*image 1\)"),
         ({"annotations": [{"image_id": "v0", "category_ids": [28]}]}, "annotation 1: category 28"),
         ({"annotations": [{"image_id": "v0"}]}, "neither"),
         ({"annotations": [{"category_ids": [1]}]}, "no 'image_id'"),
@@ -163,7 +166,7 @@ def test_intentonomy_malformed_annotations(intentonomy: Path) -> None:
         ({"images": [{"id": "v0", "filename": "../../etc/passwd"}]}, "leaves"),
         ({"images": [{"id": "v0", "filename": "/etc/passwd"}]}, "leaves"),
         ({"images": [{"id": "v0", "filename": 3}]}, "wrong type"),
-        ({"images": [image, image]}, "not among its images"),
+        ({"images": [image]}, "annotation 2: photo .v1. is not among"),
     ]
     for changes, fault in cases:
         path.write_text(json.dumps({**good, **changes}))

@@ -88,7 +88,7 @@ def test_lists_and_shares(folder: Path, suffix: str) -> None:
 
 
 def test_one_column_a_label(folder: Path) -> None:
-    text = "path,sea,sun,likes\na.jpg,1,0.5,300\nb.jpg,,true,20\nc.jpg,-1,no,1\n"
+    text = "path,sea,sun,likes\na.jpg,1,0.5,300\nb.jpg,,true,20\nc.jpg,-1,no,12\n"
     dataset = load_table(write(folder / "x.csv", text))
     assert dataset.taxonomy.names == ("sea", "sun")  # likes hold no shares
     np.testing.assert_array_equal(targets(dataset), [[1, 0.5], [NAN, 1], [NAN, 0]])
@@ -98,6 +98,48 @@ def test_one_column_a_label(folder: Path) -> None:
     row = dict(zip(names, targets(dataset)[0], strict=True))
     assert (row["positive"], row["negative"]) == (1, 0)
     assert np.isnan(row["neutral"])  # a label without a column is unknown
+
+
+def test_a_column_of_shares_and_others_is_refused(folder: Path) -> None:
+    """Never a label lost for one slip, never one made of a number of likes that is 0 or 1 in places."""
+    for cells, row, value in (
+        (("1", "0", "3"), 4, "3"),
+        (("3", "1", "0"), 2, "3"),
+        (("yes", "", "2026-11-21"), 4, "2026-11-21"),
+        (("0", "1", "2"), 4, "2"),
+        (("0,5", "1", "1"), 2, "0,5"),
+        (("no", "a long day", ""), 3, "a long day"),
+    ):
+        lines = [f'{name}.jpg,"{cell}",0' for name, cell in zip("abc", cells, strict=True)]
+        path = write(folder / "x.csv", "\n".join(["image,pets,food", *lines]))
+        with pytest.raises(DatasetError, match=r"not a share.*write 0, 1, .*if it is none.*taxonomy") as error:
+            load_table(path)
+        assert one_line(error).startswith(f"{path}, row {row}, column 'pets': {value!r} is not a share")
+        assert load_table(path, taxonomy=str(write(folder / "food.yaml", "- food\n"))).taxonomy.names == ("food",)
+
+
+def test_columns_that_are_no_labels_are_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = ",image,pets,likes,taken,by\n0,a.jpg,1,300,2026-11-21,Ann\n1,b.jpg,0,,2026-11-22,\n2,c.jpg,-1,5,,Bo\n"
+    path = write(folder / "x.csv", text)
+    with caplog.at_level("WARNING", logger="intclip.data"):
+        assert load_table(path).taxonomy.names == ("pets",)
+    assert f"{path}: columns left out, as they hold no 0, 1 or share: , likes, taken, by" in caplog.text
+    caplog.clear()
+    load_table(write(folder / "y.csv", "image,labels,by\na.jpg,sea,Ann\n"))
+    assert caplog.text == "", "where a column says labels, the others never were labels"
+
+
+def test_semicolons_and_tabs_part_cells_where_there_is_no_comma(folder: Path) -> None:
+    for text in (
+        'image;labels\na.jpg;"sea;sun"\nb.jpg;sun, moon\n',
+        "image\tlabels\na.jpg\tsea;sun\nb.jpg\tsun, moon\n",
+    ):
+        dataset = load_table(write(folder / "x.csv", text))
+        assert dataset.taxonomy.names == ("sea", "sun", "sun, moon")
+        assert targets(dataset) == [[1, 1, 0], [0, 0, 1]]
+    assert load_table(write(folder / "x.csv", "text,label\na;b,sea\n")).splits["train"][0].text == "a;b"
+    with pytest.raises(DatasetError, match="row 2: 3 cells for 2 columns; put cells that hold ';'"):
+        load_table(write(folder / "x.csv", "image;labels\na.jpg;sea;sun\n"))
 
 
 def test_single_label_tables(folder: Path) -> None:
@@ -155,12 +197,20 @@ def test_encodings(folder: Path) -> None:
     with pytest.raises(DatasetError, match=r"x\.csv, row 2: byte 0xf6 is not UTF-8; .*encoding='latin-1'") as error:
         load_table(path)
     one_line(error)
+    assert "`--set encoding=latin-1` (intclip data" in str(error.value)
+    assert "`--set data.options.encoding=latin-1` (intclip train)" in str(error.value)
+    path = write(folder / "x.csv", text, "utf-16")
+    assert load_table(path, encoding="utf-16").taxonomy.names == ("schön",)
+    with pytest.raises(DatasetError, match=r"x\.csv is UTF-16, not UTF-8; .*encoding=utf-16"):
+        load_table(path)
+    with pytest.raises(DatasetError, match=r"x\.csv, row 1: there is a NUL byte"):
+        load_table(path, encoding="latin-1")
     with pytest.raises(DatasetError, match="unknown encoding"):
         load_table(path, encoding="utf-88")
 
 
 WRONG_CSV = {
-    "wrong columns": ("file_size,labels\n1,sea\n", "neither a photo column .* its columns: file_size, labels"),
+    "wrong columns": ("file_size,labels\n1,sea\n", "neither a photo .* columns: file_size, labels; .*--set 'columns={"),
     "no labels": ("image,size\na.jpg,300\n", "has no labels.*other columns: size"),
     "misspelt column": ("image,Positve\na.jpg,1\n", "'Positve' is no label of .*mean 'positive'"),
     "unknown label": ("image,labels\na.jpg,positive\nb.jpg,postive\n", r"row 3: .*no label 'postive'; .*'positive'"),
@@ -170,13 +220,14 @@ WRONG_CSV = {
     "no rows": ("image,labels\n", "no rows"),
     "no content": ("", "no rows"),
     "share": ("image,positive\na.jpg,7\n", "row 2, column 'positive': '7' is not a share"),
-    "photo gone": ("image,labels\na.jpg,positive\nz.jpg,positive\n", r"1 of 2 photos that are not there, .*z\.jpg"),
+    "photo gone": ("image,labels\na.jpg,positive\nz.jpg,positive\n", r"1 of 2 .*z\.jpg \(.*row 3\).*=skip"),
     "empty row": ("image,text,labels\na.jpg,,positive\n,,positive\n", "row 3: there is neither photo nor text"),
     "id twice": ("id,image,labels\n1,a.jpg,positive\n1,b.jpg,positive\n", r"row 3: id '1' is there already .*row 2"),
     "one label a row": ("image,labels\na.jpg,positive\na.jpg,negative\n", r"row 3: .*already .*row 2.*join.*';'"),
     "quote left open": ('image,labels\na.jpg,"positive\n', "not CSV"),
-    "null byte in path": ("image,labels\na\0.jpg,positive\n", "is no path|not CSV"),
-    "json cell": ("image,labels\na.jpg,[positive\n", "row 2.*not JSON"),
+    "null byte in path": ("image,labels\na\0.jpg,positive\n", "row 2: there is a NUL byte"),
+    "null byte in label": ("image,labels\na.jpg,positive\nb.jpg,posi\0tive\n", "row 3: there is a NUL byte"),
+    "json cell": ("image,labels\na.jpg,[positive\n", r"csv, row 2, labels '\[positive': not JSON"),
 }  # fmt: skip
 
 
@@ -191,7 +242,8 @@ def test_wrong_csv_names_file_row_and_remedy(folder: Path, case: str) -> None:
 
 WRONG_JSONL = {
     "not an object": ("[1]", "row 1: expected an object"),
-    "not JSON": ('{"image": "a.jpg", "labels": ["sea"]}\n{"image"', "row 2: not JSON|row 2, row 1: not JSON"),
+    "not JSON": ('{"image": "a.jpg", "labels": ["sea"]}\n{"image"', r"jsonl, row 2: not JSON \(.* character 9\)"),
+    "not JSON, in several lines": ('{"image": "a.jpg", "labels": "[\\n1,\\n"}', r"row 1, labels .*: not JSON"),
     "path of the wrong type": ('{"image": 3, "labels": ["sea"]}', "its photo is 3, not text"),
     "text of the wrong type": ('{"text": ["a"], "labels": ["sea"]}', "its text is"),
     "label of the wrong type": ('{"image": "a.jpg", "labels": [["sea"], "b"]}', "is no label"),
@@ -200,6 +252,7 @@ WRONG_JSONL = {
     "shares of the wrong type": ('{"image": "a.jpg", "votes": 3, "labels": ["a"]}', "neither label to share"),
     "share out of range": ('{"image": "a.jpg", "votes": {"a": 1e999}}', "not a share"),
     "labels that differ by case": ('{"image": "a.jpg", "labels": ["Sea", "sea"]}', "twice"),
+    "NUL in a label": ('{"image": "a.jpg", "labels": ["pe\\u0000ts"]}', "holds a NUL character"),
     "empty label": ('{"image": "a.jpg", "labels": [" ", "sea"]}', "empty"),
     "endless label": (json.dumps({"image": "a.jpg", "labels": ["word " * 100]}), "CLIP tokens"),
     "number too long": ('{"image": "a.jpg", "labels": ' + "9" * 5000 + "}", "not JSON that can be read"),

@@ -47,7 +47,7 @@ def list_datasets(as_json: AsJson = False) -> None:
 
 @app.command()
 def show(name: Name, root: Root = None, options: Options = None, as_json: AsJson = False) -> None:
-    """Show a dataset's splits, labels and a few samples, without reading its photos.
+    """Show a dataset's splits, labels and a few samples, and whether its photos are there, without reading them.
 
     intclip data show my-photos.csv
 
@@ -55,8 +55,10 @@ def show(name: Name, root: Root = None, options: Options = None, as_json: AsJson
     """
     dataset = load_named_dataset(name, root, options)
     from intclip.data.check import check_dataset
+    from intclip.data.reading import absent_photos
 
     counts = check_dataset(dataset, photos=False)
+    absent = absent_photos(dataset.splits)
     if as_json:
         samples = {split: [_sample_dict(dataset, s) for s in rows[:3]] for split, rows in dataset.splits.items()}
         facts = {
@@ -66,6 +68,7 @@ def show(name: Name, root: Root = None, options: Options = None, as_json: AsJson
             "labels": list(dataset.taxonomy.names),
             "positive_share": dataset.positive_share,
             "splits": counts.splits,
+            "missing": len(absent),
             "labels_per_sample": counts.labels_per_sample,
             "positives": counts.positives,
             "samples": samples,
@@ -79,6 +82,13 @@ def show(name: Name, root: Root = None, options: Options = None, as_json: AsJson
         for sample in rows[:2]:
             labels = "; ".join(_positives(dataset, sample)) or "no label"
             print(f"{split}: {sample.id}  {sample.image or 'no photo'}  {labels}")
+    if absent:
+        first = absent[0]
+        total = sum(facts["photos"] for facts in counts.splits.values())
+        print(
+            f"missing photos: {len(absent)} of {total}, the first is {first.image}"
+            f"{first.where and f' ({first.where})'}; `intclip data check --json` lists them all"
+        )
 
 
 @app.command()

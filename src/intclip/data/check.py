@@ -14,7 +14,8 @@ from PIL import Image
 
 from intclip.data.images import read_image, read_member
 from intclip.data.loading import usable_cores
-from intclip.data.sample import Dataset, ImageSource, Sample, TarMember
+from intclip.data.reading import is_there
+from intclip.data.sample import Dataset, Sample, TarMember
 from intclip.errors import ImageError
 
 NEAR_BITS = 4
@@ -129,8 +130,8 @@ def _look_at_photos(
         found = pool.map(lambda pair: _look(pair[1]), listed)
         for done, ((split, sample), look) in enumerate(zip(listed, found, strict=True), 1):
             if isinstance(look, ImageError):
-                problem = Problem(split, sample.id, str(look))
-                gone = sample.image is not None and not _is_there(sample.image)
+                problem = Problem(split, sample.id, f"{look}{sample.where and f' ({sample.where})'}")
+                gone = sample.image is not None and not is_there(sample.image)
                 (check.missing if gone else check.corrupt).append(problem)
             else:
                 looks.append((split, sample.id, *look))
@@ -161,10 +162,6 @@ def _look(sample: Sample) -> tuple[str, tuple[int, int]] | ImageError:
         return ImageError(str(error).replace("the given image data", str(sample.image)))
     except OSError as error:
         return ImageError(f"cannot read {sample.image}: {error.strerror or error}")
-
-
-def _is_there(image: ImageSource) -> bool:
-    return (image.archive if isinstance(image, TarMember) else image).is_file()
 
 
 def _groups(

@@ -153,7 +153,7 @@ def load_abstract(
         votes[columns] = [_votes(cell, where) for cell in row[1:]]
         targets = _settle(votes, labels)
         if targets is not None:
-            samples.append(Sample(row[0].strip(), targets, inside(path.parent, row[0].strip(), where)))
+            samples.append(Sample(row[0].strip(), targets, inside(path.parent, row[0].strip(), where), where=where))
     splits = settle_missing({"all": samples}, missing, f"abstract in {folder}", _FETCH)
     return Dataset("abstract", reader.taxonomy, "singlelabel", fold_out(splits["all"], folds, fold, seed))
 
@@ -202,7 +202,7 @@ def load_emotion6(
             if settled is None:
                 continue
             targets = settled
-        samples.append(Sample(name, targets, inside(folder / "images", name, where)))
+        samples.append(Sample(name, targets, inside(folder / "images", name, where), where=where))
     splits = settle_missing({"all": samples}, missing, f"emotion6 in {folder}", _FETCH)
     return Dataset(
         "emotion6", reader.taxonomy, "singlelabel", hold_out(splits["all"], {"train": 0.8, "test": 0.2}, seed)
@@ -238,7 +238,7 @@ def _listed_splits(images: Path, lists: Path, reader: Labels) -> Splits:
                 where = f"{path}, row {number}"
                 name = line.strip().replace("\\", "/")
                 targets = reader.targets([name.split("/")[0]], where)
-                samples.append(Sample(name, targets, inside(images, name, where)))
+                samples.append(Sample(name, targets, inside(images, name, where), where=where))
         splits[split] = samples
     return splits
 

@@ -7,7 +7,7 @@ Source: KMnP/intentonomy, DATA.md (Jia et al., CVPR 2021).
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,12 +49,14 @@ class Photo:
         filename: Relative to the photos' folder.
         url: Where it can be fetched; None where the file has none.
         targets: (K,) in the taxonomy's order.
+        where: File and number of the record, for messages.
     """
 
     id: str
     filename: str
     url: str | None
     targets: npt.NDArray[np.float32]
+    where: str
 
 
 def read_annotations(path: Path, taxonomy: Taxonomy) -> list[Photo]:
@@ -74,27 +76,29 @@ def read_annotations(path: Path, taxonomy: Taxonomy) -> list[Photo]:
     if len(set(columns.values())) < len(content["categories"]):
         raise DatasetError(f"{path}: two categories have the same id or mean the same label; make them unique")
     targets = _targets(path, content["annotations"], columns, reader)
-    photos = []
+    photos: dict[str, Photo] = {}
     for number, image in enumerate(content["images"], 1):
         where = f"{path}, image {number}"
         require_keys(image, {"id": (int, str), "filename": str}, where)
         url = image.get("unsplash_url")
         inside(Path(), image["filename"], where)
-        known = targets.pop(str(image["id"]), None)
-        photos.append(
-            Photo(
-                id=str(image["id"]),
-                filename=image["filename"],
-                url=url if isinstance(url, str) else None,
-                targets=reader.unknown() if known is None else known,
-            )
+        if (first := photos.get(str(image["id"]))) is not None:
+            raise DatasetError(f"{where}: id {str(image['id'])!r} is there already ({first.where}); make ids unique")
+        known = targets.get(str(image["id"]))
+        photos[str(image["id"])] = Photo(
+            id=str(image["id"]),
+            filename=image["filename"],
+            url=url if isinstance(url, str) else None,
+            targets=reader.unknown() if known is None else known,
+            where=where,
         )
-    if targets:
+    astray = [(number, image) for number, image in enumerate(targets, 1) if image not in photos]
+    if astray:
         raise DatasetError(
-            f"{path}: {len(targets)} annotations name photos that are not among its images, the first is "
-            f"{next(iter(targets))!r}; remove them or add the images"
+            f"{path}, annotation {astray[0][0]}: photo {astray[0][1]!r} is not among the file's images; {len(astray)} "
+            "annotations name photos that are not there; remove them or add the images"
         )
-    return photos
+    return list(photos.values())
 
 
 def _targets(
@@ -237,7 +241,7 @@ def _samples(folder: Path, photos: Sequence[Photo], texts: str | None, captions:
     if base != folder and not any((base / photo.filename).is_file() for photo in photos[:50]):
         base = folder
     return [
-        Sample(photo.id, photo.targets, base / photo.filename, _one_text(text.get(photo.id), captions))
+        Sample(photo.id, photo.targets, base / photo.filename, _one_text(text.get(photo.id), captions), photo.where)
         for photo in photos
     ]
 
@@ -256,4 +260,4 @@ def _binary_train(matrix: npt.NDArray[Any], train: list[Sample] | None, path: Pa
         return [Sample(f"train-{number:05d}", row) for number, row in enumerate(rows)]
     if len(train) != len(rows):
         raise DatasetError(f"{path} has {len(rows)} rows for {len(train)} annotated train photos; get the fitting file")
-    return [Sample(sample.id, row, sample.image, sample.text) for sample, row in zip(train, rows, strict=True)]
+    return [replace(sample, targets=row) for sample, row in zip(train, rows, strict=True)]

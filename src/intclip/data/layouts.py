@@ -3,6 +3,7 @@
 import os
 import tarfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from intclip.data.reading import (
     Splits,
     flat_taxonomy,
     inside,
+    loader_option,
     parse_json,
     read_json,
     require_keys,
@@ -121,7 +123,9 @@ def load_coco(
         splits[split] = _coco_samples(contents[split], path, base, reader)
     if shares is not None and len(splits) == 1:
         splits = hold_out(next(iter(splits.values())), shares, seed)
-    splits = settle_missing(splits, missing, str(first), "correct the file names, or pass images=FOLDER")
+    splits = settle_missing(
+        splits, missing, str(first), f"correct the file names, or give {loader_option('images', 'FOLDER')}"
+    )
     return Dataset(name or first.stem, reader.taxonomy, "multilabel", splits)
 
 
@@ -168,7 +172,7 @@ def load_webdataset(
         missing="keep", shares=shares, seed=seed, positive_share=positive_share,
     )  # fmt: skip
     splits = {
-        split: [Sample(s.id, s.targets, members.get(s.id), s.text) for s in samples]
+        split: [replace(sample, image=members.get(sample.id)) for sample in samples]
         for split, samples in dataset.splits.items()
     }
     return Dataset(dataset.name, dataset.taxonomy, dataset.task, splits, positive_share)
@@ -217,7 +221,7 @@ def _tar_rows(path: Path) -> list[tuple[Row, TarMember | None]]:
         )
         record: dict[str, Any] = {}
         if "json" in files:
-            content = parse_json(_text_member(files["json"], where), where)
+            content = parse_json(_text_member(files["json"], where), where, whole_file=True)
             record = {str(k): v for k, v in content.items()} if isinstance(content, dict) else {"labels": content}
         if "cls" in files:
             label = _text_member(files["cls"], where).strip()
@@ -274,8 +278,13 @@ def _coco_taxonomy(contents: Any, where: str, name: str) -> Taxonomy:
 def _coco_samples(content: Mapping[str, Any], path: Path, base: Path, reader: Labels) -> list[Sample]:
     columns = {c["id"]: reader.index(c["name"], f"{path}, category {c['name']!r}") for c in content["categories"]}
     targets = {image["id"]: np.zeros(len(reader.taxonomy), dtype=np.float32) for image in content["images"]}
-    if len(targets) < len(content["images"]):
-        raise DatasetError(f"{path}: two images have the same id; make ids unique")
+    samples: dict[int | str, Sample] = {}
+    for number, image in enumerate(content["images"], 1):
+        where = f"{path}, image {number}"
+        if (first := samples.get(image["id"])) is not None:
+            raise DatasetError(f"{where}: id {image['id']!r} is there already ({first.where}); make ids unique")
+        photo = inside(base, image["file_name"], where)
+        samples[image["id"]] = Sample(str(image["id"]), targets[image["id"]], photo, where=where)
     for number, annotation in enumerate(content["annotations"], 1):
         where = f"{path}, annotation {number}"
         if annotation["image_id"] not in targets:
@@ -285,9 +294,4 @@ def _coco_samples(content: Mapping[str, Any], path: Path, base: Path, reader: La
                 f"{where}: category {annotation['category_id']!r} is not among the categories; correct it"
             )
         targets[annotation["image_id"]][columns[annotation["category_id"]]] = 1
-    return [
-        Sample(
-            str(image["id"]), targets[image["id"]], inside(base, image["file_name"], f"{path}, image {image['id']!r}")
-        )
-        for image in content["images"]
-    ]
+    return list(samples.values())

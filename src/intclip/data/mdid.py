@@ -87,6 +87,7 @@ def load_mdid(
                     targets=reader.targets([_RELEASED.get(label, label)], where),
                     image=photo if photo.is_file() else None,
                     text=text if isinstance(text, str) else None,
+                    where=where,
                 )
             )
     return Dataset(f"mdid-{labels}", reader.taxonomy, "singlelabel", splits)

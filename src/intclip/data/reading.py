@@ -1,8 +1,10 @@
 """What every dataset loader needs: where its files lie, reading them, labels to targets, and photos that are gone."""
 
+import codecs
 import json
 import logging
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from intclip.data.sample import Sample, TarMember
+from intclip.data.sample import ImageSource, Sample, TarMember
 from intclip.errors import DatasetError, TaxonomyError
 from intclip.labels.reading import parse_taxonomy
 from intclip.labels.taxonomy import Taxonomy
@@ -22,6 +24,13 @@ Missing = Literal["error", "skip", "keep"]
 """What to do about photos that the annotations name and that are not there."""
 
 Splits = dict[str, list[Sample]]
+
+_BYTE_ORDER_MARKS = (  # UTF-32's little-endian mark begins with UTF-16's
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 _log = logging.getLogger("intclip.data")
 
@@ -56,8 +65,22 @@ def first_existing(root: Path, names: Iterable[str], what: str) -> Path:
     raise DatasetError(f"{root} holds no {what}; expected {' or '.join(names)} (see docs/datasets.md)")
 
 
-def read_text(path: Path, encoding: str = "utf-8-sig") -> str:
+def loader_option(key: str, value: Any) -> str:
+    """How a message tells to give an option of a loader: to the commands that read data, to training, in Python."""
+    option = f"{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+    return (
+        f"`--set {shlex.quote(option)}` (intclip data, fit), "
+        f"`--set {shlex.quote(f'data.options.{option}')}` (intclip train) or {key}={value!r} (Python)"
+    )
+
+
+def read_text(path: Path, encoding: str = "utf-8-sig", *, encodable: bool = False) -> str:
     """A whole text file.
+
+    Args:
+        path: The file.
+        encoding: Of the file.
+        encodable: The reader has an option `encoding`, which a message may name.
 
     Raises:
         DatasetError: It cannot be read, or is in another encoding.
@@ -69,11 +92,16 @@ def read_text(path: Path, encoding: str = "utf-8-sig") -> str:
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
-        row = content.count(b"\n", 0, error.start) + 1
-        raise DatasetError(
-            f"{path}, row {row}: byte {content[error.start]:#04x} is not {encoding.removesuffix('-sig').upper()}; "
-            "save the file as UTF-8 or pass its encoding, such as encoding='latin-1'"
-        ) from error
+        marked = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), None)
+        if marked is not None and marked != encoding.lower():
+            fault = f"{path} is {marked.upper()}, not {encoding.removesuffix('-sig').upper()}"
+        else:
+            row = content.count(b"\n", 0, error.start) + 1
+            fault = (
+                f"{path}, row {row}: byte {content[error.start]:#04x} is not {encoding.removesuffix('-sig').upper()}"
+            )
+        remedy = f", or give its encoding, such as {loader_option('encoding', marked or 'latin-1')}"
+        raise DatasetError(f"{fault}; save the file as UTF-8{remedy if encodable else ''}") from error
     except LookupError as error:
         raise DatasetError(f"unknown encoding {encoding!r}; use a name such as utf-8 or latin-1") from error
 
@@ -84,11 +112,16 @@ def read_json(path: Path) -> Any:
     Raises:
         DatasetError: It cannot be read or is not JSON.
     """
-    return parse_json(read_text(path), str(path))
+    return parse_json(read_text(path), str(path), whole_file=True)
 
 
-def parse_json(text: str, where: str) -> Any:
+def parse_json(text: str, where: str, *, whole_file: bool = False) -> Any:
     """The value of a JSON text.
+
+    Args:
+        text: A file's, a row's or a cell's.
+        where: Of which file or row, for messages.
+        whole_file: Let the message count the file's rows; a row's or cell's own row is in `where` already.
 
     Raises:
         DatasetError: It is not JSON.
@@ -96,7 +129,9 @@ def parse_json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise DatasetError(f"{where}, row {error.lineno}: not JSON ({error.msg}); fetch or write it again") from error
+        place = f"{where}, row {error.lineno}" if whole_file else where
+        fault = f"{error.msg} at character {error.colno if whole_file else error.pos + 1}"
+        raise DatasetError(f"{place}: not JSON ({fault}); fetch or write it again") from error
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits; nesting without end
         raise DatasetError(f"{where}: not JSON that can be read ({error}); fetch or write it again") from error
 
@@ -198,22 +233,6 @@ def share(value: Any, where: str) -> float:
     return number
 
 
-def unique_ids(splits: Splits, where: str) -> None:
-    """Hold that no two samples share an id.
-
-    Raises:
-        DatasetError: Two do.
-    """
-    seen: dict[str, str] = {}
-    for split, samples in splits.items():
-        for sample in samples:
-            if sample.id in seen:
-                raise DatasetError(
-                    f"{where}: id {sample.id!r} is there twice (in {seen[sample.id]} and {split}); make ids unique"
-                )
-            seen[sample.id] = split
-
-
 def settle_missing(splits: Splits, missing: Missing, where: str, remedy: str, gone: Sequence[str] = ()) -> Splits:
     """Deal with photos that are not there.
 
@@ -232,18 +251,14 @@ def settle_missing(splits: Splits, missing: Missing, where: str, remedy: str, go
     if missing == "keep":
         return splits
     known = set(gone)
-    absent = [
-        sample
-        for samples in splits.values()
-        for sample in samples
-        if sample.image is not None and not _exists(sample.image)
-    ]
+    absent = absent_photos(splits)
     unexpected = [sample for sample in absent if sample.id not in known]
     total = sum(sample.image is not None for samples in splits.values() for sample in samples)
     if missing == "error" and unexpected:
+        first = unexpected[0]
         raise DatasetError(
-            f"{where} names {len(unexpected)} of {total} photos that are not there, the first is "
-            f"{unexpected[0].image}; {remedy}, or load with missing='skip'"
+            f"{where} names {len(unexpected)} of {total} photos that are not there, the first is {first.image}"
+            f"{first.where and f' ({first.where})'}; {remedy}, or leave them out: {loader_option('missing', 'skip')}"
         )
     if absent:
         left_out = {sample.id for sample in absent}
@@ -254,7 +269,13 @@ def settle_missing(splits: Splits, missing: Missing, where: str, remedy: str, go
     return splits
 
 
-def _exists(image: Path | TarMember) -> bool:
+def absent_photos(splits: Splits) -> list[Sample]:
+    """The samples whose photo is not there."""
+    return [s for samples in splits.values() for s in samples if s.image is not None and not is_there(s.image)]
+
+
+def is_there(image: ImageSource) -> bool:
+    """Whether a photo's file, or the archive that holds it, exists."""
     return os.path.isfile(image.archive if isinstance(image, TarMember) else image)  # noqa: PTH113 (fast)
 
 

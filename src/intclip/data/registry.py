@@ -20,6 +20,7 @@ from intclip.data.sample import Dataset
 from intclip.data.tables import SUFFIXES
 from intclip.data.tabular import load_table
 from intclip.errors import DatasetError
+from intclip.labels.taxonomy import Taxonomy
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,25 @@ def load_dataset(name: str | os.PathLike[str], root: str | os.PathLike[str] | No
             raise DatasetError(
                 f"{kind} has no option {option!r}: {hint}it takes {', '.join(p.name for p in known) or 'none'}"
             )
+    for parameter in known:
+        if parameter.name in options:
+            _check_option(parameter, options[parameter.name])
     return load(*arguments, **options)
+
+
+def _check_option(parameter: inspect.Parameter, value: Any) -> None:
+    """Hold that an option from a command line or a recipe is of the type that its loader asks for."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    if isinstance(value, Taxonomy):
+        return
+    try:
+        TypeAdapter(parameter.annotation, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(
+            value, strict=True
+        )
+    except ValidationError as error:
+        asked = "; ".join(dict.fromkeys(fault["msg"] for fault in error.errors(include_url=False)))
+        raise DatasetError(f"option {parameter.name}={value!r:.60}: {asked[0].lower()}{asked[1:]}") from error
 
 
 def kind_of(path: Path) -> str:

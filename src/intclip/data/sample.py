@@ -50,12 +50,14 @@ class Sample:
         image: Where the photo lies; None for a text alone.
         text: Caption, post or description; None when there is none.
         targets: (K,) float32 in [0, 1]: a share of votes or 0/1; NaN where unknown.
+        where: File and row that name it, for messages; empty where it was found by looking into a folder.
     """
 
     id: str
     targets: npt.NDArray[np.float32]
     image: ImageSource | None = None
     text: str | None = None
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,20 @@ Columns are found by name (letter case does not matter; `columns` renames others
     id      id, post_id
 
 An empty cell under labels means that nothing is known about the row; `[]` that no label holds.
+
+A .csv file's cells are parted by commas; where its header has none, by semicolons or tabs, as spreadsheets write them
+in many countries.
 """
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from intclip.data.reading import parse_json, read_text
+from intclip.data.reading import loader_option, parse_json, read_text
 from intclip.errors import DatasetError
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -61,7 +65,7 @@ def read_rows(path: Path, *, columns: Mapping[str, str] | None = None, encoding:
     """
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
-        records = _read_csv(path, "\t" if suffix == ".tsv" else ",", encoding)
+        records = _read_csv(path, "\t" if suffix == ".tsv" else ",;\t", encoding)
     elif suffix in (".jsonl", ".ndjson"):
         records = _read_jsonl(path, encoding)
     elif suffix == ".parquet":
@@ -105,15 +109,20 @@ def find_columns(names: Sequence[str], columns: Mapping[str, str] | None, where:
     if columns:
         raise DatasetError(f"columns: unknown kind {next(iter(columns))!r}; choose from {', '.join(COLUMNS)}")
     if "image" not in found and "text" not in found:
+        example = loader_option("columns", {"image": names[0] if names else "NAME"})
         raise DatasetError(
             f"{where} has neither a photo column ({', '.join(COLUMNS['image'])}) nor a text column "
-            f"({', '.join(COLUMNS['text'])}); its columns: {listed(names)}; rename one or pass columns={{'image': …}}"
+            f"({', '.join(COLUMNS['text'])}); its columns: {listed(names)}; rename one, or say which it is: {example}"
         )
     return found
 
 
-def _read_csv(path: Path, delimiter: str, encoding: str) -> list[tuple[str, dict[str, Any]]]:
-    reader = csv.reader(io.StringIO(read_text(path, encoding), newline=""), delimiter=delimiter, strict=True)
+def _read_csv(path: Path, delimiters: str, encoding: str) -> list[tuple[str, dict[str, Any]]]:
+    text = read_text(path, encoding, encodable=True)
+    header_line = re.match(r"[\r\n]*([^\r\n]*)", text)
+    assert header_line is not None  # it matches nothing too
+    delimiter = next((mark for mark in delimiters if mark in header_line[1]), delimiters[0])
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     records: list[tuple[str, dict[str, Any]]] = []
     header: list[str] | None = None
     try:
@@ -121,6 +130,8 @@ def _read_csv(path: Path, delimiter: str, encoding: str) -> list[tuple[str, dict
             where = f"{path}, row {reader.line_num}"
             if not cells:
                 continue
+            if any("\0" in cell for cell in cells):
+                raise DatasetError(f"{where}: there is a NUL byte, which no text holds; write the file again as UTF-8")
             if header is None:
                 header = cells
                 if len(set(header)) < len(header):
@@ -139,7 +150,7 @@ def _read_csv(path: Path, delimiter: str, encoding: str) -> list[tuple[str, dict
 
 def _read_jsonl(path: Path, encoding: str) -> list[tuple[str, dict[str, Any]]]:
     records = []
-    for number, line in enumerate(read_text(path, encoding).split("\n"), 1):
+    for number, line in enumerate(read_text(path, encoding, encodable=True).split("\n"), 1):
         if line.strip():
             where = f"{path}, row {number}"
             record = parse_json(line, where)

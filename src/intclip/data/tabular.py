@@ -1,7 +1,16 @@
-"""Datasets from tables of photos, texts and labels; see `intclip.data.tables` for their columns."""
+"""Datasets from tables of photos, texts and labels; see `intclip.data.tables` for their columns.
 
+Where no column says labels, each column that is not a known one may be a label itself. With a taxonomy, those named
+like its labels are. Without one, the cells tell: a column is a label when every cell is 0, 1, yes, no, a share, or
+unknown (nothing, -1), and at least one is known. A column without any 0, 1 or share (likes, dates, names of people) is
+none; it is left out, and a warning names it. A column of both kinds may be a label with a slip in it, or a number of
+something that is 0 or 1 in places: it is refused, because either guess would lose labels or make them up.
+"""
+
+import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +18,16 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from intclip.data.reading import Labels, Missing, Splits, flat_taxonomy, parse_json, settle_missing, share
+from intclip.data.reading import (
+    Labels,
+    Missing,
+    Splits,
+    flat_taxonomy,
+    loader_option,
+    parse_json,
+    settle_missing,
+    share,
+)
 from intclip.data.sample import Dataset, Sample
 from intclip.data.splitting import hold_out
 from intclip.data.tables import SUFFIXES, Row, listed, read_rows
@@ -18,6 +36,8 @@ from intclip.labels import load_taxonomy
 from intclip.labels.taxonomy import Taxonomy
 
 _LABEL_KINDS = ("labels", "label", "shares")
+
+_log = logging.getLogger("intclip.data")
 
 
 def load_table(
@@ -35,6 +55,8 @@ def load_table(
     positive_share: float = 0.5,
 ) -> Dataset:
     """A dataset from a table, or from one table a split.
+
+    Where columns are labels themselves, a warning names those that are left out because they are none.
 
     Args:
         root: A .csv, .tsv, .jsonl or .parquet file; a folder with `train.*`, `val.*`, `test.*`; or split name to file.
@@ -146,21 +168,41 @@ def _wide_columns(rows: Sequence[Row], taxonomy: Taxonomy | None) -> dict[str, s
                     f"{taxonomy.name}; did you mean {spellings[near[0]]!r}? Rename it"
                 )
     else:
-        wide = {name: name for name in names if _holds_shares(rows, name)}
+        wide = {name: name for name in names if _is_label(rows, name)}
+    where = rows[0].where.rpartition(", row")[0]
     if not wide:
         raise DatasetError(
-            f"{rows[0].where.rpartition(', row')[0]} has no labels: neither a column labels or label, nor one "
+            f"{where} has no labels: neither a column labels or label, nor one "
             f"column a label with 0 or 1; its other columns: {listed(names)}"
         )
+    if others := [name for name in names if name not in wide]:
+        reason = "hold no 0, 1 or share" if taxonomy is None else f"are no labels of {taxonomy.name}"
+        _log.warning("%s: columns left out, as they %s: %s", where, reason, listed(others))
     return wide
 
 
-def _holds_shares(rows: Sequence[Row], column: str) -> bool:
-    try:
-        values = [share(row.other.get(column), row.where) for row in rows]
-    except DatasetError:
+def _is_label(rows: Sequence[Row], column: str) -> bool:
+    """Whether a column's cells are those of a label; see the head of this file.
+
+    Raises:
+        DatasetError: Some are and some are not.
+    """
+    if not column.strip():  # the row numbers that pandas writes
         return False
-    return not all(np.isnan(values))
+    known: list[Row] = []
+    wrong: list[DatasetError] = []
+    for row in rows:
+        try:
+            if not np.isnan(share(row.other.get(column), f"{row.where}, column {column!r}")):
+                known.append(row)
+        except DatasetError as error:
+            wrong.append(error)
+    if known and wrong:
+        raise DatasetError(
+            f"{wrong[0]}. The column counts as a label because {known[0].where} has {known[0].other[column]!r:.20}; if "
+            f"it is none, remove it, or name the labels: {loader_option('taxonomy', 'labels.yaml')}"
+        )
+    return bool(known)
 
 
 def _labels_found(rows: Sequence[Row], wide: Mapping[str, str]) -> list[str]:
@@ -181,7 +223,7 @@ def _label_list(row: Row) -> list[Any] | None:
     if isinstance(cell, str):
         cell = cell.strip()
         if cell.startswith("["):
-            cell = parse_json(cell, row.where)
+            cell = parse_json(cell, f"{row.where}, labels {cell!r:.40}")
         else:
             return [part.strip() for part in cell.split(";") if part.strip()] or None
     if cell is None:
@@ -194,7 +236,7 @@ def _label_list(row: Row) -> list[Any] | None:
 def _share_map(row: Row) -> Any:
     cell = row.known.get("shares")
     if isinstance(cell, str):
-        return parse_json(cell, row.where) if cell.strip() else None
+        return parse_json(cell, f"{row.where}, shares {cell!r:.40}") if cell.strip() else None
     return cell
 
 
@@ -213,6 +255,7 @@ def _sample(row: Row, base: Path, reader: Labels, wide: Mapping[str, str]) -> Sa
         targets=_targets(row, reader, wide),
         image=base / image if image else None,
         text=text or None,
+        where=row.where,
     )
 
 
@@ -260,7 +303,7 @@ def _settle_twin(sample: Sample, row: Row, ids: Mapping[str, Row]) -> Sample:
     number = 2
     while f"{sample.id}#{number}" in ids:
         number += 1
-    return Sample(f"{sample.id}#{number}", sample.targets, sample.image, sample.text)
+    return replace(sample, id=f"{sample.id}#{number}")
 
 
 def _one_label_each(rows: Sequence[Row]) -> bool:
