@@ -1,6 +1,7 @@
 """A bundle comes back as it was written, and anything else is refused in one line."""
 
 import json
+import re
 import shutil
 import struct
 
@@ -17,6 +18,9 @@ from intclip.evaluation.scoring import Scores
 from intclip.files import sha256_file
 from intclip.inference import load, load_bundle
 from intclip.inference.bundle import set_temperature
+
+REMEDY = re.compile(r"[;:] (fetch or copy it again|copy the file .*|give .*|check the path|upgrade with: .*)$")
+"""How every refusal ends: what to do."""
 
 
 @pytest.fixture
@@ -46,6 +50,7 @@ def refused(bundle, *parts):
         load_bundle(bundle)
     message = str(caught.value)
     assert "\n" not in message
+    assert REMEDY.search(message), message
     for part in parts:
         assert part in message
     return message

@@ -22,7 +22,7 @@ from intclip import __version__
 from intclip.backbones.preprocess import Preprocess
 from intclip.errors import BundleError, IntclipError
 from intclip.files import atomic_directory, sha256_file, write_text
-from intclip.inference.weights import TensorInfo, read_weights, write_weights
+from intclip.inference.weights import DAMAGED, TensorInfo, read_weights, write_weights
 from intclip.labels.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ FORMAT_VERSION = 1
 JSON_FILE = "bundle.json"
 WEIGHTS_FILE = "weights.safetensors"
 MAX_JSON_BYTES = 16 * 2**20
+_WANTED = "give the folder of a bundle, as `intclip train` writes it, or fetch it whole"
 
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -161,7 +162,7 @@ class Bundle:
         except (KeyError, ValueError) as error:
             raise BundleError(
                 f"{self.path / WEIGHTS_FILE} does not fit method {self.info.method.name!r}: {error.args[0]}; "
-                "the bundle is damaged, or was written by another version of intclip"
+                "the bundle is damaged, or of another version of intclip; fetch or copy it again, or upgrade intclip"
             ) from error
         method.temperature = self.info.temperature
         method.eval()
@@ -281,19 +282,19 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     """
     path = Path(path)
     if not path.is_dir():
-        raise BundleError(f"no bundle at {path}: expected a directory with {JSON_FILE} and {WEIGHTS_FILE}")
+        raise BundleError(f"no bundle at {path}: no folder with {JSON_FILE} and {WEIGHTS_FILE}; check the path")
     for name in (JSON_FILE, WEIGHTS_FILE):
         _check_regular(path / name)
     info = _read_info(path / JSON_FILE)
     try:
         taxonomy = Taxonomy.from_dict(info.taxonomy)
     except IntclipError as error:
-        raise BundleError(f"{path / JSON_FILE}: taxonomy: {error}") from error
+        raise BundleError(f"{path / JSON_FILE}: taxonomy: {error}; {DAMAGED}") from error
     classes = len(taxonomy.names)
     if isinstance(info.thresholds, list) and len(info.thresholds) != classes:
-        raise BundleError(f"{path / JSON_FILE}: {len(info.thresholds)} thresholds for {classes} labels")
+        raise BundleError(f"{path / JSON_FILE}: {len(info.thresholds)} thresholds for {classes} labels; {DAMAGED}")
     if len(info.sentences) != classes:
-        raise BundleError(f"{path / JSON_FILE}: {len(info.sentences)} sentences for {classes} labels")
+        raise BundleError(f"{path / JSON_FILE}: {len(info.sentences)} sentences for {classes} labels; {DAMAGED}")
     state = read_weights(path / WEIGHTS_FILE, info.weights.tensors, sha256=info.weights.sha256)
     return Bundle(path, info, taxonomy, state)
 
@@ -310,13 +311,13 @@ def sentences_of(taxonomy: Taxonomy, options: Mapping[str, Any]) -> list[str]:
 
 def _read_info(file: Path) -> BundleInfo:
     if file.stat().st_size > MAX_JSON_BYTES:
-        raise BundleError(f"{file} is larger than {MAX_JSON_BYTES >> 20} MiB; that is no bundle of intclip")
+        raise BundleError(f"{file} is larger than {MAX_JSON_BYTES >> 20} MiB; that is no bundle of intclip: {_WANTED}")
     try:
         content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{file} is not valid JSON ({error}); fetch the bundle again") from error
+        raise BundleError(f"{file} is not valid JSON ({error}); {DAMAGED}") from error
     if not isinstance(content, dict) or content.get("format") != "intclip-bundle":
-        raise BundleError(f"{file} does not describe an intclip bundle (no 'format': 'intclip-bundle')")
+        raise BundleError(f"{file} does not describe an intclip bundle (no 'format': 'intclip-bundle'); {_WANTED}")
     version = content.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise BundleError(
@@ -324,24 +325,24 @@ def _read_info(file: Path) -> BundleInfo:
             f"{FORMAT_VERSION}); upgrade with: pip install -U intclip"
         )
     if type(version) is not int or version != FORMAT_VERSION:
-        raise BundleError(f"{file}: format_version is {version!r}, expected {FORMAT_VERSION}")
+        raise BundleError(f"{file}: format_version is {version!r}, expected {FORMAT_VERSION}; {DAMAGED}")
     try:
         return BundleInfo.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{file}: {place}: {first['msg']}; the bundle is damaged") from error
+        raise BundleError(f"{file}: {place}: {first['msg']}; {DAMAGED}") from error
 
 
 def _check_regular(file: Path) -> None:
     try:
         mode = file.lstat().st_mode
     except OSError as error:
-        raise BundleError(f"{file.parent} is not a bundle: it has no {file.name}") from error
+        raise BundleError(f"{file.parent} is not a bundle: it has no {file.name}; {_WANTED}") from error
     if stat.S_ISLNK(mode):
         raise BundleError(f"{file} is a link; a bundle holds its own files: copy the file it points to")
     if not stat.S_ISREG(mode):
-        raise BundleError(f"{file} is not a regular file")
+        raise BundleError(f"{file} is not a regular file; {DAMAGED}")
 
 
 def _refuse_constant(name: str) -> None:

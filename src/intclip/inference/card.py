@@ -92,7 +92,9 @@ class ModelCard(BaseModel, frozen=True, extra="forbid"):
         except (ValidationError, IntclipError, ValueError, RecursionError, AttributeError) as error:
             if isinstance(error, BundleError):
                 raise
-            raise BundleError(f"{where}: its intclip metadata is damaged ({_first_line(error)})") from error
+            raise BundleError(
+                f"{where}: its intclip metadata is damaged ({_first_line(error)}); export it again"
+            ) from error
         if tuple(card.labels) != names or len(card.thresholds) != len(names):
             raise BundleError(f"{where}: its labels, thresholds and taxonomy do not agree; export it again")
         return card

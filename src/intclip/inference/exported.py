@@ -118,7 +118,7 @@ def _open_openvino(path: Path) -> Graph:
     except RuntimeError as error:
         raise BundleError(f"{path} is not a readable OpenVINO model; export it again") from error
     if text is None:
-        raise BundleError(f"{path} holds no labels: intclip did not export it")
+        raise BundleError(f"{path} holds no labels: intclip did not export it; make one with: intclip export MODEL")
     return Graph("openvino", model, ModelCard.from_json(text, str(path)))
 
 
@@ -131,7 +131,7 @@ def _open_onnx(path: Path) -> Graph:
         raise BundleError(f"{path} is not a readable ONNX model; export it again") from error
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     if METADATA_KEY not in metadata:
-        raise BundleError(f"{path} holds no labels: intclip did not export it")
+        raise BundleError(f"{path} holds no labels: intclip did not export it; make one with: intclip export MODEL")
     return Graph("onnx", content, ModelCard.from_json(metadata[METADATA_KEY], str(path)))
 
 

@@ -16,7 +16,7 @@ from intclip.errors import BundleError, IntclipError
 from intclip.files import atomic_directory, sha256_file
 from intclip.inference.bundle import MAX_JSON_BYTES, WEIGHTS_FILE, BackboneName, Sha256
 from intclip.inference.loading import POSTS_FILE
-from intclip.inference.weights import TensorInfo, read_weights, write_weights
+from intclip.inference.weights import DAMAGED, TensorInfo, read_weights, write_weights
 from intclip.labels.taxonomy import Taxonomy
 from intclip.posts.features import Blocks
 from intclip.posts.fusion import Logits
@@ -151,7 +151,7 @@ def load_post_bundle(path: str | os.PathLike[str]) -> PostBundle:
 
 def _read_info(file: Path) -> PostsInfo:
     if not file.is_file() or file.is_symlink() or file.stat().st_size > MAX_JSON_BYTES:
-        raise BundleError(f"{file} is missing, a link, or too large to describe a bundle of posts")
+        raise BundleError(f"{file} is missing, a link, or too large to describe a bundle of posts; {DAMAGED}")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         version = content.get("format_version")
@@ -161,7 +161,7 @@ def _read_info(file: Path) -> PostsInfo:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise BundleError(f"{file}: {place}: {first['msg']}; the bundle is damaged") from error
+        raise BundleError(f"{file}: {place}: {first['msg']}; {DAMAGED}") from error
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise BundleError(f"{file} is not valid JSON ({error}); fit or fetch the bundle again") from error
 

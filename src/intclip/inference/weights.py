@@ -15,6 +15,8 @@ from intclip.files import sha256_file
 
 Dtype = Literal["F32", "F16", "F64", "I64", "I32", "U8", "BOOL"]
 MAX_HEADER_BYTES = 4 * 2**20
+DAMAGED = "the bundle is damaged; fetch or copy it again"
+"""How the refusal of a damaged bundle ends: where it came from it is whole."""
 
 _NAMES: dict[str, Dtype] = {
     "float32": "F32",
@@ -80,12 +82,12 @@ def read_weights(file: Path, manifest: Mapping[str, TensorInfo], *, sha256: str)
                 if np.issubdtype(array.dtype, np.floating):
                     array = array.astype(np.float32)
                     if not np.isfinite(array).all():
-                        raise BundleError(f"{file}: tensor {name} holds NaN or infinity; the file is damaged")
+                        raise BundleError(f"{file}: tensor {name} holds NaN or infinity; {DAMAGED}")
                 state[name] = array
     except (SafetensorError, OSError, ValueError) as error:
-        raise BundleError(f"{file} is damaged ({error}); fetch the bundle again") from error
+        raise BundleError(f"{file} cannot be read ({error}); {DAMAGED}") from error
     if sha256_file(file) != sha256:
-        raise BundleError(f"{file} is not the file this bundle was written with (SHA-256 differs); fetch it again")
+        raise BundleError(f"{file} is not the file this bundle was written with (SHA-256 differs); {DAMAGED}")
     return state
 
 
@@ -95,28 +97,28 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > size - 8:
-            raise BundleError(f"{file} is truncated; fetch the bundle again")
+            raise BundleError(f"{file} is truncated; {DAMAGED}")
         if length > MAX_HEADER_BYTES:
-            raise BundleError(f"{file} has a header of {length} bytes, the limit is {MAX_HEADER_BYTES}; it is damaged")
+            raise BundleError(f"{file} has a header of {length} bytes, the limit is {MAX_HEADER_BYTES}; {DAMAGED}")
         raw = stream.read(length)
     try:
         content = json.loads(raw)
         content.pop("__metadata__", None)
         return {name: TensorInfo(dtype=entry["dtype"], shape=entry["shape"]) for name, entry in content.items()}
     except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
-        raise BundleError(f"{file} is not a safetensors file of known types; fetch the bundle again") from error
+        raise BundleError(f"{file} is not a safetensors file of known types; {DAMAGED}") from error
 
 
 def _compare(file: Path, found: Mapping[str, TensorInfo], manifest: Mapping[str, TensorInfo]) -> None:
     if missing := sorted(manifest.keys() - found.keys()):
-        raise BundleError(f"{file} lacks {_some(missing)}; the bundle is damaged")
+        raise BundleError(f"{file} lacks {_some(missing)}; {DAMAGED}")
     if extra := sorted(found.keys() - manifest.keys()):
-        raise BundleError(f"{file} holds {_some(extra)} that its bundle does not list; the bundle is damaged")
+        raise BundleError(f"{file} holds {_some(extra)} that its bundle does not list; {DAMAGED}")
     for name, expected in manifest.items():
         if found[name] != expected:
             raise BundleError(
                 f"{file}: tensor {name} is {found[name].dtype} {found[name].shape}, "
-                f"the bundle says {expected.dtype} {expected.shape}; the bundle is damaged"
+                f"the bundle says {expected.dtype} {expected.shape}; {DAMAGED}"
             )
 
 
