@@ -1,0 +1,186 @@
+"""What the study `methods-lite` measured, as the methods' READMEs and docs/results.md show it.
+
+    python -m benchmarks.readme_results             # writes the measured part of every src/intclip/methods/*/README.md
+    python -m benchmarks.readme_results --tables    # prints the tables of all rows, for docs/results.md
+
+Figures come from docs/figures/methods-lite-DATASET.csv, the CSV that `intclip ablate methods-lite` writes. A dataset
+without that file is left out.
+"""
+
+import argparse
+import csv
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from intclip.evaluation.report import TITLES, markdown_table
+from intclip.evaluation.studies import load_study
+from intclip.files import write_text
+from intclip.methods.registry import METHODS
+from intclip.training.recipe_file import method_training
+
+ROOT = Path(__file__).parent.parent
+STUDY = "methods-lite"
+DATASETS = {
+    "proxy": ("proxy intents", "--data-root flickr8k --set data.limit=2000"),
+    "memes": ("memes", "--set data.name=memes"),
+    "mvsa": ("MVSA", "--set data.name=mvsa --data-root mvsa --set data.limit=300"),
+}
+"""End of a CSV file's name to the dataset's title, and what of the command chooses it."""
+METRICS = ("macro_f1", "micro_f1", "samples_f1", "mAP", "accuracy")
+PUBLISHED = METRICS[:4]
+BEGIN, END = "<!-- written by python -m benchmarks.readme_results -->", "<!-- end of what is written -->"
+_DASH = "–"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One row of the study on one dataset, as its CSV has it.
+
+    Attributes:
+        runs: A line a seed.
+        published: Published figures by metric, in percent, as they are written there; "" where there is none.
+    """
+
+    runs: list[Mapping[str, str]] = field(default_factory=list)
+    published: dict[str, str] = field(default_factory=dict)
+
+    def values(self, column: str) -> list[float]:
+        """A column's numbers, of the runs that have one."""
+        return [float(run[column]) for run in self.runs if run[column]]
+
+    def spread(self, metric: str) -> str:
+        """Mean ± standard deviation (n − 1) over seeds; the value alone of one seed, a dash for none."""
+        values = self.values(metric)
+        if not values:
+            return _DASH
+        return f"{statistics.fmean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+Figures = dict[str, dict[str, Measured]]
+"""Dataset (a key of `DATASETS`) to the study's rows by name."""
+
+
+def read_figures(folder: Path) -> Figures:
+    """The CSV files that are there, every row of the study in each, measured or not."""
+    found: Figures = {}
+    for dataset in DATASETS:
+        path = folder / f"{STUDY}-{dataset}.csv"
+        if not path.is_file():
+            continue
+        rows = {row.name: Measured() for row in load_study(STUDY).rows}
+        with path.open(encoding="utf-8", newline="") as lines:
+            for line in csv.DictReader(lines):
+                if line["source"] == "ours":
+                    rows[line["row"]].runs.append(line)
+                else:
+                    rows[line["row"]].published.update({metric: line[metric] for metric in PUBLISHED})
+        found[dataset] = rows
+    return found
+
+
+def rows_of_methods() -> dict[str, list[str]]:
+    """Method to the rows of the study whose recipe trains it; a method without one has none."""
+    rows: dict[str, list[str]] = {method: [] for method in METHODS}
+    for row in load_study(STUDY).rows:
+        assert row.recipe is not None, row.name
+        rows[method_training(row.recipe)["method"]["name"]].append(row.name)
+    return rows
+
+
+def command(dataset: str, measured: Sequence[Measured], rows: Sequence[str] = ()) -> str:
+    """What made the figures of some rows of a dataset; without names, of all rows."""
+    seeds = sorted({int(run["seed"]) for each in measured for run in each.runs})
+    chosen = "".join(f" --row {shlex.quote(row)}" for row in rows)
+    listed = ",".join(map(str, seeds))
+    data = DATASETS[dataset][1]
+    return f"intclip ablate {STUDY} --recipe proxy-lite {data} --seeds {listed}{chosen} --set evaluate.bootstrap=0"
+
+
+def block(rows: Sequence[str], figures: Figures) -> str:
+    """The measured part of a README: what some rows of the study scored on every dataset, and the commands."""
+    lines: list[tuple[str, Measured]] = []
+    commands = []
+    for dataset, measured in figures.items():
+        there = [row for row in rows if measured[row].runs]
+        for row in there:
+            title = DATASETS[dataset][0]
+            lines.append((f"{row}, {title}" if len(rows) > 1 else title, measured[row]))
+        if there:
+            commands.append(f"    {command(dataset, [measured[row] for row in there], there)}\n")
+    if not lines:
+        return f"{BEGIN}\nNot measured: the study `{STUDY}` has no run of it.\n{END}\n"
+    shown = [metric for metric in METRICS if any(each.values(metric) for _, each in lines)]
+    table = markdown_table(
+        ["data", *(TITLES[metric] for metric in shown), "seeds"],
+        [[title, *(each.spread(metric) for metric in shown), str(len(each.runs))] for title, each in lines],
+    )
+    text = (
+        f"Backbone `lite`, few photos, few epochs, as the study `{STUDY}` has them; percent, mean ± standard\n"
+        "deviation over seeds. Beside the other methods, with costs: [docs/results.md](../../../../docs/results.md).\n"
+    )
+    return f"{BEGIN}\n{text}\n{table}\n{''.join(commands)}\n{END}\n"
+
+
+def with_block(readme: str, written: str) -> str:
+    """A README with its measured part replaced, or with a section for it where it has none."""
+    if BEGIN not in readme:
+        return f"{readme.rstrip()}\n\n## Results\n\n{written}"
+    before, _, rest = readme.partition(BEGIN)
+    return before + written + rest.partition(f"{END}\n")[2]
+
+
+def readmes(figures: Figures) -> dict[Path, str]:
+    """Every method's README to what it should hold."""
+    texts = {}
+    for method, rows in rows_of_methods().items():
+        path = ROOT / "src" / "intclip" / "methods" / method / "README.md"
+        texts[path] = with_block(path.read_text(encoding="utf-8"), block(rows, figures))
+    return texts
+
+
+def table(dataset: str, measured: Mapping[str, Measured]) -> str:
+    """All rows of a dataset: scores, published figures and costs, under the command that made them."""
+    shown = [metric for metric in METRICS if any(each.values(metric) for each in measured.values())]
+    published = f"published: {', '.join(TITLES[metric] for metric in PUBLISHED)}"
+    header = ["row", *(TITLES[metric] for metric in shown), published, "learnable", "minutes", "photos/s", "MB"]
+    lines = [
+        [name, *(each.spread(metric) for metric in shown), _published(each), *_costs(each)]
+        for name, each in measured.items()
+    ]
+    return f"    {command(dataset, list(measured.values()))}\n\n{markdown_table(header, lines)}"
+
+
+def _published(row: Measured) -> str:
+    figures = [row.published.get(metric, "") for metric in PUBLISHED]
+    return " / ".join(f"{float(figure):.2f}" if figure else _DASH for figure in figures) if any(figures) else _DASH
+
+
+def _costs(row: Measured) -> list[str]:
+    """Means over seeds; the largest memory."""
+    if not row.runs:
+        return [_DASH] * 4
+    speeds, peaks = row.values("photos_per_second"), row.values("peak_memory_mb")
+    return [
+        f"{int(row.runs[0]['learnable_parameters']):,}",
+        f"{statistics.fmean(row.values('seconds')) / 60:.1f}",
+        f"{statistics.fmean(speeds):,.0f}" if speeds else _DASH,
+        f"{max(peaks):,.0f}" if peaks else _DASH,
+    ]
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--tables", action="store_true", help="print the tables of all rows, and write nothing")
+    figures = read_figures(ROOT / "docs" / "figures")
+    if options.parse_args().tables:
+        print("\n".join(f"### {DATASETS[dataset][0]}\n\n{table(dataset, rows)}" for dataset, rows in figures.items()))
+        return
+    for path, text in readmes(figures).items():
+        write_text(path, text)
+
+
+if __name__ == "__main__":
+    main()
