@@ -166,11 +166,12 @@ def start(model: str, log: Path) -> tuple[subprocess.Popen[bytes], int]:
     command = [sys.executable, "-m", "intclip.cli", "serve", "--model", model, "--port", "0"]
     with log.open("wb") as stream:
         server = subprocess.Popen(command, stderr=stream)
-    while not log.stat().st_size:
+    while '"url"' not in (told := log.read_text(encoding="utf-8")) or not told.endswith("\n"):
         time.sleep(0.1)
         if server.poll() is not None:
             sys.exit("the service did not start")
-    port = int(json.loads(log.read_text(encoding="utf-8").splitlines()[0])["url"].rpartition(":")[2])
+    address = next(json.loads(line)["url"] for line in told.splitlines() if '"url"' in line)
+    port = int(address.rpartition(":")[2])
     while True:
         try:
             asyncio.run(_probe(port))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 
 import numpy as np
 import pyarrow.parquet
@@ -99,6 +100,13 @@ def test_bad_photos_are_listed_and_the_others_done(cli, exported, mixed, tmp_pat
     assert len(table.read_text().splitlines()) == 5
 
 
+def test_one_bad_photo_alone_is_one_line(cli, exported, mixed):
+    code, out, err = cli("predict", mixed[2], "-m", exported)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert err.startswith(f"intclip: {mixed[2]} is not an image")
+
+
 def test_many_bad_photos_are_counted_not_all_listed(cli, exported, tmp_path):
     for i in range(25):
         (tmp_path / f"{i:02d}.jpg").write_text("x")
@@ -106,6 +114,18 @@ def test_many_bad_photos_are_counted_not_all_listed(cli, exported, tmp_path):
     assert code == 2
     assert len(err.splitlines()) == 1 + 20 + 1 + 1
     assert "and 5 more" in err
+    assert err.endswith("intclip: none of the 25 photos could be read; look at the first, as named above\n")
+
+
+def test_a_model_that_is_converted_says_so_once(cli, bundle_path, photos, monkeypatch, tmp_path):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # as in a process of its own
+    monkeypatch.setenv("INTCLIP_CACHE", str(tmp_path))
+    words = ("predict", photos[0], "-m", bundle_path, "--engine", "onnx", "--json")
+    code, out, err = cli(*words)
+    assert (code, len(json.loads(out))) == (0, 1)
+    assert err == f"making {bundle_path} ready for ONNX Runtime, once; kept in {tmp_path}\n"
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    assert cli(*words) == (0, out, "")
 
 
 @pytest.mark.parametrize(

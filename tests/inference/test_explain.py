@@ -17,9 +17,10 @@ from intclip.backbones import registry
 from intclip.data.images import read_image
 from intclip.data.loading import DRAFT_FACTOR
 from intclip.errors import IntclipError
+from intclip.explain.evidence import LEGEND, make_evidence, overlay, upsample
 from intclip.explain.kinds import KINDS
 from intclip.explain.report import write_folder_report
-from intclip.explain.sheet import NARROWEST, evidence_sheet
+from intclip.explain.sheet import NARROWEST, evidence_sheet, prompts_overlay
 from intclip.inference.batch.job import ModelOptions
 from intclip.inference.search.index import update_index
 
@@ -87,6 +88,7 @@ def test_a_method_without_aggregation_has_no_attention(photos, tmp_path):
 def test_the_report_holds_the_attention_for_whoever_asks_a_place(model, photos, tmp_path):
     write_folder_report(photos[:1], model, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
+    assert re.search(f"{LEGEND[0]}</span>.*<span>{LEGEND[1]}</span>", page)
     data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
     content = base64.b64decode(data["photos"][0]["attention"])
     assert (content[0], content[1], len(content)) == (9, 9, 2 + 81)
@@ -148,6 +150,52 @@ def test_the_sheet_has_photo_legend_and_neighbours(model, photos, known):
     # The legend runs from the palette's dark end to its bright end.
     row = np.asarray(plain, float).sum(axis=2)[photo.height + 32]
     assert row[15] < 60 < 500 < row[-15]
+
+
+def test_two_prompts_side_by_side_share_one_range(model, photos):
+    """Likeness 2 everywhere to one prompt, 0 everywhere to the other: all bright beside the photo itself."""
+    photo = read_image(photos[3])
+    box = model.card.preprocessing.source_box(photo.size)
+
+    def evidence(positive, negative):
+        pair = zip(("positive", "negative"), (positive, negative), strict=True)
+        return [
+            make_evidence(LABEL, 0.5, {"fused": np.float32(values)}, size=24, box=box, source="", kind=kind)
+            for kind, values in pair
+        ]
+
+    drawn = np.asarray(prompts_overlay(photo, *evidence(np.full((3, 3), 2), np.zeros((3, 3)))))
+    one, none = (np.asarray(overlay(photo, np.full((24, 24), value, np.float32), box)) for value in (1, 0))
+    np.testing.assert_array_equal(drawn[:, : photo.width], one)
+    np.testing.assert_array_equal(drawn[:, -photo.width :], none)
+    low, high = np.arange(9.0).reshape(3, 3) - 3, np.arange(9.0).reshape(3, 3)  # from -3 to 8 together
+    drawn = np.asarray(prompts_overlay(photo, *evidence(low, high)))
+    for half, values in ((drawn[:, : photo.width], low), (drawn[:, -photo.width :], high)):
+        heat = (upsample(values, 24) + 3) / 11
+        assert np.abs(half.astype(int) - np.asarray(overlay(photo, heat, box))).max() <= 1
+
+
+def test_the_command_draws_both_prompts_over_one_legend(cli, bundle_path, photos, tmp_path, monkeypatch):
+    from PIL import ImageDraw
+
+    said = []
+    draw = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "text",
+        lambda self, place, text, **options: (said.append(text), draw(self, place, text, **options)),
+    )
+    out = tmp_path / "both.png"
+    words = ("explain", photos[3], "-m", bundle_path, "--label", LABEL, "--kind", "prompts", "--engine", "torch")
+    code, told, _ = cli(*words, "--out", out, "--json")
+    assert (code, json.loads(told)["kind"]) == (0, "prompts")
+    assert said[:2] == ["like the positive prompt", "like the negative prompt"]
+    assert tuple(said[-2:]) == LEGEND
+    with Image.open(out) as sheet:
+        assert sheet.width == max(2 * read_image(photos[3]).width + 10, NARROWEST)
+    assert cli(*words, "--out", tmp_path / "plain.png", "--plain")[0] == 0
+    with Image.open(tmp_path / "plain.png") as plain:
+        assert plain.size == (2 * read_image(photos[3]).width + 10, read_image(photos[3]).height)
 
 
 def test_the_command(cli, bundle_path, photos, known, tmp_path):

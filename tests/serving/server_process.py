@@ -57,7 +57,8 @@ def serving(folder: Path, *arguments: object) -> Iterator[tuple[subprocess.Popen
         server = subprocess.Popen([sys.executable, *map(str, arguments)], stderr=stream, env=dict(os.environ))
     try:
         end = time.monotonic() + 120
-        while not (lines := log.read_text().splitlines()):
+        # Before it, a model may tell that it is made ready.
+        while not (lines := [line for line in log.read_text().splitlines() if '"url"' in line]):
             assert time.monotonic() < end
             assert server.poll() is None
             time.sleep(0.05)

@@ -9,6 +9,7 @@ from watched import CLASSES, WatchedPredictor, photo
 
 from intclip.data.tabular import load_table
 from intclip.errors import TaxonomyError
+from intclip.explain.evidence import LEGEND
 from intclip.inference.prediction import Conflict, Prediction
 from intclip.labels.reading import parse_taxonomy
 from intclip.serving.app import views
@@ -61,6 +62,18 @@ def test_a_bar_that_misses_its_threshold_never_looks_as_if_it_reached_it(tmp_pat
     assert values["class 0"] == (True, "49.8")
     assert values["class 1"] == (False, "50")
     assert values["class 3"] == (True, "25")
+
+
+def test_the_map_s_colours_are_told_in_the_words_of_every_other_picture(tmp_path):
+    (tmp_path / "a.png").write_bytes(photo(200, 100))
+    batcher = Batcher({"a": WatchedPredictor()})
+    try:
+        studio = Studio(batcher, [tmp_path / "a.png"])
+        shown = views.figure(studio.new_session(), studio)
+    finally:
+        batcher.close()
+    legend = re.search(r'class="ic-legend">(.*?)</span></span>', shown, re.DOTALL)[1]
+    assert tuple(re.sub("<[^>]+>", " ", legend).split()) == LEGEND
 
 
 class Reading(WatchedPredictor):

@@ -1,6 +1,7 @@
 """The `intclip` command: its groups, and how errors leave it."""
 
 import errno
+import logging
 import re
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from intclip.cli.app import app as app_command
 from intclip.cli.batch import batch
 from intclip.cli.benchmark import benchmark
 from intclip.cli.calibrate import calibrate
+from intclip.cli.common import wrong_number
 from intclip.cli.data import app as data_app
 from intclip.cli.demo import demo
 from intclip.cli.describe import describe
@@ -66,7 +68,16 @@ app.add_typer(mccl_app, name="mccl")
 
 def main() -> None:
     """Run the command line: 0 on success, 2 with one line on wrong input, 130 when interrupted."""
+    _log_to_stderr()
     run_to_exit(lambda: app(standalone_mode=False))
+
+
+def _log_to_stderr() -> None:
+    """Tell warnings, and of our own work what takes long and is done once. A service tells it in its own way."""
+    handler = logging.StreamHandler()
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith("intclip."))
+    logging.basicConfig(format="%(message)s", handlers=[handler])
+    logging.getLogger("intclip").setLevel(logging.INFO)
 
 
 def run_to_exit(action: Callable[[], object]) -> NoReturn:
@@ -106,7 +117,7 @@ def _usage(error: typer.TyperException) -> None:
     if type(error).__name__ == "NoArgsIsHelpError":
         print(error.format_message(), file=sys.stderr)
         sys.exit(2)
-    _fail(error.format_message())
+    _fail(wrong_number(error) or error.format_message())
 
 
 def _fail(message: str) -> None:

@@ -31,9 +31,10 @@ class Branch(StrEnum):
 
 
 class Kind(StrEnum):
-    """Where a map comes from; see `intclip.explain.kinds`."""
+    """Where a map comes from; see `intclip.explain.kinds`. `prompts` draws two of them, positive and negative."""
 
     regions = "regions"
+    prompts = "prompts"
     positive = "positive"
     negative = "negative"
     gradcam = "gradcam"
@@ -146,8 +147,12 @@ def predict(
                 write(prediction)
             if report is not None:
                 report(done, len(paths))
+    if len(paths) == len(failures) == 1:
+        raise IntclipError(failures[0][1])
     if failures:
         _list_failures(failures)
+        if len(failures) == len(paths):
+            raise IntclipError(f"none of the {len(paths)} photos could be read; look at the first, as named above")
         raise IntclipError(f"{len(failures)} of {len(paths)} photos could not be read; all others are done")
 
 
@@ -181,8 +186,9 @@ def explain(
     kind: Annotated[
         Kind,
         typer.Option(
-            help="regions: the model's own maps, exact. positive, negative: each region's likeness to one of the "
-            "label's two prompts. gradcam: needs captum. rollout: for a ViT."
+            help="regions: the model's own maps, exact. prompts: each region's likeness to the label's positive and "
+            "to its negative prompt, side by side in the same colours; positive, negative: one of them. gradcam: needs "
+            "captum. rollout: for a ViT."
         ),
     ] = Kind.regions,
     neighbours: Annotated[
@@ -203,10 +209,13 @@ def explain(
 ) -> None:
     """Show where in a photo, and in which words, the evidence for a label lies.
 
-    The map is laid over the part of the photo that the model sees: from dark (least) to bright (most). A word's weight
+    The map is laid over the part of the photo that the model sees: from dark (least) to bright (most), by its own
+    range; the two maps of --kind prompts share one, so that colours compare. A word's weight
     is by how much the label's log-odds fall without it; of a zero-shot model, the cosine of text and label.
 
     intclip explain photo.jpg --label "Natural beauty" --out overlay.png
+
+    intclip explain photo.jpg -m proxy --kind prompts
 
     intclip explain photo.jpg -m proxy --kind gradcam --neighbours training-photos/
 
@@ -233,8 +242,10 @@ def explain(
     words = None if text is None else predictor.explain_words(text, label, how=how)
     facts: dict[str, object] = {}
     if photo is not None and image is not None and picture is not None:
-        evidence = predictor.explain(photo, label, kind=kind.value, neighbours=neighbours)
-        facts = {"photo": photo} | _draw(image, evidence, branch, plain, *picture)
+        first = Kind.positive if kind is Kind.prompts else kind
+        evidence = predictor.explain(photo, label, kind=first.value, neighbours=neighbours)
+        other = predictor.explain(photo, label, kind=Kind.negative.value) if kind is Kind.prompts else None
+        facts = {"photo": photo} | _draw(image, evidence, other, branch, plain, *picture)
         if not as_json:
             known = branch is Branch.fused or branch.value in cast("tuple[str, ...]", facts["branches"])
             note = "" if known else f" (this model has no {branch.value} branch of its own)"
@@ -272,16 +283,24 @@ def _most_probable(predictor: "Predictor", photo: str | None, text: str | None) 
 
 
 def _draw(
-    image: "Image", evidence: "Evidence", branch: Branch, plain: bool, out: Path, format: str
+    image: "Image",
+    evidence: "Evidence",
+    other: "Evidence | None",
+    branch: Branch,
+    plain: bool,
+    out: Path,
+    format: str,
 ) -> dict[str, object]:
-    """Write the evidence in a photo; what `explain --json` tells of it."""
+    """Write the evidence in a photo, with that of the other prompt where it is given; what `explain --json` tells."""
     from dataclasses import asdict
 
     from intclip.explain.evidence import overlay
-    from intclip.explain.sheet import evidence_sheet
+    from intclip.explain.sheet import evidence_sheet, prompts_overlay, prompts_sheet
     from intclip.files import atomic_path
 
-    if plain:
+    if other is not None:
+        drawn = (prompts_overlay if plain else prompts_sheet)(image, evidence, other, branch.value)
+    elif plain:
         drawn = overlay(image, getattr(evidence, branch.value), evidence.box)
     else:
         drawn = evidence_sheet(image, evidence, branch.value)
@@ -290,7 +309,8 @@ def _draw(
     facts: dict[str, object] = {"label": evidence.label, "probability": evidence.probability}
     if evidence.neighbours:
         facts["neighbours"] = [asdict(near) for near in evidence.neighbours]
-    return facts | {"branches": evidence.branches, "kind": evidence.kind, "out": str(out)}
+    kind = evidence.kind if other is None else Kind.prompts.value
+    return facts | {"branches": evidence.branches, "kind": kind, "out": str(out)}
 
 
 def export(

@@ -93,6 +93,7 @@ def serve(
     if page and settings.api_key is not None:
         raise IntclipError("--page asks no key: serve it without one, or on its own with `intclip app`")
     with bind(host, port) as bound:
+        configure_logs(log_level)
         models: dict[str, Predictor] = {
             name: load(
                 spec,
@@ -106,7 +107,6 @@ def serve(
             )
             for name, spec in specs.items()
         }
-        configure_logs(log_level)
         api = create_api(models, settings)
         if page:
             from intclip.serving.app.server import mount_page

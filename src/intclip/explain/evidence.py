@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 Heat = npt.NDArray[np.float32]
 """A map (H, W), float32 in [0, 1]."""
 
+LEGEND = ("least", "most")
+"""The ends of every map's colours, dark and bright: a map has its own range, so 0 is its least, not none or against."""
+
 # Colours of matplotlib's "inferno" (CC0) at eleven even steps: perceptually even, and dark to light, so that it reads
 # without colour too.
 _INFERNO = (

@@ -67,5 +67,5 @@ def region_maps(
         if name.startswith(HALVES_PREFIX)
     }
     if not found:
-        raise IntclipError("this method has no pairs of prompts; positive and negative are for intclip and dualcoop")
+        raise IntclipError("this method has no pairs of prompts; intclip and dualcoop have: take regions or gradcam")
     return found

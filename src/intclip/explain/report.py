@@ -19,7 +19,7 @@ from PIL import Image
 from intclip.backbones.preprocess import Preprocess
 from intclip.data.images import ImageInput, read_image
 from intclip.errors import ImageError, IntclipError
-from intclip.explain.evidence import colors
+from intclip.explain.evidence import LEGEND, colors
 from intclip.files import write_text
 from intclip.inference.card import ATTENTION_OUTPUT, MAP_PREFIX
 from intclip.inference.pipeline import Images, Scored, Texts, expand, score
@@ -150,6 +150,7 @@ def render(title: str, predictor: Predictor, entries: list[PhotoEntry], failures
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
     return environment.get_template("report.html").render(
         title=title,
+        legend=LEGEND,
         style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
         script=(TEMPLATES / "report.js").read_text(encoding="utf-8"),
         # A "<" could end the script element or open another, whatever stands in a file name or a post.

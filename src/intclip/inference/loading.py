@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ SHORT_NAMES = {"proxy": "proxy-lite"}
 HUB = "hf://"
 POSTS_FILE = "posts.json"
 """Marks the folder of a model of posts; see `post_bundle`, which is not imported for anything else."""
+_ENGINES: dict[GraphFormat, str] = {"openvino": "OpenVINO", "onnx": "ONNX Runtime"}
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,9 @@ def _load_graph(model: _Model, format: GraphFormat, precision: Precision, thread
     key = graph_key(model=model.name, **model.identity)
     graph = cached_graph(key, format)
     if graph is None:
+        home = cache_home()
+        kept = "; INTCLIP_CACHE is off, so every start does it" if home is None else f", once; kept in {home}"
+        _log.info("making %s ready for %s%s", model.name, _ENGINES[format], kept)
         from intclip.inference.export import build_graph
 
         method = model.build()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from intclip.data.images import read_image
-from intclip.explain.evidence import colors, overlay
+from intclip.explain.evidence import LEGEND, colors, overlay
 from intclip.inference.prediction import Prediction
 from intclip.serving.app.session import PHOTO_ALONE, Session
 from intclip.serving.app.studio import Studio, picture_uri
@@ -98,6 +98,7 @@ def figure(session: Session, studio: Studio) -> str:
         evidence=evidence is not None,
         seen_all=seen_all,
         ramp=_ramp(),
+        legend=LEGEND,
     )
 
 
