@@ -1,12 +1,18 @@
 """A real server in a process of its own: hostile and slow clients, the typed client, and how it ends."""
 
+import io
 import json
+import os
 import signal
 import socket
+import struct
 import threading
 import time
+import zlib
+from pathlib import Path
 
 import pytest
+from PIL import Image
 from server_process import running
 from watched import photo
 
@@ -16,11 +22,17 @@ from intclip.serving.server import bind
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory):
-    with running(tmp_path_factory.mktemp("server")) as (_, url, log):
-        yield url
+def server(tmp_path_factory):
+    """The process and its address."""
+    with running(tmp_path_factory.mktemp("server")) as (process, url, log):
+        yield process, url
         # Whatever the tests sent, nothing failed unforeseen.
         assert not [line for line in log.read_text().splitlines() if "Traceback" in line]
+
+
+@pytest.fixture(scope="module")
+def service(server):
+    return server[1]
 
 
 def connect(url: str) -> socket.socket:
@@ -98,6 +110,78 @@ def test_hostile_requests_are_refused_and_change_nothing_for_others(service):
         with connect(service) as line:  # and goes away
             line.sendall(head("Content-Type: application/json", "Content-Length: 100") + b'{"images"')
         assert client.predict(png).results[0].scores == before
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def zeros(megabytes: int) -> bytes:
+    """Compressed to about a thousandth."""
+    packer = zlib.compressobj(9)
+    return b"".join(packer.compress(bytes(2**20)) for _ in range(megabytes)) + packer.flush()
+
+
+def many_frames(kind: str, mark: bytes, end: int, times: int) -> bytes:
+    """A red frame, then a blue one again and again; a frame begins with `mark`, `end` bytes follow the last."""
+    stream = io.BytesIO()
+    first, second = Image.new("RGB", (12, 10), (255, 0, 0)), Image.new("RGB", (12, 10), (0, 0, 255))
+    first.save(stream, kind, save_all=True, append_images=[second], duration=40)
+    content = stream.getvalue()
+    frame = content[content.rfind(mark) : len(content) - end]
+    return content[: len(content) - end] + frame * times + content[len(content) - end :]
+
+
+def many_scans(side: int, times: int) -> bytes:
+    """A progressive JPEG whose last scan comes again and again: some thirty bytes each, and a pass over all pixels."""
+    stream = io.BytesIO()
+    Image.new("L", (side, side), 90).save(stream, "JPEG", progressive=True)
+    content = stream.getvalue()
+    return content[:-2] + content[content.rfind(b"\xff\xda") : -2] * times + content[-2:]
+
+
+def used(pid: int) -> tuple[float, float]:
+    """Seconds of computing so far, and the most memory held so far in MB."""
+    home = Path(f"/proc/{pid}")
+    fields = (home / "stat").read_text().rpartition(")")[2].split()
+    held = dict(line.split(":", 1) for line in (home / "status").read_text().splitlines())
+    peak = held.get("VmHWM", held["VmRSS"])  # not every kernel keeps the peak
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), int(peak.split()[0]) / 1e3
+
+
+def test_bombs_cost_neither_time_nor_memory(server):
+    process, url = server
+    png = photo(255)
+    begin = 8 + 25  # the signature and the header
+    large = zeros(200)
+    bombs = {
+        "text": png[:begin] + chunk(b"zTXt", b"a\0\0" + large) + png[begin:],
+        "texts": png[:begin] + chunk(b"zTXt", b"a\0\0" + zeros(1)) * 300 + png[begin:],
+        "profile": png[:begin] + chunk(b"iCCP", b"a\0\0" + large) + png[begin:],
+        "scans": many_scans(4000, 25_000),
+    }
+    frames = many_frames("WEBP", b"ANMF", 0, 5_000)
+    animations = {
+        "gif": many_frames("GIF", b"\x21\xf9\x04", 1, 15_000),
+        "webp": frames[:4] + (len(frames) - 8).to_bytes(4, "little") + frames[8:],
+    }
+    with Client(url) as client:
+        client.predict(png)
+        seconds, memory = used(process.pid)
+        for name, bomb in bombs.items():
+            assert len(bomb) < 950_000, "small enough that the service reads it"
+            with pytest.raises(ServiceError, match=r"damaged|scans") as refusal:
+                client.predict(bomb)
+            assert refusal.value.status == 422, name
+        black = png[:begin] + chunk(b"IDAT", large) + chunk(b"IEND", b"")  # much more than its pixels take
+        assert client.predict(black).results[0].scores["class 0"] == 0
+        for name, animation in animations.items():
+            assert 100_000 < len(animation) < 950_000
+            assert client.predict(animation).results[0].labels == ["class 0"], name
+        later, peak = used(process.pid)
+        assert later - seconds < 10
+        assert peak - memory < 200
+        assert client.predict(png).results[0].labels == ["class 0"]
 
 
 def test_slow_clients_are_cut_off_and_nobody_waits_for_them(service):
