@@ -14,12 +14,19 @@ if TYPE_CHECKING:
 
 
 def load_named_dataset(name: str, root: Path | None, options: list[str] | None) -> "Dataset":
-    """The dataset with its missing photos, where its loader can keep them."""
+    """The dataset with its missing photos, where its loader can keep them.
+
+    Raises:
+        DatasetError: As `load_dataset`; or an option is the dataset's place.
+    """
     import inspect
 
     from intclip.data.registry import DATASETS, kind_of, load_dataset
+    from intclip.errors import DatasetError
 
     chosen = parse_options(options)
+    if taken := {"name", "root"} & chosen.keys():
+        raise DatasetError(f"--set {min(taken)}: no option of a dataset; give its name or path, and its folder by --root")
     kind = name if name in DATASETS else kind_of(Path(name)) if Path(name).exists() else None
     if kind is not None and "missing" in inspect.signature(DATASETS[kind].load).parameters:
         chosen.setdefault("missing", "keep")
