@@ -9,39 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fakes import tiny_taxonomy
 from intclip.cli.main import main
 from intclip.errors import DatasetError, StorageError
-from intclip.evaluation.report import write_predictions, write_report
 from intclip.evaluation.saved import read_evaluation, same_photos
-from intclip.evaluation.scoring import Scores, make_report
 from intclip.explain.evaluation_report import PHOTOS, points, render
+from scored_photos import COUNT
+from scored_photos import write_evaluation as write
 
-COUNT = 40
 NASTY = "a <script>alert(1)</script> & more"
-
-
-def write(folder, *, seed=0, task="multilabel", ids=None, quality=0.4, names=None):
-    """An evaluation of random scores as training and `intclip evaluate --out` write it."""
-    taxonomy = tiny_taxonomy()
-    ids = ids or [f"photo {n}" for n in range(COUNT)]
-    rng = np.random.default_rng(0)
-    if task == "multilabel":
-        targets = (rng.random((COUNT, 5)) < 0.35).astype(np.float32)
-    else:
-        targets = np.eye(5, dtype=np.float32)[rng.integers(0, 5, COUNT)]
-    targets = targets[: len(ids)]
-    noise = np.random.default_rng(seed).random(targets.shape)
-    scores = (quality * targets + (1 - quality) * noise).astype(np.float32)
-    if task == "singlelabel":
-        scores /= scores.sum(axis=1, keepdims=True)
-    found = Scores(ids, scores, targets, ["gone"])
-    report = make_report(found, task, taxonomy, 0.5, positive_share=0.5, draws=20)
-    if names:
-        report["labels"] = names
-    write_report(folder, "report-test", report, task, "x")
-    write_predictions(folder / "predictions-test.parquet", found, names or taxonomy.names)
-    return folder
 
 
 def text_of(page):
