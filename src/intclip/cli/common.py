@@ -26,7 +26,9 @@ def load_named_dataset(name: str, root: Path | None, options: list[str] | None) 
 
     chosen = parse_options(options)
     if taken := {"name", "root"} & chosen.keys():
-        raise DatasetError(f"--set {min(taken)}: no option of a dataset; give its name or path, and its folder by --root")
+        raise DatasetError(
+            f"--set {min(taken)}: no option of a dataset; give its name or path, and its folder by --root"
+        )
     kind = name if name in DATASETS else kind_of(Path(name)) if Path(name).exists() else None
     if kind is not None and "missing" in inspect.signature(DATASETS[kind].load).parameters:
         chosen.setdefault("missing", "keep")
