@@ -142,12 +142,14 @@ def readmes(figures: Figures) -> dict[Path, str]:
 
 
 def table(dataset: str, measured: Mapping[str, Measured]) -> str:
-    """All rows of a dataset: scores, published figures and costs, under the command that made them."""
+    """The rows of a dataset that were run: scores, published figures and costs, under the command that made them."""
+    measured = {name: each for name, each in measured.items() if each.runs}
     shown = [metric for metric in METRICS if any(each.values(metric) for each in measured.values())]
     published = f"published: {', '.join(TITLES[metric] for metric in PUBLISHED)}"
-    header = ["row", *(TITLES[metric] for metric in shown), published, "learnable", "minutes", "photos/s", "MB"]
+    costs = ["learnable", "minutes", "photos/s", "MB"]
+    header = ["row", *(TITLES[metric] for metric in shown), "seeds", published, *costs]
     lines = [
-        [name, *(each.spread(metric) for metric in shown), _published(each), *_costs(each)]
+        [name, *(each.spread(metric) for metric in shown), str(len(each.runs)), _published(each), *_costs(each)]
         for name, each in measured.items()
     ]
     return f"    {command(dataset, list(measured.values()))}\n\n{markdown_table(header, lines)}"
@@ -160,8 +162,6 @@ def _published(row: Measured) -> str:
 
 def _costs(row: Measured) -> list[str]:
     """Means over seeds; the largest memory."""
-    if not row.runs:
-        return [_DASH] * 4
     speeds, peaks = row.values("photos_per_second"), row.values("peak_memory_mb")
     return [
         f"{int(row.runs[0]['learnable_parameters']):,}",
