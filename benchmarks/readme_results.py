@@ -18,10 +18,10 @@ from pathlib import Path
 from intclip.evaluation.report import TITLES, markdown_table
 from intclip.evaluation.studies import load_study
 from intclip.files import write_text
-from intclip.methods.registry import METHODS
 from intclip.training.recipe_file import method_training
 
 ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "src" / "intclip" / "methods"
 STUDY = "methods-lite"
 DATASETS = {
     "proxy": ("proxy intents", "--data-root flickr8k --set data.limit=2000"),
@@ -83,7 +83,7 @@ def read_figures(folder: Path) -> Figures:
 
 def rows_of_methods() -> dict[str, list[str]]:
     """Method to the rows of the study whose recipe trains it; a method without one has none."""
-    rows: dict[str, list[str]] = {method: [] for method in METHODS}
+    rows: dict[str, list[str]] = {readme.parent.name: [] for readme in sorted(FOLDER.glob("*/README.md"))}
     for row in load_study(STUDY).rows:
         assert row.recipe is not None, row.name
         rows[method_training(row.recipe)["method"]["name"]].append(row.name)
@@ -136,7 +136,7 @@ def readmes(figures: Figures) -> dict[Path, str]:
     """Every method's README to what it should hold."""
     texts = {}
     for method, rows in rows_of_methods().items():
-        path = ROOT / "src" / "intclip" / "methods" / method / "README.md"
+        path = FOLDER / method / "README.md"
         texts[path] = with_block(path.read_text(encoding="utf-8"), block(rows, figures))
     return texts
 
@@ -145,13 +145,22 @@ def table(dataset: str, measured: Mapping[str, Measured]) -> str:
     """The rows of a dataset that were run: scores, published figures and costs, under the command that made them."""
     measured = {name: each for name, each in measured.items() if each.runs}
     shown = [metric for metric in METRICS if any(each.values(metric) for each in measured.values())]
-    published = f"published: {', '.join(TITLES[metric] for metric in PUBLISHED)}"
-    costs = ["learnable", "minutes", "photos/s", "MB"]
-    header = ["row", *(TITLES[metric] for metric in shown), "seeds", published, *costs]
-    lines = [
-        [name, *(each.spread(metric) for metric in shown), str(len(each.runs)), _published(each), *_costs(each)]
-        for name, each in measured.items()
+    beside = dataset == "proxy"  # the published figures are those of intents
+    published = [f"published: {', '.join(TITLES[metric] for metric in PUBLISHED)}"] if beside else []
+    header = [
+        "row",
+        *(TITLES[metric] for metric in shown),
+        "seeds",
+        *published,
+        "learnable",
+        "minutes",
+        "photos/s",
+        "MB",
     ]
+    lines = []
+    for name, each in measured.items():
+        scores = [each.spread(metric) for metric in shown]
+        lines.append([name, *scores, str(len(each.runs)), *([_published(each)] if beside else []), *_costs(each)])
     return f"    {command(dataset, list(measured.values()))}\n\n{markdown_table(header, lines)}"
 
 
@@ -161,11 +170,11 @@ def _published(row: Measured) -> str:
 
 
 def _costs(row: Measured) -> list[str]:
-    """Means over seeds; the largest memory."""
-    speeds, peaks = row.values("photos_per_second"), row.values("peak_memory_mb")
+    """Means over seeds, of a run that was halted no time; the largest memory."""
+    seconds, speeds, peaks = (row.values(name) for name in ("seconds", "photos_per_second", "peak_memory_mb"))
     return [
         f"{int(row.runs[0]['learnable_parameters']):,}",
-        f"{statistics.fmean(row.values('seconds')) / 60:.1f}",
+        f"{statistics.fmean(seconds) / 60:.1f}" if seconds else _DASH,
         f"{statistics.fmean(speeds):,.0f}" if speeds else _DASH,
         f"{max(peaks):,.0f}" if peaks else _DASH,
     ]

@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).parents[1] / "serving"))  # its model that co
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: while it lives its event loop runs, and no other test can run one
 def browser():
     path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:

@@ -188,9 +188,10 @@ def test_too_little_memory_ends_it_and_loses_nothing(harness, inputs, undisturbe
         codes.append(process.exitcode)
         job.whole(place)
         if process.exitcode > 0 and process.exitcode != LINKER:
-            assert process.exitcode == WRONG_INPUT
-            assert "intclip: no memory is left; " in harness.told()
-            assert "Traceback" not in harness.told()
+            told = harness.told()
+            assert process.exitcode == WRONG_INPUT, told
+            assert "intclip: no memory is left; " in told
+            assert "Traceback" not in told
     assert any(codes)
     assert harness.run(kind, place, inputs) == 0
     assert job.state(place) == undisturbed[kind]
