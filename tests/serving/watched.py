@@ -28,7 +28,7 @@ TAXONOMY = Taxonomy(
 
 
 class WatchedEngine:
-    """Probabilities that tell photos apart: their mean red, green and blue; it remembers its batches.
+    """Probabilities that tell photos apart: their mean red, green and blue; it remembers sizes asked and answered.
 
     `gate` holds it back while it is clear; `entered` is set once it was called. A photo as red as `poison` breaks it.
     """
@@ -36,6 +36,7 @@ class WatchedEngine:
     name = "torch"
 
     def __init__(self) -> None:
+        self.asked: list[int] = []
         self.batches: list[int] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -45,6 +46,7 @@ class WatchedEngine:
         self.poison: int | None = None
 
     def __call__(self, batch):
+        self.asked.append(len(batch))
         self.entered.set()
         assert self.gate.wait(20)
         time.sleep(self.delay)
