@@ -210,11 +210,11 @@ def main() -> None:
             asyncio.run(load.run(options.clients, options.clients, 0))  # warm
             load.milliseconds.clear()
             load.statuses.clear()
-            memory, seconds, cpu = [], 0.0, of_process(server.pid)[1]
+            memory, seconds, cpu, own = [], 0.0, of_process(server.pid)[1], time.process_time()
             for _ in range(10):
                 seconds += asyncio.run(load.run(options.clients, options.requests // 10, options.hostile))
                 memory.append(round(of_process(server.pid)[0], 1))
-            cpu = of_process(server.pid)[1] - cpu
+            cpu, own = of_process(server.pid)[1] - cpu, time.process_time() - own
         finally:
             server.send_signal(signal.SIGINT)
             code = server.wait(120)
@@ -235,6 +235,7 @@ def main() -> None:
             "photo_side": options.side,
             "alone": alone,
             "service": {"photos_per_second": round(rate, 1), "cpu_ms_a_photo": round(cost, 2)},
+            "clients_cpu_ms_a_photo": round(1000 * own / count, 2),
             "share_of_alone": {
                 name: {
                     "throughput": round(rate / value["photos_per_second"], 3),

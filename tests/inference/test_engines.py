@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -102,6 +103,39 @@ def test_many_threads_get_their_own_answers(compiled, name):
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_ctrl_c_leaves_no_thread_of_openvino_that_calls_back(compiled, monkeypatch):
+    engine = OpenvinoEngine(compiled["openvino"]._model)
+    engine(pixels(2))
+    queue, finished = engine._queue, []
+
+    class Interrupted:
+        """The queue, interrupted after its first part."""
+
+        def __len__(self):
+            return len(queue)
+
+        def __getattr__(self, name):
+            return getattr(queue, name)
+
+        def set_callback(self, keep):
+            def late(request, number):
+                time.sleep(0.2)
+                keep(request, number)
+                finished.append(number)
+
+            queue.set_callback(late)
+
+        def start_async(self, inputs, *, userdata, share_inputs):
+            if userdata:
+                raise KeyboardInterrupt
+            queue.start_async(inputs, userdata=userdata, share_inputs=share_inputs)
+
+    monkeypatch.setattr(engine, "_queue", Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        engine(pixels(9))
+    assert finished == [0]
 
 
 def test_text_features_are_constants():

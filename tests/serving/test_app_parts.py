@@ -1,5 +1,6 @@
 """What the app writes and reads without a browser: corrections as a table, lines as labels."""
 
+import contextlib
 import re
 from types import SimpleNamespace
 
@@ -19,6 +20,19 @@ from intclip.serving.app.studio import Studio
 from intclip.serving.batcher import Batcher
 
 NAMES = ("joy", "sun; sand", "[rest]", 'a "quoted", name')
+
+
+@pytest.fixture
+def studio_of(tmp_path):
+    """Makes a studio over one photo, given as the file's bytes, and some models."""
+    with contextlib.ExitStack() as stack:
+
+        def make(content, models):
+            (tmp_path / "a.png").write_bytes(content)
+            batcher = stack.enter_context(contextlib.closing(Batcher(models)))
+            return Studio(batcher, [tmp_path / "a.png"])
+
+        yield make
 
 
 @pytest.mark.parametrize(
@@ -49,14 +63,9 @@ def test_own_intents_are_lines():
         read_intents("\n".join(f"label {i}" for i in range(MOST + 1)))
 
 
-def test_a_bar_that_misses_its_threshold_never_looks_as_if_it_reached_it(tmp_path):
-    (tmp_path / "a.png").write_bytes(photo(127, 128))  # 49.8 and 50.2 percent; the threshold is at 50
-    batcher = Batcher({"a": WatchedPredictor()})
-    try:
-        studio = Studio(batcher, [tmp_path / "a.png"])
-        shown = views.bars(studio.new_session(), studio)
-    finally:
-        batcher.close()
+def test_a_bar_that_misses_its_threshold_never_looks_as_if_it_reached_it(studio_of):
+    studio = studio_of(photo(127, 128), {"a": WatchedPredictor()})  # 49.8 and 50.2 percent; the threshold is at 50
+    shown = views.bars(studio.new_session(), studio)
     rows = re.findall(r'class="ic-row( ic-below)?".*?ic-name">(.*?)<.*?ic-value">(.*?)<', shown, re.DOTALL)
     values = {name: (bool(below), value) for below, name, value in rows}
     assert values["class 0"] == (True, "49.8")
@@ -64,14 +73,9 @@ def test_a_bar_that_misses_its_threshold_never_looks_as_if_it_reached_it(tmp_pat
     assert values["class 3"] == (True, "25")
 
 
-def test_the_map_s_colours_are_told_in_the_words_of_every_other_picture(tmp_path):
-    (tmp_path / "a.png").write_bytes(photo(200, 100))
-    batcher = Batcher({"a": WatchedPredictor()})
-    try:
-        studio = Studio(batcher, [tmp_path / "a.png"])
-        shown = views.figure(studio.new_session(), studio)
-    finally:
-        batcher.close()
+def test_the_map_s_colours_are_told_in_the_words_of_every_other_picture(studio_of):
+    studio = studio_of(photo(200, 100), {"a": WatchedPredictor()})
+    shown = views.figure(studio.new_session(), studio)
     legend = re.search(r'class="ic-legend">(.*?)</span></span>', shown, re.DOTALL)[1]
     assert tuple(re.sub("<[^>]+>", " ", legend).split()) == LEGEND
 
@@ -102,10 +106,8 @@ class Reading(WatchedPredictor):
         return SimpleNamespace(label=label, probability=0.9, words=words)
 
 
-def test_a_caption_is_read_and_its_words_are_shown(tmp_path):
-    (tmp_path / "a.png").write_bytes(photo(10))
-    batcher = Batcher({"posts": Reading(), "plain": WatchedPredictor()})
-    studio = Studio(batcher, [tmp_path / "a.png"])
+def test_a_caption_is_read_and_its_words_are_shown(studio_of):
+    studio = studio_of(photo(10), {"posts": Reading(), "plain": WatchedPredictor()})
     session = studio.new_session()
     assert studio.predict(session)[0].top(1)[0][0] != "class 0"
     assert views.words(session, studio) == ""
@@ -124,4 +126,3 @@ def test_a_caption_is_read_and_its_words_are_shown(tmp_path):
     assert "text" not in studio.reader(session).reads
     assert views.words(session, studio) == ""
     assert studio.predict(session)[0].error is None
-    batcher.close()

@@ -228,9 +228,11 @@ class OpenvinoEngine:
             parts[number] = [request.get_output_tensor(k).data.copy() for k in range(len(self.outputs))]
 
         self._queue.set_callback(keep)
-        for number, start in enumerate(starts):
-            self._queue.start_async([batch[start : start + size]], userdata=number, share_inputs=True)
-        self._queue.wait_all()
+        try:
+            for number, start in enumerate(starts):
+                self._queue.start_async([batch[start : start + size]], userdata=number, share_inputs=True)
+        finally:  # by Ctrl-C too: a thread of OpenVINO that calls back while the interpreter ends aborts the process
+            self._queue.wait_all()
         return [np.concatenate([part[position] for part in parts]) for position in range(len(self.outputs))]
 
     def _compile(self, hint: str) -> Any:
