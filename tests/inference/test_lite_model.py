@@ -9,7 +9,9 @@ import sklearn.datasets
 import torch
 
 import intclip
+from intclip.inference.loading import is_zero_shot
 from intclip.labels import load_taxonomy
+from intclip.labels.reading import parse_taxonomy
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +25,15 @@ def lite(tmp_path_factory):
 def arrays():
     own = [getattr(skimage.data, name)() for name in ("coffee", "chelsea", "astronaut", "rocket")]
     return own + [sklearn.datasets.load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
+
+
+def test_the_larger_one_loads_by_its_name_and_takes_any_labels(arrays):
+    words = ["a cup of coffee", "a cat"]
+    model = intclip.load("lite2", engine="torch", taxonomy=parse_taxonomy(words, "things"))
+    assert model.card.backbone == "lite2"
+    assert [found.top(1)[0][0] for found in model.predict(arrays[:2])] == words
+    assert is_zero_shot("lite2")
+    assert not is_zero_shot("proxy")
 
 
 def test_openvino_says_what_torch_says_alone_and_in_a_batch(lite, arrays):

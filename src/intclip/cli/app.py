@@ -46,7 +46,7 @@ def app(
     from intclip.data.images import find_images
     from intclip.errors import IntclipError, MissingExtraError
     from intclip.extras import require
-    from intclip.inference.loading import load
+    from intclip.inference.loading import is_zero_shot, load
     from intclip.inference.predictor import Predictor
 
     uvicorn = require("uvicorn", "app")
@@ -60,8 +60,7 @@ def app(
 
     models: dict[str, Predictor] = {}
     for name, spec in name_models(model or ["lite", "proxy"]).items():
-        zero_shot = spec == "lite" or spec.startswith("zero-shot")
-        models[name] = load(spec, taxonomy=taxonomy if zero_shot else None)
+        models[name] = load(spec, taxonomy=taxonomy if is_zero_shot(spec) else None)
     if photos:
         examples = find_images(photos)
     else:

@@ -58,9 +58,9 @@ def evaluate(
     from intclip.evaluation.evaluate import evaluate as score
     from intclip.evaluation.report import render, write_predictions, write_report
     from intclip.inference.bundle import load_bundle
-    from intclip.inference.loading import ZERO_SHOT, bundle_path, load
+    from intclip.inference.loading import bundle_path, is_zero_shot, load
 
-    zero_shot = model == "lite" or model.startswith(ZERO_SHOT)
+    zero_shot = is_zero_shot(model)
     options: dict[str, object] = {}
     if data is None:
         recipe = None if zero_shot or Path(model).suffix else load_bundle(bundle_path(model)).info.recipe

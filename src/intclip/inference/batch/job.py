@@ -256,14 +256,14 @@ def model_identity(predictor: Predictor, options: ModelOptions) -> str:
     from intclip.files import sha256_file
     from intclip.inference.bundle import JSON_FILE
     from intclip.inference.exported import SUFFIXES
-    from intclip.inference.loading import bundle_path
+    from intclip.inference.loading import bundle_path, is_zero_shot
 
     digest = hashlib.sha256(predictor.card.model_copy(update={"model": ""}).to_json().encode())
     path = Path(options.spec)
     files = [Path(options.checkpoint)] if options.checkpoint and Path(options.checkpoint).is_file() else []
     if path.suffix in SUFFIXES:
         files += [path, *(bin for bin in [path.with_suffix(".bin")] if bin.is_file())]
-    elif options.spec != "lite" and not options.spec.startswith("zero-shot"):
+    elif not is_zero_shot(options.spec):
         files.append(bundle_path(options.spec) / JSON_FILE)  # it holds the weights' hash
     for file in files:
         digest.update(sha256_file(file).encode())
