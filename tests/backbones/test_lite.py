@@ -90,10 +90,12 @@ def test_alone_and_in_a_batch(lite, photos):
 def test_image_tower_knows_imagenet(lite, photos):
     weight, bias = imagenet_classifier(lite.name)
     deep = lite.deep(lite.trunk(lite.pixels(photos)))
-    classes = (deep.mean(dim=(2, 3)) @ weight.T + bias).topk(3).indices.tolist()
+    classes = (deep.mean(dim=(2, 3)) @ weight.T + bias).topk(2).indices.tolist()
     assert classes[0][0] == 967  # espresso
     assert classes[1][0] in (281, 282, 285)  # tabby, tiger cat, Egyptian cat
-    assert {657, 744, 812} & set(classes[2])  # missile, projectile, space shuttle
+    if lite.name == "lite2":
+        assert classes[2].pop(0) == 540  # it takes the launch pad first: a drilling rig
+    assert classes[2][0] in (657, 744, 812)  # missile, projectile, space shuttle
 
 
 def test_sentences_of_real_photos(lite, photos):

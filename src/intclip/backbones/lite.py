@@ -64,7 +64,7 @@ class LiteBackbone(Backbone):
     | "paper"    | stem, stages 1–5: (112, 14, 14)      | stages 6–7 and head convolution: (1280, 7, 7)     |
     | "released" | stem, stages 1–3: (40, 28, 28)       | stages 4–7 and head convolution: (1280, 7, 7)     |
 
-    `lite2` has 120 channels for 112, 48 for 40, and more layers a stage: 1.3 times the parameters.
+    `lite2` has 120 channels for 112, 48 for 40, and more layers a stage: 1.4 times the parameters.
 
     Batch norms of the trunk are folded into its convolutions; those of `deep` keep fixed statistics and an affine part
     that trains in a copy.
