@@ -164,6 +164,20 @@ def test_bf16_trains_close_to_fp32(tmp_path):
     assert all(value.dtype != torch.bfloat16 for value in weights(rounded).values())
 
 
+def test_products_are_rounded_in_steps_and_not_in_scoring(tmp_path, monkeypatch):
+    seen: set[tuple[bool, str]] = set()
+    forward = ToyMethod.forward
+
+    def watched(self, *arguments, **options):
+        seen.add((self.training, torch.get_float32_matmul_precision()))
+        return forward(self, *arguments, **options)
+
+    monkeypatch.setattr(ToyMethod, "forward", watched)
+    fit(tmp_path, "method.name=toy_method", "train.matmul=medium")
+    assert seen == {(True, "medium"), (False, "highest")}
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_infinite_loss_stops_the_run_with_a_remedy(tmp_path):
     with pytest.raises(TrainingError, match=r"not finite in epoch 1, by step 2 of 5: lower optim.lr"):
         fit(tmp_path, "method.name=toy_method", "method.options.diverge=true")

@@ -26,7 +26,7 @@ from intclip.training.optimizer import build_optimizer, flatten_optimizer, resto
 from intclip.training.plan import Indices, epoch_order, global_batches, micro_batches, share, steps_per_epoch
 from intclip.training.recipe import Recipe
 from intclip.training.source import Batch, PlainPasses
-from intclip.training.source_maker import autocast
+from intclip.training.source_maker import autocast, matmul_precision
 from intclip.training.sums import LossSums
 
 State = dict[str, Tensor]
@@ -132,7 +132,8 @@ class Trainer:
         plan = [piece for parts in pieces for piece in parts]
         stream = self.source.batches(plan, epoch=position.epoch, views=self.method.views)
         for batch, parts in zip(batches, pieces, strict=True):
-            self._step(stream, parts, len(batch))
+            with matmul_precision(train.matmul):
+                self._step(stream, parts, len(batch))
             position.step += 1
             self.log.advance(self._global_step, f"epoch {position.epoch}/{self.recipe.schedule.epochs}")
             if position.step == self.steps:

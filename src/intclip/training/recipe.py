@@ -158,6 +158,9 @@ class TrainSection(Section, frozen=True):
         accumulate: Pieces into which a process's share of a batch is cut, to save memory; the result is the same.
         seed: Of initial weights, order, augmentation and dropout.
         precision: "auto" is bf16 on a GPU that has it, else fp32; "fp16" has no gradient scaler, as the released code.
+        matmul: torch's float32 matmul precision in a training step, forward and backward: "high" and "medium" round the
+            factors of float32 products of matrices where the hardware is faster for it (TF32 on a GPU, bf16 on a CPU
+            with AMX) and change nothing elsewhere. Scoring is exact in any case.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         workers: Threads that decode photos.
         log_every: Steps between log lines.
@@ -172,6 +175,7 @@ class TrainSection(Section, frozen=True):
     accumulate: int = Field(ge=1)
     seed: int = Field(ge=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"]
+    matmul: Literal["highest", "high", "medium"]
     device: str
     workers: int = Field(ge=0)
     log_every: int = Field(ge=1)

@@ -1,7 +1,7 @@
 """Which feature source a split gets: the cache where recipe and method allow it, else the photos."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,17 @@ class SourceMaker:
 def harden(targets: npt.NDArray[np.float32], positive_share: float) -> npt.NDArray[np.float32]:
     """Targets as 0 and 1; NaN stays NaN."""
     return np.where(np.isnan(targets), targets, targets >= positive_share).astype(np.float32)
+
+
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Set torch's float32 matmul precision ("highest", "high" or "medium"), and put back what it was."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
