@@ -105,7 +105,7 @@ def test_shuffled_weights_are_the_same_numbers_elsewhere():
 class TestEmbeddedModel:
     """lite, on scikit-image's photographs."""
 
-    KINDS = ("regions", "gradcam")
+    KINDS = ("regions", "fine", "gradcam")
 
     @pytest.fixture(scope="class")
     def model(self, tmp_path_factory):

@@ -12,6 +12,7 @@ from intclip.backbones.clip import random_clip
 from intclip.errors import IntclipError
 from intclip.explain.kinds import check_kind, region_maps
 from intclip.explain.rollout import attention_flow, attention_weights
+from intclip.explain.views import join_views, photo_views
 from intclip.methods.base import Method
 from intclip.methods.registry import METHODS, build_method, method_options
 
@@ -49,6 +50,15 @@ def test_positive_minus_negative_is_the_region_logit(pixels):
     for name, logits in own.items():
         expected = logit_scale.item() * (positive[name] - negative[name]) + bias
         np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+def test_the_fine_kind_joins_the_region_logits_of_the_views(pixels):
+    method = tiny("intclip", aggregation="cross_attention")
+    found = region_maps(method, pixels, LABEL, "fine")
+    assert found.keys() == {"sight", "semantic", "fused"}
+    alone = [region_maps(method, view[None], LABEL, "regions") for view in photo_views(pixels[0])]
+    for name, values in found.items():
+        np.testing.assert_allclose(values, join_views(np.stack([each[name] for each in alone])), atol=1e-4)
 
 
 def test_gradcam_is_the_textbook_s(pixels):
@@ -147,5 +157,5 @@ def test_what_a_model_cannot_show_is_one_line(name, kind, message, pixels):
 
 
 def test_an_unknown_kind_names_the_known():
-    with pytest.raises(IntclipError, match="regions, positive, negative, gradcam, rollout"):
+    with pytest.raises(IntclipError, match="regions, fine, positive, negative, gradcam, rollout"):
         check_kind("grad-cam")

@@ -18,7 +18,7 @@ from intclip.data.images import read_image
 from intclip.data.loading import DRAFT_FACTOR
 from intclip.errors import IntclipError
 from intclip.explain.evidence import LEGEND, make_evidence, overlay, upsample
-from intclip.explain.kinds import KINDS
+from intclip.explain.kinds import KINDS, region_maps
 from intclip.explain.report import write_folder_report
 from intclip.explain.sheet import NARROWEST, evidence_sheet, prompts_overlay
 from intclip.inference.batch.job import ModelOptions
@@ -46,6 +46,24 @@ def test_every_kind_that_the_model_has(model, photos):
         assert kind == "regions" or not np.allclose(evidence.fused, own.fused)
     with pytest.raises(IntclipError, match="needs a ViT"):
         model.explain(photos[0], LABEL, kind="rollout")
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino", "onnx"])
+def test_the_fine_kind_is_the_same_in_every_engine(bundle_path, model, photos, engine):
+    """And as torch's method gives it; probability and attention are those of the whole photo."""
+    predictor = intclip.load(bundle_path, engine=engine, device="cpu")
+    plain, fine = (predictor.explain(photos[0], LABEL, kind=kind) for kind in ("regions", "fine"))
+    assert fine.probability == pytest.approx(plain.probability, abs=1e-5)
+    np.testing.assert_allclose(fine.attention, plain.attention, atol=1e-5)
+    preprocess = model.card.preprocessing
+    pixels = preprocess(read_image(photos[0], min_side=DRAFT_FACTOR * preprocess.size))[None].numpy()
+    expected = region_maps(model.torch_method(), pixels, model.taxonomy.index(LABEL), "fine")
+    assert set(fine.regions) == set(expected)
+    for name, values in expected.items():
+        side = plain.regions[name].shape[0]
+        assert fine.regions[name].shape == (4 * side, 4 * side)
+        np.testing.assert_allclose(fine.regions[name], values, atol=1e-4)
+        assert getattr(fine, name).shape == getattr(plain, name).shape
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino", "onnx"])

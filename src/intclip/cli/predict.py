@@ -34,6 +34,7 @@ class Kind(StrEnum):
     """Where a map comes from; see `intclip.explain.kinds`. `prompts` draws two of them, positive and negative."""
 
     regions = "regions"
+    fine = "fine"
     prompts = "prompts"
     positive = "positive"
     negative = "negative"
@@ -188,9 +189,9 @@ def explain(
     kind: Annotated[
         Kind,
         typer.Option(
-            help="regions: the model's own maps, exact. prompts: each region's likeness to the label's positive and "
-            "to its negative prompt, side by side in the same colours; positive, negative: one of them. gradcam: needs "
-            "captum. rollout: for a ViT."
+            help="regions: the model's own maps, exact. fine: these of the photo and of its enlarged parts, averaged; "
+            "ten passes. prompts: each region's likeness to the label's positive and to its negative prompt, side by "
+            "side in the same colours; positive, negative: one of them. gradcam: needs captum. rollout: for a ViT."
         ),
     ] = Kind.regions,
     neighbours: Annotated[
@@ -216,6 +217,8 @@ def explain(
     is by how much the label's log-odds fall without it; of a zero-shot model, the cosine of text and label.
 
     intclip explain photo.jpg --label "Natural beauty" --out overlay.png
+
+    intclip explain photo.jpg -m proxy --kind fine
 
     intclip explain photo.jpg -m proxy --kind prompts
 

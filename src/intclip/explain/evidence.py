@@ -39,7 +39,8 @@ class Evidence:
         semantic: What is meant: the trained branch (H, W).
         fused: Their aggregate (H, W), which decides.
         branches: Names of the maps that are the method's own.
-        regions: The region logits behind the maps, by branch, (h, w), not scaled: the sign tells for or against.
+        regions: The region logits behind the maps, by branch, (h, w), not scaled: the sign tells for or against. Of
+            kind "fine" (4h, 4w).
         box: The part (left, top, right, bottom) of the photo that the model saw, in pixels of the upright photo.
         source: The photo's path, or what kind of object it was.
         kind: Where the maps come from, see `intclip.explain.kinds`; by default the region logits.

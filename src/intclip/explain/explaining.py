@@ -8,6 +8,7 @@ import numpy as np
 from intclip.data.images import ImageInput, describe, read_image
 from intclip.data.loading import DRAFT_FACTOR, normalize_into
 from intclip.explain.evidence import Evidence, make_evidence
+from intclip.explain.views import join_views, photo_views
 from intclip.inference.card import ATTENTION_OUTPUT, MAP_PREFIX
 
 if TYPE_CHECKING:
@@ -30,10 +31,11 @@ def explain(
     photo = read_image(image, min_side=DRAFT_FACTOR * preprocess.size)
     pixels = np.empty((1, 3, preprocess.size, preprocess.size), dtype=np.float32)
     normalize_into(pixels[0], preprocess.resize(photo), preprocess)
-    if kind == "regions":
-        outputs = predictor.engine(maps=True)(pixels)
+    if kind in ("regions", "fine"):
+        # The first view is the photo itself: probability and attention are its own.
+        outputs = predictor.engine(maps=True)(pixels if kind == "regions" else photo_views(pixels[0]))
         regions = {
-            name.removeprefix(MAP_PREFIX): values[0, index]
+            name.removeprefix(MAP_PREFIX): values[0, index] if kind == "regions" else join_views(values[:, index])
             for name, values in outputs.items()
             if name.startswith(MAP_PREFIX)
         }

@@ -160,8 +160,9 @@ class Predictor(WordReading):
         Args:
             image: As `predict` takes it.
             label: Name or alias of a label.
-            kind: "regions", the model's own region logits, exact and one forward pass; or an alternative, computed in
-                torch: "positive", "negative", "gradcam", "rollout". See `intclip.explain.kinds`.
+            kind: "regions", the model's own region logits, exact and one forward pass; "fine", the same of the photo
+                and of its enlarged parts, ten passes; or an alternative, computed in torch: "positive", "negative",
+                "gradcam", "rollout". See `intclip.explain.kinds`.
             neighbours: A folder of known photos, such as those of the training, or an index of `intclip index`: the
                 evidence then tells the nearest of them.
             count: How many of them.
