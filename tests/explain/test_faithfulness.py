@@ -148,7 +148,7 @@ def test_the_packaged_model_s_own_maps_beat_random_ones():
     """The two trained branches, on real photos: the mean areas that docs/evidence.md gives of a hundred others."""
     model = intclip.load("proxy", engine="torch", device="cpu")
     size = model.card.preprocessing.size
-    areas: dict[str, list[tuple[float, float]]] = {"random": [], "fused": [], "semantic": []}
+    areas: dict[str, list[tuple[float, float]]] = {"random": [], "fused": [], "semantic": [], "fine": []}
     photos = demo_photos()
     assert len(photos) >= 8
     for seed, path in enumerate(photos):
@@ -160,13 +160,15 @@ def test_the_packaged_model_s_own_maps_beat_random_ones():
         assert set(evidence.branches) == {"sight", "semantic", "fused"}
         assert evidence.probability == pytest.approx(probability, abs=1e-5)
 
+        heats = {"random": random_map(size, seed), "fine": model.explain(path, label, kind="fine").fused}
+
         def score(batch, index=index):
             return model.predict_pixels(batch)[:, index]
 
         for name, found in areas.items():
-            heat = random_map(size, seed) if name == "random" else getattr(evidence, name)
+            heat = heats[name] if name in heats else getattr(evidence, name)
             found.append(tuple(curve(score, pixels, heat, steps=5).area for curve in (deletion, insertion)))
     mean = {name: np.mean(found, axis=0) for name, found in areas.items()}
-    for name in ("fused", "semantic"):
+    for name in ("fused", "semantic", "fine"):
         assert mean[name][0] < mean["random"][0], name
         assert mean[name][1] > mean["random"][1], name

@@ -34,6 +34,11 @@ def model(bundle_path):
         yield intclip.load(bundle_path, engine="torch", device="cpu")
 
 
+@pytest.fixture(scope="module", params=["torch", "openvino", "onnx"])
+def in_engine(request, bundle_path, model):
+    return intclip.load(bundle_path, engine=request.param, device="cpu")
+
+
 def test_every_kind_that_the_model_has(model, photos):
     own = model.explain(photos[0], LABEL)
     assert own.kind == "regions"
@@ -48,11 +53,9 @@ def test_every_kind_that_the_model_has(model, photos):
         model.explain(photos[0], LABEL, kind="rollout")
 
 
-@pytest.mark.parametrize("engine", ["torch", "openvino", "onnx"])
-def test_the_fine_kind_is_the_same_in_every_engine(bundle_path, model, photos, engine):
+def test_the_fine_kind_is_the_same_in_every_engine(in_engine, model, photos):
     """And as torch's method gives it; probability and attention are those of the whole photo."""
-    predictor = intclip.load(bundle_path, engine=engine, device="cpu")
-    plain, fine = (predictor.explain(photos[0], LABEL, kind=kind) for kind in ("regions", "fine"))
+    plain, fine = (in_engine.explain(photos[0], LABEL, kind=kind) for kind in ("regions", "fine"))
     assert fine.probability == pytest.approx(plain.probability, abs=1e-5)
     np.testing.assert_allclose(fine.attention, plain.attention, atol=1e-5)
     preprocess = model.card.preprocessing
@@ -66,9 +69,8 @@ def test_the_fine_kind_is_the_same_in_every_engine(bundle_path, model, photos, e
         assert getattr(fine, name).shape == getattr(plain, name).shape
 
 
-@pytest.mark.parametrize("engine", ["torch", "openvino", "onnx"])
-def test_which_sight_regions_answer_which_semantic_query(bundle_path, photos, engine):
-    evidence = intclip.load(bundle_path, engine=engine).explain(photos[0], LABEL)
+def test_which_sight_regions_answer_which_semantic_query(in_engine, photos):
+    evidence = in_engine.explain(photos[0], LABEL)
     method = tiny_intclip()
     backbone = method.backbone
     pixels = backbone.preprocess(read_image(photos[0], min_side=DRAFT_FACTOR * backbone.image_size))[None]
