@@ -1,12 +1,15 @@
-"""Learned prompts: context vectors before each class's sentence, read by the frozen text encoder.
+"""Learned prompts: context vectors around each class's sentence, read by the frozen text encoder.
 
     [start, V₁ … V_M, sentence, end]     (IntCLIP paper, Eq. 1; CoOp, Zhou et al., IJCV 2022; DualCoOp, NeurIPS 2022)
+
+CoOp also has the sentence in the middle of the context, or in front of it; see `ClassTokenPosition`.
 
 All halves (negative and positive) of all classes go through the encoder in one batch, no longer than the longest
 prompt. In evaluation the text features are kept until the context changes.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +20,14 @@ from intclip.errors import TaxonomyError
 
 NEGATIVE, POSITIVE = 0, 1
 """Order of the halves of a dual prompt along their axis."""
+
+ClassTokenPosition = Literal["end", "middle", "front"]
+"""Where the class's words stand, in the names of CoOp's code. What closes a sentence (".", "!", "?") stays at its end.
+
+end: [start, V₁ … V_M, words, closing, end].
+middle: [start, V₁ … V_⌊M/2⌋, words, V_⌊M/2⌋₊₁ … V_M, closing, end].
+front: [start, words, V₁ … V_M, closing, end].
+"""
 
 
 class PromptLearner(nn.Module):
@@ -29,6 +40,7 @@ class PromptLearner(nn.Module):
         sentences: K class sentences.
         halves: 2 for dual prompts (negative, positive), 1 for CoOp.
         context_length: Number M of context vectors; 0 leaves plain sentences.
+        class_token_position: Where the sentence stands; see `ClassTokenPosition`.
         class_specific: One set of contexts a class, or one that all classes share.
         every: In training, contexts learn at every so-manieth step only; the steps between read the text features
             of the contexts as they are, without a gradient. The text encoder is most of a small backbone's step.
@@ -45,6 +57,7 @@ class PromptLearner(nn.Module):
     start: Tensor
     sentence: Tensor
     lengths: Tensor
+    order: Tensor | None
 
     def __init__(
         self,
@@ -53,6 +66,7 @@ class PromptLearner(nn.Module):
         *,
         halves: int = 2,
         context_length: int = 16,
+        class_token_position: ClassTokenPosition = "end",
         class_specific: bool = True,
         every: int = 1,
         residual: bool = False,
@@ -76,6 +90,12 @@ class PromptLearner(nn.Module):
         self.register_buffer("start", embedded[:, :1].clone(), persistent=False)
         self.register_buffer("sentence", embedded[:, 1:].clone(), persistent=False)
         self.register_buffer("lengths", text.lengths(tokens).to(embedded.device) + context_length, persistent=False)
+        order = None
+        if class_token_position != "end":  # there they stand already
+            before = context_length // 2 if class_token_position == "middle" else 0
+            words_of = [_words_before_closing(text, sentence) for sentence in sentences]
+            order = _order(words_of, context_length, before, tokens.shape[1]).to(embedded.device)
+        self.register_buffer("order", order, persistent=False)
         self.context = nn.Parameter(
             torch.randn(halves, len(sentences) if class_specific else 1, context_length, text.width) * std
         )
@@ -93,11 +113,7 @@ class PromptLearner(nn.Module):
 
     def embeddings(self) -> tuple[Tensor, Tensor]:
         """Prompt embeddings (halves · K, L, width), halves outermost, and their lengths (halves · K,)."""
-        context = self.context.expand(-1, self.classes, -1, -1)
-        start = self.start.expand(self.halves, -1, -1, -1)
-        sentence = self.sentence.expand(self.halves, -1, -1, -1)
-        prompts = torch.cat([start.to(context.dtype), context, sentence.to(context.dtype)], dim=2)
-        return prompts.flatten(0, 1), self.lengths.repeat(self.halves)
+        return self._around(self.context[None])
 
     def encode(self, text: TextTower) -> Tensor:
         """Text features (halves, K, D), unnormalised, computed anew."""
@@ -109,14 +125,21 @@ class PromptLearner(nn.Module):
 
         All B · halves · K prompts go through the encoder, in training and in evaluation.
         """
-        prompts, lengths = self.embeddings()
-        words = 1 + self.context_length
-        start, context, sentence = prompts[:, :1], prompts[:, 1:words], prompts[:, words:]
-        rows = shift.shape[0]  # and not len: a converted graph must take any batch
-        moved = context + shift[:, None, None].to(context.dtype)
-        whole = torch.cat([start.expand(rows, -1, -1, -1), moved, sentence.expand(rows, -1, -1, -1)], dim=2)
-        encoded = text.encode_embeddings(whole.flatten(0, 1), lengths.expand(rows, -1).flatten())
-        return encoded.view(rows, self.halves, self.classes, -1)
+        context = self.context + shift[:, None, None, None].to(self.context.dtype)
+        encoded = text.encode_embeddings(*self._around(context))
+        # shape[0] and not len: a converted graph must take any batch
+        return encoded.view(shift.shape[0], self.halves, self.classes, -1)
+
+    def _around(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Prompts (B · halves · K, L, width) of contexts (B, halves, K or 1, M, width), B outermost, and lengths."""
+        rows = context.shape[0]
+        context = context.expand(-1, -1, self.classes, -1, -1)
+        start = self.start.to(context.dtype).expand(rows, self.halves, -1, -1, -1)
+        sentence = self.sentence.to(context.dtype).expand(rows, self.halves, -1, -1, -1)
+        prompts = torch.cat([start, context, sentence], dim=3)
+        if self.order is not None:
+            prompts = prompts.gather(3, self.order[:, :, None].expand(prompts.shape))
+        return prompts.flatten(0, 2), self.lengths.expand(rows, self.halves, -1).flatten()
 
     def before_step(self, step: int) -> None:
         """Tell which step of training comes, counted from 0; see `every`."""
@@ -145,3 +168,28 @@ class PromptLearner(nn.Module):
         seen, now = self._seen, self.context
         same_kind = seen is not None and seen.device == now.device and seen.dtype == now.dtype
         return same_kind and seen is not None and torch.equal(seen, now)
+
+
+def _words_before_closing(text: TextTower, sentence: str) -> int:
+    """Number of tokens of a sentence, start and end not counted, up to its closing punctuation.
+
+    All of them where a tower has no tokens of their own for what closes the sentence, or nothing stands before it.
+    """
+    whole, words = (text.tokenize([part])[0] for part in (sentence, sentence.rstrip(".!? ") or sentence))
+    count, end = int(text.lengths(whole[None])[0]) - 2, int(text.lengths(words[None])[0]) - 1
+    return end - 1 if torch.equal(words[:end], whole[:end]) else count
+
+
+def _order(words: Sequence[int], context_length: int, before: int, length: int) -> Tensor:
+    """Places (K, M + length) in [start, contexts, sentence] that give [start, contexts, words, contexts, rest].
+
+    Args:
+        words: Number of tokens of each class's words (K,).
+        context_length: Number M of contexts.
+        before: Number of contexts before the words.
+        length: Number of tokens of a padded sentence, its start counted.
+    """
+    contexts, behind = range(1, 1 + context_length), range(1 + context_length, context_length + length)
+    return torch.tensor(
+        [[0, *contexts[:before], *behind[:count], *contexts[before:], *behind[count:]] for count in words]
+    )

@@ -1,4 +1,4 @@
-"""CoOp for several labels at once: learned context before each class's words, the photo as one embedding.
+"""CoOp for several labels at once: learned context around each class's words, the photo as one embedding.
 
 Zhou, Yang, Loy, Liu: Learning to Prompt for Vision-Language Models, IJCV 2022. It was written for one label a photo;
 README.md beside this file says what stands in for its softmax over classes.
@@ -14,7 +14,7 @@ from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.base import Method, Output, ParameterGroup
 from intclip.methods.loss_options import LossOptions
-from intclip.methods.prompts import NEGATIVE, POSITIVE, PromptLearner
+from intclip.methods.prompts import NEGATIVE, POSITIVE, ClassTokenPosition, PromptLearner
 from intclip.methods.sentence_scoring import ScoringOptions, SentenceScoring, region_map, region_rows
 
 
@@ -26,8 +26,9 @@ class CoopOptions(ScoringOptions, frozen=True):
             positive one, logit = scale · (cos⁺ − cos⁻); of the scale's options it takes `scale` alone.
         context_length: Number M of context vectors; 0 leaves the class's words.
         context_words: What the first contexts start as; null for random ones.
+        class_token_position: Where the class's words stand: "end", "middle" or "front"; see `ClassTokenPosition`.
         class_specific: Contexts of each class its own.
-        sentence_form: Which of the taxonomy's sentences follow the context; "fine" are the names.
+        sentence_form: Which of the taxonomy's sentences are the class's words; "fine" are the names.
         bias: Add a learned bias to each class's logit, 0 at the start.
         loss: The classification loss.
     """
@@ -35,6 +36,7 @@ class CoopOptions(ScoringOptions, frozen=True):
     prompts: Literal["single", "dual"] = "single"
     context_length: int = Field(default=16, ge=0)
     context_words: str | None = None
+    class_token_position: ClassTokenPosition = "end"
     class_specific: bool = False
     sentence_form: str = "fine"
     bias: bool = True
@@ -55,6 +57,7 @@ class CoOp(Method):
             taxonomy.sentences(options.sentence_form),
             halves=1 if options.prompts == "single" else 2,
             context_length=options.context_length,
+            class_token_position=options.class_token_position,
             class_specific=options.class_specific,
             words=options.context_words,
         )
