@@ -1,6 +1,7 @@
 """Losses against slow references, closed forms, limiting cases, and extreme inputs."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -112,6 +113,13 @@ def test_reductions() -> None:
     torch.testing.assert_close(asymmetric_loss(PROBABILITIES, TARGETS, reduction="mean"), none.mean())
     with pytest.raises(ValueError, match="unknown reduction"):
         asymmetric_loss(PROBABILITIES, TARGETS, reduction="avg")
+
+
+@pytest.mark.parametrize("loss", [asymmetric_loss, asymmetric_loss_with_logits, binary_cross_entropy])
+@pytest.mark.parametrize("shape", [(3,), (2, 1), (1, 3), (2, 3, 1)])
+def test_targets_of_another_shape_are_not_spread(loss: Callable[..., torch.Tensor], shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"predictions \(2, 3\) and targets .* must be alike"):
+        loss(PROBABILITIES, torch.ones(shape))
 
 
 @given(st.floats(-30, 30), st.floats(0, 1))

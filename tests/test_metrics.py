@@ -158,6 +158,14 @@ def test_bad_input_is_refused(scores: npt.NDArray[np.float64], targets: npt.NDAr
         multilabel_report(scores, targets)
 
 
+@pytest.mark.parametrize(
+    ("thresholds", "message"), [([0.1, 0.2, 0.3], "one for each of 7 classes"), (float("nan"), "a threshold is NaN")]
+)
+def test_bad_thresholds_are_refused(thresholds: list[float] | float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        multilabel_report(*problem(), thresholds=thresholds)
+
+
 def test_bootstrap_equals_reports_on_the_drawn_photos() -> None:
     scores, targets = problem(images=60, classes=4, ties=True)
     got = bootstrap_intervals(scores, targets, thresholds=0.4, n=50, seed=5, level=0.8)

@@ -90,5 +90,15 @@ def test_bad_input_is_refused() -> None:
         tune_threshold([[0.1]], [[1, 0]])
     with pytest.raises(ValueError, match="grid"):
         tune_threshold([[0.1]], [[1]], grid=[])
+    with pytest.raises(ValueError, match="grid"):
+        tune_threshold([[0.1]], [[1]], grid=[0.5, float("nan")])
+    with pytest.raises(ValueError, match="N at least 1"):
+        tune_threshold(np.zeros((0, 2)), np.zeros((0, 2)))
+    with pytest.raises(ValueError, match="a score is NaN"):
+        tune_threshold([[float("nan"), 0.1]], [[1, 0]])
+    with pytest.raises(ValueError, match="unknown objective 'f1'"):
+        tune_threshold([[0.1]], [[1]], objective="f1")
+    with pytest.raises(ValueError, match="unknown ties 'last'"):
+        tune_threshold([[0.1]], [[1]], ties="last")
     with pytest.raises(ValueError, match="per class"):
         tune_threshold([[0.1]], [[1]], per_class=True, objective="micro_f1")

@@ -38,6 +38,9 @@ def asymmetric_loss(
         margin: Probability below which a negative costs nothing.
         reduction: See `Reduction`.
 
+    Raises:
+        ValueError: Shapes do not match, or the reduction is unknown.
+
     Source: Ridnik et al., Asymmetric Loss, ICCV 2021; IntCLIP paper, Eq. 6, with the minus sign that it leaves out.
     """
     p = probabilities.float()
@@ -70,6 +73,9 @@ def asymmetric_loss_with_logits(
         gamma_neg: Focusing parameter γ₋ of negatives.
         margin: Probability below which a negative costs nothing.
         reduction: See `Reduction`.
+
+    Raises:
+        ValueError: Shapes do not match, or the reduction is unknown.
     """
     z = logits.float()
     complement = torch.sigmoid(-z)
@@ -121,6 +127,8 @@ def _asymmetric(
     targets: Tensor,
     reduction: Reduction,
 ) -> Tensor:
+    if targets.shape != log_positive.shape:  # broadcast, one photo's labels would silently be every photo's
+        raise ValueError(f"predictions {tuple(log_positive.shape)} and targets {tuple(targets.shape)} must be alike")
     known = ~targets.isnan()
     y = torch.where(known, targets.float(), torch.zeros_like(log_positive))
     absent = torch.where(known, 1 - y, y)

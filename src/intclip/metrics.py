@@ -59,7 +59,7 @@ def multilabel_report(
         to {"macro_f1", "mAP", "mAP_voc"}, means over its classes.
 
     Raises:
-        ValueError: Shapes do not match, or a score is NaN.
+        ValueError: Shapes do not match, or a score or a threshold is NaN.
     """
     problem = _Problem(scores, targets, thresholds, positive_share)
     classes = problem.per_class(np.ones((1, problem.images)))
@@ -237,7 +237,12 @@ class _Problem:
         if np.isnan(self.scores).any():
             raise ValueError("a score is NaN")
         self.images, self.classes = target.shape
-        self.thresholds = np.broadcast_to(np.asarray(thresholds, dtype=np.float64), (self.classes,)).copy()
+        cut = np.asarray(thresholds, dtype=np.float64)
+        if cut.shape not in ((), (1,), (self.classes,)):
+            raise ValueError(f"thresholds {cut.shape} must be one number, or one for each of {self.classes} classes")
+        if np.isnan(cut).any():
+            raise ValueError("a threshold is NaN")
+        self.thresholds = np.broadcast_to(cut, (self.classes,)).copy()
         self.known = ~np.isnan(target)
         self.positive = self.known & (np.nan_to_num(target) >= positive_share)
         self.predicted = self.known & (self.scores >= self.thresholds)

@@ -1,6 +1,6 @@
 """Decision thresholds, tuned on a validation split and never on the split that is reported."""
 
-from typing import Literal, overload
+from typing import Literal, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -82,13 +82,22 @@ def tune_threshold(
         One threshold, or with `per_class` an array (K,).
 
     Raises:
-        ValueError: Shapes do not match, the grid is empty, or `per_class` comes with another objective than macro F1.
+        ValueError: Shapes do not match, there is no photo, a score is NaN, the grid is empty or has a NaN, or
+            `objective` or `ties` is unknown or `per_class` comes with another objective than macro F1.
     """
     score = np.asarray(scores, dtype=np.float64)
     target = np.asarray(targets, dtype=np.float64)
     candidates = np.unique(np.asarray(grid, dtype=np.float64))
-    if score.ndim != 2 or score.shape != target.shape or not candidates.size:
-        raise ValueError(f"scores {score.shape} and targets {target.shape} must be (N, K), and the grid not empty")
+    if score.ndim != 2 or score.shape != target.shape or not len(score):
+        raise ValueError(f"scores {score.shape} and targets {target.shape} must be (N, K), N at least 1")
+    if np.isnan(score).any():
+        raise ValueError("a score is NaN")
+    if not candidates.size or np.isnan(candidates).any():
+        raise ValueError("the grid must have a threshold, and no NaN")
+    if objective not in get_args(Objective):
+        raise ValueError(f"unknown objective {objective!r}; known: {', '.join(get_args(Objective))}")
+    if ties not in ("middle", "first"):
+        raise ValueError(f"unknown ties {ties!r}; known: middle, first")
     if per_class and objective != "macro_f1":
         raise ValueError(f"thresholds per class maximise macro_f1, not {objective}")
     known = ~np.isnan(target)
