@@ -103,6 +103,11 @@ def test_registered_names_are_folders() -> None:
         ("intclip", {"agregation": "paper"}, "no option 'agregation'; did you mean aggregation?"),
         ("intclip", {"aggregation": "papre"}, "option aggregation of method intclip: .*'paper'"),
         ("intclip", {"loss": {"margin": 2}}, "option loss.margin of method intclip: .*less than 1 .*got 2"),
+        (
+            "coop",
+            {"loss": {"reduction": "none"}},
+            "option loss.reduction of method coop: .*'mean'",
+        ),  # no number to learn by
         ("zero-shot", {"templates": "foto"}, "unknown template set 'foto'"),
         ("zero_shot", {"templates": ["a photo"]}, "each template must hold"),
     ],

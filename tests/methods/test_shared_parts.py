@@ -131,6 +131,8 @@ def test_a_text_residual_moves_each_class_alone(tiny_backbone: TinyBackbone, fiv
 def test_a_sentence_without_room_is_named(tiny_backbone: TinyBackbone) -> None:
     with pytest.raises(TaxonomyError, match="'a b c d' has 6 tokens and 20 context vectors leave room for 4"):
         PromptLearner(tiny_backbone.text, ["a b", "a b c d"], context_length=20)
+    with pytest.raises(TaxonomyError, match="30 context vectors leave room for 0;"):
+        PromptLearner(tiny_backbone.text, ["a b"], context_length=30)
 
 
 def slow_logits(regions: Tensor, text: Tensor, scale: float, logit_scale: float, pooling: str) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from intclip.losses import Reduction, asymmetric_loss_with_logits, soft_cross_entropy
+from intclip.losses import asymmetric_loss_with_logits, soft_cross_entropy
 
 
 class LossOptions(BaseModel, frozen=True, extra="forbid"):
@@ -27,7 +27,7 @@ class LossOptions(BaseModel, frozen=True, extra="forbid"):
     gamma_pos: float = Field(default=1, ge=0)
     gamma_neg: float = Field(default=2, ge=0)
     margin: float = Field(default=0.05, ge=0, lt=1)
-    reduction: Reduction = "sum"
+    reduction: Literal["sum", "batch", "mean"] = "sum"
     scale: float = Field(default=1, gt=0)
     harden: float | None = Field(default=None, gt=0, le=1)
     smoothing: float = Field(default=0, ge=0, lt=1)
@@ -38,7 +38,7 @@ class LossOptions(BaseModel, frozen=True, extra="forbid"):
         return "sum" if self.reduction == "sum" else "mean"
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The scaled loss, a scalar (for a reduction other than "none")."""
+        """The scaled loss, a scalar."""
         if self.harden is not None:
             targets = torch.where(targets.isnan(), targets, (targets >= self.harden).to(logits.dtype))
         if self.smoothing:

@@ -75,7 +75,7 @@ class PromptLearner(nn.Module):
     ) -> None:
         super().__init__()
         self.halves, self.classes, self.context_length = halves, len(sentences), context_length
-        room = text.context_length - context_length
+        room = max(text.context_length - context_length, 0)
         lengths = [int(text.lengths(text.tokenize([sentence]))[0]) for sentence in sentences]
         for sentence, length in zip(sentences, lengths, strict=True):
             if length > room:
