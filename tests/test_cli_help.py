@@ -1,4 +1,4 @@
-"""What every command says of itself, and of numbers that it cannot take. Nothing here loads a model."""
+"""What every command says of itself, and of what it cannot take. Nothing here loads a model."""
 
 import re
 import sys
@@ -47,3 +47,23 @@ def test_a_wrong_number_is_told_with_its_limits(words, said, monkeypatch, capsys
         main()
     assert leaving.value.code == 2
     assert capsys.readouterr().err == f"intclip: {said}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("demo --out taken", "cannot write taken: File exists; free space or choose a writable place"),
+        ("demo --out taken/deep", "cannot write taken/deep: Not a directory; free space or choose a writable place"),
+        ("ablate tabel4", "no study 'tabel4'; did you mean 'table4'?"),  # and not that a dataset is missing
+    ],
+)
+def test_what_cannot_be_is_told_before_any_work(words, said, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("")
+    monkeypatch.delenv("INTCLIP_DATA", raising=False)
+    monkeypatch.setattr(sys, "argv", ["intclip", *words.split()])
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    assert leaving.value.code == 2
+    assert capsys.readouterr().err == f"intclip: {said}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]

@@ -5,7 +5,7 @@ import pytest
 
 from intclip.errors import MissingExtraError, StorageError
 from intclip.extras import require
-from intclip.files import atomic_directory, atomic_path, sha256_file, write_text
+from intclip.files import atomic_directory, atomic_path, make_directory, sha256_file, write_text
 
 
 def test_atomic_path_appears_whole(tmp_path: Path):
@@ -54,6 +54,31 @@ def test_atomic_directory_keeps_the_old_one_when_writing_fails(tmp_path: Path):
         raise RuntimeError
     assert [path.name for path in target.iterdir()] == ["a"]
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_folders_made_for_what_failed_go_again(tmp_path: Path):
+    (tmp_path / "kept").mkdir()
+    for there in (tmp_path, tmp_path / "kept"):
+        for writer in (atomic_path, atomic_directory):
+            with pytest.raises(RuntimeError), writer(there / "deep" / "deeper" / "a"):
+                raise RuntimeError
+            with pytest.raises(RuntimeError), writer(there / "a"):
+                raise RuntimeError
+    assert [path.name for path in tmp_path.rglob("*")] == ["kept"]
+    with pytest.raises(RuntimeError), atomic_path(tmp_path / "shared" / "deep" / "a"):
+        write_text(tmp_path / "shared" / "b", "of another")
+        raise RuntimeError
+    assert [path.name for path in (tmp_path / "shared").iterdir()] == ["b"]
+
+
+def test_a_directory_that_cannot_be_made_is_one_line(tmp_path: Path):
+    make_directory(tmp_path / "a" / "b")
+    make_directory(tmp_path / "a" / "b")
+    write_text(tmp_path / "file", "")
+    with pytest.raises(StorageError, match=r"cannot write .*file: File exists; "):
+        make_directory(tmp_path / "file")
+    with pytest.raises(StorageError, match=r"cannot write .*deep: Not a directory; "):
+        make_directory(tmp_path / "file" / "deep")
 
 
 def test_sha256_file(tmp_path: Path):

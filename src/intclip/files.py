@@ -18,21 +18,27 @@ from intclip.errors import StorageError
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a path beside `target`; on success it is flushed to disk and renamed to `target`, else removed.
 
+    Folders above it are made; on failure those that hold nothing go again.
+
     Raises:
         StorageError: The file cannot be written (no permission, disk full).
     """
     target = Path(target)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    made: list[Path] = []
     try:
+        made = _missing_folders(target.parent)
         target.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         _sync(partial)
         partial.replace(target)
+        made.clear()  # they are wanted now, whoever may take the target away again
     except OSError as error:
         raise _storage_error(target, error) from error
     finally:
         with suppress(OSError):
             partial.unlink()
+        _remove_empty(made)
 
 
 @contextmanager
@@ -52,7 +58,9 @@ def atomic_directory(target: str | os.PathLike[str], *, overwrite: bool = False)
     suffix = uuid.uuid4().hex[:8]
     partial = target.with_name(f".{target.name}.{suffix}.partial")
     replaced = target.with_name(f".{target.name}.{suffix}.replaced")
+    made: list[Path] = []
     try:
+        made = _missing_folders(target.parent)
         partial.mkdir(parents=True)
         yield partial
         for path in sorted(partial.rglob("*")):
@@ -61,6 +69,7 @@ def atomic_directory(target: str | os.PathLike[str], *, overwrite: bool = False)
         if target.exists():
             target.rename(replaced)
         partial.rename(target)
+        made.clear()  # they are wanted now, whoever may take the target away again
     except OSError as error:
         if replaced.exists() and not target.exists():
             replaced.rename(target)
@@ -68,6 +77,19 @@ def atomic_directory(target: str | os.PathLike[str], *, overwrite: bool = False)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
+        _remove_empty(made)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it, where they are not there yet.
+
+    Raises:
+        StorageError: It cannot be made, or a file has its name.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _storage_error(path, error) from error
 
 
 def write_text(target: str | os.PathLike[str], text: str) -> None:
@@ -127,6 +149,22 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's content, as lower-case hex."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _missing_folders(folder: Path) -> list[Path]:
+    """This folder and those above it that are not there, the deepest first."""
+    missing = []
+    while not folder.exists() and folder != folder.parent:
+        missing.append(folder)
+        folder = folder.parent
+    return missing
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove folders, the deepest first, up to the first that holds something."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _sync(path: Path) -> None:

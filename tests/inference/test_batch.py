@@ -384,7 +384,9 @@ def test_sources_that_name_nothing(tmp_path, cli):
         code, out, err = cli("batch", source, "--out", tmp_path / "job", "-m", "prior")
         assert (code, out) == (2, "")
         assert len(err.splitlines()) == 1
-    assert not (tmp_path / "job" / "manifest.json").exists()
+    (tmp_path / "none").mkdir()
+    assert cli("batch", tmp_path / "none", "--out", tmp_path / "job", "-m", "prior")[0] == 2
+    assert not (tmp_path / "job").exists(), "no job was begun, so no folder of one is left"
 
 
 @pytest.mark.parametrize(

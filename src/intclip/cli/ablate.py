@@ -71,6 +71,7 @@ def ablate(
     if show:
         _print_studies([study])
         return
+    load_study(study)  # a name that is none is told before a recipe or a dataset is looked for
     chosen_overrides = place_overrides(data_root, cache) + (overrides or [])
     content = read_recipe(recipe, chosen_overrides)
     base = validate_recipe(content, recipe)

@@ -26,11 +26,12 @@ def demo(
 
     from intclip.data.demo_photos import demo_photos
     from intclip.explain.report import write_folder_report
+    from intclip.files import make_directory
     from intclip.inference.loading import load
 
     started = time.monotonic()
     photos = demo_photos()
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out)
 
     print(f"1. Why were these {len(photos)} photos taken? 28 intents of Intentonomy, zero-shot, backbone lite")
     zero_shot = load("lite")
