@@ -64,6 +64,19 @@ def test_training_leaves_a_model_that_predicts_and_evaluates(photos, run, tmp_pa
     assert (tmp_path / "predictions-test.parquet").exists()
 
 
+def test_evaluation_scores_the_split_that_the_training_kept(photos, tmp_path):
+    """Where the data has no split called test, the model's recipe says which one stands for it."""
+    words = [*options(photos), "--set", "data.val=null", "--set", "data.test=val", "--set", "schedule.epochs=1"]
+    intclip("train", "tiny", *words, "--out", tmp_path / "run", "--cache", "off")
+    ours = ["evaluate", tmp_path / "run", "--data-root", photos, "--engine", "torch", "--bootstrap", 0]
+    assert ", val\n" in intclip(*ours)
+    assert ", train\n" in intclip(*ours, "--split", "train")
+    with pytest.raises(DatasetError, match="no photos in split 'gone'"):
+        intclip(*ours, "--split", "gone")
+    elsewhere = ["evaluate", tmp_path / "run", "--data", photos, "--engine", "torch", "--bootstrap", 0]
+    assert ", test\n" in intclip(*elsewhere)  # a split of the recipe's data tells nothing of other data
+
+
 def test_evaluation_tunes_thresholds_on_another_split_only(photos, run):
     words = ["evaluate", run, "--data", photos, "--engine", "torch", "--bootstrap", 0, "--json"]
     assert json.loads(intclip(*words, "--split", "val"))["accuracy"] == 1.0

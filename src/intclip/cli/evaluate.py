@@ -17,7 +17,9 @@ def evaluate(
     data_root: Annotated[
         str | None, typer.Option("--data-root", help="Folder of a named dataset; by default inside $INTCLIP_DATA.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Which split is scored.")] = "test",
+    split: Annotated[
+        str | None, typer.Option(help="Which split is scored; by default what the training kept for it, else test.")
+    ] = None,
     thresholds: Annotated[
         str | None,
         typer.Option(
@@ -47,7 +49,7 @@ def evaluate(
 
     Examples:
 
-    intclip evaluate runs/proxy --data-root flickr8k --split val
+    intclip evaluate runs/proxy --data-root flickr8k
 
     intclip evaluate lite --data intentonomy --data-root intentonomy --thresholds val
 
@@ -67,7 +69,9 @@ def evaluate(
         if recipe is None:
             raise DatasetError(f"{model} was not trained on a dataset that it names; say which one with --data")
         data, options = recipe["data"]["name"], recipe["data"]["options"]
+        split = split or recipe["data"]["test"]
         positive_share = recipe["data"]["positive_share"] if positive_share is None else positive_share
+    split = split or "test"
     dataset = load_dataset(data, data_root, **options)
     labels = (taxonomy or dataset.taxonomy) if zero_shot else None
     predictor = load(model, taxonomy=labels, engine=engine, device=device, checkpoint=checkpoint)
