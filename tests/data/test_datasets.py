@@ -463,6 +463,7 @@ def test_wrong_names_and_options() -> None:
         (("intentonomi",), "did you mean intentonomy"),
         (("none.csv",), "no dataset or file"),
         (("intentonomi", "/tmp"), "did you mean intentonomy"),
+        (("/tmp", "/tmp"), "/tmp is a path, which has no root beside it"),
     ):
         with pytest.raises(DatasetError, match=fault) as error:
             load_dataset(*arguments)

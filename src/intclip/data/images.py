@@ -63,7 +63,8 @@ def read_image(source: ImageInput, *, min_side: int | None = None, max_pixels: i
         max_pixels: Larger photos are refused from their header, before decoding; at most `MAX_PIXELS` for files.
 
     Raises:
-        ImageError: There is no such file, it is empty, truncated, not an image, of an unsupported kind, or too large.
+        ImageError: There is no such file, it is empty, truncated, not an image, of an unsupported kind, or too large;
+            or the source is of no kind that holds a photo.
         MemoryError: It failed while no memory was left.
     """
     if isinstance(source, np.ndarray):
@@ -107,6 +108,8 @@ def _open_stream(source: str | Path | TarMember | RemoteFile | bytes, name: str)
         from intclip.data.remote import read_remote
 
         return io.BytesIO(read_remote(source))
+    if not isinstance(source, str | os.PathLike):  # a missing value of a table; a number would be an open file
+        raise ImageError(f"{type(source).__name__} {str(source)[:40]} is no photo; give a path, an image or an array")
     if name.startswith(("http://", "https://")):
         raise ImageError(f"{name} is an address, not a file; download the photo first")
     try:

@@ -91,6 +91,8 @@ def load_dataset(name: str | os.PathLike[str], root: str | os.PathLike[str] | No
         if arguments == (None,):
             raise DatasetError(f"{text}: where does it lie? Give its path (root)")
     else:
+        if root is not None and Path(text).exists():
+            raise DatasetError(f"{text} is a path, which has no root beside it; leave out {os.fspath(root)} (root)")
         if root is not None or not Path(text).exists():
             near = get_close_matches(text, DATASETS, n=1)
             hint = f"did you mean {near[0]}? " if near else ""

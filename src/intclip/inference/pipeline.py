@@ -161,8 +161,8 @@ def name_source(source: ImageInput | None, position: int) -> str:
     """A path names itself; anything else is named by its place, counted from 1."""
     if source is None:
         return f"text {position + 1}"
-    name = describe(source)
-    return name if not isinstance(source, bytes | Image.Image | np.ndarray) else f"image {position + 1}"
+    named = isinstance(source, str | Path | TarMember | RemoteFile)
+    return describe(source) if named else f"image {position + 1}"
 
 
 def _renamed(error: ImageError, source: str) -> ImageError:
