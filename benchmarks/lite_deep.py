@@ -143,7 +143,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     clock = time.process_time if arguments.threads == 1 else time.perf_counter
 
-    deep = build_lite().deep.requires_grad_()
+    [(_, deep)] = build_lite().parts()
+    deep.requires_grad_()
     simple = nn.Sequential(*(plain(layer) for layer in deep)).eval()
     last = nn.utils.convert_conv2d_weight_memory_format(copy.deepcopy(simple), torch.channels_last)
     x = torch.rand(arguments.batch, 112, 14, 14, generator=torch.Generator().manual_seed(0)) * 2 - 1

@@ -236,7 +236,9 @@ class TestByName:
             load_backbone("RN50", checkpoint=path)
 
     def test_unknown_names(self):
-        with pytest.raises(CheckpointError, match=r"'ViT-B32', did you mean ViT-B/32; known: lite, lite2, RN50"):
+        with pytest.raises(
+            CheckpointError, match=r"'ViT-B32', did you mean ViT-B/32; known: lite, lite2, lite\+lite2"
+        ):
             load_backbone("ViT-B32")
 
     def test_lite_takes_no_checkpoint(self):
@@ -245,8 +247,8 @@ class TestByName:
 
     def test_names(self):
         assert backbone_names() == [
-            "lite", "lite2", "RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16",
-            "ViT-L/14", "ViT-L/14@336px",
+            "lite", "lite2", "lite+lite2", "RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32",
+            "ViT-B/16", "ViT-L/14", "ViT-L/14@336px",
         ]  # fmt: skip
         assert registry.HUB_FILES.keys() == ARCHITECTURES.keys()
 

@@ -27,12 +27,13 @@ def arrays():
     return own + [sklearn.datasets.load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
 
 
-def test_the_larger_one_loads_by_its_name_and_takes_any_labels(arrays):
+@pytest.mark.parametrize("name", ["lite2", "lite+lite2"])
+def test_the_larger_ones_load_by_their_names_and_take_any_labels(arrays, name):
     words = ["a cup of coffee", "a cat"]
-    model = intclip.load("lite2", engine="torch", taxonomy=parse_taxonomy(words, "things"))
-    assert model.card.backbone == "lite2"
+    model = intclip.load(name, engine="torch", taxonomy=parse_taxonomy(words, "things"))
+    assert model.card.backbone == name
     assert [found.top(1)[0][0] for found in model.predict(arrays[:2])] == words
-    assert is_zero_shot("lite2")
+    assert is_zero_shot(name)
     assert not is_zero_shot("proxy")
 
 

@@ -1,11 +1,13 @@
-"""`lite` and `lite2`: the embedded backbones, EfficientNet-Lite0 and 2 (ImageNet) in the space of MiniLM-L6 sentences.
+"""The embedded backbones: EfficientNet-Lite0, Lite2 or both (ImageNet) in the space of MiniLM-L6 sentences.
 
-Both towers' weights come from packages. What joins them is a small map from the image tower's last features into the
+All towers' weights come from packages. What joins them is a small map from the image towers' last features into the
 sentence space, trained by `intclip lite-align` and shipped beside this file with its card.
 """
 
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +17,15 @@ from torch import Tensor, nn
 from intclip.backbones.architecture import Split
 from intclip.backbones.base import Backbone, ImageHead
 from intclip.backbones.checkpoint_files import find_weights, read_state_dict
-from intclip.backbones.efficientnet_lite import HEAD_CHANNELS, ChannelsLast, build_layers, load_layers, stage_maps
-from intclip.backbones.lite_towers import LITE_TOWERS, TEXT_PACKAGE, package_folder
+from intclip.backbones.efficientnet_lite import (
+    HEAD_CHANNELS,
+    ChannelsLast,
+    build_layers,
+    load_layers,
+    scaled_stages,
+    stage_maps,
+)
+from intclip.backbones.lite_towers import LITE_BACKBONES, TEXT_PACKAGE, LiteTower, package_folder
 from intclip.backbones.minilm import load_tokenizer, minilm_from_state_dict
 from intclip.backbones.preprocess import Preprocess
 from intclip.errors import CheckpointError, IntclipError
@@ -56,15 +65,35 @@ class LiteHead(ImageHead):
         return self.project(deep.mean(dim=(2, 3)))
 
 
+class SideBySide(nn.Module):
+    """Towers, or the same part of them, beside each other; what they give stands one after the other in the channels.
+
+    Args:
+        towers: Each maps (B, C_i, H, W) to (B, C'_i, H', W').
+        inputs: Channels C_i of each one's own part of the input; without them all read the whole input.
+    """
+
+    def __init__(self, towers: Iterable[ChannelsLast], inputs: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.towers = nn.ModuleList(towers)
+        self.inputs = None if inputs is None else list(inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (B, ΣC_i, H, W), or (B, C, H, W) that all read, to (B, ΣC'_i, H', W')."""
+        parts = [x] * len(self.towers) if self.inputs is None else torch.split(x, self.inputs, dim=1)
+        return torch.cat([tower(part) for tower, part in zip(self.towers, parts, strict=True)], dim=1)
+
+
 class LiteBackbone(Backbone):
-    """EfficientNet-Lite0 ("lite") or 2 ("lite2") and MiniLM-L6 in one space of D = 384.
+    """EfficientNet-Lite0 ("lite"), 2 ("lite2") or both ("lite+lite2"), and MiniLM-L6, in one space of D = 384.
 
     | split      | trunk                                | deep                                              |
     |------------|--------------------------------------|---------------------------------------------------|
     | "paper"    | stem, stages 1–5: (112, 14, 14)      | stages 6–7 and head convolution: (1280, 7, 7)     |
     | "released" | stem, stages 1–3: (40, 28, 28)       | stages 4–7 and head convolution: (1280, 7, 7)     |
 
-    `lite2` has 120 channels for 112, 48 for 40, and more layers a stage: 1.4 times the parameters.
+    `lite2` has 120 channels for 112, 48 for 40, and more layers a stage: 1.4 times the parameters. `lite+lite2` has the
+    channels of both, one after the other: 232, 88, and 2,560 behind the deep layers.
 
     Batch norms of the trunk are folded into its convolutions; those of `deep` keep fixed statistics and an affine part
     that trains in a copy.
@@ -73,18 +102,21 @@ class LiteBackbone(Backbone):
         split: See the table.
     """
 
-    trunk: ChannelsLast
-    deep: ChannelsLast
-
     def __init__(self, split: Split = "paper", name: str = "lite") -> None:
         super().__init__()
         self.name = name
         self.split: Split = split
         self.preprocess = Preprocess(size=IMAGE_SIZE, mean=(_MEAN,) * 3, std=(_STD,) * 3)
         self.grid = (IMAGE_SIZE // STRIDE,) * 2
+        frozen = TRUNK_STAGES[split]
+        towers = LITE_BACKBONES[name].towers
         with torch.device("meta"):
-            tower = LITE_TOWERS[name]
-            self.trunk, self.deep = build_layers(tower.width, tower.depth, TRUNK_STAGES[split])
+            parts = [build_layers(tower.width, tower.depth, frozen) for tower in towers]
+        trunks, deeps = zip(*parts, strict=True)
+        self.trunk, self.deep = trunks[0], deeps[0]
+        if len(towers) > 1:
+            inputs = [scaled_stages(tower.width, tower.depth)[frozen - 1].channels for tower in towers]
+            self.trunk, self.deep = SideBySide(trunks), SideBySide(deeps, inputs)
 
     def take(self, preprocess: Preprocess) -> None:
         """Look at photos in another way, at any multiple of 32 pixels a side; the grid grows with it."""
@@ -97,7 +129,13 @@ class LiteBackbone(Backbone):
 
     def stage_maps(self, pixels: Tensor) -> list[Tensor]:
         """Maps of strides 4, 8, 16 and 32: (B, 24, 56, 56), (B, 40, 28, 28), (B, 112, 14, 14), (B, 1280, 7, 7)."""
-        return stage_maps([*self.trunk, *self.deep], pixels)
+        found = [stage_maps([*trunk, *deep], pixels) for trunk, deep in self.parts()]
+        return [torch.cat(maps, dim=1) for maps in zip(*found, strict=True)]
+
+    def parts(self) -> list[tuple[ChannelsLast, ChannelsLast]]:
+        """Trunk and deep layers of each tower."""
+        trunks, deeps = ([*part.towers] if isinstance(part, SideBySide) else [part] for part in (self.trunk, self.deep))
+        return cast("list[tuple[ChannelsLast, ChannelsLast]]", list(zip(trunks, deeps, strict=True)))
 
 
 def build_lite(
@@ -107,14 +145,16 @@ def build_lite(
 
     Args:
         split: Where the trunk ends; see `LiteBackbone`.
-        name: One of `LITE_TOWERS`.
+        name: One of `LITE_BACKBONES`.
         projection: What `intclip lite-align` wrote; the shipped one by default.
 
     Raises:
         CheckpointError: A package with the weights is not installed, or a file is damaged or of another shape.
     """
     backbone = build_towers(split, name)
-    backbone.head, backbone.image_moments = read_projection(projection or LITE_TOWERS[name].projection)
+    backbone.head, backbone.image_moments = read_projection(
+        projection or LITE_BACKBONES[name].projection, len(LITE_BACKBONES[name].towers) * HEAD_CHANNELS
+    )
     backbone.freeze()
     return backbone
 
@@ -124,13 +164,14 @@ def build_towers(split: Split = "paper", name: str = "lite") -> LiteBackbone:
 
     Args:
         split: See `LiteBackbone`.
-        name: One of `LITE_TOWERS`.
+        name: One of `LITE_BACKBONES`.
 
     Raises:
         CheckpointError: A package with the weights is not installed, or a file is damaged.
     """
     backbone = LiteBackbone(split, name)
-    load_layers(backbone.trunk, backbone.deep, _read_tower(name))
+    for (trunk, deep), tower in zip(backbone.parts(), LITE_BACKBONES[name].towers, strict=True):
+        load_layers(trunk, deep, _read_tower(tower))
     folder = package_folder(TEXT_PACKAGE) / "model"
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     backbone.text = minilm_from_state_dict(_read(folder / "model.safetensors"), tokenizer)
@@ -140,13 +181,16 @@ def build_towers(split: Split = "paper", name: str = "lite") -> LiteBackbone:
 
 
 def imagenet_classifier(name: str = "lite") -> tuple[Tensor, Tensor]:
-    """Weight (1000, 1280) and bias (1000,) of an image tower's own classifier over the mean of its last map.
+    """Weight (1000, C) and bias (1000,) of the image towers' own classifiers over the mean of the last map.
+
+    Several towers' logits are added: their weights stand one after the other, as their channels do.
 
     Raises:
-        CheckpointError: The package with the weights is not installed, or the file is damaged.
+        CheckpointError: A package with the weights is not installed, or a file is damaged.
     """
-    state = _read_tower(name)
-    return state["_fc.weight"], state["_fc.bias"]
+    states = [_read_tower(tower) for tower in LITE_BACKBONES[name].towers]
+    weight = torch.cat([state["_fc.weight"] for state in states], dim=1)
+    return weight, torch.stack([state["_fc.bias"] for state in states]).sum(dim=0)
 
 
 def write_projection(path: str | os.PathLike[str], head: LiteHead, moments: tuple[Tensor, Tensor]) -> None:
@@ -166,8 +210,14 @@ def write_projection(path: str | os.PathLike[str], head: LiteHead, moments: tupl
         partial.write_bytes(save(tensors))
 
 
-def read_projection(path: str | os.PathLike[str]) -> tuple[LiteHead, tuple[Tensor, Tensor]]:
+def read_projection(
+    path: str | os.PathLike[str], channels: int = HEAD_CHANNELS
+) -> tuple[LiteHead, tuple[Tensor, Tensor]]:
     """The head and the image moments that `write_projection` wrote, in single precision.
+
+    Args:
+        path: The file.
+        channels: Of the features that the head reads.
 
     Raises:
         CheckpointError: There is no such file, or it holds other tensors.
@@ -177,7 +227,7 @@ def read_projection(path: str | os.PathLike[str]) -> tuple[LiteHead, tuple[Tenso
         moments = state.pop("moments.mean"), state.pop("moments.covariance")
         embed_dim = len(moments[0])
         with torch.device("meta"):
-            head = LiteHead(HEAD_CHANNELS, embed_dim)
+            head = LiteHead(channels, embed_dim)
         head.load_state_dict(state, assign=True)
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())
@@ -185,8 +235,7 @@ def read_projection(path: str | os.PathLike[str]) -> tuple[LiteHead, tuple[Tenso
     return head, moments
 
 
-def _read_tower(name: str) -> dict[str, Tensor]:
-    tower = LITE_TOWERS[name]
+def _read_tower(tower: LiteTower) -> dict[str, Tensor]:
     return _read(package_folder(tower.package) / tower.file)
 
 

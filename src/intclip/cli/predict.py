@@ -62,7 +62,7 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="lite, lite2, zero-shot:RN101, proxy, a bundle's folder, an exported file, or hf://owner/name.",
+        help="lite, lite2, lite+lite2, zero-shot:RN101, proxy, a bundle's folder, an exported file, or hf://owner/name.",
     ),
 ]
 Labels = Annotated[str | None, typer.Option("--taxonomy", help="Labels of a zero-shot model: a name or a YAML file.")]
@@ -320,7 +320,8 @@ def _draw(
 
 def export(
     model: Annotated[
-        str, typer.Argument(help="lite, lite2, zero-shot:RN101, proxy, a bundle's folder, or hf://owner/name.")
+        str,
+        typer.Argument(help="lite, lite2, lite+lite2, zero-shot:RN101, proxy, a bundle's folder, or hf://owner/name."),
     ],
     out: Annotated[Path, typer.Option(help="File to write: .onnx, or .xml for OpenVINO (with a .bin beside it).")],
     format: Annotated[Format | None, typer.Option(help="By default told by the file's suffix.")] = None,

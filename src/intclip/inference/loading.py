@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intclip.backbones.lite_towers import LITE_TOWERS
+from intclip.backbones.lite_towers import LITE_BACKBONES
 from intclip.errors import BundleError, CheckpointError, IntclipError
 from intclip.inference.bundle import JSON_FILE, WEIGHTS_FILE, Bundle, load_bundle
 from intclip.inference.card import ModelCard
@@ -68,10 +68,10 @@ def load(
     """Load a model.
 
     Args:
-        spec: "lite" or "lite2" (embedded, offline, zero-shot); "zero-shot:NAME" with a backbone such as RN101; "proxy"
-            (the trained bundle inside the package); the folder of a bundle, or of a model of posts (`intclip fit`);
-            an exported file (*.onnx, *.xml); "hf://owner/name", a bundle on the Hugging Face hub, "@revision" appended
-            or not.
+        spec: "lite", "lite2" or "lite+lite2" (embedded, offline, zero-shot); "zero-shot:NAME" with a backbone such as
+            RN101; "proxy" (the trained bundle inside the package); the folder of a bundle, or of a model of posts
+            (`intclip fit`); an exported file (*.onnx, *.xml); "hf://owner/name", a bundle on the Hugging Face hub,
+            "@revision" appended or not.
         taxonomy: For zero-shot models: a built-in name, a YAML file, or a `Taxonomy`; Intentonomy by default. A trained
             model brings its own.
         engine: "auto" (a GPU by torch; on a CPU OpenVINO where it is installed, else torch), "torch", "openvino",
@@ -110,7 +110,7 @@ def load(
 
 def is_zero_shot(spec: str) -> bool:
     """Whether a model is a backbone alone, which takes any taxonomy, and no bundle."""
-    return spec in LITE_TOWERS or spec.startswith(ZERO_SHOT)
+    return spec in LITE_BACKBONES or spec.startswith(ZERO_SHOT)
 
 
 def _load_posts(spec: str, taxonomy: object, engine: str, device: str) -> Predictor:
@@ -202,7 +202,7 @@ def bundle_path(spec: str) -> Path:
     if path.exists():
         # The directory of a training run holds its bundle under this name.
         return path / "bundle" if (path / "bundle" / JSON_FILE).is_file() else path
-    known = [*LITE_TOWERS, f"{ZERO_SHOT}:RN101", *sorted(SHORT_NAMES)]
+    known = [*LITE_BACKBONES, f"{ZERO_SHOT}:RN101", *sorted(SHORT_NAMES)]
     near = difflib.get_close_matches(spec, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"give a bundle's folder, or one of: {', '.join(known)}"
     raise IntclipError(f"no model {spec!r}: {hint}")

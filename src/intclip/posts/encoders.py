@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from intclip.backbones.lite_towers import LITE_TOWERS
+from intclip.backbones.lite_towers import LITE_BACKBONES
 from intclip.errors import IntclipError
 from intclip.extras import require
 
@@ -68,7 +68,7 @@ def text_encoder(name: str, backbone: "Backbone") -> Encode:
         IntclipError: There is no such encoder.
     """
     if name in (DEFAULT_TEXT_ENCODER, "backbone"):
-        if name == DEFAULT_TEXT_ENCODER and backbone.name not in LITE_TOWERS:
+        if name == DEFAULT_TEXT_ENCODER and backbone.name not in LITE_BACKBONES:
             from intclip.backbones import load_backbone
 
             backbone = load_backbone("lite")

@@ -234,7 +234,7 @@ def align(
         train: Caption file to train on.
         val: Caption file to measure recall on; None does not measure.
         limit: Measure on the first so many photos of `val`; None takes all.
-        name: Whose image tower: one of `LITE_TOWERS`.
+        name: Whose image tower: one of `LITE_BACKBONES`.
         backbone: Other towers than those of that name.
         progress: Gives a progress callback for each named part of the work, or None for silence.
 
