@@ -72,6 +72,7 @@ class ExplainRequest(_Asked):
         model: Its name; the first of `/v1/models` by default.
         picture: Send the photo with the map drawn over it.
         branch: Which map to draw.
+        fine: Read parts of the photo too, enlarged, for a finer map; ten passes in place of one.
     """
 
     image: Photo
@@ -79,6 +80,7 @@ class ExplainRequest(_Asked):
     model: str | None = None
     picture: Switch = False
     branch: Branch = "fused"
+    fine: Switch = False
 
 
 class Result(BaseModel):
@@ -143,7 +145,7 @@ class Explanation(BaseModel):
         label: The label's name.
         probability: Of the label.
         branches: Maps that are the model's own.
-        regions: Map to its region logits (h, w): the sign tells for or against the label.
+        regions: Map to its region logits (h, w), of a fine map (4h, 4w): the sign tells for or against the label.
         box: The part of the photo that the model saw.
         picture: The photo with the map over it, JPEG in base64, longer side at most 1,024 pixels; null if not asked.
     """

@@ -178,12 +178,14 @@ def _routes(batcher: Batcher, settings: Settings, metrics: Metrics) -> APIRouter
 
     @router.post("/v1/explain", tags=["photos"], responses=REFUSALS, openapi_extra=explain_body(models))
     async def explain(request: Request) -> Explanation:
-        """Where in a photo the evidence of a label lies: the model's own region logits."""
+        """Where in a photo the evidence of a label lies: the model's own region logits, coarse or fine."""
         with uploads.counted(request) as counted:
             asked, names = await read_body(counted, ExplainRequest, settings)
             name, _ = batcher.find(asked.model)
             source = next((name for name in names if name), "the photo")
-            evidence = await _one(batcher.explain(asked.image, asked.label, model=name), source, settings)
+            evidence = await _one(
+                batcher.explain(asked.image, asked.label, model=name, fine=asked.fine), source, settings
+            )
             picture = None
             if asked.picture:
                 draw = partial(draw_evidence, asked.image, evidence, asked.branch, settings.max_pixels)

@@ -161,8 +161,16 @@ class Batcher:
                 self._pool.submit(self._decode_next)
         return [job.future for job in jobs]
 
-    def explain(self, image: ImageInput, label: str, *, model: str | None = None) -> "Future[Evidence]":
+    def explain(
+        self, image: ImageInput, label: str, *, model: str | None = None, fine: bool = False
+    ) -> "Future[Evidence]":
         """Evidence of a label in a photo, from the very pixels that `submit` predicts from.
+
+        Args:
+            image: The photo.
+            label: Name or alias of a label.
+            model: Its name; the default by default.
+            fine: Evidence of kind "fine", ten passes, in place of "regions".
 
         Raises:
             TaxonomyError: There is no such label.
@@ -170,7 +178,7 @@ class Batcher:
         """
         predictor = self.find(model)[1]
         predictor.taxonomy.index(label)
-        return self.run(partial(_explain, predictor, image, label, self._max_pixels))
+        return self.run(partial(_explain, predictor, image, label, self._max_pixels, fine=fine))
 
     def run(self, work: Callable[[], Result]) -> Future[Result]:
         """Other work on a photo, such as drawing one, in the decoding threads; it takes the room of one photo.
@@ -334,9 +342,9 @@ def _read(image: ImageInput, predictor: Predictor, max_pixels: int) -> npt.NDArr
     return preprocess.resize(photo)
 
 
-def _explain(predictor: Predictor, image: ImageInput, label: str, max_pixels: int) -> "Evidence":
+def _explain(predictor: Predictor, image: ImageInput, label: str, max_pixels: int, *, fine: bool) -> "Evidence":
     # A photo of the model's own size goes through its preprocessing unchanged; only the box is the whole photo's.
-    evidence = predictor.explain(_read(image, predictor, max_pixels), label)
+    evidence = predictor.explain(_read(image, predictor, max_pixels), label, kind="fine" if fine else "regions")
     size = read_image(image, max_pixels=max_pixels).size
     return replace(evidence, box=predictor.card.preprocessing.source_box(size), source=_source(image))
 
