@@ -236,9 +236,7 @@ class TestByName:
             load_backbone("RN50", checkpoint=path)
 
     def test_unknown_names(self):
-        with pytest.raises(
-            CheckpointError, match=r"'ViT-B32', did you mean ViT-B/32; known: lite, lite2, lite\+lite2"
-        ):
+        with pytest.raises(CheckpointError, match=r"'ViT-B32', did you mean ViT-B/32; known: lite, lite2, lite\+lite2"):
             load_backbone("ViT-B32")
 
     def test_lite_takes_no_checkpoint(self):

@@ -190,6 +190,14 @@ class Backbone(nn.Module, ABC):
                     out["pooled"] = self.head.pooled(deep)
         return out
 
+    def tower(self, name: str) -> "Backbone":
+        """A view of one of several image towers, over the features of all; see `lite.TowerView`.
+
+        Raises:
+            IntclipError: It has no such tower beside another.
+        """
+        raise IntclipError(f"{self.name} has one image tower; leave out tower {name!r}, or take a backbone of several")
+
     def freeze(self) -> "Backbone":
         """Switch to inference behaviour and take no gradients; called once by every builder."""
         self.eval()

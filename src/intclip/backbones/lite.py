@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from intclip.backbones.architecture import Split
-from intclip.backbones.base import Backbone, ImageHead
+from intclip.backbones.base import Backbone, FeatureName, Features, ImageHead
 from intclip.backbones.checkpoint_files import find_weights, read_state_dict
 from intclip.backbones.efficientnet_lite import (
     HEAD_CHANNELS,
@@ -132,10 +132,82 @@ class LiteBackbone(Backbone):
         found = [stage_maps([*trunk, *deep], pixels) for trunk, deep in self.parts()]
         return [torch.cat(maps, dim=1) for maps in zip(*found, strict=True)]
 
+    def tower(self, name: str) -> Backbone:
+        """A view of the tower that is the backbone `name` by itself; see `TowerView`."""
+        towers = LITE_BACKBONES[self.name].towers
+        alone = [each for each, found in LITE_BACKBONES.items() if len(found.towers) == 1 and found.towers[0] in towers]
+        if len(towers) == 1:
+            return super().tower(name)
+        if name not in alone:
+            raise IntclipError(f"{self.name} has no image tower {name!r}; its towers: {', '.join(alone)}")
+        return TowerView(self, name)
+
     def parts(self) -> list[tuple[ChannelsLast, ChannelsLast]]:
         """Trunk and deep layers of each tower."""
         trunks, deeps = ([*part.towers] if isinstance(part, SideBySide) else [part] for part in (self.trunk, self.deep))
         return cast("list[tuple[ChannelsLast, ChannelsLast]]", list(zip(trunks, deeps, strict=True)))
+
+
+class OwnChannels(nn.Module):
+    """Layers of one tower over features of several: they read their own channels alone.
+
+    Args:
+        layers: Of the tower.
+        first: Its first channel.
+        count: Number of its channels.
+    """
+
+    def __init__(self, layers: nn.Module, first: int, count: int) -> None:
+        super().__init__()
+        self.layers = layers
+        self.first, self.count = first, count
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (B, ΣC_i, H, W) to (B, C'_i, H', W')."""
+        out: Tensor = self.layers(x[:, self.first : self.first + self.count])
+        return out
+
+
+class TowerView(Backbone):
+    """One of several towers, for a method that trains a copy of that tower's deep layers alone.
+
+    Features are those of all towers, so that methods over several views read one cache; `regions`, what is seen, is
+    what all see together. `deep` takes its own channels of the trunk's features, and `head` is the tower's own
+    projection, into the same space. Stage maps are its own, and not among the features of all.
+
+    Args:
+        whole: The towers side by side.
+        name: Of one of them as a backbone by itself, such as "lite2".
+    """
+
+    def __init__(self, whole: LiteBackbone, name: str) -> None:
+        super().__init__()
+        names = [each for each, found in LITE_BACKBONES.items() if len(found.towers) == 1]
+        own = {LITE_BACKBONES[each].towers[0]: each for each in names}
+        place = [own[tower] for tower in LITE_BACKBONES[whole.name].towers].index(name)
+        self.name, self.embed_dim = whole.name, whole.embed_dim
+        self.grid, self.preprocess = whole.grid, whole.preprocess
+        self.whole, self.trunk, self.text = whole, whole.trunk, whole.text
+        self.own_trunk, deep = whole.parts()[place]
+        assert isinstance(whole.deep, SideBySide)
+        assert whole.deep.inputs is not None
+        inputs = whole.deep.inputs
+        self.deep = OwnChannels(deep, sum(inputs[:place]), inputs[place])
+        self.head, self.image_moments = read_projection(LITE_BACKBONES[name].projection)
+        self.freeze()
+
+    def stage_maps(self, pixels: Tensor) -> list[Tensor]:
+        """The tower's own; see `LiteBackbone.stage_maps`."""
+        layers = self.deep.layers
+        assert isinstance(layers, ChannelsLast)
+        return stage_maps([*self.own_trunk, *layers], pixels)
+
+    def features(self, pixels: Tensor, names: Iterable[FeatureName]) -> Features:
+        """Those of all towers, but for the stage maps; see `Backbone.features`."""
+        wanted = set(names)
+        own = {name for name in wanted if name.startswith("stage")}
+        found = self.whole.features(pixels, wanted - own)
+        return found | (super().features(pixels, own) if own else {})
 
 
 def build_lite(

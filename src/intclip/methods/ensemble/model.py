@@ -21,12 +21,15 @@ class Member(BaseModel, frozen=True, extra="forbid"):
     Attributes:
         method: Its name in the registry.
         options: Its options.
+        tower: Of a backbone with several image towers, the one whose deep layers it reads and trains, such as "lite2";
+            all by default.
         weight: Of its logits in the mean.
         lr: Factor on its learning rates, where it wants others than the recipe's.
     """
 
     method: str
     options: dict[str, Any] = Field(default_factory=dict)
+    tower: str | None = None
     weight: float = Field(default=1.0, gt=0)
     lr: float = Field(default=1.0, gt=0)
 
@@ -53,7 +56,14 @@ class Ensemble(Method):
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: EnsembleOptions) -> None:
         super().__init__(backbone, taxonomy)
         self.options = options
-        members = [build_method(each.method, backbone, taxonomy, each.options) for each in options.members]
+        views = {name: backbone.tower(name) for name in {each.tower for each in options.members} if name is not None}
+        members = [
+            build_method(each.method, views.get(each.tower or "", backbone), taxonomy, each.options)
+            for each in options.members
+        ]
+        for member, method in zip(options.members, members, strict=True):
+            if member.tower is not None and any(name.startswith("stage") for name in method.needs):
+                raise RecipeError(f"{member.method} reads the stage maps of all towers; leave out tower {member.tower}")
         self.members = cast("Sequence[Method]", nn.ModuleList(members))
         self.needs: tuple[FeatureName, ...] = tuple(dict.fromkeys(name for each in members for name in each.needs))
         self.beside: tuple[Beside, ...] = tuple(dict.fromkeys(name for each in members for name in each.beside))
