@@ -2,7 +2,6 @@
 
 import math
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -105,37 +104,60 @@ def test_many_threads_get_their_own_answers(compiled, name):
     assert wrong == []
 
 
-def test_ctrl_c_leaves_no_thread_of_openvino_that_calls_back(compiled, monkeypatch):
+def test_ctrl_c_waits_for_what_openvino_still_computes(compiled):
+    """It reads the photos where they lie, so they must not go before it is through."""
     engine = OpenvinoEngine(compiled["openvino"]._model)
     engine(pixels(2))
-    queue, finished = engine._queue, []
+    requests = [engine._idle.get() for _ in range(engine._idle.qsize())]
+    computing: set[int] = set()
 
-    class Interrupted:
-        """The queue, interrupted after its first part."""
+    class Watched:
+        """A request; the second that is started is interrupted."""
 
-        def __len__(self):
-            return len(queue)
+        def __init__(self, number):
+            self.number = number
 
-        def __getattr__(self, name):
-            return getattr(queue, name)
-
-        def set_callback(self, keep):
-            def late(request, number):
-                time.sleep(0.2)
-                keep(request, number)
-                finished.append(number)
-
-            queue.set_callback(late)
-
-        def start_async(self, inputs, *, userdata, share_inputs):
-            if userdata:
+        def start_async(self, inputs, *, share_inputs):
+            if computing:
                 raise KeyboardInterrupt
-            queue.start_async(inputs, userdata=userdata, share_inputs=share_inputs)
+            computing.add(self.number)
+            requests[self.number].start_async(inputs, share_inputs=share_inputs)
 
-    monkeypatch.setattr(engine, "_queue", Interrupted())
+        def wait(self):
+            requests[self.number].wait()
+            computing.discard(self.number)
+
+    for number in range(len(requests)):
+        engine._idle.put(Watched(number))
     with pytest.raises(KeyboardInterrupt):
         engine(pixels(9))
-    assert finished == [0]
+    assert computing == set()
+    assert engine._idle.qsize() == len(requests)
+
+
+@pytest.mark.parametrize("failing", [0, 2])
+def test_a_part_that_fails_ends_in_its_error_and_the_engine_goes_on(compiled, failing):
+    engine = OpenvinoEngine(compiled["openvino"]._model)
+    expected = engine(pixels(40))["logits"]
+    requests = [engine._idle.get() for _ in range(engine._idle.qsize())]
+
+    class Failing:
+        def __getattr__(self, name):
+            return getattr(requests[failing], name)
+
+        def wait(self):
+            requests[failing].wait()
+            raise RuntimeError("no memory")
+
+    for number, request in enumerate(requests):
+        engine._idle.put(Failing() if number == failing else request)
+    with pytest.raises(RuntimeError, match="no memory"):
+        engine(pixels(40))
+    left = [engine._idle.get() for _ in range(engine._idle.qsize())]
+    assert len(left) == len(requests)
+    for request in requests:
+        engine._idle.put(request)
+    np.testing.assert_array_equal(engine(pixels(40))["logits"], expected)
 
 
 def test_text_features_are_constants():

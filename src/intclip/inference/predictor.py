@@ -30,7 +30,7 @@ Thresholds = float | Mapping[str, float] | Sequence[float] | npt.NDArray[np.floa
 class Predictor(WordReading):
     """Intents of photos; made by `intclip.load`.
 
-    It may be shared by threads: the engine computes one batch at a time.
+    It may be shared by threads; each batch is answered to the thread that asked.
 
     Args:
         card: Labels, preprocessing, thresholds.

@@ -38,6 +38,7 @@ from intclip.serving.answers import (
 )
 from intclip.serving.batcher import Batcher, Busy, Closed, ModelFailure, Post
 from intclip.serving.bodies import Uploads, read_body
+from intclip.serving.doorbell import all_done
 from intclip.serving.observe import Metrics, Observer, make_log
 from intclip.serving.replies import (
     describe_model,
@@ -225,16 +226,23 @@ def _routes(batcher: Batcher, settings: Settings, metrics: Metrics) -> APIRouter
 
 async def _answers(futures: Sequence[Future[Found]], seconds: float) -> list[Found | IntclipError | ModelFailure]:
     """Results, or why a photo has none; given up, and the futures cancelled, after some seconds."""
-    waiting = asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
     try:
-        found = await asyncio.wait_for(waiting, seconds)
+        async with asyncio.timeout(seconds):
+            await all_done(futures)
     except TimeoutError:
         raise HTTPException(503, f"no answer within {seconds:g} s; try again later", _LATER) from None
+    finally:
+        for future in futures:
+            future.cancel()  # does nothing to one that is done
     answers: list[Found | IntclipError | ModelFailure] = []
-    for one in found:
-        if isinstance(one, BaseException) and not isinstance(one, IntclipError | ModelFailure):
-            raise one
-        answers.append(one)
+    for future in futures:
+        error = future.exception()
+        if error is None:
+            answers.append(future.result())
+        elif isinstance(error, IntclipError | ModelFailure):
+            answers.append(error)
+        else:
+            raise error
     return answers
 
 

@@ -1,8 +1,9 @@
 """The one queue before the models: whoever asks submits photos one by one, and they are computed in batches.
 
-Photos are decoded in a small pool of threads and computed by one worker thread. The worker never waits for a batch to
-fill: it takes what is ready, and while it computes the next photos come together. So a photo alone is answered at once,
-and under load batches grow by themselves.
+Photos are decoded in a small pool of threads and computed by two workers. The first never waits for a batch to fill:
+it takes what is ready, and while it computes the next photos come together. So a photo alone is answered at once, and
+under load batches grow by themselves. Once there is a full one the second worker begins it beside the first: no core
+waits for the last photos of a batch.
 """
 
 import logging
@@ -41,6 +42,8 @@ _BEHIND = 8
 _MEMORY = 0.8
 """Share of the past in the running mean of seconds a photo."""
 _LONGEST_WAIT = 60.0
+_WORKERS = 2
+"""Batches at once: where one ends, the cores that are through with it go on with the next."""
 
 
 class Busy(IntclipError):
@@ -85,7 +88,8 @@ class Batcher:
         max_batch: Most photos the engine takes at once.
         decoders: Threads that decode; as many as there are usable cores by default.
         max_pixels: Larger photos are refused from their header.
-        on_batch: Told the size of each batch and the seconds it took, on the worker's thread.
+        on_batch: Told the size of each batch and the seconds it took, those in which an earlier one was not yet through
+            not counted; on a worker's thread.
         on_failure: Told of each `ModelFailure`, on the thread where it came up.
 
     Attributes:
@@ -118,8 +122,14 @@ class Batcher:
         self._closing = False
         self._change = threading.Condition()
         self._pool = ThreadPoolExecutor(decoders or usable_cores(), thread_name_prefix="intclip-decode")
-        self._worker = threading.Thread(target=self._work, name="intclip-batches", daemon=True)
-        self._worker.start()
+        self._computing = 0
+        self._ended = 0.0  # when the last batch was through
+        self._workers = [
+            threading.Thread(target=self._work, name=f"intclip-batches-{number}", daemon=True)
+            for number in range(_WORKERS)
+        ]
+        for worker in self._workers:
+            worker.start()
 
     @property
     def inside(self) -> int:
@@ -211,7 +221,8 @@ class Batcher:
         self._pool.shutdown(wait=True)
         with self._change:
             self._change.notify_all()
-        self._worker.join()
+        for worker in self._workers:
+            worker.join()
 
     def _enter(self, count: int) -> None:
         """Take room; the caller holds the lock."""
@@ -247,15 +258,22 @@ class Batcher:
     def _work(self) -> None:
         while True:
             with self._change:
-                self._change.wait_for(lambda: self._queue or (self._closing and self._inside == 0))
+                self._change.wait_for(lambda: self._may_begin() or (self._closing and self._inside == 0))
                 if not self._queue:
                     return
                 batch = self._take()
+                self._computing += 1
             wanted = [job for job in batch if not job.future.cancelled()]
-            if wanted:
-                self._finish(wanted, self._compute(wanted))
+            results = self._compute(wanted) if wanted else []
+            with self._change:
+                self._computing -= 1
+            self._finish(wanted, results)
             if gone := len(batch) - len(wanted):
                 self._leave(gone)
+
+    def _may_begin(self) -> bool:
+        """Beside a batch that is computed only a full one is begun; what is less grows until that one is done."""
+        return len(self._queue) >= (self._max_batch if self._computing else 1)
 
     def _take(self) -> list[_Job]:
         """The oldest job and those of the same model behind it, up to a batch; others keep their order."""
@@ -277,8 +295,10 @@ class Batcher:
                 return [self._told(error)]
             half = len(jobs) // 2
             return self._compute(jobs[:half]) + self._compute(jobs[half:])
-        seconds = time.perf_counter() - start
-        self._seconds = _MEMORY * self._seconds + (1 - _MEMORY) * seconds / len(jobs)
+        with self._change:
+            end = time.perf_counter()
+            seconds, self._ended = end - max(start, self._ended), end
+            self._seconds = _MEMORY * self._seconds + (1 - _MEMORY) * seconds / len(jobs)
         self._on_batch(len(jobs), seconds)
         return found
 

@@ -108,7 +108,7 @@ def make_log() -> structlog.stdlib.BoundLogger:
         logging.getLogger("intclip.serving"),
         processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.stdlib.BoundLogger,
-    )
+    ).bind()
     return log
 
 
