@@ -31,8 +31,8 @@ Precision = Literal["f32", "bf16", "f16"]
 Arrays = dict[str, npt.NDArray[Any]]
 
 CHUNK = 2
-"""Photos that a stream takes at once: eight do not fit its core's cache, and take a tenth longer each. Four cost what two
-do, but leave a stream with nothing to do for longer at a batch's end."""
+"""Photos that a stream takes at once: eight do not fit its core's cache, and take a tenth longer each. Four cost what
+two do, but leave a stream with nothing to do for longer at a batch's end."""
 AHEAD = 4
 """Requests a stream: what waits there is begun without a word from Python, whose lock other threads may hold."""
 
