@@ -56,7 +56,8 @@ class Ensemble(Method):
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: EnsembleOptions) -> None:
         super().__init__(backbone, taxonomy)
         self.options = options
-        views = {name: backbone.tower(name) for name in {each.tower for each in options.members} if name is not None}
+        towers = dict.fromkeys(each.tower for each in options.members if each.tower is not None)
+        views = {name: backbone.tower(name) for name in towers}
         members = [
             build_method(each.method, views.get(each.tower or "", backbone), taxonomy, each.options)
             for each in options.members
