@@ -134,6 +134,24 @@ def test_evidence_follows_the_label_and_the_branch(address, visit):
             seen.add(picture(page))
         assert len(seen) == 4
         assert page.locator(".ic-legend").count() == 0  # the photo alone has nothing to read off
+        assert not page.locator("#ic-fine").is_visible()
+
+
+def test_finer_evidence_of_a_model_and_of_own_intents(address, visit):
+    with visit(address, WIDE) as page:
+        page.locator(".ic-row").first.wait_for()
+        coarse = picture(page)
+        page.locator("#ic-fine input").check()
+        changed(page, ".ic-frame img", coarse)
+        fine = picture(page)
+        page.locator("#ic-fine input").uncheck()
+        changed(page, ".ic-frame img", fine)
+        assert picture(page) == coarse
+        page.locator("#ic-own textarea").fill("an astronaut")
+        page.locator(".ic-name", has_text="an astronaut").wait_for()
+        coarse = picture(page)
+        page.locator("#ic-fine input").check()
+        changed(page, ".ic-frame img", coarse)
 
 
 def test_the_bars_follow_the_level(address, visit):

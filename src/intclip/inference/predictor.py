@@ -241,6 +241,11 @@ class Predictor(WordReading):
         return tuple(self.card.maps)
 
     @property
+    def fine(self) -> bool:
+        """Whether `explain` tells finer maps too, of kind "fine"."""
+        return bool(self.card.maps)
+
+    @property
     def channels(self) -> tuple[str, ...]:
         """See `WordReading`. Words beside photos take the torch method, which an exported file has not."""
         return ("image", "text") if self.card.words and self._build is not None else ("image",)

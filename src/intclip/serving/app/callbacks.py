@@ -13,12 +13,14 @@ from intclip.errors import ImageError, IntclipError
 from intclip.serving.app import views
 from intclip.serving.app.layout import Page
 from intclip.serving.app.own_intents import read_intents
-from intclip.serving.app.session import Session, write_corrections
+from intclip.serving.app.session import PHOTO_ALONE, Session, write_corrections
 from intclip.serving.app.studio import Studio, read_photo
 
 MOST_PHOTOS = 1000
 """Photos of a page; `intclip report` takes any number."""
-READING = ("strip", "figure", "branch", "words", "level", "threshold", "only", "reset", "bars", "labels", "download")
+READING = (
+    "strip", "figure", "branch", "fine", "words", "level", "threshold", "only", "reset", "bars", "labels", "download"
+)  # fmt: skip
 """Parts that follow from who reads the photos, and from the photo."""
 log = logging.getLogger(__name__)
 
@@ -44,7 +46,8 @@ class Callbacks:
             ("strip", "figure", "caption", "words", "threshold", "only", "bars", "labels"),
         )
         self._on_choice(page.bars, self.choose_label, ("figure", "words", "threshold", "only", "bars"))
-        self._on(page.branch.input, self.choose_branch, page.branch, ("figure",))
+        self._on(page.branch.input, self.choose_branch, page.branch, ("figure", "fine"))
+        self._on(page.fine.input, self.choose_fine, page.fine, ("figure",))
         self._on(page.level.input, self.choose_level, page.level, ("bars",))
         self._on(page.model.input, self.choose_model, page.model, ("caption", "own", "own_note", *READING))
         # `change`, not `input`: pasted text is no input to Gradio.
@@ -123,6 +126,10 @@ class Callbacks:
     def choose_branch(self, session: Session, branch: str) -> None:
         """Show another map."""
         session.branch = branch
+
+    def choose_fine(self, session: Session, fine: bool) -> None:
+        """Show finer maps, or coarse ones."""
+        session.fine = fine
 
     def choose_level(self, session: Session, level: int) -> None:
         """Show another level of the hierarchy."""
@@ -245,6 +252,11 @@ class Callbacks:
         maps = self.studio.reader(session).maps
         choices = [(called, name) for name, (called, _) in views.branches(maps).items()]
         return gr.update(choices=choices, value=views.show_branch(session, maps), visible=bool(maps))
+
+    def _fine(self, session: Session) -> Any:
+        reader = self.studio.reader(session)
+        shown = reader.fine and views.show_branch(session, reader.maps) != PHOTO_ALONE
+        return gr.update(value=session.fine, visible=shown)
 
     def _caption(self, session: Session) -> Any:
         reads = self.studio.reader(session).reads

@@ -25,6 +25,7 @@ class Page:
     strip: Any
     figure: Any
     branch: Any
+    fine: Any
     caption: Any
     words: Any
     own: Any
@@ -126,7 +127,9 @@ def lay_out(models: list[str]) -> Page:
             )
             strip = gr.HTML(js_on_load=choose, elem_id="ic-photos")
             figure = gr.HTML(js_on_load=None, elem_id="ic-figure")
-            branch = gr.Radio([], label="Evidence", elem_id="ic-branch", elem_classes="ic-segments")
+            with gr.Row(elem_id="ic-evidence", equal_height=False):
+                branch = gr.Radio([], label="Evidence", elem_id="ic-branch", elem_classes="ic-segments")
+                fine = gr.Checkbox(label="finer", elem_id="ic-fine", container=False)
             caption = gr.Textbox(
                 label="Caption of the post",
                 placeholder="The words that were shared with the photo",
@@ -175,6 +178,7 @@ def lay_out(models: list[str]) -> Page:
         strip=strip,
         figure=figure,
         branch=branch,
+        fine=fine,
         caption=caption,
         words=words,
         own=own,

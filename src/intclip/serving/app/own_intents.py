@@ -16,7 +16,9 @@ from intclip.labels.taxonomy import Taxonomy
 from intclip.serving.app.kept import Kept
 
 if TYPE_CHECKING:
-    from intclip.backbones.base import Backbone, Features
+    from torch import Tensor
+
+    from intclip.backbones.base import Backbone, FeatureName, Features
     from intclip.explain.evidence import Evidence
     from intclip.methods.base import Method
 
@@ -24,7 +26,10 @@ NAME = "own intents"
 MOST = 60
 """Intents taken."""
 _PHOTOS_KEPT = 512
+_VIEWS_KEPT = 16
+"""Photos whose parts are kept too, for finer evidence."""
 _LISTS_KEPT = 8
+_NEEDS: "tuple[FeatureName, ...]" = ("pooled", "regions")
 
 
 def read_intents(text: str) -> Taxonomy | None:
@@ -53,6 +58,7 @@ class OwnIntents:
         self.backbone_name = backbone
         self._backbone: Backbone | None = None
         self._photos: Kept[Features] = Kept(_PHOTOS_KEPT)
+        self._views: Kept[Features] = Kept(_VIEWS_KEPT)
         self._methods: Kept[Method] = Kept(_LISTS_KEPT)
         self._lock = threading.Lock()
         self._begun = threading.Event()
@@ -80,20 +86,28 @@ class OwnIntents:
         thresholds = np.full(len(labels), ZERO_SHOT_THRESHOLD, dtype=np.float32)
         return Prediction(logits.sigmoid().numpy().astype(np.float32), thresholds, labels, str(path))
 
-    def explain(self, path: Path, labels: Taxonomy, label: str) -> "Evidence":
+    def explain(self, path: Path, labels: Taxonomy, label: str, *, fine: bool = False) -> "Evidence":
         """Where in a photo a label's evidence lies.
+
+        Args:
+            path: The photo.
+            labels: What is asked about.
+            label: One of them.
+            fine: Evidence of kind "fine" in place of "regions".
 
         Raises:
             ImageError: It cannot be read.
             TaxonomyError: There is no such label.
         """
         from intclip.explain.evidence import make_evidence
+        from intclip.explain.views import join_views
 
         index = labels.index(label)
         with self._lock:
             method = self._method(labels)
-            output = method(self._features(method.backbone, path), maps=True)
-        regions = {name: values[0, index].numpy() for name, values in output.maps.items()}
+            output = method((self._of_views if fine else self._features)(method.backbone, path), maps=True)
+        maps = {name: values[:, index].numpy() for name, values in output.maps.items()}
+        regions = {name: join_views(values) if fine else values[0] for name, values in maps.items()}
         preprocess = method.backbone.preprocess
         return make_evidence(
             labels.names[index],
@@ -102,6 +116,7 @@ class OwnIntents:
             size=preprocess.size,
             box=preprocess.source_box(read_image(path).size),
             source=str(path),
+            kind="fine" if fine else "regions",
         )
 
     def _method(self, labels: Taxonomy) -> "Method":
@@ -112,8 +127,19 @@ class OwnIntents:
         return self._methods.once(labels.names, lambda: build_method("zero_shot", backbone, labels, {}))
 
     def _features(self, backbone: "Backbone", path: Path) -> "Features":
-        def compute() -> "Features":
-            photo = read_image(path, min_side=DRAFT_FACTOR * backbone.image_size)
-            return backbone.features(backbone.pixels([photo]), ("pooled", "regions"))
+        return self._photos.once(path, lambda: backbone.features(_pixels(backbone, path), _NEEDS))
 
-        return self._photos.once(path, compute)
+    def _of_views(self, backbone: "Backbone", path: Path) -> "Features":
+        import torch
+
+        from intclip.explain.views import photo_views
+
+        def compute() -> "Features":
+            views = photo_views(_pixels(backbone, path)[0].numpy())
+            return backbone.features(torch.from_numpy(views), _NEEDS)
+
+        return self._views.once(path, compute)
+
+
+def _pixels(backbone: "Backbone", path: Path) -> "Tensor":
+    return backbone.pixels([read_image(path, min_side=DRAFT_FACTOR * backbone.image_size)])

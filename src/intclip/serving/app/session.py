@@ -40,6 +40,7 @@ class Session:
         place: Position of the photo that is looked at.
         label: Whose evidence is shown; None stands for the photo's most probable label.
         branch: Which map of evidence, or `PHOTO_ALONE`.
+        fine: Whether the maps are of kind "fine", where the reader has such.
         level: Level of the taxonomy that the bars show.
         own: The visitor's own intents, one a line.
         thresholds: Label set to label to the threshold that was slid; others are the model's own.
@@ -54,6 +55,7 @@ class Session:
     place: int = 0
     label: str | None = None
     branch: str = "fused"
+    fine: bool = False
     level: int = 0
     own: str = ""
     thresholds: dict[str, dict[str, float]] = field(default_factory=dict)

@@ -43,6 +43,7 @@ class Reader:
         key: Tells its answers from others'.
         taxonomy: Its labels.
         maps: The maps of evidence that it has.
+        fine: Whether it has finer ones too.
         reads: "image", "text" or both.
         alone: Which of them suffice without the other.
     """
@@ -51,6 +52,7 @@ class Reader:
     key: Hashable
     taxonomy: Taxonomy
     maps: tuple[str, ...]
+    fine: bool
     reads: tuple[str, ...]
     alone: tuple[str, ...]
 
@@ -88,9 +90,9 @@ class Studio:
         """
         labels = read_intents(session.own)
         if labels is not None:
-            return Reader(OWN, (OWN, labels.names), labels, ("sight",), ("image",), ("image",))
+            return Reader(OWN, (OWN, labels.names), labels, ("sight",), True, ("image",), ("image",))
         name, model = self.batcher.find(session.model)
-        return Reader(name, name, model.taxonomy, model.maps, model.channels, model.alone)
+        return Reader(name, name, model.taxonomy, model.maps, model.fine, model.channels, model.alone)
 
     def predict(self, session: Session) -> list[Prediction]:
         """Predictions of all photos, with the thresholds of the session.
@@ -116,14 +118,15 @@ class Studio:
         reader, photo = self.reader(session), session.photo
         if photo is None or not reader.maps:
             return None
-        path = photo.path
+        path, fine = photo.path, session.fine and reader.fine
 
         def compute() -> Evidence:
             if reader.own:
-                return self.batcher.run(lambda: self.own_intents.explain(path, reader.taxonomy, label)).result()
-            return self.batcher.explain(path, label, model=session.model).result()
+                own = partial(self.own_intents.explain, path, reader.taxonomy, label, fine=fine)
+                return self.batcher.run(own).result()
+            return self.batcher.explain(path, label, model=session.model, fine=fine).result()
 
-        return self._evidence.once((reader.key, path, label), compute)
+        return self._evidence.once((reader.key, path, label, fine), compute)
 
     def explain_words(self, session: Session, label: str) -> "WordEvidence | None":
         """Which words of the caption speak for a label; None where there are none, or no words alone are read."""

@@ -96,6 +96,7 @@ def figure(session: Session, studio: Studio) -> str:
         branch=called.lower(),
         means=means,
         evidence=evidence is not None,
+        fine=evidence is not None and evidence.kind == "fine",
         seen_all=seen_all,
         ramp=_ramp(),
         legend=LEGEND,
