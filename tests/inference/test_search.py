@@ -177,6 +177,13 @@ def test_nothing_readable_is_no_index(tmp_path, model):
     assert not (tmp_path / "index" / "index.json").exists()
 
 
+def test_a_folder_without_photos_leaves_nothing_behind(tmp_path, model):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(IntclipError, match="no photos"):
+        update_index(tmp_path / "index", [str(tmp_path / "empty")], model)
+    assert not (tmp_path / "index").exists()
+
+
 def clustered(count: int, dim: int = 16) -> np.ndarray:
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(60, dim))[rng.integers(0, 60, count)] + 0.5 * rng.normal(size=(count, dim))

@@ -125,6 +125,11 @@ def update_index(
     folder = Path(folder)
     require("faiss", "search")
     finished = _finished_job(sources)
+    # Before the folder is touched: sources without photos leave nothing behind.
+    inputs = references(sources) if finished is None else _inputs(finished)
+    named: dict[str, tuple[str, Reference]] = {}
+    for reference in inputs:
+        named.setdefault(reference.path, (_stamp(reference), reference))
     with hold_lock(folder / LOCK, f"another process works on {folder}; wait for it"):
         before = read_index(folder) if (folder / INDEX).exists() else None
         _clean(folder, before)
@@ -135,10 +140,6 @@ def update_index(
         if before is not None and before.identity != identity:
             raise StorageError(f"{folder} was indexed with another model ({before.model.spec}); choose another --out")
         known = _known(folder, before)
-        inputs = references(sources) if finished is None else _inputs(finished)
-        named: dict[str, tuple[str, Reference]] = {}
-        for reference in inputs:
-            named.setdefault(reference.path, (_stamp(reference), reference))
         new = [reference for path, (stamp, reference) in named.items() if known.get(path) != stamp]
         keep = {path for path in known if path not in named} if add else set()
         keep |= {path for path, (stamp, _) in named.items() if known.get(path) == stamp}
