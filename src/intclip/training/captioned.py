@@ -7,12 +7,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from intclip.backbones.base import Backbone, TextTower
 from intclip.data.loading import pixel_batches
 from intclip.data.reading import read_json
 from intclip.errors import DatasetError
+from intclip.inference.engines import Engine, compile_module
+from intclip.inference.graph import example_pixels
 
 Progress = Callable[[int, int], None]
 """Takes how much is done, and how much there is."""
@@ -79,12 +81,13 @@ def photo_views(backbone: Backbone, photos: Sequence[Path], window: int, progres
     Raises:
         ImageError: A photo cannot be read.
     """
+    engine = compile_module(_LastMap(backbone), example_pixels(backbone), device="cpu")
     batches: list[Tensor] = []
     done = 0
     for batch in pixel_batches(photos, backbone.preprocess, 32):
         if batch.errors:
             raise batch.errors[0][1]
-        views = [view for pixels in (batch.pixels, batch.pixels.flip(3)) for view in _views(backbone, pixels, window)]
+        views = [view for pixels in (batch.pixels, batch.pixels.flip(3)) for view in _views(engine, pixels, window)]
         batches.append(torch.stack(views, dim=1).half())
         done += len(batch.indices)
         if progress is not None:
@@ -92,8 +95,21 @@ def photo_views(backbone: Backbone, photos: Sequence[Path], window: int, progres
     return torch.cat(batches)
 
 
-def _views(backbone: Backbone, pixels: Tensor, window: int) -> Iterator[Tensor]:
-    deep = backbone.deep(backbone.trunk(pixels))
+class _LastMap(nn.Module):
+    """A backbone's frozen layers up to its last feature map, for an engine."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        deep: Tensor = self.backbone.deep(self.backbone.trunk(pixels))
+        return deep
+
+
+def _views(engine: Engine, pixels: Tensor, window: int) -> Iterator[Tensor]:
+    (array,) = engine(pixels.numpy()).values()
+    deep = torch.from_numpy(array)
     yield deep.mean(dim=(2, 3))
     parts = F.avg_pool2d(deep, min(window, *deep.shape[2:]), stride=1)
     yield from parts.flatten(2).unbind(2)
