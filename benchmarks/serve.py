@@ -4,9 +4,10 @@
 
 It starts `intclip serve` in a process of its own. Clients keep a connection and send one photo a request, from this
 process and on the same cores: what they cost counts against the service. "engine" is computing alone, "predict" is
-`Predictor.predict` from the same JPEG bytes; both are measured before and after the load, and the mean is told. On a
-busy machine compare the CPU milliseconds a photo, which other programs change little. `--hostile` adds clients that
-send truncated photos, bombs, text, too large bodies and bodies that never end.
+`Predictor.predict` from the same JPEG bytes. The load comes in ten parts, and both are measured before, between and
+after them: a machine whose speed changes by the minute changes them alike. `by_part` has each part's share of what was
+measured beside it. `--hostile` adds clients that send truncated photos, bombs, text, too large bodies and bodies that
+never end.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from intclip.inference.predictor import Predictor
 from intclip.inference.speed import noise_pixels
 
 TOLERANCE = 1e-4
+PARTS = 10
 BATCH = 32
 
 
@@ -194,7 +197,7 @@ def main() -> None:
     parser.add_argument("--hostile", type=int, default=0)
     parser.add_argument("--model", default="lite")
     parser.add_argument("--side", type=int, default=500, help="longer side of the photos")
-    parser.add_argument("--seconds", type=float, default=5.0, help="how long the model alone is measured, twice")
+    parser.add_argument("--seconds", type=float, default=2.0, help="how long the model alone is measured each time")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     import intclip
@@ -202,7 +205,6 @@ def main() -> None:
     model = intclip.load(options.model)
     files = photos(options.side)
     expected = [one.scores for one in model.predict(files)]
-    before = rates(model, files, options.seconds)
     with tempfile.TemporaryDirectory() as folder:
         server, port = start(options.model, Path(folder) / "log")
         try:
@@ -210,22 +212,30 @@ def main() -> None:
             asyncio.run(load.run(options.clients, options.clients, 0))  # warm
             load.milliseconds.clear()
             load.statuses.clear()
-            memory, seconds, cpu, own = [], 0.0, of_process(server.pid)[1], time.process_time()
-            for _ in range(10):
-                seconds += asyncio.run(load.run(options.clients, options.requests // 10, options.hostile))
+            memory, parts, own = [], [], 0.0
+            beside = [rates(model, files, options.seconds)]
+            cpu = of_process(server.pid)[1]
+            for _ in range(PARTS):
+                clients = time.process_time()
+                parts.append(asyncio.run(load.run(options.clients, options.requests // PARTS, options.hostile)))
+                own += time.process_time() - clients
                 memory.append(round(of_process(server.pid)[0], 1))
-            cpu, own = of_process(server.pid)[1] - cpu, time.process_time() - own
+                beside.append(rates(model, files, options.seconds))
+            cpu = of_process(server.pid)[1] - cpu
         finally:
             server.send_signal(signal.SIGINT)
             code = server.wait(120)
-    after = rates(model, files, options.seconds)
     count = len(load.milliseconds)
     ordered = sorted(load.milliseconds)
     alone: dict[str, Any] = {}
-    for name in before:
-        rate, cost = (statistics.mean(pair) for pair in zip(before[name], after[name], strict=True))
+    by_part: dict[str, list[float]] = {}
+    for name in beside[0]:
+        rate, cost = (statistics.mean(values) for values in zip(*(each[name] for each in beside), strict=True))
         alone[name] = {"photos_per_second": round(rate, 1), "cpu_ms_a_photo": round(cost, 2)}
-    rate, cost = count / seconds, 1000 * cpu / count
+        around = [(first[name][0] + second[name][0]) / 2 for first, second in pairwise(beside)]
+        served = [options.requests // PARTS / seconds for seconds in parts]
+        by_part[name] = [round(a / b, 3) for a, b in zip(served, around, strict=True)]
+    rate, cost = count / sum(parts), 1000 * cpu / count
     write_report(
         options.out,
         {
@@ -240,6 +250,7 @@ def main() -> None:
                 name: {
                     "throughput": round(rate / value["photos_per_second"], 3),
                     "cpu": round(value["cpu_ms_a_photo"] / cost, 3),
+                    "by_part": by_part[name],
                 }
                 for name, value in alone.items()
             },

@@ -51,6 +51,35 @@ def test_beside_a_batch_only_a_full_one_is_begun(held):
     assert found == [1, 2, 2, 2, 3]
 
 
+def test_what_was_ready_before_a_batch_ended_is_begun_when_it_ends(held):
+    batcher, engine = held
+    futures = [batcher.submit(photo(1)) for _ in range(4)]
+    assert engine.entered.wait(WAIT)
+    futures += [batcher.submit(photo(2)) for _ in range(6)]  # four go beside, two wait for less than a batch
+    ready(batcher, 2)
+    engine.gate.set()
+    found = [round(255 * float(future.result(WAIT).probabilities[0])) for future in futures]
+    assert found == [1] * 4 + [2] * 6
+
+
+def test_batches_of_any_size_lie_in_memory_that_is_used_again(watched, monkeypatch):
+    places: set[int] = set()
+    inner = type(watched).predict_pixels
+
+    def predict_pixels(self, pixels, texts=()):
+        places.add(pixels.__array_interface__["data"][0])
+        return inner(self, pixels, texts)
+
+    monkeypatch.setattr(type(watched), "predict_pixels", predict_pixels)
+    batcher = Batcher({"a": watched}, max_batch=4)
+    for count in (1, 4, 2, 9, 16, 3):
+        futures = [batcher.submit(photo(number)) for number in range(count)]
+        found = [round(255 * float(future.result(WAIT).probabilities[0])) for future in futures]
+        assert found == list(range(count))
+    batcher.close()
+    assert len(places) <= 2  # one a worker
+
+
 def test_seconds_of_batches_beside_each_other_are_counted_once(watched):
     told: list[float] = []
     watched.watched.delay = 0.1

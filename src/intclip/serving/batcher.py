@@ -35,6 +35,9 @@ Result = TypeVar("Result")
 Post = tuple[ImageInput | None, str | None]
 """A photo, the words beside it, or both; words only for a model that reads them."""
 
+_Pixels = dict[int, npt.NDArray[np.float32]]
+"""What a worker writes its batches into, (B, 3, S, S) by S: made anew for each, they would scatter through memory."""
+
 log = logging.getLogger(__name__)
 
 _BEHIND = 8
@@ -235,7 +238,8 @@ class Batcher:
     def _leave(self, count: int) -> None:
         with self._change:
             self._inside -= count
-            self._change.notify_all()
+            if self._closing:
+                self._change.notify_all()
 
     def _decode_next(self) -> None:
         """Photo to the model's size, (S, S, 3) uint8: little to keep while it waits for its batch."""
@@ -253,9 +257,10 @@ class Batcher:
             return
         with self._change:
             self._queue.append(job)
-            self._change.notify_all()
+            self._wake()
 
     def _work(self) -> None:
+        pixels: _Pixels = {}
         while True:
             with self._change:
                 self._change.wait_for(lambda: self._may_begin() or (self._closing and self._inside == 0))
@@ -263,17 +268,30 @@ class Batcher:
                     return
                 batch = self._take()
                 self._computing += 1
+                self._wake()
             wanted = [job for job in batch if not job.future.cancelled()]
-            results = self._compute(wanted) if wanted else []
+            results = self._compute(wanted, pixels) if wanted else []
             with self._change:
                 self._computing -= 1
+                self._wake()
             self._finish(wanted, results)
             if gone := len(batch) - len(wanted):
                 self._leave(gone)
 
     def _may_begin(self) -> bool:
-        """Beside a batch that is computed only a full one is begun; what is less grows until that one is done."""
+        """Beside a batch that is computed only a full one is begun; what is less grows until that one is done.
+
+        The caller holds the lock.
+        """
         return len(self._queue) >= (self._max_batch if self._computing else 1)
+
+    def _wake(self) -> None:
+        """Wake a worker where one may begin; woken for every photo, both would take turns for nothing.
+
+        The caller holds the lock.
+        """
+        if self._may_begin():
+            self._change.notify()
 
     def _take(self) -> list[_Job]:
         """The oldest job and those of the same model behind it, up to a batch; others keep their order."""
@@ -286,15 +304,15 @@ class Batcher:
         self._queue.extendleft(reversed(others))
         return batch
 
-    def _compute(self, jobs: list[_Job]) -> list[Prediction | Exception]:
+    def _compute(self, jobs: list[_Job], pixels: _Pixels) -> list[Prediction | Exception]:
         start = time.perf_counter()
         try:
-            found = _predict(self.models[jobs[0].model], jobs)
+            found = _predict(self.models[jobs[0].model], jobs, pixels, self._max_batch)
         except BaseException as error:  # must not end the worker (a panic in Rust is no Exception), nor fail the others
             if len(jobs) == 1:
                 return [self._told(error)]
             half = len(jobs) // 2
-            return self._compute(jobs[:half]) + self._compute(jobs[half:])
+            return self._compute(jobs[:half], pixels) + self._compute(jobs[half:], pixels)
         with self._change:
             end = time.perf_counter()
             seconds, self._ended = end - max(start, self._ended), end
@@ -335,11 +353,14 @@ def _check_post(name: str, predictor: Predictor, image: ImageInput | None, text:
         raise IntclipError(f"{name} reads words only beside a photo; give the photo too")
 
 
-def _predict(predictor: Predictor, jobs: list[_Job]) -> list[Prediction | Exception]:
+def _predict(predictor: Predictor, jobs: list[_Job], kept: _Pixels, most: int) -> list[Prediction | Exception]:
     if predictor.card.method == "posts":
         return _predict_posts(predictor, jobs)
     preprocess = predictor.card.preprocessing
-    pixels = np.empty((len(jobs), 3, preprocess.size, preprocess.size), dtype=np.float32)
+    size = preprocess.size
+    if size not in kept:
+        kept[size] = np.empty((most, 3, size, size), dtype=np.float32)
+    pixels = kept[size][: len(jobs)]
     for row, job in zip(pixels, jobs, strict=True):
         assert job.pixels is not None  # `submit_all` lets no post without a photo come here
         normalize_into(row, job.pixels, preprocess)
