@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from watched import CLASSES, WatchedPredictor, photo
 
+from intclip.data.demo_photos import demo_photos
 from intclip.data.tabular import load_table
 from intclip.errors import TaxonomyError
 from intclip.explain.evidence import LEGEND
+from intclip.inference.loading import load
 from intclip.inference.prediction import Conflict, Prediction
 from intclip.labels.reading import parse_taxonomy
 from intclip.serving.app import views
-from intclip.serving.app.own_intents import MOST, read_intents
+from intclip.serving.app.own_intents import MOST, OwnIntents, read_intents
 from intclip.serving.app.session import Photo, corrections_table
 from intclip.serving.app.studio import Studio
 from intclip.serving.batcher import Batcher
@@ -61,6 +63,17 @@ def test_own_intents_are_lines():
     assert labels.names == ("A quiet morning", "yes: no", "- 3")
     with pytest.raises(TaxonomyError, match="at most"):
         read_intents("\n".join(f"label {i}" for i in range(MOST + 1)))
+
+
+@pytest.mark.parametrize(("fine", "kind"), [(False, "regions"), (True, "fine")])
+def test_evidence_of_own_intents_is_that_of_a_model_with_these_labels(fine, kind):
+    labels = read_intents("an astronaut\na bowl of soup")
+    photo_file = demo_photos()[0]
+    found = OwnIntents().explain(photo_file, labels, "an astronaut", fine=fine)
+    wanted = load("lite", taxonomy=labels, engine="torch").explain(photo_file, "an astronaut", kind=kind)
+    assert (found.kind, found.box) == (kind, wanted.box)
+    assert found.probability == pytest.approx(wanted.probability, abs=1e-5)
+    np.testing.assert_allclose(found.regions["sight"], wanted.regions["sight"], atol=1e-4)
 
 
 def test_a_bar_that_misses_its_threshold_never_looks_as_if_it_reached_it(studio_of):
