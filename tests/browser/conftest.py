@@ -8,10 +8,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 sys.path.append(str(Path(__file__).parents[1] / "serving"))  # its model that costs nothing
 
+PATIENCE = 60_000
+"""Milliseconds: a page's parts come when they come, on two busy cores."""
+expect.set_options(timeout=PATIENCE)
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -37,7 +40,7 @@ def visit(browser):
     @contextmanager
     def open_page(address: str, size: tuple[int, int]):
         context = browser.new_context(viewport={"width": size[0], "height": size[1]}, accept_downloads=True)
-        context.set_default_timeout(60_000)
+        context.set_default_timeout(PATIENCE)
         page = context.new_page()
         problems = []
         home = urlsplit(address).netloc

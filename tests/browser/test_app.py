@@ -2,10 +2,12 @@
 
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 import uvicorn
 from PIL import Image
+from playwright.sync_api import expect
 from screens import PHONE, WIDE
 
 from intclip.data.demo_photos import demo_photos
@@ -33,6 +35,29 @@ def address(browser):
     yield f"http://127.0.0.1:{port}/"
     server.should_exit = True
     thread.join(timeout=30)
+
+
+@pytest.fixture
+def opened(address, visit):
+    """The page at a size, once every part of it is there: they come one by one, each with a script of its own."""
+    parts = (".ic-row", ".ic-thumb", ".ic-frame img", "#ic-own textarea", "#ic-threshold input[type=range]")
+    parts += (
+        "#ic-branch label",
+        "#ic-level label",
+        "#ic-model input",
+        "#ic-labels input",
+        "#ic-keep",
+        "#ic-fine input",
+    )
+
+    @contextmanager
+    def open_app(size: tuple[int, int]):
+        with visit(address, size) as page:
+            for part in parts:
+                page.locator(part).first.wait_for()
+            yield page
+
+    return open_app
 
 
 @pytest.fixture
@@ -67,9 +92,8 @@ def changed(page, selector, before):
 
 
 @pytest.mark.parametrize("size", [WIDE, PHONE])
-def test_it_opens_on_scored_examples_and_fits_the_screen(address, visit, size):
-    with visit(address, size) as page:
-        page.locator(".ic-row").first.wait_for()
+def test_it_opens_on_scored_examples_and_fits_the_screen(opened, size):
+    with opened(size) as page:
         assert page.locator(".ic-thumb").count() == len(demo_photos())
         expected = load("lite", engine="torch").predict(demo_photos()[0])[0]
         assert values(page) == {name: round(100 * value) for name, value in expected.scores.items()}
@@ -82,25 +106,24 @@ def test_it_opens_on_scored_examples_and_fits_the_screen(address, visit, size):
         assert len(page.locator(".ic-head p").all_inner_texts()) == 1
 
 
-def test_uploads_by_button_by_folder_and_what_is_no_photo(address, visit, folder):
-    with visit(address, WIDE) as page:
-        page.locator(".ic-row").first.wait_for()
+def test_uploads_by_button_by_folder_and_what_is_no_photo(opened, folder):
+    with opened(WIDE) as page:
         page.set_input_files("#ic-files", [folder / "a.png", folder / "broken.jpg"])
         page.get_by_text("1 photo added").wait_for()
         told = page.locator(".ic-notice").inner_text()
         assert "broken.jpg" in told
         assert "/" not in told.replace("broken.jpg", "")  # no path of the server
-        assert page.locator(".ic-thumb").count() == 1  # the examples have gone
+        expect(page.locator(".ic-thumb")).to_have_count(1)  # the examples have gone
         page.set_input_files("#ic-folder", folder)
         page.get_by_text("2 photos added").wait_for()
+        expect(page.locator(".ic-thumb")).to_have_count(3)
         titles = [page.locator(".ic-thumb").nth(i).get_attribute("title") for i in range(3)]
         assert titles[0] == "a.png"
         assert set(titles[1:]) == {"trip/a.png", "trip/day 2/b.jpg"}
 
 
-def test_thresholds_of_all_and_of_one(address, visit):
-    with visit(address, WIDE) as page:
-        page.locator(".ic-row").first.wait_for()
+def test_thresholds_of_all_and_of_one(opened):
+    with opened(WIDE) as page:
         scores = values(page)
         slider = page.locator("#ic-threshold input[type=range]")
         slider.fill("20")
@@ -111,21 +134,22 @@ def test_thresholds_of_all_and_of_one(address, visit):
         page.locator("#ic-only input").check()
         slider.fill("100")
         page.locator(".ic-row[aria-pressed=true].ic-below").wait_for()
-        assert page.locator(".ic-track b[style='left: 20.0%']").count() == len(scores) - 1
+        expect(page.locator(".ic-track b[style='left: 20.0%']")).to_have_count(len(scores) - 1)
         page.locator("#ic-reset").click()
         page.locator(".ic-track b[style='left: 50.0%']").nth(len(scores) - 1).wait_for(state="attached")
 
 
-def test_evidence_follows_the_label_and_the_branch(address, visit):
-    with visit(address, WIDE) as page:
-        page.locator(".ic-row").first.wait_for()
-        assert page.locator("#ic-branch label").all_inner_texts() == ["Photo", "Sight"]
+def test_evidence_follows_the_label_and_the_branch(opened):
+    with opened(WIDE) as page:
+        expect(page.locator("#ic-branch label")).to_have_text(["Photo", "Sight"])
         first = picture(page)
         page.locator(".ic-row", has_text="Health").click()
         changed(page, ".ic-frame img", first)
+        lite = picture(page)
         page.locator("#ic-model input").click()
         page.get_by_role("option", name="proxy").click()
         page.locator("#ic-branch label", has_text="Fused").wait_for()
+        changed(page, ".ic-frame img", lite)
         seen = {picture(page)}
         for branch in ("Sight", "Semantic", "Photo"):
             before = picture(page)
@@ -133,13 +157,12 @@ def test_evidence_follows_the_label_and_the_branch(address, visit):
             changed(page, ".ic-frame img", before)
             seen.add(picture(page))
         assert len(seen) == 4
-        assert page.locator(".ic-legend").count() == 0  # the photo alone has nothing to read off
-        assert not page.locator("#ic-fine").is_visible()
+        expect(page.locator(".ic-legend")).to_have_count(0)  # the photo alone has nothing to read off
+        expect(page.locator("#ic-fine")).not_to_be_visible()
 
 
-def test_finer_evidence_of_a_model_and_of_own_intents(address, visit):
-    with visit(address, WIDE) as page:
-        page.locator(".ic-row").first.wait_for()
+def test_finer_evidence_of_a_model_and_of_own_intents(opened):
+    with opened(WIDE) as page:
         coarse = picture(page)
         page.locator("#ic-fine input").check()
         changed(page, ".ic-frame img", coarse)
@@ -149,25 +172,24 @@ def test_finer_evidence_of_a_model_and_of_own_intents(address, visit):
         assert picture(page) == coarse
         page.locator("#ic-own textarea").fill("an astronaut")
         page.locator(".ic-name", has_text="an astronaut").wait_for()
+        changed(page, ".ic-frame img", coarse)
         coarse = picture(page)
         page.locator("#ic-fine input").check()
         changed(page, ".ic-frame img", coarse)
 
 
-def test_the_bars_follow_the_level(address, visit):
-    with visit(address, WIDE) as page:
-        page.locator(".ic-row").first.wait_for()
+def test_the_bars_follow_the_level(opened):
+    with opened(WIDE) as page:
         expected = load("lite", engine="torch").predict(demo_photos()[0])[0]
-        assert page.locator("#ic-level label").all_inner_texts() == list(expected.taxonomy.levels)
+        expect(page.locator("#ic-level label")).to_have_text(list(expected.taxonomy.levels))
         for place, (level, names) in enumerate(expected.taxonomy.levels.items()):
             page.locator("#ic-level label").nth(place).click()
             page.wait_for_function("count => document.querySelectorAll('.ic-row').length === count", arg=len(names))
             assert values(page) == {name: round(100 * value) for name, value in expected.level(level).items()}
 
 
-def test_own_intents_are_scored_as_they_are_written(address, visit):
-    with visit(address, WIDE) as page:
-        page.locator(".ic-row").first.wait_for()
+def test_own_intents_are_scored_as_they_are_written(opened):
+    with opened(WIDE) as page:
         box = page.locator("#ic-own textarea")
         box.press_sequentially("an astronaut\na bowl of soup\n")
         page.wait_for_function("() => document.querySelectorAll('.ic-row').length === 2")
@@ -179,20 +201,23 @@ def test_own_intents_are_scored_as_they_are_written(address, visit):
         page.locator(".ic-name", has_text=LINE).wait_for()
         box.fill("x " * 200)
         page.locator("#ic-own-note", has_text="tokens").wait_for()
-        assert page.locator(".ic-row").count() == 3  # what was there stays
+        expect(page.locator(".ic-row")).to_have_count(3)  # what was there stays
         box.fill("")
         page.wait_for_function("() => document.querySelectorAll('.ic-row').length === 28")
 
 
-def test_corrections_are_a_table_that_our_own_loader_reads(address, visit, folder, tmp_path):
-    with visit(address, WIDE) as page:
-        page.locator(".ic-row").first.wait_for()
+def test_corrections_are_a_table_that_our_own_loader_reads(opened, folder, tmp_path):
+    with opened(WIDE) as page:
         page.set_input_files("#ic-folder", folder)
         page.get_by_text("2 photos added").wait_for()
+        expect(page.locator(".ic-thumb")).to_have_count(2)
         for place, wanted in enumerate((["Natural beauty", "In love, emotional intimacy"], [])):
             page.locator(".ic-thumb").nth(place).click()
             page.locator(f".ic-thumb[data-choice='{place}'][aria-pressed=true]").wait_for()
-            if page.locator("#ic-labels .token-remove.remove-all").count():
+            read = folder.parent / page.locator(".ic-thumb").nth(place).get_attribute("title")
+            suggested = load("lite", engine="torch").predict(read)[0].labels
+            expect(page.locator("#ic-labels .token")).to_have_text(list(suggested))
+            if suggested:
                 page.locator("#ic-labels .token-remove.remove-all").click()
             for name in wanted:
                 page.locator("#ic-labels input").click()
@@ -200,7 +225,7 @@ def test_corrections_are_a_table_that_our_own_loader_reads(address, visit, folde
                 page.get_by_role("option", name=name, exact=True).click()
             page.locator("#ic-keep").click()
             page.locator(f"#ic-download:has-text('({place + 1})')").wait_for()
-        assert page.locator(".ic-tick").count() == 2
+        expect(page.locator(".ic-tick")).to_have_count(2)
         with page.expect_download() as got:
             page.locator("#ic-download").click()
         path = tmp_path / got.value.suggested_filename
@@ -214,18 +239,22 @@ def test_corrections_are_a_table_that_our_own_loader_reads(address, visit, folde
     assert sorted(held.values(), key=len) == [set(), {"Natural beauty", "In love, emotional intimacy"}]
 
 
-def test_the_keyboard_is_enough(address, visit):
-    with visit(address, WIDE) as page:
-        page.locator(".ic-row").first.wait_for()
+def test_the_keyboard_is_enough(opened):
+    with opened(WIDE) as page:
         page.locator(".ic-thumb").first.focus()
+        before = picture(page)
         page.keyboard.press("ArrowRight")
         page.keyboard.press("Enter")
         page.locator(".ic-thumb[data-choice='1'][aria-pressed=true]").wait_for()
-        assert page.evaluate("document.activeElement.dataset.choice") == "1"  # the focus is not lost by drawing anew
+        changed(page, ".ic-frame img", before)
+        # The focus is not lost by drawing anew.
+        page.wait_for_function("() => document.activeElement.dataset.choice === '1'")
+        before = picture(page)
         page.locator(".ic-row").first.focus()
         page.keyboard.press("ArrowDown")
         page.keyboard.press("Enter")
         page.wait_for_function("() => document.activeElement.getAttribute('aria-pressed') === 'true'")
+        changed(page, ".ic-frame img", before)
         before = picture(page)
         page.locator("#ic-branch input:not(:checked)").focus()
         page.keyboard.press("Space")
