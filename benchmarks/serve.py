@@ -1,13 +1,14 @@
 """The service under load: many clients at once, each checking its own photo's answer, beside the model alone.
 
-    python -m benchmarks.serve [--clients 200] [--requests 2000] [--model lite] [--hostile 0] [--out FILE]
+    python -m benchmarks.serve [--clients 200] [--requests 2000] [--model lite] [--folder PHOTOS | --side 500]
+                               [--hostile 0] [--out FILE]
 
 It starts `intclip serve` in a process of its own. Clients keep a connection and send one photo a request, from this
-process and on the same cores: what they cost counts against the service. "engine" is computing alone, "predict" is
-`Predictor.predict` from the same JPEG bytes. The load comes in ten parts, and both are measured before, between and
-after them: a machine whose speed changes by the minute changes them alike. `by_part` has each part's share of what was
-measured beside it. `--hostile` adds clients that send truncated photos, bombs, text, too large bodies and bodies that
-never end.
+process and on the same cores: what they cost counts against the service. They send the photos of a folder as they are,
+or without one parts of a few real ones, resized. "engine" is computing alone, "predict" is `Predictor.predict` from the
+same files. The load comes in ten parts, and both are measured before, between and after them: a machine whose speed
+changes by the minute changes them alike. `by_part` has each part's share of what was measured beside it. `--hostile`
+adds clients that send truncated photos, bombs, text, too large bodies and bodies that never end.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from PIL import Image
 
 from benchmarks.loader import real_photos
 from benchmarks.machine import write_report
+from intclip.data.images import find_images
 from intclip.inference.predictor import Predictor
 from intclip.inference.speed import noise_pixels
 
@@ -54,6 +56,13 @@ def photos(side: int, count: int = 60) -> list[bytes]:
         part.resize((round(part.width * scale), round(part.height * scale))).save(stream, "JPEG", quality=90)
         files.append(stream.getvalue())
     return files
+
+
+def files_of(folder: Path, count: int = 200) -> list[bytes]:
+    """Photos of a folder as they are, drawn with a fixed seed."""
+    paths = find_images(folder)
+    chosen = np.random.default_rng(0).permutation(len(paths))[:count]
+    return [paths[place].read_bytes() for place in chosen]
 
 
 def request(content: bytes) -> bytes:
@@ -197,13 +206,14 @@ def main() -> None:
     parser.add_argument("--hostile", type=int, default=0)
     parser.add_argument("--model", default="lite")
     parser.add_argument("--side", type=int, default=500, help="longer side of the photos")
+    parser.add_argument("--folder", type=Path, help="photos to send in their place, as they are")
     parser.add_argument("--seconds", type=float, default=2.0, help="how long the model alone is measured each time")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     import intclip
 
     model = intclip.load(options.model)
-    files = photos(options.side)
+    files = photos(options.side) if options.folder is None else files_of(options.folder)
     expected = [one.scores for one in model.predict(files)]
     with tempfile.TemporaryDirectory() as folder:
         server, port = start(options.model, Path(folder) / "log")
@@ -242,7 +252,7 @@ def main() -> None:
             "model": options.model,
             "clients": options.clients,
             "requests": count,
-            "photo_side": options.side,
+            "photo_sides": dict(Counter(max(Image.open(io.BytesIO(file)).size) for file in files).most_common(3)),
             "alone": alone,
             "service": {"photos_per_second": round(rate, 1), "cpu_ms_a_photo": round(cost, 2)},
             "clients_cpu_ms_a_photo": round(1000 * own / count, 2),
