@@ -20,7 +20,7 @@ class Team:
     """Several threads in step."""
 
     def __init__(self, size: int) -> None:
-        self.barrier = threading.Barrier(size, timeout=60)
+        self.barrier = threading.Barrier(size, timeout=300)
         self.results: list = [None] * size
         self.rounds = 0
 

@@ -174,7 +174,7 @@ def test_an_endless_answer_is_given_up(tmp_path: Path, server: PhotoServer) -> N
     started = time.monotonic()
     report = run(tmp_path, server, ["drip-1"], timeout=0.2, attempts=1)
     assert "too slowly" in reasons(report)["drip-1"]
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
 
 
 def test_too_large_an_answer_is_given_up(tmp_path: Path, server: PhotoServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -230,7 +230,7 @@ def test_cells_end_with_the_study_that_is_killed(tmp_path):
 
 
 def eventually(condition) -> bool:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)
     return condition()

@@ -171,13 +171,13 @@ def test_a_full_queue_answers_429_and_others_are_served(serve, watched):
     refused = client.post("/v1/predict", files=files(photo(3)))
     assert refused.status_code == 429
     assert int(refused.headers["Retry-After"]) >= 1
-    start = time.perf_counter()  # the event loop is free while the model is stuck
+    # The event loop is free while the model is stuck.
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/v1/models").status_code == 200
     assert "intclip_photos_inside 2.0" in client.get("/metrics").text
-    assert time.perf_counter() - start < 2
+    assert waiting.is_alive()
     watched.watched.gate.set()
-    waiting.join(20)
+    waiting.join(60)
     assert kept[0].status_code == 200
     assert client.post("/v1/predict", files=files(photo(3))).status_code == 200
 

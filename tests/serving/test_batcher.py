@@ -12,7 +12,7 @@ import intclip.serving.batcher as batcher_module
 from intclip.errors import ImageError, IntclipError, TaxonomyError
 from intclip.serving.batcher import Batcher, Busy, Closed, ModelFailure
 
-WAIT = 20
+WAIT = 60
 
 
 @pytest.fixture

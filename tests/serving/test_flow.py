@@ -13,7 +13,7 @@ from watched import photo
 from intclip.serving.batcher import Batcher
 from intclip.serving.doorbell import all_done
 
-WAIT = 20
+WAIT = 60
 
 
 @pytest.fixture
