@@ -75,6 +75,19 @@ def test_state_goes_into_another_and_holds_no_backbone() -> None:
     torch.testing.assert_close(other(features).logits, one(features).logits)
 
 
+def test_a_member_whose_size_the_photos_decide_is_loaded() -> None:
+    backbone = TinyBackbone()
+    pixels = torch.randn(7, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    features, targets = backbone.features(pixels, ("pooled", "regions")), torch.eye(7, 5)
+    members = {"members": [{"method": "linear_probe"}, {"method": "tip_adapter"}]}
+    one, other = (build_method("ensemble", backbone, tiny_taxonomy(), members).eval() for _ in "ab")
+    one.prepare([(features, targets)])
+    other.load_own_state(one.own_state())
+    torch.testing.assert_close(other(features).logits, one(features).logits)
+    with pytest.raises(KeyError, match=r"members\.1\.values"):
+        other.load_own_state({key: value for key, value in one.own_state().items() if not key.endswith("values")})
+
+
 def test_members_over_towers_of_their_own_share_features_and_go_into_a_bundle(tmp_path) -> None:
     backbone = load_backbone("lite+lite2")
     taxonomy = tiny_taxonomy()

@@ -175,3 +175,13 @@ def test_training_sees_other_noise_in_every_step(tiny_backbone: TinyBackbone) ->
     features, targets = {"pixels": torch.randn(4, 3, 24, 24)}, torch.ones(4, 5)
     losses = [float(wrapped.training_loss([features], targets)["classification"].detach()) for _ in range(3)]
     assert all(a != b for a, b in itertools.combinations(losses, 2))
+
+
+def test_a_wrapped_method_whose_size_the_photos_decide_is_loaded(tiny_backbone: TinyBackbone) -> None:
+    pixels = torch.randn(7, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    one, other = (
+        build_method("multiguard", tiny_backbone, tiny_taxonomy(), {"method": "tip_adapter"}).eval() for _ in "ab"
+    )
+    one.prepare([({"pixels": pixels}, torch.eye(7, 5))])
+    other.load_own_state(one.own_state())
+    torch.testing.assert_close(other({"pixels": pixels}).logits, one({"pixels": pixels}).logits)

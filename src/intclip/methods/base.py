@@ -132,6 +132,13 @@ class Method(nn.Module, ABC):
         """State dict without the backbone: what a bundle stores."""
         return {key: value for key, value in self.state_dict().items() if not key.startswith("backbone.")}
 
+    def make_room(self, state: dict[str, Tensor]) -> None:
+        """Give tensors whose sizes the training photos decide those of a state; a method that has none keeps this.
+
+        Args:
+            state: As `own_state` gives it, not checked yet.
+        """
+
     def load_own_state(self, state: dict[str, Tensor]) -> None:
         """Load `own_state`, strictly.
 
@@ -139,6 +146,7 @@ class Method(nn.Module, ABC):
             KeyError: A tensor is missing or left over; all are named.
             ValueError: A tensor has another shape.
         """
+        self.make_room(state)
         own = self.own_state()
         if missing := sorted(own.keys() - state.keys()):
             raise KeyError(f"missing tensors: {', '.join(missing)}")
@@ -148,3 +156,8 @@ class Method(nn.Module, ABC):
             shapes = ", ".join(f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}" for key in wrong)
             raise ValueError(f"wrong shapes: {shapes}")
         self.load_state_dict(state, strict=False)
+
+
+def part_of(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start so, under the rest of their names."""
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

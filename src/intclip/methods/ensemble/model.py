@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from intclip.backbones.base import Backbone, FeatureName, Features
 from intclip.errors import RecipeError
 from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.base import Beside, Method, Options, Output, ParameterGroup
+from intclip.methods.base import Beside, Method, Options, Output, ParameterGroup, part_of
 from intclip.methods.registry import build_method
 
 
@@ -131,3 +131,8 @@ class Ensemble(Method):
             for number, each in enumerate(self.members)
             for key, value in each.own_state().items()
         }
+
+    def make_room(self, state: dict[str, Tensor]) -> None:
+        """Every member's."""
+        for number, each in enumerate(self.members):
+            each.make_room(part_of(state, f"members.{number}."))

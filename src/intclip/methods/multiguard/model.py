@@ -14,7 +14,7 @@ from torch import Tensor
 from intclip.backbones.base import Backbone, Features
 from intclip.errors import RecipeError
 from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.base import Method, Options, Output, ParameterGroup
+from intclip.methods.base import Method, Options, Output, ParameterGroup, part_of
 from intclip.methods.multiguard.smoothing import add_noise
 from intclip.methods.registry import build_method
 
@@ -94,6 +94,10 @@ class MultiGuard(Method):
     def own_state(self) -> dict[str, Tensor]:
         """State of the wrapped method, without the backbone that both hold."""
         return {f"inner.{key}": value for key, value in self.inner.own_state().items()}
+
+    def make_room(self, state: dict[str, Tensor]) -> None:
+        """The wrapped method's."""
+        self.inner.make_room(part_of(state, "inner."))
 
     def _read(self, pixels: Tensor) -> Features:
         return self.backbone.features(pixels, self.inner.needs)

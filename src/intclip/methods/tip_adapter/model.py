@@ -146,14 +146,13 @@ class TipAdapter(Method):
         """The cache alone: the zero-shot classifier has nothing of its own, and its backbone is this one's."""
         return {key: value for key, value in super().own_state().items() if not key.startswith("zero_shot.")}
 
-    def load_own_state(self, state: dict[str, Tensor]) -> None:
-        """Load `own_state`; the cache takes the number of photos that the state has."""
+    def make_room(self, state: dict[str, Tensor]) -> None:
+        """The cache takes the number of photos that the state has."""
         if "keys" in state and "values" in state and len(state["keys"]) != len(self.keys):
             count = len(state["keys"])
             self._resize(
                 self.keys.new_empty(count, self.keys.shape[1]), self.values.new_empty(count, len(self.taxonomy))
             )
-        super().load_own_state(state)
 
     def _blend(self, zero_shot: Tensor, cached: Tensor) -> Tensor:
         alpha = self.options.cache.alpha
