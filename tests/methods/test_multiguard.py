@@ -185,3 +185,16 @@ def test_a_wrapped_method_whose_size_the_photos_decide_is_loaded(tiny_backbone: 
     one.prepare([({"pixels": pixels}, torch.eye(7, 5))])
     other.load_own_state(one.own_state())
     torch.testing.assert_close(other({"pixels": pixels}).logits, one({"pixels": pixels}).logits)
+
+
+def test_a_wrapped_method_is_told_which_step_comes(tiny_backbone: TinyBackbone) -> None:
+    options = {"context_length": 3, "prompts_every": 2}
+    wrapped = build_method("multiguard", tiny_backbone, tiny_taxonomy(), {"method": "intclip", "options": options})
+    features, targets = {"pixels": torch.randn(2, 3, 24, 24)}, torch.ones(2, 5)
+    learns = []
+    for step in range(4):
+        wrapped.before_step(step)
+        wrapped.zero_grad(set_to_none=True)
+        sum(wrapped.training_loss([features], targets).values()).backward()
+        learns.append(wrapped.inner.prompts.context.grad is not None)
+    assert learns == [True, False, True, False]

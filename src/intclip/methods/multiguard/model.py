@@ -79,6 +79,10 @@ class MultiGuard(Method):
         """The wrapped method's, on the photos as they are."""
         self.inner.prepare(_Read(self, batches))
 
+    def before_step(self, step: int) -> None:
+        """The wrapped method's."""
+        self.inner.before_step(step)
+
     def after_step(self) -> None:
         """The wrapped method's."""
         self.inner.after_step()
