@@ -198,3 +198,18 @@ def test_a_wrapped_method_is_told_which_step_comes(tiny_backbone: TinyBackbone) 
         sum(wrapped.training_loss([features], targets).values()).backward()
         learns.append(wrapped.inner.prompts.context.grad is not None)
     assert learns == [True, False, True, False]
+
+
+def test_a_wrapped_method_reads_what_stands_beside_the_photos(tiny_backbone: TinyBackbone) -> None:
+    torch.manual_seed(1)
+    options = {"objects": ["class 0"], "contexts": [], "hashtags": True, "text_dropout": 0}
+    wrapped = build_method("multiguard", tiny_backbone, tiny_taxonomy(), {"method": "intentonomy", "options": options})
+    assert wrapped.beside == wrapped.inner.beside == ("mask", "text")
+    photos = {"pixels": torch.randn(2, 3, 24, 24)}
+    beside = {"mask": torch.zeros(2, 1, 24, 24), "text": torch.randn(2, 8)}
+    terms = wrapped.training_loss([photos | beside], torch.ones(2, 5))
+    assert terms["localisation"] > 0
+    wrapped.eval()
+    torch.testing.assert_close(
+        wrapped(photos | beside).logits - wrapped(photos).logits, wrapped.inner.words(beside["text"])
+    )

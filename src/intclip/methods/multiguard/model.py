@@ -48,19 +48,19 @@ class MultiGuard(Method):
             raise RecipeError("multiguard cannot wrap itself; name another method")
         self.inner = build_method(options.method, backbone, taxonomy, options.options)
         self.loss_reduction = self.inner.loss_reduction
-        self.views = self.inner.views
+        self.views, self.beside = self.inner.views, self.inner.beside
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
         """What the wrapped method says of the photo as it is; with `samples`, the mean probability of noisy copies."""
         pixels = features["pixels"]
-        output: Output = self.inner(self._read(pixels), maps=maps)
+        output: Output = self.inner(self._read(features, pixels), maps=maps)
         if self.training or not self.options.samples:
             return output
         generator = torch.Generator().manual_seed(0)
         total = torch.zeros_like(output.logits)
         for _ in range(self.options.samples):
             noise = torch.randn(pixels.shape[1:], generator=generator).to(pixels)
-            logits = self.inner(self._read(self._noisy(pixels, noise))).logits
+            logits = self.inner(self._read(features, self._noisy(pixels, noise))).logits
             total += logits.softmax(dim=1) if self.taxonomy.exclusive else logits.sigmoid()
         mean = total / self.options.samples
         output.logits = mean.clamp_min(1e-6).log() if self.taxonomy.exclusive else torch.logit(mean, eps=1e-6)
@@ -73,7 +73,8 @@ class MultiGuard(Method):
     def training_loss(self, views: Sequence[Features], targets: Tensor) -> dict[str, Tensor]:
         """The wrapped method's, on photos with noise of their own."""
         noisy = [self._noisy(view["pixels"], torch.randn_like(view["pixels"])) for view in views]
-        return self.inner.training_loss([self._read(pixels) for pixels in noisy], targets)
+        read = [self._read(view, pixels) for view, pixels in zip(views, noisy, strict=True)]
+        return self.inner.training_loss(read, targets)
 
     def prepare(self, batches: Iterable[tuple[Features, Tensor]]) -> None:
         """The wrapped method's, on the photos as they are."""
@@ -103,8 +104,10 @@ class MultiGuard(Method):
         """The wrapped method's."""
         self.inner.make_room(part_of(state, "inner."))
 
-    def _read(self, pixels: Tensor) -> Features:
-        return self.backbone.features(pixels, self.inner.needs)
+    def _read(self, features: Features, pixels: Tensor) -> Features:
+        """What the wrapped method reads of pixels in place of the features' own, and what stands beside the photos."""
+        beside = {name: features[name] for name in self.beside if name in features}
+        return self.backbone.features(pixels, self.inner.needs) | beside
 
     def _noisy(self, pixels: Tensor, noise: Tensor) -> Tensor:
         return add_noise(pixels, noise, self.backbone.preprocess, self.options.sigma)
@@ -119,4 +122,4 @@ class _Read:
 
     def __iter__(self) -> Iterator[tuple[Features, Tensor]]:
         for features, targets in self.batches:
-            yield self.method._read(features["pixels"]), targets
+            yield self.method._read(features, features["pixels"]), targets
