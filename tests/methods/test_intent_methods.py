@@ -101,6 +101,26 @@ def test_gradient_reaches_what_should_learn_and_nothing_else(variant: str, tiny_
             assert key.startswith("backbone."), key
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_half_precision_trains_and_scores_as_single_does(
+    variant: str, dtype: torch.dtype, tiny_backbone: TinyBackbone
+) -> None:
+    found = []
+    for enabled in (True, False):
+        method = built(variant, tiny_backbone)
+        features, targets = batch(method)
+        method.prepare([(features, targets)])
+        method.eval()  # no dropout
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            loss = torch.stack(list(method.training_loss([features] * method.views, targets).values())).sum()
+            logits = method(features).logits.float()
+        torch.autograd.backward(loss)
+        assert all(p.grad.isfinite().all() for p in method.learnable_parameters() if p.grad is not None)
+        found.append((loss.detach(), logits.detach()))
+    torch.testing.assert_close(*found, rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "pipnet"])
 def test_one_label_alone_works(variant: str, tiny_backbone: TinyBackbone) -> None:
     torch.manual_seed(1)

@@ -57,7 +57,8 @@ def relation_consistency(first: Tensor, second: Tensor, temperature: float) -> T
 
     def log_shares(features: Tensor) -> Tensor:
         unit = F.normalize(features.float(), dim=1)
-        return (unit @ unit.T / temperature).masked_fill(itself, _NEVER).log_softmax(dim=1)
+        # Under autocast the product is of half precision, which has no number as small as _NEVER.
+        return ((unit @ unit.T).float() / temperature).masked_fill(itself, _NEVER).log_softmax(dim=1)
 
     one, other = log_shares(first), log_shares(second)
     difference = ((one.exp() - other.exp()) * (one - other)).masked_fill(itself, 0)

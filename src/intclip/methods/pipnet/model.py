@@ -104,7 +104,8 @@ class PipNet(Method):
     def _similarities(self, vectors: Tensor) -> Tensor:
         """max_m cos(x, p_cm) / τ (N, K) of vectors (N, C); the smallest there is for a class without prototypes."""
         cosines = F.normalize(vectors, dim=1) @ self.prototypes.flatten(0, 1).T
-        best = cosines.view(-1, *self.prototypes.shape[:2]).amax(dim=2)
+        # In single precision: half precision has no number as small as what stands for "never".
+        best = cosines.float().view(-1, *self.prototypes.shape[:2]).amax(dim=2)
         return torch.where(self.made, best, -1.0) / self.options.temperature
 
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
