@@ -206,6 +206,17 @@ def test_tip_adapter_f_trains_its_keys_and_no_photo_asks_itself(tiny_backbone: T
     assert now < 0.95 * loss
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_no_photo_asks_itself_in_half_precision_either(dtype: torch.dtype, tiny_backbone: TinyBackbone) -> None:
+    method = tip(tiny_backbone, fine_tune=True, beta=5).train()
+    embeddings = photos(tiny_backbone)["pooled"]
+    expected = method.cache_logits(embeddings)
+    assert (method.eval().cache_logits(embeddings) - expected).abs().max() > 0.5
+    with torch.autocast("cpu", dtype):
+        found = method.train().cache_logits(embeddings)
+    torch.testing.assert_close(found, expected, atol=0.1, rtol=0)
+
+
 def test_a_cache_is_stored_with_its_size(tiny_backbone: TinyBackbone) -> None:
     for fine_tune in (False, True):
         method = tip(tiny_backbone, fine_tune=fine_tune)

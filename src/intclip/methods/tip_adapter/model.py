@@ -128,7 +128,8 @@ class TipAdapter(Method):
         unit = F.normalize(embeddings, dim=1).to(self.keys.dtype)
         closeness = self.options.cache.beta * (unit @ F.normalize(self.keys, dim=1).T)
         if self.training and len(self.first_keys):
-            itself = unit @ self.first_keys.T > 1 - _SAME
+            with torch.autocast(unit.device.type, enabled=False):  # half precision cannot tell 1 − _SAME from 1
+                itself = unit @ self.first_keys.T > 1 - _SAME
             closeness = closeness.masked_fill(itself, float("-inf"))
         weights = closeness.softmax(dim=1)
         weights = torch.where(weights.isnan(), 0.0, weights)  # every cached photo was itself
