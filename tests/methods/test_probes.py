@@ -1,5 +1,7 @@
 """Zero-shot, prior and probes against closed forms and scikit-learn."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -74,6 +76,14 @@ def test_prior_is_the_smoothed_frequency(tiny_backbone: TinyBackbone) -> None:
     probabilities = torch.sigmoid(method(features).logits)
     expected = torch.tensor([4 / 5, 2 / 5, 1.75 / 5, 3 / 4, 1 / 5])
     torch.testing.assert_close(probabilities, expected.expand(3, -1))
+
+
+def test_prior_of_exclusive_labels_sums_to_one(tiny_backbone: TinyBackbone) -> None:
+    taxonomy = replace(tiny_taxonomy(3), exclusive=True)
+    method = build_method("prior", tiny_backbone, taxonomy, {"pseudo_count": 2})
+    method.prepare([({"pooled": torch.randn(7, 8)}, torch.eye(3)[[0, 0, 0, 0, 1, 1, 2]])])
+    probabilities = method({"pooled": torch.randn(2, 8)}).logits.softmax(dim=1)
+    torch.testing.assert_close(probabilities, torch.tensor([[5, 3, 2]]).div(10).expand(2, -1))
 
 
 @pytest.mark.parametrize("kind", ["pooled", "region_mean", "pooled_and_region_mean"])

@@ -23,7 +23,12 @@ class PriorOptions(Options, frozen=True):
 
 
 class Prior(Method):
-    """Constant probabilities; nothing trains."""
+    """Constant probabilities; nothing trains.
+
+    Attributes:
+        log_odds: Of each label (K,); logarithms of the frequencies for labels that exclude each other, whose
+            probabilities are the softmax.
+    """
 
     log_odds: Tensor
 
@@ -41,7 +46,8 @@ class Prior(Method):
             known = ~targets.isnan()
             total += torch.where(known, targets, 0).sum(dim=0)
             count += known.sum(dim=0)
-        self.log_odds.copy_(torch.logit(total / count))
+        share = total / count
+        self.log_odds.copy_(share.log() if self.taxonomy.exclusive else torch.logit(share))
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
         """The same logits (B, K) for every photo; no maps."""
