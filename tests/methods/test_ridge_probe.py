@@ -77,3 +77,8 @@ def test_the_probe_learns_and_its_probabilities_are_those_seen(exclusive: bool) 
     right = (logits.argmax(dim=1) == targets.argmax(dim=1)) if exclusive else ((logits > 0) == (targets > 0.5))[known]
     assert right.float().mean() > 0.85
     assert method.learnable_parameters() == []
+
+
+def test_it_is_built_over_a_backbone_on_any_device() -> None:
+    method = build_method("ridge_probe", TinyBackbone().to("meta"), tiny_taxonomy(), {})
+    assert method.weight.shape == (7 + 6, 5)

@@ -41,8 +41,9 @@ class RidgeProbe(Method):
         self.loss_reduction = options.loss.over_photos
         labels = len(taxonomy.names)
         with torch.no_grad():
-            side = backbone.image_size
-            width = self._vectors(backbone.features(torch.zeros(1, 3, side, side), self.needs)).shape[1]
+            side, device = backbone.image_size, next(backbone.parameters()).device
+            pixels = torch.zeros(1, 3, side, side, device=device)
+            width = self._vectors(backbone.features(pixels, self.needs)).shape[1]
         for name, shape in (("mean", (width,)), ("std", (width,)), ("weight", (width, labels)), ("bias", (labels,))):
             self.register_buffer(name, torch.ones(shape) if name == "std" else torch.zeros(shape))
 
