@@ -83,7 +83,20 @@ def test_neighbours_are_found_in_the_targets() -> None:
     torch.testing.assert_close(graph.exclusion, edges)
     assert sorted(map(tuple, edges.nonzero().tolist())) == [(1, 3), (3, 1)]
     assert edges.sum() == 2
-    torch.testing.assert_close(graph.frequency, targets.nansum(dim=0) / 400)
+    torch.testing.assert_close(graph.frequency, targets.nanmean(dim=0))
+
+
+def test_half_of_the_labels_hidden_at_random_gives_the_same_exclusions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.eye(3)[torch.randint(3, (600,), generator=generator)]  # no two labels ever together
+    hidden = torch.rand(600, 3, generator=generator) < 0.5
+    graphs = [LogitGraph(3, LogitGraphOptions(min_expected=12)) for _ in "ab"]
+    for graph, targets in zip(graphs, (whole, whole.masked_fill(hidden, torch.nan)), strict=True):
+        graph.fit([targets])
+    # Chance gives a pair 600 / 9 photos, of which both labels are known on a quarter.
+    torch.testing.assert_close(graphs[0].exclusion, (1 - torch.eye(3)) / 2)
+    torch.testing.assert_close(graphs[1].exclusion, graphs[0].exclusion)
+    torch.testing.assert_close(graphs[1].frequency, torch.full((3,), 1 / 3), atol=0.06, rtol=0)
 
 
 @pytest.mark.parametrize("rule", ["max", "noisy-or", "sum"])

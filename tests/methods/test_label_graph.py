@@ -24,11 +24,12 @@ def test_counts_equal_a_loop_and_leave_unknown_labels_out() -> None:
     targets[rng.random((40, 4)) < 0.2] = np.nan
     batches = [torch.from_numpy(part) for part in np.split(targets, [15, 16])]
     counts = count_labels(batches, 4)
-    assert counts.photos == 40
     conditional = counts.conditional()
     for i in range(4):
         assert counts.counts[i] == np.nansum(targets[:, i])
+        assert float(counts.frequencies()[i]) == pytest.approx(np.nanmean(targets[:, i]))
         for j in range(4):
+            assert counts.photos[i, j] == (~np.isnan(targets[:, [i, j]])).all(axis=1).sum()
             rows = [row for row in targets if row[i] == 1 and not np.isnan(row[j])]
             expected = 1.0 if i == j else np.mean([row[j] for row in rows])
             assert float(conditional[i, j]) == pytest.approx(expected)

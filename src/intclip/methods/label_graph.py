@@ -44,13 +44,13 @@ class LabelCounts:
     Attributes:
         together: (K, K), sums of y_i y_j over photos where both are known, float64.
         known: (K, K), sums of y_i over photos where j is known as well.
-        photos: Photos that were counted.
+        photos: (K, K), photos where both are known, float64.
     """
 
     def __init__(self, classes: int) -> None:
         self.together = torch.zeros(classes, classes, dtype=torch.float64)
         self.known = torch.zeros_like(self.together)
-        self.photos = 0
+        self.photos = torch.zeros_like(self.together)
 
     def add(self, targets: Tensor) -> None:
         """Count targets (B, K) in [0, 1]; NaN is unknown."""
@@ -58,12 +58,16 @@ class LabelCounts:
         y = targets.nan_to_num(0).double().cpu()
         self.together += y.T @ y
         self.known += y.T @ known
-        self.photos += len(targets)
+        self.photos += known.T @ known
 
     @property
     def counts(self) -> Tensor:
         """Σ y_i of each label (K,)."""
         return self.known.diagonal()
+
+    def frequencies(self) -> Tensor:
+        """Mean y_i of each label over the photos where it is known (K,), float64; 0 where it never is."""
+        return self.counts / self.photos.diagonal().clamp_min(1)
 
     def conditional(self) -> Tensor:
         """P(j | i) (K, K), float32: rows i, 1 on the diagonal; 0 for a label that never occurs."""

@@ -67,7 +67,7 @@ class LogitGraph(nn.Module):
         self.exclusion.copy_(
             exclusion_adjacency(counts, ratio=self.options.exclusion_ratio, min_expected=self.options.min_expected)
         )
-        self.frequency.copy_(counts.counts / max(counts.photos, 1))
+        self.frequency.copy_(counts.frequencies())
 
     def forward(self, logits: Tensor) -> Tensor:
         """Logits (B, K) with their neighbours' say."""
@@ -85,6 +85,6 @@ def exclusion_adjacency(counts: LabelCounts, *, ratio: float, min_expected: floa
         ratio: An edge is a pair with Σ y_i y_j ≤ ratio · (what independent labels would give).
         min_expected: Pairs that chance gives fewer times than this have no edge.
     """
-    expected = counts.known * counts.known.T / max(counts.photos, 1)
+    expected = counts.known * counts.known.T / counts.photos.clamp_min(1)
     edges = ((counts.together <= ratio * expected) & (expected >= min_expected)).float().fill_diagonal_(0)
     return edges / edges.sum(dim=1, keepdim=True).clamp_min(1)
