@@ -212,6 +212,9 @@ def test_single_label_leaves_out_unlabelled_photos_and_refuses_bad_input() -> No
     assert singlelabel_report(scores, [0, 1, 1, -1])["accuracy"] == pytest.approx(2 / 3)
     rows = np.array([[1, 0, 0], [0, 1, 0], [0, 1, 0], [np.nan, 0, 0]])
     assert singlelabel_report(scores, rows)["images"] == 3
+    rows[2] = 0  # no label at all, and not the first one
+    report = singlelabel_report(scores, rows)
+    assert (report["images"], report["accuracy"], report["per_class"]["support"].tolist()) == (2, 1, [1, 1, 0])
     with pytest.raises(ValueError, match="class index 3"):
         singlelabel_report(scores, [0, 1, 2, 3])
     with pytest.raises(ValueError, match="no labelled"):

@@ -168,8 +168,8 @@ def singlelabel_report(scores: npt.ArrayLike, targets: npt.ArrayLike) -> dict[st
 
     Args:
         scores: (N, K).
-        targets: (N,) class indices, or (N, K) whose largest entry is the class; a negative index, or a row with a NaN,
-            is an unlabelled photo and counts nowhere.
+        targets: (N,) class indices, or (N, K) whose largest entry is the class; a negative index, or a row with a NaN
+            or without an entry above 0, is an unlabelled photo and counts nowhere.
 
     Returns:
         "accuracy"; "macro_f1" (over classes that occur, as label or prediction); "balanced_accuracy" (mean recall over
@@ -218,6 +218,13 @@ def singlelabel_intervals(
     return {
         key: (float(low), float(high)) for key, (low, high) in ((k, np.quantile(v, tails)) for k, v in values.items())
     }
+
+
+def largest_labels(targets: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Class of each row of (N, K), its largest entry, (N,); −1 where an entry is NaN or none is above 0."""
+    target = np.asarray(targets, dtype=np.float64)
+    labelled = target.max(axis=1) > 0  # false for NaN as well
+    return np.where(labelled, target.argmax(axis=1), -1).astype(np.int64)
 
 
 class _Problem:
@@ -324,11 +331,7 @@ def _single(scores: npt.ArrayLike, targets: npt.ArrayLike) -> tuple[Floats, npt.
     target = np.asarray(targets)
     if score.ndim != 2 or target.shape not in (score.shape, score.shape[:1]):
         raise ValueError(f"scores {score.shape} must be (N, K) and targets {target.shape} (N,) or (N, K)")
-    if target.ndim == 2:
-        unknown = np.isnan(target.astype(np.float64)).any(axis=1)
-        label = np.where(unknown, -1, np.nan_to_num(target.astype(np.float64)).argmax(axis=1)).astype(np.int64)
-    else:
-        label = target.astype(np.int64)
+    label = largest_labels(target) if target.ndim == 2 else target.astype(np.int64)
     if not (label >= 0).any():
         raise ValueError("no labelled photo")
     if label.max() >= score.shape[1]:

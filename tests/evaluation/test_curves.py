@@ -70,14 +70,14 @@ def test_exclusive_labels_have_one_decision_and_rows_that_sum_to_one():
     rng = np.random.default_rng(1)
     scores = rng.dirichlet(np.ones(3), 40)
     targets = np.eye(3)[rng.integers(0, 3, 40)]
-    targets[0] = np.nan
+    targets[0], targets[1] = np.nan, 0  # unknown, and without a label
     decisions = decide(scores, targets, None)
-    assert (decisions.predicted.sum(axis=1)[1:] == 1).all()
-    assert not decisions.predicted[0].any()
+    assert (decisions.predicted.sum(axis=1)[2:] == 1).all()
+    assert not (decisions.known | decisions.positive | decisions.predicted)[:2].any()
     np.testing.assert_allclose(confusion(decisions).sum(axis=1), 1)
     losses = photo_losses(decisions, exclusive=True)
-    assert np.isnan(losses[0])
-    assert losses[1:].mean() == pytest.approx(log_loss(targets[1:].argmax(axis=1), scores[1:], labels=[0, 1, 2]))
+    assert np.isnan(losses[:2]).all()
+    assert losses[2:].mean() == pytest.approx(log_loss(targets[2:].argmax(axis=1), scores[2:], labels=[0, 1, 2]))
 
 
 def test_losses_are_scikit_learn_s_over_known_labels(problem):

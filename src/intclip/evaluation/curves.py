@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from intclip.metrics import Floats
+from intclip.metrics import Floats, largest_labels
 
 Bools = npt.NDArray[np.bool_]
 GRID = np.linspace(0.01, 0.99, 99)
@@ -51,8 +51,9 @@ def decide(
     known = ~np.isnan(target)
     if thresholds is None:
         columns = np.arange(score.shape[1])
-        known = np.broadcast_to(known.all(axis=1, keepdims=True), known.shape)
-        positive = known & (columns == np.nan_to_num(target).argmax(axis=1)[:, None])
+        label = largest_labels(target)[:, None]
+        known = np.broadcast_to(label >= 0, known.shape)
+        positive = columns == label
         predicted = known & (columns == score.argmax(axis=1)[:, None])
     else:
         positive = known & (np.nan_to_num(target) >= positive_share)
