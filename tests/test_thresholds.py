@@ -82,7 +82,12 @@ def test_unknown_and_soft_targets() -> None:
     assert tune_threshold(scores, soft) == tune_threshold(scores, targets)
     unknown = targets.copy()
     unknown[:, 1] = np.nan
-    assert 0.05 <= tune_threshold(scores, unknown) <= 0.95
+    others = [0, 2, 3, 4, 5]
+    assert tune_threshold(scores, unknown) == tune_threshold(scores[:, others], targets[:, others])
+    scores[10:20, 3], unknown[10:20, 3] = 1, np.nan  # what is said of an unknown label is not wrong
+    rows = np.delete(np.arange(len(scores)), np.arange(10, 20))
+    alone = tune_threshold(scores[rows, 3:4], targets[rows, 3:4], per_class=True)
+    assert tune_threshold(scores[:, 3:4], unknown[:, 3:4], per_class=True) == alone
 
 
 def test_bad_input_is_refused() -> None:
