@@ -1,6 +1,7 @@
 """The special parts of the intent methods against loops, autograd and closed forms."""
 
 import math
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -90,6 +91,18 @@ def test_labcr_adds_both_views_and_agrees_with_itself(tiny_backbone: TinyBackbon
     assert terms["relation"].abs() < 1e-6
 
 
+def test_labcr_weighs_its_terms_as_published(tiny_backbone: TinyBackbone) -> None:
+    torch.manual_seed(0)
+    method = build_method("labcr", tiny_backbone, tiny_taxonomy(), {"decoder": {"dim": 8, "heads": 2, "dropout": 0}})
+    views = [tiny_backbone.features(torch.randn(4, 3, 24, 24), method.needs) for _ in "ab"]
+    terms = method.train().training_loss(views, TARGETS)
+    first, second = (method(view) for view in views)
+    states = (first.extras["states"].flatten(1), second.extras["states"].flatten(1))
+    torch.testing.assert_close(terms["united"], 0.4 * united_consistency(first.logits, second.logits))
+    torch.testing.assert_close(terms["divided"], 0.6 * divided_consistency(first.logits, second.logits, TARGETS))
+    torch.testing.assert_close(terms["relation"], relation_consistency(*states, 0.4))
+
+
 def test_coarser_targets_are_those_of_the_taxonomy() -> None:
     taxonomy = load_taxonomy("intentonomy")
     steps = level_steps(taxonomy)
@@ -126,6 +139,20 @@ def test_hleg_groups_ask_with_the_mean_of_their_children(tiny_backbone: TinyBack
     states = torch.randn(2, 5, 8)
     expected = torch.stack([states[:, 0::2].mean(1), states[:, 1::2].mean(1)], dim=1)
     torch.testing.assert_close(method._mean_of_children(1, states), expected)
+
+
+def test_hleg_states_start_from_the_regions(tiny_backbone: TinyBackbone) -> None:
+    torch.manual_seed(0)
+    method = build_method("hleg", tiny_backbone, tiny_taxonomy(), {"decoder": {"dim": 8, "heads": 2}}).eval()
+    given: list[Tensor] = []
+    for layer in method.decoder.layers:
+        layer.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))
+    features = tiny_backbone.features(torch.randn(2, 3, 24, 24), method.needs)
+    method(features)
+    regions, _ = method.decoder.encode(method.visual(tiny_backbone, features))
+    for start, states in zip(method.starts, given, strict=True):
+        sums = torch.einsum("kn,bnd->bkd", start.weight, regions) + start.bias[:, None]
+        torch.testing.assert_close(states, 1 / (1 + torch.exp(-sums)))
 
 
 def test_pipnet_probabilities_are_a_softmax_of_the_nearest_prototypes(tiny_backbone: TinyBackbone) -> None:
@@ -172,6 +199,21 @@ def test_matching_undoes_a_shuffle() -> None:
     torch.testing.assert_close(matched(shuffled, old), old)
 
 
+def test_prototypes_take_in_a_little_of_the_clusters_they_are_most_like(tiny_backbone: TinyBackbone) -> None:
+    torch.manual_seed(0)
+    options = {"prototypes": 2, "momentum": 0.75, "diversity": 0}
+    method = build_method("pipnet", tiny_backbone, tiny_taxonomy(), options).eval()
+    features = tiny_backbone.features(torch.randn(40, 3, 24, 24), method.needs)
+    method.prepare([(features, torch.ones(40, 5))])
+    clusters = method.prototypes.clone()  # nothing trains, so each epoch finds the same again
+    before = F.normalize(clusters.flip(1) + 0.3 * torch.randn_like(clusters), dim=2)
+    method.prototypes.copy_(before)
+    method.after_epoch(1)
+    for old, new, found in zip(before, clusters, method.prototypes, strict=True):
+        like = max((new[list(order)] for order in permutations(range(2))), key=lambda each: float((each * old).sum()))
+        torch.testing.assert_close(found, F.normalize(0.75 * old + 0.25 * like, dim=1))
+
+
 def test_diversity_is_least_for_orthogonal_means_and_a_step_lessens_it() -> None:
     torch.testing.assert_close(diversity(torch.eye(5)[:3, None].expand(3, 2, 5)), torch.tensor(math.sqrt(3)))
     torch.testing.assert_close(diversity(torch.ones(3, 2, 5)), torch.tensor(3.0))
@@ -179,6 +221,21 @@ def test_diversity_is_least_for_orthogonal_means_and_a_step_lessens_it() -> None
     moved = diversity_step(start, 0.01)
     assert diversity(moved) < diversity(start)
     assert (moved - start).abs().max() < 0.0101
+
+
+def test_cpad_reads_levels_from_coarse_to_fine(tiny_backbone: TinyBackbone) -> None:
+    torch.manual_seed(0)
+    method = build_method("cpad", tiny_backbone, tiny_taxonomy(), {"dim": 8, "train": "none"}).eval()
+    features = tiny_backbone.features(torch.randn(3, 3, 24, 24), method.needs)
+    output = method(features)
+    coarse = F.layer_norm(method.photos[1](features["stage3"].mean((2, 3))), (8,))
+    fine = method.photos[0](features["stage4"].mean((2, 3))) + method.down[0](coarse.clamp_min(0))
+    for level, state in enumerate((F.layer_norm(fine, (8,)), coarse)):
+        words = method.words(method.get_buffer(f"text{level}"))
+        cosines = F.cosine_similarity(state[:, None], words[None], dim=2) / 0.1
+        torch.testing.assert_close(output.extras[f"cosines {level}"], cosines)
+        torch.testing.assert_close(output.extras[f"level {level}"], method.heads[level](state) + cosines)
+    torch.testing.assert_close(output.logits, output.extras["level 0"])
 
 
 def test_cpad_weighs_losses_by_learned_uncertainty(tiny_backbone: TinyBackbone) -> None:
@@ -217,14 +274,14 @@ def test_activation_maps_are_grad_cam() -> None:
 def test_localisation_loss_counts_evidence_on_the_wrong_side() -> None:
     cams = torch.ones(3, 3, 2, 2)
     masks = torch.zeros(3, 1, 4, 4)
-    masks[:, :, :, :2] = 1  # the left half is object
+    masks[:, :, :2, :2] = 1  # the upper left quarter is object
     masks[2] = NAN
     positive = torch.tensor([[1, 0, 1], [0, 1, 1], [1, 1, 1]]).bool()
     objects, contexts = torch.tensor([0]), torch.tensor([1, 2])
     found = localisation_loss(cams, masks, positive, objects=objects, contexts=contexts)
-    # Two of four regions are wrong for every class: 2 for one object label, 2 / 2 for each of three context labels, and
-    # four labels in the two photos that have a mask.
-    torch.testing.assert_close(found, torch.tensor((2 + 3 * 2 / 2) / 4))
+    # Three of four regions are wrong for an object class, one for a context class: 3 for one object label, 1 / 2 for
+    # each of three context labels, and four labels in the two photos that have a mask.
+    torch.testing.assert_close(found, torch.tensor((3 + 3 * 1 / 2) / 4))
 
 
 @pytest.mark.parametrize("gradient", [True, False])
@@ -234,8 +291,12 @@ def test_localisation_trains_unless_its_maps_are_detached(gradient: bool, tiny_b
     assert method.beside == ("mask",)
     features = tiny_backbone.features(torch.randn(4, 3, 24, 24), method.needs)
     assert list(method.training_loss([features], TARGETS)) == ["classification"]
-    terms = method.training_loss([features | {"mask": torch.rand(4, 1, 24, 24)}], TARGETS)
+    masks = torch.rand(4, 1, 24, 24)
+    terms = method.training_loss([features | {"mask": masks}], TARGETS)
     assert terms["localisation"] > 0
+    cams = activation_maps(method(features).extras["visual"], method.head.weight)
+    wrong = localisation_loss(cams, masks, TARGETS > 0, objects=torch.tensor([0]), contexts=torch.tensor([1]))
+    torch.testing.assert_close(terms["localisation"], 0.1 * wrong)  # α of the paper
     assert terms["localisation"].requires_grad == gradient
 
 

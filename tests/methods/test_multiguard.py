@@ -1,6 +1,7 @@
 """Certificates against closed forms, an independent library and brute force; smoothing against its limits."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -167,6 +168,15 @@ def test_noisy_copies_are_averaged_in_evaluation(tiny_backbone: TinyBackbone) ->
         noisy = add_noise(pixels, noise, tiny_backbone.preprocess, 0.2)
         rows.append(wrapped.inner(tiny_backbone.features(noisy, wrapped.inner.needs)).logits.sigmoid())
     torch.testing.assert_close(wrapped({"pixels": pixels}).logits.sigmoid(), torch.stack(rows).mean(dim=0))
+
+
+def test_noisy_copies_of_exclusive_labels_sum_to_one(tiny_backbone: TinyBackbone) -> None:
+    torch.manual_seed(0)
+    taxonomy, pixels = replace(tiny_taxonomy(), exclusive=True), torch.randn(2, 3, 24, 24)
+    options = {"method": "asl_resnet", "samples": 1, "sigma": 1e-9}
+    wrapped = build_method("multiguard", tiny_backbone, taxonomy, options).eval()
+    plain = wrapped.inner(tiny_backbone.features(pixels.clamp(-2, 2), wrapped.inner.needs)).logits  # values in [0, 1]
+    torch.testing.assert_close(wrapped({"pixels": pixels}).logits.exp(), plain.softmax(dim=1))
 
 
 def test_training_sees_other_noise_in_every_step(tiny_backbone: TinyBackbone) -> None:

@@ -116,7 +116,13 @@ def test_pseudo_losses_come_with_their_epoch_and_need_unknown_labels(tiny_backbo
     method.prepare([(features, targets)])
     torch.testing.assert_close(method.adjacency[0], torch.tensor([1.0, 1, 0, 1, 0]))
     method.train()
-    assert set(method.training_loss([features], targets)) == {"classification", "contrastive", "cooccurrence"}
+    terms, extras = method.training_loss([features], targets), method(features).extras
+    assert set(terms) == {"classification", "contrastive", "cooccurrence"}
+    torch.testing.assert_close(terms["contrastive"], 0.05 * contrastive_loss(extras["label_features"], targets))
+    p, y = extras["pairs"].sigmoid(), torch.tensor([1.0, 0, 1, 0, 0, 1, 0, 0, 0, 0])  # of 0, 1 and 3
+    shifted = (p - 0.05).clamp_min(0)
+    pairs = -(y * (1 - p) * p.log() + (1 - y) * shifted**2 * (1 - shifted).log()).mean()
+    torch.testing.assert_close(terms["cooccurrence"], 10 * pairs)
     method.after_epoch(2)
     known = method.training_loss([features], targets)
     assert known["inter_pseudo"].item() == 0
