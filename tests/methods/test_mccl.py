@@ -110,6 +110,10 @@ def test_compositions_of_training_patches_are_centred_and_of_unit_deviation() ->
     maps = patches[:12].view(2, 2, 3, 6).permute(0, 3, 1, 2)
     expected = stage.norm(stage.project(scaled[:12] / 6**0.5)).view(2, 2, 3, 8).permute(0, 3, 1, 2)
     torch.testing.assert_close(stage(maps), expected)
+    for composition, kept in (("add", patches[:12] + scaled[:12] / 6**0.5), ("none", patches[:12])):
+        stage.composition = composition
+        expected = stage.norm(stage.project(kept)).view(2, 2, 3, 8).permute(0, 3, 1, 2)
+        torch.testing.assert_close(stage(maps), expected)
 
 
 @pytest.mark.parametrize("initial", ["classes", "random"])
@@ -131,6 +135,10 @@ def test_gates_start_even_and_can_choose_a_stage(gates: str, tiny_backbone: Tiny
     pooled = F.avg_pool2d(maps[0], 2)
     torch.testing.assert_close(method._fuse(maps), (pooled + maps[1]) / 2)
     with torch.no_grad():
+        for gate in (method.gate, getattr(method.photo_gate, "bias", None)):
+            if gate is not None:
+                gate.copy_(torch.tensor([0.0, 3.0]).log1p())
+                torch.testing.assert_close(method._fuse(maps), (pooled + 4 * maps[1]) / 5)
         if method.gate is not None:
             method.gate.copy_(torch.tensor([-40.0, 40.0]))
         if method.photo_gate is not None:

@@ -84,6 +84,26 @@ def test_positions_and_label_embeddings_take_part_in_the_comparison_only() -> No
     torch.testing.assert_close(layer(hidden, queries, memory, positions)[0], expected)
 
 
+def test_regions_are_placed_where_they_are_compared_and_not_where_they_are_read() -> None:
+    torch.manual_seed(0)
+    layer = shaken(EncoderLayer(8, 2, 16, 0.1))
+    x, positions = torch.randn(2, 6, 8), torch.randn(6, 8)
+    placed = x + positions
+    theirs = nn.MultiheadAttention(8, 2, batch_first=True)
+    theirs.load_state_dict(layer.attention.state_dict())
+    read, _ = theirs(placed, placed, x)
+    torch.testing.assert_close(layer(x, positions), layer.feedforward(layer.norm(x + read)))
+
+
+def test_weights_start_from_xaviers_uniform_distribution() -> None:
+    torch.manual_seed(0)
+    decoder = QueryDecoder(32, DecoderOptions(feedforward=64))
+    for name, weight in (*decoder.encoder.named_parameters(), *decoder.layers.named_parameters()):
+        if weight.ndim == 2:
+            bound = math.sqrt(6 / sum(weight.shape))
+            assert 0.95 * bound < weight.abs().max() <= bound, name
+
+
 def test_sine_positions_equal_their_formula() -> None:
     got = sine_positions(3, 2, 8)
     for row in range(3):
