@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fakes import TinyBackbone, tiny_taxonomy
@@ -195,3 +196,25 @@ def test_the_backbone_is_neither_trained_nor_stored(rn101: Backbone) -> None:
     assert not any(module.training for module in rn101.modules())
     assert not any(parameter.requires_grad for parameter in rn101.parameters())
     assert sum(tensor.numel() for tensor in method.own_state().values()) < 17_000_000
+
+
+def test_the_first_region_counts_once_more_as_it_was_before_the_aggregation(tiny_backbone: TinyBackbone) -> None:
+    method = tiny(tiny_backbone, aggregation="released", first_region=True).eval()
+    with torch.no_grad():
+        for parameter in method.learnable_parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    features = photos(tiny_backbone, method)
+    semantic = tiny_backbone.head.regions(method.semantic(features["trunk"]))
+    fused = method.aggregation(semantic, features["regions"])
+    regions = torch.cat([fused.flatten(2), semantic.flatten(2)[:, :, :1]], dim=2)
+    assert (fused.flatten(2)[:, :, 0] - semantic.flatten(2)[:, :, 0]).abs().max() > 0.1
+    text = F.normalize(method.prompts(tiny_backbone.text), dim=2)
+    s = 20 * torch.einsum("bdn,hkd->bhkn", F.normalize(regions, dim=1), text)
+    logits = 5 * (s[:, 1].softmax(dim=2) * (s[:, 1] - s[:, 0])).sum(dim=2)
+    torch.testing.assert_close(method(features).logits, logits, atol=1e-4, rtol=1e-4)
+
+
+def test_contexts_start_with_a_deviation_of_a_fiftieth(tiny_backbone: TinyBackbone) -> None:
+    context = tiny(tiny_backbone, context_length=8).prompts.context.detach()
+    assert context.shape == (2, 5, 8, 6)
+    assert context.std().item() == pytest.approx(0.02, rel=0.15)
