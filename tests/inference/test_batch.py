@@ -342,6 +342,16 @@ def test_a_name_that_is_no_utf_8_is_read(photos, options, tmp_path):
     assert rows_of(job.folder)[0]["path"].endswith("\\udcff\\udcfe.jpg")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="names are text there")
+def test_a_name_that_is_no_utf_8_of_a_photo_that_cannot_be_read_is_a_row(options, tmp_path):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    (folder / os.fsdecode(b"\xff.jpg")).write_text("no photo")
+    job = plan_job(tmp_path / "job", [str(folder)], options)
+    assert run_job(job).errors == 1
+    assert "\\udcff.jpg is not an image" in rows_of(job.folder)[0]["error"]
+
+
 def test_ray_worker_does_a_shard_and_tells_what_is_wrong(listing, options, tmp_path):
     job = plan_job(tmp_path / "job", [str(listing)], options)
     worker = RayWorker()

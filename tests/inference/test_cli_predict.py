@@ -3,6 +3,8 @@
 import csv
 import json
 import logging
+import os
+import shutil
 
 import numpy as np
 import pyarrow.parquet
@@ -73,6 +75,21 @@ def test_csv_and_parquet_say_the_same(cli, exported, photos, tmp_path):
     for k, name in enumerate(NAMES):
         np.testing.assert_allclose(columns[name], expected[:, k], atol=1e-5)
         np.testing.assert_allclose([float(row[name]) for row in rows], expected[:, k], atol=2e-5)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are text there")
+def test_a_name_that_is_no_utf_8_stands_in_every_table(cli, exported, photos, tmp_path):
+    folder, table, frame, page = (tmp_path / name for name in ("odd", "out.csv", "out.parquet", "out.html"))
+    folder.mkdir()
+    shutil.copy(photos[0], folder / os.fsdecode(b"a\xff.png"))
+    code, out, err = cli("predict", folder, "-m", exported, "--json", "--csv", table, "--parquet", frame)
+    assert (code, err) == (0, "")
+    source = f"{folder}/a\\udcff.png"
+    assert json.loads(out)[0]["source"] == source
+    assert [row["source"] for row in csv.DictReader(table.open(encoding="utf-8"))] == [source]
+    assert pyarrow.parquet.read_table(frame)["source"].to_pylist() == [source]
+    assert cli("report", folder, "-m", exported, "--out", page)[0] == 0
+    assert "a\\\\udcff.png" in page.read_text(encoding="utf-8")
 
 
 def test_level_and_threshold(cli, exported, photos):

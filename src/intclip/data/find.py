@@ -37,6 +37,15 @@ def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     return list(found)
 
 
+def utf8_name(path: str) -> str:
+    r"""The path as text that is UTF-8: bytes that are not become \\udcXX."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return path.encode("utf-8", "backslashreplace").decode()
+    return path
+
+
 def _expand(path: str | Path) -> Iterator[Path]:
     text = str(path)
     path = Path(path)

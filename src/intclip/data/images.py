@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
 
-from intclip.data.find import SUFFIXES, find_images
+from intclip.data.find import SUFFIXES, find_images, utf8_name
 from intclip.data.sample import RemoteFile, TarMember
 from intclip.errors import ImageError
 from intclip.machine import memory_is_short
@@ -86,13 +86,13 @@ def read_image(source: ImageInput, *, min_side: int | None = None, max_pixels: i
 
 
 def describe(source: ImageInput) -> str:
-    """How messages name a photo: its path, archive and member, or what kind of object it is."""
+    """How messages and tables name a photo: its path, archive and member, or what kind of object it is."""
     if isinstance(source, TarMember):
-        return f"{source.archive}!{source.name}"
+        return utf8_name(f"{source.archive}!{source.name}")
     if isinstance(source, RemoteFile):
-        return source.url if source.name is None else f"{source.url}!{source.name}"
+        return source.url if source.name is None else utf8_name(f"{source.url}!{source.name}")
     if isinstance(source, str | Path):
-        return str(source)
+        return utf8_name(str(source))
     kinds = {bytes: "the given image data", np.ndarray: "the given array"}
     return kinds.get(type(source), "the given image")
 

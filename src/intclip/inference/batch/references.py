@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from intclip.data.find import SUFFIXES, find_images
+from intclip.data.find import SUFFIXES, find_images, utf8_name
 from intclip.data.remote import filesystem, is_remote
 from intclip.data.sample import RemoteFile, TarMember
 from intclip.data.tables import SUFFIXES as TABLES
@@ -81,7 +81,7 @@ def _local(source: str) -> Iterator[Reference]:
             yield from _file(file, str(file), str(file.parent))
     else:
         for photo in find_images(source):
-            yield Reference(_named(str(photo)))
+            yield Reference(utf8_name(str(photo)))
 
 
 def _remote(source: str) -> Iterator[Reference]:
@@ -131,7 +131,7 @@ def _file(path: Path, name: str, base: str) -> Iterator[Reference]:
     empty = True
     for cell in _lines(path, name) if suffix == ".txt" else _cells(path, name):
         empty = False
-        yield Reference(_named(cell if is_remote(cell) or cell.startswith("/") else f"{base}/{cell}"))
+        yield Reference(utf8_name(cell if is_remote(cell) or cell.startswith("/") else f"{base}/{cell}"))
     if empty:
         raise ImageError(f"{name} names no photos; write one path a line")
 
@@ -183,17 +183,8 @@ def _members(stream: IO[bytes], name: str) -> Iterator[Reference]:
                 file = Path(info.name)
                 if info.isreg() and file.suffix.lower() in SUFFIXES and not file.name.startswith("."):
                     empty = False
-                    yield Reference(_named(f"{name}!{info.name}"), info.offset_data, info.size)
+                    yield Reference(utf8_name(f"{name}!{info.name}"), info.offset_data, info.size)
     except (tarfile.TarError, ValueError, OverflowError) as error:
         raise DatasetError(f"{name} is not an uncompressed tar, or is damaged ({error}); fetch it again") from error
     if empty:
         raise DatasetError(f"{name} holds no photos; give a tar with .jpg, .png, .webp or other image files")
-
-
-def _named(path: str) -> str:
-    r"""The path as text that is UTF-8: bytes that are not become \\udcXX."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return path.encode("utf-8", "backslashreplace").decode()
-    return path
