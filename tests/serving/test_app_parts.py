@@ -6,11 +6,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 from watched import CLASSES, WatchedPredictor, photo
 
 from intclip.data.demo_photos import demo_photos
 from intclip.data.tabular import load_table
-from intclip.errors import TaxonomyError
+from intclip.errors import ImageError, TaxonomyError
 from intclip.explain.evidence import LEGEND
 from intclip.inference.loading import load
 from intclip.inference.prediction import Conflict, Prediction
@@ -35,6 +36,20 @@ def studio_of(tmp_path):
             return Studio(batcher, [tmp_path / "a.png"])
 
         yield make
+
+
+def test_examples_that_cannot_be_read_are_left_out_and_told(tmp_path, caplog):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_text("no photo")
+    (tmp_path / "c.png").write_text("no photo")
+    with contextlib.closing(Batcher({"lite": WatchedPredictor()})) as batcher:
+        studio = Studio(batcher, [tmp_path / "b.png", tmp_path / "a.png"])
+        assert [photo.name for photo in studio.new_session().photos] == ["a.png"]
+        assert "left out: b.png is not an image" in caplog.text
+        with pytest.raises(ImageError, match=r"^b\.png is not an image"):
+            Studio(batcher, [tmp_path / "b.png"])
+        with pytest.raises(ImageError, match="none of the 2 photos could be read"):
+            Studio(batcher, [tmp_path / "b.png", tmp_path / "c.png"])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from intclip.explain.words import WordEvidence
 
 OWN = "own intents"
+_log = logging.getLogger(__name__)
 THUMBNAIL = 192
 """Longer side of a thumbnail, in pixels: twice what a page shows, for fine screens."""
 _ANSWERS_KEPT = 8192
@@ -67,13 +69,16 @@ class Studio:
 
     Args:
         batcher: The queue before the models.
-        examples: Photos that a new page shows.
+        examples: Photos that a new page shows; those that cannot be read are told in the log and left out.
+
+    Raises:
+        ImageError: None of the examples can be read.
     """
 
     def __init__(self, batcher: Batcher, examples: Sequence[Path] = ()) -> None:
         self.batcher = batcher
         self.own_intents = OwnIntents()
-        self.examples = [read_photo(path, path.name) for path in examples]
+        self.examples = _readable(examples)
         self._predictions: Kept[Prediction] = Kept(_ANSWERS_KEPT)
         self._evidence: Kept[Evidence] = Kept(_MAPS_KEPT)
         self._words: Kept[WordEvidence] = Kept(_ANSWERS_KEPT)
@@ -158,6 +163,20 @@ class Studio:
             except (IntclipError, ModelFailure) as error:
                 found.append(_unknown(reader.taxonomy, photo, str(error)))
         return found
+
+
+def _readable(paths: Sequence[Path]) -> list[Photo]:
+    found: list[Photo] = []
+    for path in paths:
+        try:
+            found.append(read_photo(path, path.name))
+        except ImageError as error:
+            if len(paths) == 1:
+                raise
+            _log.warning("left out: %s", error)
+    if paths and not found:
+        raise ImageError(f"none of the {len(paths)} photos could be read; look at the first, as named above")
+    return found
 
 
 def read_photo(path: Path, name: str) -> Photo:
