@@ -92,6 +92,22 @@ def test_a_name_that_is_no_utf_8_stands_in_every_table(cli, exported, photos, tm
     assert "a\\\\udcff.png" in page.read_text(encoding="utf-8")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="names have no such characters there")
+def test_a_name_cannot_steer_the_terminal(cli, exported, bundle_path, photos, tmp_path):
+    shutil.copy(photos[0], tmp_path / "a\x1b]0;title\x07\n\u202e.png")
+    (tmp_path / "b\x1b[2J\n.png").write_text("hello")
+    code, out, err = cli("predict", tmp_path, "-m", exported)
+    assert code == 2
+    assert out.splitlines()[0] == f"{tmp_path}/a\\x1b]0;title\\x07\\n\\u202e.png"
+    assert err.splitlines()[1].startswith(f"  {tmp_path}/b\\x1b[2J\\n.png is not an image")
+    _, _, err = cli("predict", tmp_path / "b\x1b[2J\n.png", "-m", exported)
+    assert err.startswith(f"intclip: {tmp_path}/b\\x1b[2J .png is not an image")
+    index = tmp_path / "photos.index"
+    assert cli("index", tmp_path, "--out", index, "-m", bundle_path)[0] == 0
+    _, out, _ = cli("search", index, "--intent", NAMES[0])
+    assert "/a\\x1b]0;title\\x07\\n\\u202e.png" in out
+
+
 def test_level_and_threshold(cli, exported, photos):
     _, out, _ = cli("predict", photos[0], "-m", exported, "--json", "--level", "group", "--threshold", 0)
     (row,) = json.loads(out)

@@ -1,6 +1,7 @@
 """What several command groups share: options of datasets, wrong numbers, tables, progress bars."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -88,6 +89,15 @@ def wrong_number(error: "typer.TyperException") -> str | None:
     limits = f" from {low} to {high}" if None not in (low, high) else f" from {low} on" if low is not None else ""
     limits = limits or (f" up to {high}" if high is not None else "")
     return f"{(option.opts or [option.name])[0]} {first['input']}: choose {number}{limits}"
+
+
+_STEERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What breaks a line, steers a terminal or turns the writing's direction."""
+
+
+def printable(text: str) -> str:
+    """A text of a stranger, such as a photo's name, as one line that a terminal shows and does not obey."""
+    return _STEERS.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
 
 
 def shell_command() -> str:

@@ -14,7 +14,7 @@ from intclip.cli.app import app as app_command
 from intclip.cli.batch import batch
 from intclip.cli.benchmark import benchmark
 from intclip.cli.calibrate import calibrate
-from intclip.cli.common import wrong_number
+from intclip.cli.common import printable, wrong_number
 from intclip.cli.data import app as data_app
 from intclip.cli.demo import demo
 from intclip.cli.describe import describe
@@ -72,11 +72,19 @@ def main() -> None:
     run_to_exit(lambda: app(standalone_mode=False))
 
 
+class _Plain(logging.Formatter):
+    """Messages with nothing that a terminal obeys."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+
 def _log_to_stderr() -> None:
     """Tell warnings, and of our own work what takes long and is done once. A service tells it in its own way."""
     handler = logging.StreamHandler()
+    handler.setFormatter(_Plain("%(message)s"))
     handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith("intclip."))
-    logging.basicConfig(format="%(message)s", handlers=[handler])
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("intclip").setLevel(logging.INFO)
 
 
@@ -121,5 +129,5 @@ def _usage(error: typer.TyperException) -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"intclip: {' '.join(message.split())}", file=sys.stderr)
+    print(f"intclip: {printable(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(2)

@@ -230,6 +230,7 @@ def explain(
     """
     import json
 
+    from intclip.cli.common import printable
     from intclip.cli.words import print_words
     from intclip.data.images import read_image
     from intclip.errors import IntclipError, StorageError
@@ -256,7 +257,7 @@ def explain(
             note = "" if known else f" (this model has no {branch.value} branch of its own)"
             print(f"{facts['label']}: {facts['probability']:.3f}; {branch.value} evidence in {facts['out']}{note}")
             for near in evidence.neighbours:
-                print(f"  {near.cosine:.3f}  {near.path}  {', '.join(near.labels)}")
+                print(f"  {near.cosine:.3f}  {printable(near.path)}  {', '.join(near.labels)}")
     if words is not None:
         if photo is None and out is not None:
             write_text(out, words_page(words))
@@ -385,12 +386,14 @@ def _table_writer(top: int, level: str | None) -> "Writer":
     from rich.console import Console
     from rich.markup import escape
 
+    from intclip.cli.common import printable
+
     console = Console(highlight=False, soft_wrap=True)
 
     def write(prediction: "Prediction") -> None:
         if prediction.error is not None:
             return
-        console.print(f"[bold]{escape(prediction.source)}[/bold]")
+        console.print(f"[bold]{escape(printable(prediction.source))}[/bold]")
         for name, probability, holds in _best(prediction, top, level):
             bar = "━" * round(_BAR * probability)
             dot, style = ("●", "green") if holds else ("○", "dim")
@@ -424,8 +427,10 @@ def _best(prediction: "Prediction", top: int, level: str | None) -> list[tuple[s
 
 
 def _list_failures(failures: list[tuple[str, str]]) -> None:
+    from intclip.cli.common import printable
+
     print("could not be read:", file=sys.stderr)
     for _, error in failures[:SHOWN_FAILURES]:
-        print(f"  {error}", file=sys.stderr)
+        print(f"  {printable(error)}", file=sys.stderr)
     if len(failures) > SHOWN_FAILURES:
         print(f"  … and {len(failures) - SHOWN_FAILURES} more (--json, --csv and --parquet name all)", file=sys.stderr)

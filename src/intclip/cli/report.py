@@ -60,6 +60,7 @@ def report(
     if evaluation:
         _evaluation(photos, out, split, against, data, data_root)
         return
+    from intclip.cli.common import printable
     from intclip.data.unlabelled import read_posts
     from intclip.errors import IntclipError
     from intclip.explain.report import write_folder_report
@@ -75,7 +76,7 @@ def report(
     )
     if failures:
         for failure in failures:
-            print(f"  {failure}", file=sys.stderr)
+            print(f"  {printable(str(failure))}", file=sys.stderr)
         raise IntclipError(f"{len(failures)} of {len(paths)} photos could not be read; all others are in the report")
 
 

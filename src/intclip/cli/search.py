@@ -97,6 +97,7 @@ def search(
     """
     import json
 
+    from intclip.cli.common import printable
     from intclip.errors import IntclipError
     from intclip.inference.search.query import PhotoIndex
 
@@ -120,6 +121,7 @@ def search(
         return
     for hit in hits:
         best = (-hit.probabilities).argsort(kind="stable")[:_SHOWN]
-        print(f"{hit.score:6.3f}  {hit.path}  {', '.join(f'{names[k]} {hit.probabilities[k]:.2f}' for k in best)}")
+        intents = ", ".join(f"{names[k]} {hit.probabilities[k]:.2f}" for k in best)
+        print(f"{hit.score:6.3f}  {printable(hit.path)}  {intents}")
     if not hits:
         print("no photo meets the filters")
