@@ -203,6 +203,29 @@ def test_wrong_input_is_one_line_and_code_2(cli, exported, photos, tmp_path, mon
     assert [path.name for path in tmp_path.iterdir()] == ["empty"], "nothing half-written"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["predict", "a.png", "--csv", "a.png"],
+        ["predict", ".", "--parquet", "./a.png"],
+        ["predict", "posts.csv", "--csv", "posts.csv"],
+        ["predict", "a.png", "--csv", "t", "--parquet", "t"],
+        ["explain", "a.png", "--out", "a.png"],
+        ["report", "a.png", "--out", "a.png"],
+        ["report", "posts.csv", "--out", "posts.csv"],
+    ],
+)
+def test_no_result_is_written_over_what_it_is_made_from(cli, exported, photos, tmp_path, monkeypatch, arguments):
+    Image.open(photos[0]).save(tmp_path / "a.png")
+    (tmp_path / "posts.csv").write_text("image\na.png\n")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.chdir(tmp_path)
+    code, out, err = cli(*arguments, "-m", exported)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "choose another name" in err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_explain_writes_an_overlay(cli, exported, photos, tmp_path):
     target = tmp_path / "overlay.png"
     code, out, err = cli("explain", photos[3], "-m", exported, "--label", "CLASS 2", "--out", target, "--plain")

@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,6 +98,18 @@ _STEERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\
 def printable(text: str) -> str:
     """A text of a stranger, such as a photo's name, as one line that a terminal shows and does not obey."""
     return _STEERS.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+
+
+def spare_inputs(out: Path, inputs: Iterable[str | Path | None]) -> None:
+    """Refuse to write a result over what it is made from.
+
+    Raises:
+        StorageError: The file is one of the inputs.
+    """
+    from intclip.errors import StorageError
+
+    if out.is_file() and any(given is not None and Path(given).exists() and out.samefile(given) for given in inputs):
+        raise StorageError(f"{out} is read for this; choose another name for the result")
 
 
 def shell_command() -> str:

@@ -119,11 +119,16 @@ def predict(
 
     intclip predict posts.csv --model models/mine --csv intents.csv
     """
-    from intclip.cli.common import progress_bar
-    from intclip.errors import IntclipError
+    from intclip.cli.common import progress_bar, spare_inputs
+    from intclip.errors import IntclipError, StorageError
     from intclip.inference.results import csv_writer, json_writer, parquet_writer
 
     paths, words = _posts(photos or [], text)
+    for table in (csv, parquet):
+        if table is not None:
+            spare_inputs(table, [*(photos or []), *paths])
+    if csv is not None and parquet is not None and csv.resolve() == parquet.resolve():
+        raise StorageError(f"{csv}: --csv and --parquet cannot be one file; choose another name for one of them")
     predictor = _load(model, taxonomy, sentences, checkpoint, engine, device, precision)
     levels = list(predictor.taxonomy.levels.values())
     names = levels[predictor.taxonomy.level_index(0 if level is None else level)]
@@ -230,7 +235,7 @@ def explain(
     """
     import json
 
-    from intclip.cli.common import printable
+    from intclip.cli.common import printable, spare_inputs
     from intclip.cli.words import print_words
     from intclip.data.images import read_image
     from intclip.errors import IntclipError, StorageError
@@ -243,6 +248,8 @@ def explain(
         raise StorageError(f"{out}: the evidence of words alone is an .html file")
     picture = None if photo is None else _picture_format(out or Path("overlay.png"))
     image = None if photo is None else read_image(photo)
+    if picture is not None:
+        spare_inputs(picture[0], [photo])
     predictor = _load(model, taxonomy, sentences, checkpoint, engine, device, Precision.f32)
     label = label or _most_probable(predictor, photo, text)
     words = None if text is None else predictor.explain_words(text, label, how=how)

@@ -60,7 +60,7 @@ def report(
     if evaluation:
         _evaluation(photos, out, split, against, data, data_root)
         return
-    from intclip.cli.common import printable
+    from intclip.cli.common import printable, spare_inputs
     from intclip.data.unlabelled import read_posts
     from intclip.errors import IntclipError
     from intclip.explain.report import write_folder_report
@@ -69,6 +69,7 @@ def report(
     if against is not None or data is not None or data_root is not None:
         raise IntclipError("--against, --data and --data-root are about a model; add --evaluation")
     paths, texts = read_posts(photos)
+    spare_inputs(out, [*photos, *paths])
     predictor = load(model, taxonomy=taxonomy, sentences=sentences)
     failures = write_folder_report(paths, predictor, out, texts=texts if any(texts) else None, title=title)
     print(
