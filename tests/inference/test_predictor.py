@@ -293,6 +293,8 @@ def test_specs_that_lead_nowhere(bundle_path, tmp_path):
         intclip.load("zero-shot:RN1O1", taxonomy=tiny_taxonomy())
     with pytest.raises(IntclipError, match="unknown engine"):
         intclip.load(bundle_path, engine="tpu")
+    with pytest.raises(IntclipError, match="unknown precision 'f8'; choose f32, bf16, f16"):
+        intclip.load(bundle_path, precision="f8")
 
 
 def test_a_bundle_whose_backbone_is_unknown_here(bundle_path, tmp_path, monkeypatch):

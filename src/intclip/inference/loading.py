@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from intclip.backbones.lite_towers import LITE_BACKBONES
 from intclip.errors import BundleError, CheckpointError, IntclipError
@@ -88,6 +88,8 @@ def load(
     Example:
         >>> intclip.load("lite").predict("photo.jpg")[0].labels  # doctest: +SKIP
     """
+    if precision not in get_args(Precision):
+        raise IntclipError(f"unknown precision {precision!r}; choose {', '.join(get_args(Precision))}")
     text = os.fspath(spec)
     path = Path(text)
     if path.suffix in SUFFIXES:
