@@ -57,10 +57,24 @@ def test_rarest_label_decides_with_several_soft_unknown_and_no_labels() -> None:
     assert strata(given_samples).tolist() == [1, 0, 0, 3, 3, 1]
 
 
-@pytest.mark.parametrize("shares", [{}, {"train": 0.5}, {"train": 1.2, "test": -0.2}, {"train": 0.999, "test": 0.001}])
+@pytest.mark.parametrize(
+    "shares",
+    [
+        {},
+        {"train": 0.5},
+        {"train": 1.2, "test": -0.2},
+        {"train": 0.999, "test": 0.001},
+        {"train": float("nan"), "test": 0.5},
+    ],
+)
 def test_wrong_shares(shares: dict[str, float]) -> None:
     with pytest.raises(DatasetError):
         hold_out(samples([0, 1, 2, 3]), shares)
+
+
+def test_a_negative_seed_is_refused() -> None:
+    with pytest.raises(DatasetError, match="seed=-1: choose a whole number from 0 on"):
+        hold_out(samples([0, 1, 2, 3]), {"train": 0.5, "test": 0.5}, -1)
 
 
 @pytest.mark.parametrize(("folds", "fold"), [(1, 0), (5, 5), (5, -1), (9, 0)])

@@ -28,14 +28,16 @@ def hold_out(samples: Sequence[Sample], shares: Mapping[str, float], seed: int =
     Args:
         samples: In a fixed order: the same order and seed give the same splits.
         shares: Split name to its share; the shares sum to 1.
-        seed: Of the shuffle within strata.
+        seed: Of the shuffle within strata; from 0 on.
 
     Raises:
-        DatasetError: The shares do not sum to 1, or a split would be empty.
+        DatasetError: The shares do not sum to 1, the seed is negative, or a split would be empty.
     """
     names, parts = list(shares), np.array(list(shares.values()), dtype=np.float64)
-    if not names or (parts < 0).any() or abs(parts.sum() - 1) > 1e-6:
+    if not names or not (parts >= 0).all() or not abs(parts.sum() - 1) <= 1e-6:
         raise DatasetError(f"split shares {dict(shares)} must be at least 0 and sum to 1")
+    if seed < 0:
+        raise DatasetError(f"seed={seed}: choose a whole number from 0 on")
     if not samples:
         raise DatasetError("there are no samples to split")
     rng = np.random.default_rng(seed)
