@@ -209,6 +209,13 @@ def test_encodings(folder: Path) -> None:
         load_table(path, encoding="utf-88")
 
 
+@pytest.mark.parametrize("share", [0.0, -1.0, 1.5, NAN])
+def test_a_share_that_parts_nothing_is_refused(folder: Path, share: float) -> None:
+    path = write(folder / "x.csv", "image,labels\na.jpg,sea\n")
+    with pytest.raises(DatasetError, match=r"positive_share=.*: choose a share of votes above 0 and up to 1"):
+        load_table(path, positive_share=share)
+
+
 WRONG_CSV = {
     "wrong columns": ("file_size,labels\n1,sea\n", "neither a photo .* columns: file_size, labels; .*--set 'columns={"),
     "no labels": ("image,size\na.jpg,300\n", "has no labels.*other columns: size"),

@@ -129,4 +129,6 @@ def test_what_cannot_be_calibrated_is_told(tmp_path):
             CliRunner().invoke(app, ["calibrate", *words], catch_exceptions=False)
     with pytest.raises(DatasetError, match="3 photos cannot be parted"):
         calibration_report(predictions(3))
+    with pytest.raises(DatasetError, match="positive_share=0: choose a share"):
+        calibration_report(predictions(8), positive_share=0)
     assert not list(tmp_path.iterdir())

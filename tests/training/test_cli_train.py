@@ -86,6 +86,8 @@ def test_evaluation_tunes_thresholds_on_another_split_only(photos, run):
         intclip(*words, "--split", "dev")
     with pytest.raises(RecipeError, match="a threshold is a probability"):
         intclip(*words, "--thresholds", "1.5")
+    with pytest.raises(DatasetError, match="positive_share=0: choose a share"):
+        intclip(*words, "--positive-share", "0")
 
 
 def test_a_model_of_other_labels_is_refused(run, tmp_path):

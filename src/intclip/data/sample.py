@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from intclip.errors import DatasetError
 from intclip.labels.taxonomy import Taxonomy
 
 
@@ -69,7 +70,10 @@ class Dataset:
         taxonomy: The K labels that `Sample.targets` are about.
         task: "multilabel", or "singlelabel" when exactly one label holds per photo.
         splits: Split name ("train", "val", "test", or a fold) to its samples.
-        positive_share: A target at or above it counts as positive wherever a yes or no is needed.
+        positive_share: A target at or above it counts as positive wherever a yes or no is needed; in (0, 1].
+
+    Raises:
+        DatasetError: `positive_share` is out of its range.
     """
 
     name: str
@@ -78,6 +82,20 @@ class Dataset:
     splits: dict[str, list[Sample]] = field(repr=False)
     positive_share: float = 0.5
 
+    def __post_init__(self) -> None:
+        """Hold that the share is one."""
+        check_positive_share(self.positive_share)
+
     def targets(self, split: str) -> npt.NDArray[np.float32]:
         """Targets (N, K) of a split, in order."""
         return np.stack([sample.targets for sample in self.splits[split]])
+
+
+def check_positive_share(share: float) -> None:
+    """Hold that a share of votes parts yes from no: from 0 on every label would count, above 1 none.
+
+    Raises:
+        DatasetError: It does not.
+    """
+    if not 0 < share <= 1:
+        raise DatasetError(f"positive_share={share:g}: choose a share of votes above 0 and up to 1, such as 0.5")

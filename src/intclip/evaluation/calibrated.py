@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from intclip.calibration import apply_temperature, fit_isotonic, fit_temperature, reliability_curve
 from intclip.conformal import class_miss_rate_thresholds, label_sets, miss_rate_threshold, set_report
+from intclip.data.sample import check_positive_share
 from intclip.errors import DatasetError
 from intclip.evaluation.report import markdown_table, percent
 from intclip.evaluation.scoring import Report, to_json
@@ -115,7 +116,7 @@ def calibration_report(
         miss_rate: What the label sets promise, in (0, 1).
         shrinkage: Of the third kind of thresholds, see `tune_threshold`.
         bins: Of the calibration error and the curves.
-        positive_share: A target at or above it is a yes; calibration itself takes the shares of votes.
+        positive_share: A target at or above it is a yes, in (0, 1]; calibration itself takes the shares of votes.
         seed: Of the halves.
 
     Returns:
@@ -124,8 +125,10 @@ def calibration_report(
         pairs of halves), "thresholds" (by kind), and the arguments.
 
     Raises:
-        DatasetError: There are fewer than four photos, or one half has no known target.
+        DatasetError: There are fewer than four photos, one half has no known target, or `positive_share` is out of its
+            range.
     """
+    check_positive_share(positive_share)
     if len(predictions.scores) < 4:
         number = len(predictions.scores)
         raise DatasetError(f"{number} photos cannot be parted into one half to fit on and one to report on")

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import track
 
 from intclip.data.loading import pixel_batches
-from intclip.data.sample import Dataset, Sample
+from intclip.data.sample import Dataset, Sample, check_positive_share
 from intclip.errors import DatasetError
 from intclip.evaluation.scoring import Report, Scores, Task, Thresholds, make_report
 from intclip.inference.predictor import Predictor
@@ -56,7 +56,7 @@ def evaluate(
         thresholds: None takes the model's own; a number is one for all labels; a string names another split of the
             dataset, on which they are tuned for macro F1.
         per_class: Tune one threshold a label.
-        positive_share: A target at or above it is a yes; None takes the dataset's own.
+        positive_share: A target at or above it is a yes, in (0, 1]; None takes the dataset's own.
         batch_size: Photos computed at once.
         workers: Threads that decode photos; as many as there are usable cores by default.
         draws: Of the bootstrap for 95 % intervals; 0 for none.
@@ -65,10 +65,11 @@ def evaluate(
 
     Raises:
         DatasetError: There is no such split, its labels are not the model's, thresholds would be tuned on the split
-            that is scored, or no photo can be read.
+            that is scored, `positive_share` is out of its range, or no photo can be read.
     """
     task: Task = "singlelabel" if predictor.taxonomy.exclusive else "multilabel"
     share = dataset.positive_share if positive_share is None else positive_share
+    check_positive_share(share)
 
     def score_split(name: str) -> Scores:
         if not dataset.splits.get(name):
