@@ -205,8 +205,9 @@ def test_encodings(folder: Path) -> None:
         load_table(path)
     with pytest.raises(DatasetError, match=r"x\.csv, row 1: there is a NUL byte"):
         load_table(path, encoding="latin-1")
-    with pytest.raises(DatasetError, match="unknown encoding"):
-        load_table(path, encoding="utf-88")
+    for encoding in ("utf-88", "undefined"):
+        with pytest.raises(DatasetError, match="unknown encoding"):
+            load_table(path, encoding=encoding)
 
 
 @pytest.mark.parametrize("share", [0.0, -1.0, 1.5, NAN])

@@ -102,7 +102,7 @@ def read_text(path: Path, encoding: str = "utf-8-sig", *, encodable: bool = Fals
             )
         remedy = f", or give its encoding, such as {loader_option('encoding', marked or 'latin-1')}"
         raise DatasetError(f"{fault}; save the file as UTF-8{remedy if encodable else ''}") from error
-    except LookupError as error:
+    except (LookupError, UnicodeError) as error:  # some of Python's codecs are for other things than files
         raise DatasetError(f"unknown encoding {encoding!r}; use a name such as utf-8 or latin-1") from error
 
 
