@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
@@ -12,8 +12,8 @@ from intclip.training.recipe_file import RECIPES, nearest_hint, read_recipe
 from intclip.training.schedule import ScheduleName, ScheduleUnit
 
 
-class Section(BaseModel, frozen=True, extra="forbid"):
-    """Base of a recipe's sections: complete, immutable, no unknown key."""
+class Section(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """Base of a recipe's sections: complete, immutable, no unknown key, no number without end."""
 
 
 class DataSection(Section, frozen=True):
@@ -106,6 +106,9 @@ class CacheSection(Section, frozen=True):
         return {False: "off", True: "auto"}[value] if isinstance(value, bool) else value  # YAML reads `off` as false
 
 
+_Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimSection(Section, frozen=True):
     """The optimiser.
 
@@ -113,9 +116,9 @@ class OptimSection(Section, frozen=True):
         name: "sgd" or "adamw".
         lr: Learning rate of a group with multiplier 1.
         momentum: Of SGD.
-        betas: Of AdamW.
+        betas: Of AdamW, in [0, 1).
         weight_decay: L2 for SGD, decoupled for AdamW.
-        multipliers: Parameter group to its learning-rate multiplier; groups not named keep the method's own.
+        multipliers: Parameter group to its learning-rate multiplier, from 0 on; groups not named keep the method's own.
         clip_norm: Largest norm of the whole gradient; None does not clip.
         ema: Decay of the moving average of the weights, in [0, 1); None keeps none. With one, validation scores both
             the average and the raw weights, and the better is kept.
@@ -124,9 +127,9 @@ class OptimSection(Section, frozen=True):
     name: Literal["sgd", "adamw"]
     lr: float = Field(gt=0)
     momentum: float = Field(ge=0, lt=1)
-    betas: tuple[float, float]
+    betas: tuple[_Decay, _Decay]
     weight_decay: float = Field(ge=0)
-    multipliers: dict[str, float]
+    multipliers: dict[str, Annotated[float, Field(ge=0)]]
     clip_norm: float | None = Field(gt=0)
     ema: float | None = Field(ge=0, lt=1)
 
