@@ -90,6 +90,16 @@ def test_evaluation_tunes_thresholds_on_another_split_only(photos, run):
         intclip(*words, "--positive-share", "0")
 
 
+def test_photos_without_a_known_label_are_not_scored(photos, run, tmp_path):
+    """Neither as what is scored nor as what thresholds are tuned on."""
+    rows = [f"{photos}/test/red/0.jpg,,test", f"{photos}/val/red/0.jpg,red,val", f"{photos}/val/blue/0.jpg,blue,val"]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+    words = ["evaluate", run, "--data", tmp_path / "t.csv", "--engine", "torch", "--bootstrap", 0]
+    for more in ([], ["--split", "val", "--thresholds", "test"]):
+        with pytest.raises(DatasetError, match="none of the 1 samples of t, test, has a known label"):
+            intclip(*words, *more)
+
+
 def test_a_model_of_other_labels_is_refused(run, tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.jpg")
     (tmp_path / "t.csv").write_text("path,labels\na.jpg,cat\n")

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -262,6 +263,15 @@ def test_missing_splits_and_photos_are_named(tmp_path):
     dataset.splits["test"] = [Sample("only-labels", dataset.splits["test"][0].targets)]
     with pytest.raises(DatasetError, match="none of the 1 samples of toy, test, has a photo"):
         choose_splits(dataset, load_recipe("tiny", ["data.test=test"]).data)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_split_without_a_known_label_is_refused(tmp_path, split):
+    dataset = toy_dataset(tmp_path / "photos")
+    unknown = np.full(len(dataset.taxonomy), np.nan, dtype=np.float32)
+    dataset.splits[split] = [replace(sample, targets=unknown) for sample in dataset.splits[split]]
+    with pytest.raises(DatasetError, match=f"none of the .* samples of toy, {split}, has a known label"):
+        choose_splits(dataset, toy_recipe().data)
 
 
 def test_a_recipe_that_cannot_be_built_leaves_nothing(tmp_path):

@@ -1,5 +1,6 @@
 """One sample type and one dataset type for every source of photos and labels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -89,6 +90,19 @@ class Dataset:
     def targets(self, split: str) -> npt.NDArray[np.float32]:
         """Targets (N, K) of a split, in order."""
         return np.stack([sample.targets for sample in self.splits[split]])
+
+
+def check_labelled(samples: Sequence[Sample], dataset: str, split: str) -> None:
+    """Hold that a label of some sample is known, without which there is nothing to learn, to tune or to score.
+
+    Raises:
+        DatasetError: None is.
+    """
+    if all(np.isnan(sample.targets).all() for sample in samples):
+        raise DatasetError(
+            f"none of the {len(samples)} samples of {dataset}, {split}, has a known label; label some, or name another "
+            "split"
+        )
 
 
 def check_positive_share(share: float) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import track
 
 from intclip.data.loading import pixel_batches
-from intclip.data.sample import Dataset, Sample, check_positive_share
+from intclip.data.sample import Dataset, Sample, check_labelled, check_positive_share
 from intclip.errors import DatasetError
 from intclip.evaluation.scoring import Report, Scores, Task, Thresholds, make_report
 from intclip.inference.predictor import Predictor
@@ -64,8 +64,8 @@ def evaluate(
         progress: Show a progress bar when standard error is a terminal.
 
     Raises:
-        DatasetError: There is no such split, its labels are not the model's, thresholds would be tuned on the split
-            that is scored, `positive_share` is out of its range, or no photo can be read.
+        DatasetError: There is no such split, it has no known label, its labels are not the model's, thresholds would be
+            tuned on the split that is scored, `positive_share` is out of its range, or no photo can be read.
     """
     task: Task = "singlelabel" if predictor.taxonomy.exclusive else "multilabel"
     share = dataset.positive_share if positive_share is None else positive_share
@@ -76,6 +76,7 @@ def evaluate(
             known = ", ".join(dataset.splits)
             raise DatasetError(f"dataset {dataset.name} has no photos in split {name!r}; its splits: {known}")
         samples = dataset.splits[name]
+        check_labelled(samples, dataset.name, name)
         return score_photos(
             predictor,
             samples,

@@ -13,7 +13,7 @@ from intclip.backbones import load_backbone
 from intclip.backbones.base import Backbone
 from intclip.backbones.preprocess import Preprocess
 from intclip.data.registry import load_dataset
-from intclip.data.sample import Dataset, Sample
+from intclip.data.sample import Dataset, Sample, check_labelled
 from intclip.data.splitting import hold_out
 from intclip.errors import DatasetError
 from intclip.labels import load_taxonomy
@@ -117,7 +117,8 @@ def choose_splits(dataset: Dataset, data: DataSection) -> dict[str, list[Sample]
     """The splits "train", "val" and, where there is one, "test" of a dataset, as a recipe wants them.
 
     Raises:
-        DatasetError: A split is missing, empty or without photos, or there are too few photos to set some aside.
+        DatasetError: A split is missing, empty, without photos or without a known label, or there are too few photos to
+            set some aside.
     """
     known = ", ".join(sorted(dataset.splits))
     for wanted in (data.train, *([data.test] if data.test else [])):
@@ -134,7 +135,10 @@ def choose_splits(dataset: Dataset, data: DataSection) -> dict[str, list[Sample]
     splits = {"train": train, "val": val}
     if data.test:
         splits["test"] = list(dataset.splits[data.test])
-    return {name: _with_photos(samples, dataset.name, name)[: data.limit] for name, samples in splits.items()}
+    splits = {name: _with_photos(samples, dataset.name, name)[: data.limit] for name, samples in splits.items()}
+    for name, samples in splits.items():
+        check_labelled(samples, dataset.name, name)
+    return splits
 
 
 def _with_photos(samples: list[Sample], dataset: str, split: str) -> list[Sample]:
