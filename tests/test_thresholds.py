@@ -99,6 +99,8 @@ def test_bad_input_is_refused() -> None:
         tune_threshold([[0.1]], [[1]], grid=[0.5, float("nan")])
     with pytest.raises(ValueError, match="N at least 1"):
         tune_threshold(np.zeros((0, 2)), np.zeros((0, 2)))
+    with pytest.raises(ValueError, match="shrinkage inf must be"):
+        tune_threshold(np.zeros((2, 2)), np.zeros((2, 2)), per_class=True, shrinkage=np.inf)
     with pytest.raises(ValueError, match="a score is NaN"):
         tune_threshold([[float("nan"), 0.1]], [[1, 0]])
     with pytest.raises(ValueError, match="unknown objective 'f1'"):

@@ -73,7 +73,7 @@ def tune_threshold(
         objective: What is maximised by the global threshold.
         per_class: One threshold a class, maximising that class's F1, which also maximises macro F1.
         shrinkage: With `per_class`, number s of imagined positives that vote for the global threshold g: a class with n
-            positives gets (n·t + s·g) / (n + s). A class without positives always gets g.
+            positives gets (n·t + s·g) / (n + s). A class without positives always gets g. Finite, from 0 on.
         ties: Which of equally good thresholds: "middle" takes the one nearest to 0.5 (per class: nearest to the global
             one), "first" the lowest.
         positive_share: A soft target counts as positive at or above it.
@@ -82,8 +82,9 @@ def tune_threshold(
         One threshold, or with `per_class` an array (K,).
 
     Raises:
-        ValueError: Shapes do not match, there is no photo, a score is NaN, the grid is empty or has a NaN, or
-            `objective` or `ties` is unknown or `per_class` comes with another objective than macro F1.
+        ValueError: Shapes do not match, there is no photo, a score is NaN, the grid is empty or has a NaN, `shrinkage`
+            is out of its range, `objective` or `ties` is unknown, or `per_class` comes with another objective than
+            macro F1.
     """
     score = np.asarray(scores, dtype=np.float64)
     target = np.asarray(targets, dtype=np.float64)
@@ -100,6 +101,8 @@ def tune_threshold(
         raise ValueError(f"unknown ties {ties!r}; known: middle, first")
     if per_class and objective != "macro_f1":
         raise ValueError(f"thresholds per class maximise macro_f1, not {objective}")
+    if not 0 <= shrinkage < np.inf:
+        raise ValueError(f"shrinkage {shrinkage} must be a number from 0 on")
     known = ~np.isnan(target)
     positive = known & (np.nan_to_num(target) >= positive_share)
     curves = [_f1_scores(known & (score >= t), positive, known) for t in candidates]

@@ -13,7 +13,8 @@ def calibrate(
         float, typer.Option("--miss-rate", min=0.001, max=0.999, help="Share of true labels that sets may miss.")
     ] = 0.1,
     shrinkage: Annotated[
-        float, typer.Option(min=0, help="Imagined positives that draw a label's threshold to the global one.")
+        float,
+        typer.Option(min=0, max=1e6, help="Imagined positives that draw a label's threshold to the global one."),
     ] = 10,
     bins: Annotated[int, typer.Option(min=2, help="Bins of the calibration error and of the plot.")] = 15,
     positive_share: Annotated[
