@@ -185,6 +185,15 @@ def test_infinite_loss_stops_the_run_with_a_remedy(tmp_path):
     assert not (tmp_path / "run" / "metrics.json").exists()
 
 
+def test_a_run_that_fails_before_its_first_checkpoint_leaves_the_directory_to_the_mended_recipe(tmp_path):
+    for fault in ("method.options.diverge=true", "optim.multipliers.nowhere=1"):
+        with pytest.raises((TrainingError, RecipeError)):
+            fit(tmp_path, "method.name=toy_method", fault)
+        assert not (tmp_path / "run" / "recipe.yaml").exists()
+    result = fit(tmp_path, "method.name=toy_method", "schedule.epochs=1")
+    assert [line["epoch"] for line in read_log(result.out / "log.jsonl") if line["kind"] == "epoch"] == [1]
+
+
 def test_method_without_parameters_is_scored_only(tmp_path):
     result = fit(tmp_path, "method.name=prior")
     assert result.metrics["learnable_parameters"] == 0

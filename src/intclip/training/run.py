@@ -136,11 +136,16 @@ def load_result(out: Path) -> TrainResult:
 
 @contextmanager
 def _claimed(out: Path, recipe: Recipe, *, active: bool) -> Iterator[None]:
-    """Hold the directory against other processes, write the recipe, and clear what a killed one was writing."""
+    """Hold the directory against other processes, write the recipe, and clear what a killed one was writing.
+
+    A run that fails before its first checkpoint takes its recipe back: nothing is there to go on from, and the mended
+    recipe may have the directory.
+    """
     if not active:
         yield
         return
-    if not (out / RECIPE).exists():
+    fresh = not (out / RECIPE).exists()
+    if fresh:
         write_text(out / RECIPE, dump_recipe(recipe.model_dump(mode="json")))
     with (out / ".lock").open("w") as lock:
         if sys.platform != "win32":
@@ -155,6 +160,10 @@ def _claimed(out: Path, recipe: Recipe, *, active: bool) -> Iterator[None]:
             path.unlink(missing_ok=True)
         try:
             yield
+        except Exception:
+            if fresh and not (out / NEWEST).exists():
+                (out / RECIPE).unlink(missing_ok=True)
+            raise
         finally:
             (out / ".lock").unlink(missing_ok=True)
 
