@@ -90,6 +90,15 @@ def test_evaluation_tunes_thresholds_on_another_split_only(photos, run):
         intclip(*words, "--positive-share", "0")
 
 
+def test_options_that_would_do_nothing_are_refused(photos, run):
+    words = ["evaluate", run, "--data", photos, "--engine", "torch", "--bootstrap", 0]
+    for more in ([], ["--thresholds", "0.5"]):
+        with pytest.raises(RecipeError, match="--per-class tunes thresholds; name the split"):
+            intclip(*words, "--per-class", *more)
+    with pytest.raises(IntclipError, match="brings its own labels"):
+        intclip(*words, "--taxonomy", "intentonomy")
+
+
 def test_photos_without_a_known_label_are_not_scored(photos, run, tmp_path):
     """Neither as what is scored nor as what thresholds are tuned on."""
     rows = [f"{photos}/test/red/0.jpg,,test", f"{photos}/val/red/0.jpg,red,val", f"{photos}/val/blue/0.jpg,blue,val"]

@@ -26,7 +26,9 @@ def evaluate(
             help="A number for all labels, or a split to tune them on (never the scored one); else the model's."
         ),
     ] = None,
-    per_class: Annotated[bool, typer.Option("--per-class", help="Tune one threshold a label.")] = False,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Tune one threshold a label, on the split that --thresholds names.")
+    ] = False,
     positive_share: Annotated[
         float | None, typer.Option(min=0, max=1, help="From which share of votes on a label counts as true.")
     ] = None,
@@ -56,12 +58,15 @@ def evaluate(
     intclip evaluate runs/mine --data photos.csv --split test --out report --json
     """
     from intclip.data.registry import load_dataset
-    from intclip.errors import DatasetError
+    from intclip.errors import DatasetError, RecipeError
     from intclip.evaluation.evaluate import evaluate as score
     from intclip.evaluation.report import render, write_predictions, write_report
     from intclip.inference.bundle import load_bundle
     from intclip.inference.loading import bundle_path, is_zero_shot, load
 
+    levels = _number(thresholds)
+    if per_class and not isinstance(levels, str):
+        raise RecipeError("--per-class tunes thresholds; name the split to tune them on, such as --thresholds val")
     zero_shot = is_zero_shot(model)
     options: dict[str, object] = {}
     if data is None:
@@ -73,13 +78,13 @@ def evaluate(
         positive_share = recipe["data"]["positive_share"] if positive_share is None else positive_share
     split = split or "test"
     dataset = load_dataset(data, data_root, **options)
-    labels = (taxonomy or dataset.taxonomy) if zero_shot else None
+    labels = taxonomy or (dataset.taxonomy if zero_shot else None)
     predictor = load(model, taxonomy=labels, engine=engine, device=device, checkpoint=checkpoint)
     result = score(
         predictor,
         dataset,
         split,
-        thresholds=_number(thresholds),
+        thresholds=levels,
         per_class=per_class,
         positive_share=positive_share,
         batch_size=batch_size,
