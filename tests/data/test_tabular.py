@@ -177,6 +177,11 @@ def test_splits_by_column_by_file_and_by_share(folder: Path) -> None:
     assert len(load_table({"dev": folder / "y.csv"}).splits["dev"]) == 20
 
 
+def test_blanks_around_the_name_of_a_split_mean_nothing(folder: Path) -> None:
+    path = write(folder / "x.csv", "image, labels, split\na.jpg, sea, train\nb.jpg, sun, val \nc.jpg, sun, \n")
+    assert {split: len(samples) for split, samples in load_table(path).splits.items()} == {"train": 2, "val": 1}
+
+
 def test_renamed_columns_and_other_folders(folder: Path) -> None:
     path = write(folder / "elsewhere.csv", "shot,why,note\nd.jpg,sea,x\n")
     dataset = load_table(path, columns={"image": "shot", "labels": "why", "text": "note"}, images=folder / "sub")

@@ -139,7 +139,7 @@ def dataset_from_rows(
             if sample.id in ids:
                 sample = _settle_twin(sample, row, ids)
             ids[sample.id] = row
-            splits.setdefault(str(row.known.get("split") or table), []).append(sample)
+            splits.setdefault(str(row.known.get("split") or "").strip() or table, []).append(sample)
     if shares is not None and len(splits) == 1:
         splits = hold_out(next(iter(splits.values())), shares, seed)
     if task is None:
