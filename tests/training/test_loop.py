@@ -274,6 +274,12 @@ def test_missing_splits_and_photos_are_named(tmp_path):
         choose_splits(dataset, load_recipe("tiny", ["data.test=test"]).data)
 
 
+@pytest.mark.parametrize("override", ["data.train=val", "data.train=test", "data.test=val"])
+def test_one_split_is_not_used_as_two(tmp_path, override):
+    with pytest.raises(DatasetError, match=r"data\..* and data\..* are both '(val|test)'"):
+        choose_splits(toy_dataset(tmp_path / "photos"), toy_recipe(override).data)
+
+
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_a_split_without_a_known_label_is_refused(tmp_path, split):
     dataset = toy_dataset(tmp_path / "photos")

@@ -4,6 +4,7 @@ import contextlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -117,9 +118,15 @@ def choose_splits(dataset: Dataset, data: DataSection) -> dict[str, list[Sample]
     """The splits "train", "val" and, where there is one, "test" of a dataset, as a recipe wants them.
 
     Raises:
-        DatasetError: A split is missing, empty, without photos or without a known label, or there are too few photos to
-            set some aside.
+        DatasetError: One split is to be two, or is missing, empty, without photos or without a known label, or there
+            are too few photos to set some aside.
     """
+    for first, second in combinations(("train", "val", "test"), 2):
+        if (twice := getattr(data, first)) is not None and twice == getattr(data, second):
+            raise DatasetError(
+                f"data.{first} and data.{second} are both {twice!r}: what is learned or tuned there cannot be scored "
+                "there; name another split, or null for data.val (part of train is set aside) or data.test (none)"
+            )
     known = ", ".join(sorted(dataset.splits))
     for wanted in (data.train, *([data.test] if data.test else [])):
         if not dataset.splits.get(wanted):
