@@ -11,6 +11,7 @@ from torchmetrics.functional.classification import multilabel_average_precision,
 
 from intclip.metrics import (
     SUMMARY,
+    bootstrap_differences,
     bootstrap_intervals,
     multilabel_report,
     singlelabel_intervals,
@@ -175,6 +176,13 @@ def test_bootstrap_equals_reports_on_the_drawn_photos() -> None:
     for name in SUMMARY:
         low, high = np.quantile([report[name] for report in reports], [0.1, 0.9])
         assert got[name] == pytest.approx((low, high), abs=1e-12)
+
+
+@pytest.mark.filterwarnings("error")
+def test_intervals_of_what_has_no_value_are_nan_without_a_warning() -> None:
+    scores, targets = np.full((4, 2), 0.3), np.zeros((4, 2))
+    assert np.isnan(bootstrap_intervals(scores, targets, n=5)["mAP"]).all()
+    assert np.isnan(bootstrap_differences(scores, scores, targets, n=5)["mAP"]).all()
 
 
 def test_bootstrap_is_seeded_covers_the_estimate_and_narrows_with_more_photos() -> None:

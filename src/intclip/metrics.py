@@ -115,8 +115,8 @@ def bootstrap_intervals(
     tails = [(1 - level) / 2, (1 + level) / 2]
     out: dict[str, tuple[float, float]] = {}
     for key, values in problem.summary(draws).items():
-        low, high = np.nanquantile(values, tails)
-        out[key] = (float(low), float(high))
+        low, high = _quantiles(values, tails)
+        out[key] = (low, high)
     return out
 
 
@@ -158,9 +158,17 @@ def bootstrap_differences(
     out: dict[str, tuple[float, float, float]] = {}
     for key in SUMMARY:
         difference = ours[key] - theirs[key]
-        low, high = np.nanquantile(difference[1:], tails)
-        out[key] = (float(difference[0]), float(low), float(high))
+        low, high = _quantiles(difference[1:], tails)
+        out[key] = (float(difference[0]), low, high)
     return out
+
+
+def _quantiles(values: Floats, tails: list[float]) -> tuple[float, float]:
+    """The two quantiles of the draws that have a value; NaN where none has, such as mAP without a positive."""
+    if np.isnan(values).all():
+        return float("nan"), float("nan")
+    low, high = np.nanquantile(values, tails)
+    return float(low), float(high)
 
 
 def singlelabel_report(scores: npt.ArrayLike, targets: npt.ArrayLike) -> dict[str, Any]:

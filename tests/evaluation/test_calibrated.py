@@ -123,6 +123,13 @@ def test_the_command_reads_a_run_and_leaves_report_and_plot(tmp_path):
             CliRunner().invoke(app, ["calibrate", str(run)], catch_exceptions=False)
 
 
+@pytest.mark.filterwarnings("error")
+def test_sets_of_photos_without_a_true_label_have_no_coverage():
+    given = predictions(40)
+    report = calibration_report(Predictions(given.labels, given.scores, np.zeros_like(given.targets)))
+    assert set(report["sets_over_halves"]["per photo"].values()) == {None}
+
+
 def test_what_cannot_be_calibrated_is_told(tmp_path):
     for words, message in ((["nowhere"], "no such file or folder"), ([str(tmp_path)], "cannot be read as predictions")):
         with pytest.raises(DatasetError, match=message):

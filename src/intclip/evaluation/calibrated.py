@@ -32,6 +32,7 @@ _TARGET = "target: "
 _F1 = ("macro_f1", "micro_f1", "samples_f1")
 _HALVES = 100
 """Pairs of halves over which the coverage of label sets is told; those of one pair scatter by some points."""
+_SPREAD = ("coverage", "deviation")
 _MAPS = {"none": "as they are", "temperature": "temperature", "isotonic": "isotonic"}
 
 
@@ -252,7 +253,11 @@ def _sets_over_halves(
     for _ in range(_HALVES):
         for name, row in _sets(*_halves(predictions, generator), miss_rate, share).items():
             covered.setdefault(name, []).append(row["coverage"])
-    return {name: {"coverage": np.nanmean(rates), "deviation": np.nanstd(rates)} for name, rates in covered.items()}
+    told = {name: [rate for rate in rates if not np.isnan(rate)] for name, rates in covered.items()}
+    return {
+        name: {"coverage": np.mean(rates), "deviation": np.std(rates)} if rates else dict.fromkeys(_SPREAD, np.nan)
+        for name, rates in told.items()
+    }
 
 
 def _sets(fit: Predictions, held: Predictions, miss_rate: float, share: float) -> dict[str, Any]:
