@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench sbom audit clean
+.PHONY: demo test lint sbom audit clean
 demo: $(STAMP)
 	$(BIN)/intclip demo --out demo
 
@@ -16,9 +16,6 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
-
-bench: $(STAMP)
-	$(BIN)/intclip benchmark --out docs/benchmark.json
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
