@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from intclip.errors import DatasetError, StorageError
 from intclip.evaluation.scoring import Report, Task
+from intclip.strict_yaml import parse_yaml
 
 TARGET = "target: "
 """A column of predictions that starts so holds the targets of the label it names."""
@@ -122,8 +123,6 @@ def _take(evaluation: SavedEvaluation, rows: list[int], columns: list[int]) -> S
 
 
 def _recipe(folder: Path) -> dict[str, Any] | None:
-    from intclip.strict_yaml import parse_yaml
-
     file = folder / "recipe.yaml"
     if not file.is_file():
         return None

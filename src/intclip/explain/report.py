@@ -6,9 +6,10 @@ map takes 49), which the browser turns into an overlay when it is asked for: 2,0
 
 import base64
 import io
+import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -117,7 +118,7 @@ def _photo_entries(
     entries: list[PhotoEntry] = []
     failures: list[ImageError] = []
     engine = predictor.engine(maps=bool(predictor.card.maps))
-    sources, scored = _tee(expand(images))
+    sources, scored = itertools.tee(expand(images))
     for photo in score(scored, predictor.card.preprocessing, engine, batch_size=batch_size):
         source = next(sources)
         if photo.error is not None:
@@ -222,15 +223,3 @@ def packed(regions: npt.NDArray[np.floating[Any]]) -> str:
     scaled = (regions - low) / (high - low) if high > low else np.zeros_like(regions)
     content = bytes(regions.shape) + (scaled * 255).round().astype(np.uint8).tobytes()
     return base64.b64encode(content).decode("ascii")
-
-
-def _tee(images: Iterable[ImageInput]) -> tuple[Iterator[ImageInput], Iterator[ImageInput]]:
-    from itertools import tee
-
-    first, second = tee(images)
-    return first, second
-
-
-def decode_thumbnail(entry: PhotoEntry) -> Image.Image:
-    """The thumbnail of an entry as an image."""
-    return Image.open(io.BytesIO(base64.b64decode(entry["image"].partition(",")[2])))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from intclip.backbones.lite_towers import LITE_BACKBONES
 from intclip.errors import BundleError, CheckpointError, IntclipError
+from intclip.files import atomic_directory
 from intclip.inference.bundle import JSON_FILE, WEIGHTS_FILE, Bundle, load_bundle
 from intclip.inference.card import ModelCard
 from intclip.inference.engines import Precision, choose_engine
@@ -216,7 +217,6 @@ def _fetch_bundle(spec: str) -> Path:
     The hub's own cache is made of links, which a bundle must not be; so the two files are copied out of it.
     """
     from intclip.backbones import hub
-    from intclip.files import atomic_directory
 
     repo, revision = hub.parse(hub.PREFIX + spec.removeprefix(HUB))
     try:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from intclip.data.images import ImageInput
 from intclip.errors import IntclipError
 from intclip.inference.card import ATTENTION_OUTPUT, EMBEDDING, MAP_PREFIX, ModelCard
-from intclip.inference.engines import Arrays, Engine, EngineName, Precision
+from intclip.inference.engines import Arrays, Engine, EngineName, Precision, TorchEngine, compile_module
 from intclip.inference.exported import Graph, check_format, check_suffix
 from intclip.inference.pipeline import Images, Texts, expand, pair_posts, score_posts
 from intclip.inference.prediction import Prediction
@@ -323,7 +323,6 @@ class Predictor(WordReading):
             outputs += [MAP_PREFIX + name for name in self.card.maps] + [ATTENTION_OUTPUT] * self.card.attention
         if self._graph is not None and not embedding:
             return self._graph.engine(tuple(outputs), precision=self._precision, threads=self._threads)
-        from intclip.inference.engines import TorchEngine, compile_module
         from intclip.inference.graph import PhotoGraph, example_pixels
 
         method = self.method()

@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
-from intclip.backbones.base import Backbone
 from intclip.backbones.lite import LiteHead, build_towers, imagenet_classifier, write_projection
 from intclip.data.reading import read_text
 from intclip.errors import DatasetError, RecipeError
@@ -222,7 +221,6 @@ def align(
     val: str | None = "captions_val.json",
     limit: int | None = 1000,
     name: str = "lite",
-    backbone: Backbone | None = None,
     progress: Callable[[str], Progress | None] = lambda _: None,
 ) -> AlignReport:
     """Train a projection on a folder of captioned photos and write it with the moments of its image embeddings.
@@ -235,7 +233,6 @@ def align(
         val: Caption file to measure recall on; None does not measure.
         limit: Measure on the first so many photos of `val`; None takes all.
         name: Whose image tower: one of `LITE_BACKBONES`.
-        backbone: Other towers than those of that name.
         progress: Gives a progress callback for each named part of the work, or None for silence.
 
     Raises:
@@ -244,7 +241,7 @@ def align(
     """
     photos = read_captions(root, train)
     held = None if val is None else read_captions(root, val)
-    backbone = backbone or build_towers(name=name)
+    backbone = build_towers(name=name)
     views = photo_views(backbone, photos.photos, recipe.window, progress("Photos"))
     texts = sentence_features(backbone.text, photos.captions, progress("Captions"))
     whole = views[:, 0].float()

@@ -13,10 +13,12 @@ from pydantic import BaseModel, ValidationError
 
 from intclip.errors import IntclipError, StorageError
 from intclip.extras import require
-from intclip.files import atomic_path, write_text
+from intclip.files import atomic_path, sha256_file, write_text
 from intclip.inference.batch.references import Reference, references
+from intclip.inference.bundle import JSON_FILE
 from intclip.inference.engines import Precision
-from intclip.inference.loading import POSTS_FILE, load
+from intclip.inference.exported import SUFFIXES
+from intclip.inference.loading import POSTS_FILE, bundle_path, is_zero_shot, load
 from intclip.inference.predictor import Predictor
 from intclip.machine import memory_is_short
 
@@ -253,11 +255,6 @@ def _list_inputs(target: Path | None, inputs: Iterable[Reference], size: int) ->
 
 def model_identity(predictor: Predictor, options: ModelOptions) -> str:
     """SHA-256 over what a model's numbers depend on: its card, and its files where it is not part of the package."""
-    from intclip.files import sha256_file
-    from intclip.inference.bundle import JSON_FILE
-    from intclip.inference.exported import SUFFIXES
-    from intclip.inference.loading import bundle_path, is_zero_shot
-
     digest = hashlib.sha256(predictor.card.model_copy(update={"model": ""}).to_json().encode())
     path = Path(options.spec)
     files = [Path(options.checkpoint)] if options.checkpoint and Path(options.checkpoint).is_file() else []
