@@ -1,4 +1,4 @@
-"""The figures in the methods' READMEs are those of docs/figures."""
+"""The figures in the methods' READMEs and in docs/results.md are those of docs/figures."""
 
 import pytest
 from benchmarks.readme_results import ROOT, block, read_figures, readmes, rows_of_methods, table, with_block
@@ -23,6 +23,13 @@ def test_every_readme_shows_the_figures_that_are_there():
     assert "proxy" in figures
     wrong = [path.parent.name for path, text in readmes(figures).items() if path.read_text(encoding="utf-8") != text]
     assert wrong == [], "run: python -m benchmarks.readme_results"
+
+
+def test_the_results_page_shows_every_table_under_its_command():
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    figures = read_figures(ROOT / "docs" / "figures")
+    wrong = [dataset for dataset, measured in figures.items() if table(dataset, measured) not in page]
+    assert wrong == [], "run: python -m benchmarks.readme_results --tables"
 
 
 def test_rows_find_their_methods():
