@@ -148,6 +148,7 @@ def test_help_and_lists_teach():
         assert f"intclip {command} " in text
     listed = intclip("train", "--list")
     assert all(line.split()[0] in builtin_recipes() for line in listed.splitlines())
+    assert "the validation split; the test split is scored once\n" in listed  # over two lines
     assert "table4: Designs of the image encoder (Table 4)" in intclip("ablate", "--show")
     assert "sentence_form" in intclip("train", "clean", "--show")
 

@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -62,8 +63,9 @@ def dump_recipe(content: Mapping[str, Any]) -> str:
 
 def describe_recipe(name: str) -> str:
     """First sentence of a built-in recipe's head comment."""
-    head = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
-    return head.removeprefix("#").strip().rstrip(":")
+    lines = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    head = itertools.takewhile(lambda line: line.startswith("# ") and not line.startswith("#   "), lines)
+    return " ".join(line.removeprefix("# ") for line in head).partition(". ")[0].rstrip(".:")
 
 
 def merge(base: Mapping[str, Any], delta: Mapping[str, Any]) -> Content:
