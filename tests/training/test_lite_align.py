@@ -88,6 +88,24 @@ def test_prototypes_lie_where_the_classifier_finds_their_class():
     assert_close(class_prototypes(weight, white, 2.0), 3 + 2 * centred, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_prototypes_of_few_photos_lie_in_their_span(threads):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.rand(4, 1280, generator=generator) * 3 + 3
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        prototypes = class_prototypes(torch.randn(6, 1280, generator=generator), features, 1.0)
+    finally:
+        torch.set_num_threads(before)
+    centred = (features - features.mean(dim=0)).double()
+    away = (prototypes - features.mean(dim=0)).double()
+    # Σ^½ w lies in the span of the centred photos, whatever w is.
+    inside = away @ torch.linalg.pinv(centred) @ centred
+    assert_close(inside, away, rtol=1e-3, atol=1e-5)
+    assert_close(away.norm(dim=1), torch.ones(6, dtype=torch.float64), rtol=1e-4, atol=0)
+
+
 def test_names_are_the_thousand_in_order():
     names = imagenet_names()
     assert len(names) == 1000
