@@ -74,6 +74,9 @@ def test_what_cannot_be_read(model, home):
     assert found[1].error is None
     with pytest.raises(IntclipError, match="does not export"):
         model.method()
+    for wrong in ({"engine": "onnx"}, {"device": "cuda"}, {"precision": "bf16"}):
+        with pytest.raises(IntclipError, match="is a model of posts and"):
+            intclip.load(home[0] / "model", **wrong)
     with pytest.raises(IntclipError, match="photos alone"):
         intclip.load("lite", engine="torch").predict(home[0] / "0.png", texts=["sea"])
 

@@ -99,6 +99,17 @@ def test_options_that_would_do_nothing_are_refused(photos, run):
         intclip(*words, "--taxonomy", "intentonomy")
 
 
+def test_the_data_are_read_with_options(photos, run, tmp_path):
+    rows = [f"{photos}/test/red/0.jpg,red,test", f"{photos}/test/blue/gone.jpg,blue,test"]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+    words = ["evaluate", run, "--data", tmp_path / "t.csv", "--engine", "torch", "--bootstrap", 0, "--json"]
+    with pytest.raises(DatasetError, match=r"gone\.jpg.*--set missing=skip` \(intclip data, evaluate"):
+        intclip(*words)
+    assert json.loads(intclip(*words, "--set", "missing=skip"))["images"] == 1
+    with pytest.raises(DatasetError, match="--set root: no option of a dataset"):
+        intclip(*words, "--set", "root=here")
+
+
 def test_photos_without_a_known_label_are_not_scored(photos, run, tmp_path):
     """Neither as what is scored nor as what thresholds are tuned on."""
     rows = [f"{photos}/test/red/0.jpg,,test", f"{photos}/val/red/0.jpg,red,val", f"{photos}/val/blue/0.jpg,blue,val"]

@@ -18,18 +18,13 @@ def load_named_dataset(name: str, root: Path | None, options: list[str] | None) 
     """The dataset with its missing photos, where its loader can keep them.
 
     Raises:
-        DatasetError: As `load_dataset`; or an option is the dataset's place.
+        DatasetError: As `load_dataset` and `parse_options`.
     """
     import inspect
 
     from intclip.data.registry import DATASETS, kind_of, load_dataset
-    from intclip.errors import DatasetError
 
     chosen = parse_options(options)
-    if taken := {"name", "root"} & chosen.keys():
-        raise DatasetError(
-            f"--set {min(taken)}: no option of a dataset; give its name or path, and its folder by --root"
-        )
     kind = name if name in DATASETS else kind_of(Path(name)) if Path(name).exists() else None
     if kind is not None and "missing" in inspect.signature(DATASETS[kind].load).parameters:
         chosen.setdefault("missing", "keep")
@@ -40,7 +35,7 @@ def parse_options(options: list[str] | None) -> dict[str, Any]:
     """Options `key=value` of a dataset's loader; values are JSON where they can be, else text.
 
     Raises:
-        DatasetError: There is no "=".
+        DatasetError: There is no "=", or the option is the dataset's place.
     """
     from intclip.errors import DatasetError
 
@@ -53,6 +48,10 @@ def parse_options(options: list[str] | None) -> dict[str, Any]:
             chosen[key] = json.loads(value)
         except ValueError:
             chosen[key] = value
+    if taken := {"name", "root"} & chosen.keys():
+        raise DatasetError(
+            f"--set {min(taken)}: no option of a dataset; its name or path and its folder stand beside it"
+        )
     return chosen
 
 

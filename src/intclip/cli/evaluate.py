@@ -17,6 +17,9 @@ def evaluate(
     data_root: Annotated[
         str | None, typer.Option("--data-root", help="Folder of a named dataset; by default inside $INTCLIP_DATA.")
     ] = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--set", help="Option key=value of the dataset, besides those of the training.")
+    ] = None,
     split: Annotated[
         str | None, typer.Option(help="Which split is scored; by default what the training kept for it, else test.")
     ] = None,
@@ -55,8 +58,9 @@ def evaluate(
 
     intclip evaluate lite --data intentonomy --data-root intentonomy --thresholds val
 
-    intclip evaluate runs/mine --data photos.csv --split test --out report --json
+    intclip evaluate runs/mine --data photos.csv --set missing=skip --split test --out report --json
     """
+    from intclip.cli.common import parse_options
     from intclip.data.registry import load_dataset
     from intclip.errors import DatasetError, RecipeError
     from intclip.evaluation.evaluate import evaluate as score
@@ -68,16 +72,16 @@ def evaluate(
     if per_class and not isinstance(levels, str):
         raise RecipeError("--per-class tunes thresholds; name the split to tune them on, such as --thresholds val")
     zero_shot = is_zero_shot(model)
-    options: dict[str, object] = {}
+    trained: dict[str, object] = {}
     if data is None:
         recipe = None if zero_shot or Path(model).suffix else load_bundle(bundle_path(model)).info.recipe
         if recipe is None:
             raise DatasetError(f"{model} was not trained on a dataset that it names; say which one with --data")
-        data, options = recipe["data"]["name"], recipe["data"]["options"]
+        data, trained = recipe["data"]["name"], recipe["data"]["options"]
         split = split or recipe["data"]["test"]
         positive_share = recipe["data"]["positive_share"] if positive_share is None else positive_share
     split = split or "test"
-    dataset = load_dataset(data, data_root, **options)
+    dataset = load_dataset(data, data_root, **trained | parse_options(options))
     labels = taxonomy or (dataset.taxonomy if zero_shot else None)
     predictor = load(model, taxonomy=labels, engine=engine, device=device, checkpoint=checkpoint)
     result = score(

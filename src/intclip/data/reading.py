@@ -69,7 +69,7 @@ def loader_option(key: str, value: Any) -> str:
     """How a message tells to give an option of a loader: to the commands that read data, to training, in Python."""
     option = f"{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
     return (
-        f"`--set {shlex.quote(option)}` (intclip data, fit), "
+        f"`--set {shlex.quote(option)}` (intclip data, evaluate, fit), "
         f"`--set {shlex.quote(f'data.options.{option}')}` (intclip train) or {key}={value!r} (Python)"
     )
 

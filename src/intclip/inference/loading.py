@@ -97,7 +97,7 @@ def load(
         _refuse_taxonomy(text, taxonomy)
         return _load_exported(path, engine, device, precision, threads)
     if (path / POSTS_FILE).is_file():
-        return _load_posts(text, taxonomy, engine, device)
+        return _load_posts(text, taxonomy, engine, device, precision)
     if is_zero_shot(text):
         model = _zero_shot(text, taxonomy, sentences, checkpoint)
     else:
@@ -116,13 +116,15 @@ def is_zero_shot(spec: str) -> bool:
     return spec in LITE_BACKBONES or spec.startswith(ZERO_SHOT)
 
 
-def _load_posts(spec: str, taxonomy: object, engine: str, device: str) -> Predictor:
+def _load_posts(spec: str, taxonomy: object, engine: str, device: str, precision: Precision) -> Predictor:
     from intclip.inference.post_bundle import load_post_bundle
     from intclip.inference.post_predictor import PostPredictor
 
     _refuse_taxonomy(spec, taxonomy)
     if engine not in ("auto", "torch") or device not in ("auto", "cpu"):
         raise IntclipError(f"{spec} is a model of posts and runs in torch on the CPU; leave engine and device at auto")
+    if precision != "f32":
+        raise IntclipError(f"{spec} is a model of posts and computes in f32; leave precision there")
     return PostPredictor(load_post_bundle(spec), name=spec)
 
 

@@ -99,7 +99,7 @@ def class_prototypes(weight: Tensor, features: Tensor, scale: float) -> Tensor:
         features: (N, C) of ordinary photos, for μ and Σ.
         scale: Distance from μ, before clamping.
     """
-    # In double precision: of fewer photos than features, whose Σ is singular, MKL's single-precision solver may give NaN.
+    # In double precision: of fewer photos than features Σ is singular, and MKL's single-precision solver may give NaN.
     values, vectors = torch.linalg.eigh(torch.cov(features.T.double()))
     directions = (weight - weight.mean(dim=0)).double() @ vectors * values.clamp(min=0).sqrt() @ vectors.T
     return (features.mean(dim=0) + scale * F.normalize(directions, dim=1).to(features)).clamp(min=0)
