@@ -274,6 +274,18 @@ def test_missing_splits_and_photos_are_named(tmp_path):
         choose_splits(dataset, load_recipe("tiny", ["data.test=test"]).data)
 
 
+def test_a_split_that_is_not_there_is_told(tmp_path, caplog):
+    caplog.set_level("INFO", logger="intclip")
+    dataset = toy_dataset(tmp_path / "photos")
+    dataset.splits["validation"] = dataset.splits.pop("val")
+    held = choose_splits(dataset, toy_recipe("data.val=null").data)["val"]
+    assert caplog.messages == []
+    assert choose_splits(dataset, toy_recipe().data)["val"] == held
+    (told,) = caplog.messages
+    assert told.startswith("toy has no split 'val' (its splits: test, train, validation): ")
+    assert f": {len(held)} samples of train are set aside" in told
+
+
 @pytest.mark.parametrize("override", ["data.train=val", "data.train=test", "data.test=val"])
 def test_one_split_is_not_used_as_two(tmp_path, override):
     with pytest.raises(DatasetError, match=r"data\..* and data\..* are both '(val|test)'"):

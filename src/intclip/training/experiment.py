@@ -1,6 +1,7 @@
 """From a recipe to its parts: splits, backbone, method, and one feature source per split."""
 
 import contextlib
+import logging
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ from intclip.training.distributed import Processes
 from intclip.training.recipe import BackboneSection, DataSection, Recipe
 from intclip.training.source import FeatureSource
 from intclip.training.source_maker import DATA_SEED, SourceMaker
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -139,6 +142,11 @@ def choose_splits(dataset: Dataset, data: DataSection) -> dict[str, list[Sample]
     if not val:
         parts = hold_out(train, {"train": 1 - data.holdout, "val": data.holdout}, DATA_SEED)
         train, val = parts["train"], parts["val"]
+        if data.val:
+            _log.info(
+                "%s has no split %r (its splits: %s): %d samples of %s are set aside; name another with data.val",
+                dataset.name, data.val, known, len(val), data.train,
+            )  # fmt: skip
     splits = {"train": train, "val": val}
     if data.test:
         splits["test"] = list(dataset.splits[data.test])
