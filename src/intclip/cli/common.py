@@ -50,7 +50,7 @@ def parse_options(options: list[str] | None) -> dict[str, Any]:
             chosen[key] = value
     if taken := {"name", "root"} & chosen.keys():
         raise DatasetError(
-            f"--set {min(taken)}: no option of a dataset; its name or path and its folder stand beside it"
+            f"--set {min(taken)}: no option of a dataset; give its name or path, and its folder by --root/--data-root"
         )
     return chosen
 
