@@ -289,6 +289,8 @@ def test_specs_that_lead_nowhere(bundle_path, tmp_path):
         intclip.load(tmp_path)
     with pytest.raises(IntclipError, match="brings its own labels"):
         intclip.load(bundle_path, taxonomy="intentonomy")
+    with pytest.raises(IntclipError, match="brings its own labels; sentences are for zero-shot models"):
+        intclip.load(bundle_path, sentences="fine")
     with pytest.raises(IntclipError, match="no backbone"):
         intclip.load("zero-shot:RN1O1", taxonomy=tiny_taxonomy())
     with pytest.raises(IntclipError, match="unknown engine"):

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 ZERO_SHOT = "zero-shot"
 ZERO_SHOT_THRESHOLD = 0.5
 """The zero-shot method places p = 0.5 where a label begins to stand out from ordinary photos."""
+SENTENCES = "11-15"
+"""Words of a label by default; what a trained model was asked with stands in its bundle."""
 BUNDLES = Path(__file__).parents[1] / "bundles"
 SHORT_NAMES = {"proxy": "proxy-lite"}
 """Spec to the folder of a bundle inside the package."""
@@ -62,7 +64,7 @@ def load(
     engine: str = "auto",
     device: str = "auto",
     precision: Precision = "f32",
-    sentences: str = "11-15",
+    sentences: str = SENTENCES,
     checkpoint: str | os.PathLike[str] | None = None,
     threads: int | None = None,
 ) -> Predictor:
@@ -79,7 +81,7 @@ def load(
             "onnx".
         device: "auto", "cpu", "cuda", "mps"; other than the CPU only by torch.
         precision: "f32" is exact; "bf16" and "f16" where the machine has them.
-        sentences: For zero-shot models: which words of a label; see `Taxonomy.sentences`.
+        sentences: For zero-shot models: which words of a label; see `Taxonomy.sentences`. A trained model has its own.
         checkpoint: The backbone's weights file, where it is not the registry's own.
         threads: Threads to compute with; all cores by default.
 
@@ -94,14 +96,15 @@ def load(
     text = os.fspath(spec)
     path = Path(text)
     if path.suffix in SUFFIXES:
-        _refuse_taxonomy(text, taxonomy)
+        _refuse_labels(text, taxonomy, sentences)
         return _load_exported(path, engine, device, precision, threads)
     if (path / POSTS_FILE).is_file():
-        return _load_posts(text, taxonomy, engine, device, precision)
+        _refuse_labels(text, taxonomy, sentences)
+        return _load_posts(text, engine, device, precision)
     if is_zero_shot(text):
         model = _zero_shot(text, taxonomy, sentences, checkpoint)
     else:
-        _refuse_taxonomy(text, taxonomy)
+        _refuse_labels(text, taxonomy, sentences)
         model = _bundle_model(text, load_bundle(bundle_path(text)), checkpoint)
     name = choose_engine(engine, device)
     if name == "torch":
@@ -116,11 +119,10 @@ def is_zero_shot(spec: str) -> bool:
     return spec in LITE_BACKBONES or spec.startswith(ZERO_SHOT)
 
 
-def _load_posts(spec: str, taxonomy: object, engine: str, device: str, precision: Precision) -> Predictor:
+def _load_posts(spec: str, engine: str, device: str, precision: Precision) -> Predictor:
     from intclip.inference.post_bundle import load_post_bundle
     from intclip.inference.post_predictor import PostPredictor
 
-    _refuse_taxonomy(spec, taxonomy)
     if engine not in ("auto", "torch") or device not in ("auto", "cpu"):
         raise IntclipError(f"{spec} is a model of posts and runs in torch on the CPU; leave engine and device at auto")
     if precision != "f32":
@@ -249,9 +251,10 @@ def _once(method: "Method", build: "Callable[[], Method]") -> "Callable[[], Meth
     return lambda: kept.pop() if kept else build()
 
 
-def _refuse_taxonomy(spec: str, taxonomy: object) -> None:
-    if taxonomy is not None:
-        raise IntclipError(f"{spec} brings its own labels; a taxonomy is for zero-shot models: lite, zero-shot:NAME")
+def _refuse_labels(spec: str, taxonomy: object, sentences: str) -> None:
+    if taxonomy is not None or sentences != SENTENCES:
+        what = "sentences are" if taxonomy is None else "a taxonomy is"
+        raise IntclipError(f"{spec} brings its own labels; {what} for zero-shot models: lite, zero-shot:NAME")
 
 
 def _read_taxonomy(taxonomy: str | os.PathLike[str] | Taxonomy) -> Taxonomy:
