@@ -167,7 +167,9 @@ def test_bad_thresholds_are_refused(thresholds: list[float] | float, message: st
         multilabel_report(*problem(), thresholds=thresholds)
 
 
-def test_bootstrap_equals_reports_on_the_drawn_photos() -> None:
+@pytest.mark.parametrize("entries", [2**22, 60 * 7, 1])
+def test_bootstrap_equals_reports_on_the_drawn_photos(entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("intclip.metrics._ENTRIES", entries)
     scores, targets = problem(images=60, classes=4, ties=True)
     got = bootstrap_intervals(scores, targets, thresholds=0.4, n=50, seed=5, level=0.8)
     drawn = np.random.default_rng(5).integers(0, 60, size=(50, 60))

@@ -5,13 +5,16 @@ one) and its bootstrap intervals (weights drawn) are the same code. Conventions 
 or F1 without support counts 0. A class without a positive has no average precision (NaN) and is left out of its mean.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+
+_ENTRIES = 2**22
+"""Weights of bootstrap draws at once, 32 MB."""
 
 SUMMARY = (
     "macro_f1",
@@ -111,10 +114,9 @@ def bootstrap_intervals(
         Key of `SUMMARY` to (low, high).
     """
     problem = _Problem(scores, targets, thresholds, positive_share)
-    draws = _draws(problem.images, n, seed)
     tails = [(1 - level) / 2, (1 + level) / 2]
     out: dict[str, tuple[float, float]] = {}
-    for key, values in problem.summary(draws).items():
+    for key, values in _over_draws(problem.summary, problem.images, n, seed).items():
         low, high = _quantiles(values, tails)
         out[key] = (low, high)
     return out
@@ -151,15 +153,14 @@ def bootstrap_differences(
     problems = [
         _Problem(scores, targets, t, positive_share) for scores, t in zip((first, second), thresholds, strict=True)
     ]
-    whole = np.ones((1, problems[0].images))
-    draws = _draws(problems[0].images, n, seed)
-    ours, theirs = (problem.summary(np.vstack([whole, draws])) for problem in problems)
+    images = problems[0].images
+    ours, theirs = (problem.summary(np.ones((1, images))) for problem in problems)
+    ours_drawn, theirs_drawn = (_over_draws(problem.summary, images, n, seed) for problem in problems)
     tails = [(1 - level) / 2, (1 + level) / 2]
     out: dict[str, tuple[float, float, float]] = {}
     for key in SUMMARY:
-        difference = ours[key] - theirs[key]
-        low, high = _quantiles(difference[1:], tails)
-        out[key] = (float(difference[0]), low, high)
+        low, high = _quantiles(ours_drawn[key] - theirs_drawn[key], tails)
+        out[key] = (float(ours[key][0] - theirs[key][0]), low, high)
     return out
 
 
@@ -214,14 +215,17 @@ def singlelabel_intervals(
 ) -> dict[str, tuple[float, float]]:
     """Percentile bootstrap intervals of "accuracy" and "macro_f1" of `singlelabel_report`; arguments as there."""
     score, label = _single(scores, targets)
-    draws = _draws(len(label), n, seed)
     predicted = score.argmax(axis=1)
     classes = np.arange(score.shape[1])
     is_label, is_called = label[:, None] == classes, predicted[:, None] == classes
-    hit = draws @ (is_label & is_called)
-    either = draws @ is_label.astype(np.float64) + draws @ is_called.astype(np.float64)
-    f1 = np.where(either > 0, _ratio(2 * hit, either), np.nan)
-    values = {"accuracy": hit.sum(axis=1) / len(label), "macro_f1": _nanmean(f1)}
+
+    def summary(weights: Floats) -> dict[str, Floats]:
+        hit = weights @ (is_label & is_called)
+        either = weights @ is_label.astype(np.float64) + weights @ is_called.astype(np.float64)
+        f1 = np.where(either > 0, _ratio(2 * hit, either), np.nan)
+        return {"accuracy": hit.sum(axis=1) / len(label), "macro_f1": _nanmean(f1)}
+
+    values = _over_draws(summary, len(label), n, seed)
     tails = [(1 - level) / 2, (1 + level) / 2]
     return {
         key: (float(low), float(high)) for key, (low, high) in ((k, np.quantile(v, tails)) for k, v in values.items())
@@ -320,15 +324,18 @@ def _average_precision(scores: Floats, positive: npt.NDArray[np.bool_], weights:
     Photos with equal scores enter together, as in scikit-learn: only the last of them ends a step of the curve.
     """
     order = np.argsort(-scores, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1) if len(scores) else np.empty(0, np.intp)
-    drawn = weights[:, order]
-    seen = np.cumsum(drawn, axis=1)[:, ends]
-    hits = np.cumsum(drawn * positive[order], axis=1)[:, ends]
-    if not len(ends):
+    places = np.flatnonzero(positive[order])
+    if not len(places):
         return np.full(len(weights), np.nan), np.full(len(weights), np.nan)
+    # Recall rises only where a positive enters, and precision falls from there on: the curve's other steps add nothing.
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    last = ends[np.unique(np.searchsorted(ends, places))]
+    first_hits = np.searchsorted(places, np.append(0, last[:-1] + 1))
+    gains = np.add.reduceat(weights[:, order[places]], first_hits, axis=1)
+    hits = np.cumsum(gains, axis=1)
+    seen = np.cumsum(np.add.reduceat(weights[:, order[: last[-1] + 1]], np.append(0, last[:-1] + 1), axis=1), axis=1)
     total = hits[:, -1]
     precision = _ratio(hits, seen)
-    gains = np.diff(hits, axis=1, prepend=0)
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     with np.errstate(invalid="ignore", divide="ignore"):
         return (gains * precision).sum(axis=1) / total, (gains * envelope).sum(axis=1) / total
@@ -347,9 +354,17 @@ def _single(scores: npt.ArrayLike, targets: npt.ArrayLike) -> tuple[Floats, npt.
     return score[label >= 0], label[label >= 0]
 
 
-def _draws(images: int, n: int, seed: int) -> Floats:
+def _over_draws(summary: Callable[[Floats], dict[str, Floats]], images: int, n: int, seed: int) -> dict[str, Floats]:
+    """A summary of weights (R, images) on n draws with replacement, each value (n,); some at a time, for memory."""
+    rng = np.random.default_rng(seed)
+    rows = max(1, _ENTRIES // images)
+    parts = [summary(_draw(images, min(rows, n - done), rng)) for done in range(0, max(n, 1), rows)]
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def _draw(images: int, n: int, rng: np.random.Generator) -> Floats:
     """How often each photo is drawn (n, images), rows summing to `images`."""
-    drawn = np.random.default_rng(seed).integers(0, images, size=(n, images))
+    drawn = rng.integers(0, images, size=(n, images))
     flat = drawn + np.arange(n)[:, None] * images
     return np.bincount(flat.ravel(), minlength=n * images).reshape(n, images).astype(np.float64)
 
