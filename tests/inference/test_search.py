@@ -86,8 +86,9 @@ def test_filters_keep_what_they_say(folder, photos, model, tmp_path):
     assert index.by_photo(photos[0], where=["class 1>1"]) == []
     with pytest.raises(TaxonomyError, match="did you mean 'class 1'"):
         index.matching(["klass 1>0.5"])
-    with pytest.raises(IntclipError, match=r"write NAME>0\.5"):
-        index.matching(["class 1>1.2.3"])
+    for text in ("class 1>1.2.3", ">0.5", " "):
+        with pytest.raises(IntclipError, match=r"write NAME>0\.5"):
+            index.matching([text])
 
 
 def paths_of(folder: Path) -> set[str]:
@@ -175,6 +176,14 @@ def test_nothing_readable_is_no_index(tmp_path, model):
     with pytest.raises(StorageError, match="none of the 1 photos could be read"):
         update_index(tmp_path / "index", [str(tmp_path / "photos")], model)
     assert not (tmp_path / "index" / "index.json").exists()
+
+
+def test_a_folder_that_is_something_else_is_left_alone(folder, tmp_path, model):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "manifest.json").write_text("{}")
+    with pytest.raises(StorageError, match="mine holds other files; choose a new folder for the index"):
+        update_index(tmp_path / "mine", [str(folder)], model)
+    assert [path.name for path in (tmp_path / "mine").glob("[!.]*")] == ["manifest.json"]
 
 
 def test_a_folder_without_photos_leaves_nothing_behind(tmp_path, model):

@@ -119,7 +119,8 @@ def update_index(
         on_progress: As for `run_job`.
 
     Raises:
-        StorageError: The index is another model's, or cannot be written; a batch job has no embeddings.
+        StorageError: The index is another model's, or cannot be written; the folder holds other files and no index; a
+            batch job has no embeddings.
         IntclipError: The sources name no photos, or the model cannot be loaded.
     """
     folder = Path(folder)
@@ -132,6 +133,8 @@ def update_index(
         named.setdefault(reference.path, (_stamp(reference), reference))
     with hold_lock(folder / LOCK, f"another process works on {folder}; wait for it"):
         before = read_index(folder) if (folder / INDEX).exists() else None
+        if before is None:
+            _refuse_other_files(folder)
         _clean(folder, before)
         if finished is not None:
             model = finished.manifest.options.model
@@ -158,6 +161,13 @@ def update_index(
         shutil.rmtree(folder / WORK, ignore_errors=True)
         removed = sum(path not in keep and path not in fresh for path in known)
         return Updated(info.photos, len(new), len(keep), removed, info.errors)
+
+
+def _refuse_other_files(folder: Path) -> None:
+    """Refuse a folder that is something else already; what a killed first update left is an index's own."""
+    own = (WORK, *(path.name for path in folder.glob("g-*")))
+    if any(path.name not in own and not path.name.startswith(".") for path in folder.glob("*")):
+        raise StorageError(f"{folder} holds other files; choose a new folder for the index")
 
 
 def _clean(folder: Path, info: IndexInfo | None) -> None:

@@ -134,12 +134,15 @@ class PhotoIndex:
         mask = np.ones(len(self), dtype=bool)
         for text in where:
             found = _FILTER.fullmatch(text)
+            wrong = IntclipError(f"--where {text!r}: write NAME>0.5, NAME<0.5 or NAME")
+            name, sign = (found["name"], found["sign"]) if found else (text, ">=")
+            if not name.strip():
+                raise wrong
+            column = self.taxonomy.index(name)
             try:
-                name, sign = (found["name"], found["sign"]) if found else (text.strip(), ">=")
-                column = self.taxonomy.index(name)
                 value = float(found["value"]) if found else self.info.thresholds[column]
-            except ValueError as error:
-                raise IntclipError(f"--where {text!r}: write NAME>0.5, NAME<0.5 or NAME") from error
+            except ValueError:
+                raise wrong from None
             mask &= _SIGNS[sign](self._probabilities[:, column], value)
         return mask
 
