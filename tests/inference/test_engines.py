@@ -9,6 +9,7 @@ import torch
 from tiny_models import tiny_intclip
 from torch import nn
 
+import intclip
 from fakes import TinyBackbone
 from intclip.errors import IntclipError, MissingExtraError
 from intclip.inference import engines
@@ -82,6 +83,20 @@ def test_threads_that_are_told_are_not_pinned(compiled):
     engine = OpenvinoEngine(compiled["openvino"]._model, threads=1)
     found = engine._compile("THROUGHPUT")
     assert (found.get_property("INFERENCE_NUM_THREADS"), found.get_property("ENABLE_CPU_PINNING")) == (1, False)
+
+
+def test_torch_computes_with_the_threads_it_is_told_and_leaves_the_process_its_own(bundle_path, monkeypatch):
+    before, seen = torch.get_num_threads(), []
+    forward = PhotoGraph.forward
+
+    def watched(self, *inputs):
+        seen.append(torch.get_num_threads())
+        return forward(self, *inputs)
+
+    monkeypatch.setattr(PhotoGraph, "forward", watched)
+    for threads in (None, before + 1):
+        intclip.load(bundle_path, engine="torch", device="cpu", threads=threads).predict_pixels(pixels(1))
+    assert (seen, torch.get_num_threads()) == ([before, before + 1], before)
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -60,6 +60,8 @@ def test_labels_follow_the_bundle_s_thresholds(model, photos):
         assert prediction.labels == expected
         assert prediction.scores == dict(zip(names, values.tolist(), strict=True))
         assert prediction.top(2)[0][1] == values.max()
+        with pytest.raises(ValueError, match="no -1 best labels"):
+            prediction.top(-1)
 
 
 def test_a_label_at_its_threshold_holds(model, photos):
@@ -297,6 +299,8 @@ def test_specs_that_lead_nowhere(bundle_path, tmp_path):
         intclip.load(bundle_path, engine="tpu")
     with pytest.raises(IntclipError, match="unknown precision 'f8'; choose f32, bf16, f16"):
         intclip.load(bundle_path, precision="f8")
+    with pytest.raises(IntclipError, match="0 threads cannot compute"):
+        intclip.load(bundle_path, threads=0)
 
 
 def test_a_bundle_whose_backbone_is_unknown_here(bundle_path, tmp_path, monkeypatch):

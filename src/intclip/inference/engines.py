@@ -9,8 +9,8 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -113,7 +113,7 @@ def compile_module(
     """
     name = choose_engine(engine, device)
     if name == "torch":
-        return TorchEngine(module, device=device, precision=precision, outputs=None)
+        return TorchEngine(module, device=device, precision=precision, threads=threads, outputs=None)
     from intclip.inference.conversion import to_onnx, to_openvino
 
     if name == "openvino":
@@ -132,11 +132,13 @@ class TorchEngine:
         *,
         device: str = "auto",
         precision: Precision = "f32",
+        threads: int | None = None,
         outputs: Sequence[str] | None = None,
     ) -> None:
         import torch
 
         self._torch = torch
+        self._threads = threads
         try:
             self._device = torch.device((accelerator() or "cpu") if device == "auto" else device)
             self._module = module.eval().to(self._device)
@@ -156,11 +158,24 @@ class TorchEngine:
         if tensor.dim() == 4:
             tensor = tensor.to(memory_format=torch.channels_last)
         cast = torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None)
-        with self._lock, torch.inference_mode(), cast:
+        with self._lock, self._told_threads(), torch.inference_mode(), cast:
             out = self._module(tensor, *further)
         named = out if isinstance(out, dict) else {"output": out}
         self.outputs = self.outputs or tuple(named)
         return {name: named[name].float().cpu().contiguous().numpy() for name in self.outputs}
+
+    @contextmanager
+    def _told_threads(self) -> Iterator[None]:
+        """The number is the process's in torch: what others do there keeps theirs."""
+        if self._threads is None:
+            yield
+            return
+        before = self._torch.get_num_threads()
+        self._torch.set_num_threads(self._threads)
+        try:
+            yield
+        finally:
+            self._torch.set_num_threads(before)
 
 
 class OpenvinoEngine:

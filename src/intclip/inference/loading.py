@@ -83,7 +83,7 @@ def load(
         precision: "f32" is exact; "bf16" and "f16" where the machine has them.
         sentences: For zero-shot models: which words of a label; see `Taxonomy.sentences`. A trained model has its own.
         checkpoint: The backbone's weights file, where it is not the registry's own.
-        threads: Threads to compute with; all cores by default.
+        threads: Threads to compute with; all cores by default. A model of posts leaves that to torch.
 
     Raises:
         IntclipError: One line says what is missing or wrong, and how to mend it.
@@ -93,6 +93,8 @@ def load(
     """
     if precision not in get_args(Precision):
         raise IntclipError(f"unknown precision {precision!r}; choose {', '.join(get_args(Precision))}")
+    if threads is not None and threads < 1:
+        raise IntclipError(f"{threads} threads cannot compute; give at least 1, or none for all cores")
     text = os.fspath(spec)
     path = Path(text)
     if path.suffix in SUFFIXES:
@@ -110,7 +112,8 @@ def load(
     if name == "torch":
         method = model.build()
         card = _card(model, method)
-        return Predictor(card, engine=name, build=_once(method, model.build), precision=precision, device=device)
+        build = _once(method, model.build)
+        return Predictor(card, engine=name, build=build, precision=precision, device=device, threads=threads)
     return _load_graph(model, name, precision, threads)
 
 

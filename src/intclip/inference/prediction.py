@@ -59,7 +59,13 @@ class Prediction:
         return dict(zip(self.taxonomy.names, self.probabilities.tolist(), strict=True))
 
     def top(self, count: int = 5) -> list[tuple[str, float]]:
-        """The most probable names with their probabilities, highest first."""
+        """The most probable names with their probabilities, highest first.
+
+        Raises:
+            ValueError: The count is below 0.
+        """
+        if count < 0:
+            raise ValueError(f"there are no {count} best labels; give 0 or more")
         if self.error is not None:
             return []
         order = np.argsort(-self.probabilities, kind="stable")[:count]

@@ -304,9 +304,12 @@ class Predictor(WordReading):
             if self._words is None:
                 from intclip.inference.word_engine import WordEngine
 
-                exclusive = self.taxonomy.exclusive
                 self._words = WordEngine(
-                    self.method(), exclusive=exclusive, device=self._device, precision=self._precision
+                    self.method(),
+                    exclusive=self.taxonomy.exclusive,
+                    device=self._device,
+                    precision=self._precision,
+                    threads=self._threads,
                 )
         return self._words(pixels, texts)
 
@@ -329,7 +332,9 @@ class Predictor(WordReading):
         module = PhotoGraph(method, exclusive=self.taxonomy.exclusive, maps=maps, embedding=embedding)
         if self._graph is None:
             outputs += [EMBEDDING] if embedding else []
-            return TorchEngine(module, device=self._device, precision=self._precision, outputs=outputs)
+            return TorchEngine(
+                module, device=self._device, precision=self._precision, threads=self._threads, outputs=outputs
+            )
         # Graphs on disk hold no embedding; few programs want one, so it is converted where one does.
         return compile_module(
             module,

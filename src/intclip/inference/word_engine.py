@@ -19,13 +19,16 @@ class WordEngine:
         exclusive: Whether exactly one label holds.
         device: As for `TorchEngine`.
         precision: As for `TorchEngine`.
+        threads: As for `TorchEngine`.
     """
 
-    def __init__(self, method: Method, *, exclusive: bool, device: str, precision: Precision) -> None:
+    def __init__(
+        self, method: Method, *, exclusive: bool, device: str, precision: Precision, threads: int | None
+    ) -> None:
         self._backbone = method.backbone
         self._readers = {name: READERS[name] for name in method.beside if name in READERS}
         graph = PhotoGraph(method, exclusive=exclusive, maps=False)
-        self._engine = TorchEngine(graph, device=device, precision=precision)
+        self._engine = TorchEngine(graph, device=device, precision=precision, threads=threads)
 
     def __call__(self, pixels: npt.NDArray[np.float32], texts: Sequence[str | None]) -> Arrays:
         """Outputs "probabilities" and "logits" (B, K) of pixels (B, 3, S, S) and B texts, None where there are none."""
