@@ -28,6 +28,14 @@ def test_help_teaches_line_by_line(words):
         assert len(re.findall(r"(?<![\w`'])intclip [a-z]", line)) <= 1, "each example has a line of its own"
 
 
+@pytest.mark.parametrize("words", list(commands(typer.main.get_command(app))), ids=" ".join)
+def test_each_example_of_a_help_can_be_copied_from_one_line(words):
+    lines = CliRunner().invoke(app, [*words, "--help"]).stdout.splitlines()
+    about = lines[: next(i for i, line in enumerate(lines) if line.startswith(("Arguments:", "Options:")))]
+    examples = [i for i, line in enumerate(about) if re.match("  (intclip [a-z]|export |torchrun )", line)]
+    assert [about[i + 1] for i in examples] == [""] * len(examples)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -49,9 +49,9 @@ def ablate(
 
     intclip ablate table6 --recipe clean-emotion --data-root EmotionROI
 
-    intclip ablate methods-lite --recipe proxy-lite --data-root flickr8k --set data.limit=1000
+    intclip ablate methods-lite --recipe proxy-lite --set data.limit=1000
 
-    intclip ablate methods-lite --recipe proxy-lite --set data.name=mvsa --data-root mvsa --out ablations/mvsa
+    intclip ablate table5 --recipe proxy-lite --set data.name=memes --out on-memes
     """
     from intclip.cli.common import parse_seeds, shell_command
     from intclip.cli.train import place_overrides

@@ -44,7 +44,7 @@ def benchmark(
 
     intclip benchmark
 
-    intclip benchmark zero-shot:RN101 --checkpoint RN101.pt --engines torch,openvino
+    intclip benchmark zero-shot:RN101 --checkpoint RN101.pt --engines torch,onnx
 
     intclip benchmark runs/my-model --photos album/ --out speed.json
     """

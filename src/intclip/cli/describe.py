@@ -39,9 +39,11 @@ def describe(
     The photos are sent to the endpoint; what leaves is stated first, and nothing does without --yes, unless the server
     runs on this machine. Answers are cached by photo and prompt: run again to go on where it stopped.
 
-    intclip describe photos/ --base-url http://localhost:11434/v1 --model llava --out posts.jsonl
+    export OPENAI_BASE_URL=http://localhost:11434/v1
 
-    intclip fit posts.jsonl --out models/mine     (after you added a column labels)
+    intclip describe photos/ --model llava --out posts.jsonl
+
+    intclip fit posts.jsonl --out models/mine  # after you added a column labels
     """
     import json
 

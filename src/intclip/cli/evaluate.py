@@ -56,9 +56,9 @@ def evaluate(
 
     intclip evaluate runs/proxy --data-root flickr8k
 
-    intclip evaluate lite --data intentonomy --data-root intentonomy --thresholds val
+    intclip evaluate lite --data intentonomy --thresholds val
 
-    intclip evaluate runs/mine --data photos.csv --set missing=skip --split test --out report --json
+    intclip evaluate runs/mine --data photos.csv --set missing=skip --out report
     """
     from intclip.cli.common import parse_options
     from intclip.data.registry import load_dataset

@@ -126,7 +126,7 @@ def score(
     Each class ranks the items by cosine. mAP is the mean of the exact average precisions; F1 is taken where precision
     equals recall; ranking says whether an item's own classes come first. All in percent, in JSON as shares.
 
-    intclip labels score intentonomy descriptions_val.json --labels intentonomy_val2020.json --form all
+    intclip labels score intentonomy descriptions.json --labels annotations.json
 
     intclip labels score proxy-intents proxy-intents --form all --per-class
 
@@ -241,7 +241,9 @@ def integrate(
     date: an interrupted run continues where it stopped, and the same command again asks nothing. The key is taken from
     $OPENAI_API_KEY; a server of your own needs none. This command sends the class names and definitions to BASE_URL.
 
-    intclip labels integrate intentonomy --base-url http://localhost:11434/v1 --model llama3.1 --out my.yaml
+    export OPENAI_BASE_URL=http://localhost:11434/v1
+
+    intclip labels integrate intentonomy --model llama3.1 --out my.yaml
     """
     from intclip.errors import StorageError
     from intclip.files import write_text

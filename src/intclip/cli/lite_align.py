@@ -30,9 +30,9 @@ def lite_align(
 
     intclip lite-align --root flickr8k --out lite_projection.safetensors
 
-    intclip lite-align --root flickr8k --backbone lite+lite2 --out projection.safetensors
+    intclip lite-align --root flickr8k --backbone lite2 --out lite2.safetensors
 
-    intclip lite-align --root my-photos --train captions.json --val "" --out mine.safetensors
+    intclip lite-align --root my --train texts.json --val "" --out my.safetensors
     """
     from dataclasses import asdict
 

@@ -94,7 +94,7 @@ def attention(
 
     intclip mccl attention runs/mccl beach.jpg --out attention.png
 
-    intclip mccl attention runs/mccl beach.jpg --label "Natural beauty" --label "Playful"
+    intclip mccl attention runs/mccl beach.jpg --label Health --label Harmony
     """
     from intclip.explain.label_attention import contrasting, draw_attention, label_attention, overlap
 
@@ -142,7 +142,7 @@ def momentum(
 
     intclip mccl momentum --data-root intentonomy
 
-    intclip mccl momentum --recipe proxy-lite --data-root flickr8k --values 0.9,0.999,0.99999 --seeds 0
+    intclip mccl momentum --recipe proxy-lite --values 0.9,0.999,0.99999 --seeds 0
     """
     from dataclasses import asdict
 

@@ -227,11 +227,11 @@ def explain(
 
     intclip explain photo.jpg -m proxy --kind prompts
 
-    intclip explain photo.jpg -m proxy --kind gradcam --neighbours training-photos/
+    intclip explain photo.jpg -m proxy --kind gradcam --neighbours photos/
 
     intclip explain --text "sunset over the sea, at last" --label "Natural beauty"
 
-    intclip explain photo.jpg --text "what a great day" --model models/mine --out overlay.png
+    intclip explain photo.jpg --text "what a great day" --model models/mine
     """
     import json
 

@@ -55,7 +55,7 @@ def report(
 
     intclip report runs/mine --evaluation --out mine.html
 
-    intclip report runs/mine --evaluation --split val --against runs/other --data-root flickr8k
+    intclip report runs/mine --evaluation --split val --against runs/other
     """
     if evaluation:
         _evaluation(photos, out, split, against, data, data_root)

@@ -44,7 +44,7 @@ def index(
 
     intclip index more/ --out photos.index --add
 
-    intclip index intents/ --out photos.index        # a batch job's folder: nothing is computed again
+    intclip index intents/ --out photos.index  # a batch job: nothing is computed
     """
     import json
     from dataclasses import asdict
@@ -93,7 +93,7 @@ def search(
 
     intclip search photos.index --photo sunset.jpg --where "Natural beauty>0.6"
 
-    intclip search photos.index --intent "Enjoy life" --where "In love<0.3" --top 20
+    intclip search photos.index --intent "Enjoy life" --where "In love<0.3"
     """
     import json
 

@@ -36,7 +36,9 @@ def train(
     The run's directory gets recipe.yaml, log.jsonl (losses, rates, speed, validation), bundle/ (the model, for
     `intclip predict --model RUN`), a report and the predictions of every scored split, and metrics.json.
 
-    Several processes share one run: torchrun --nproc-per-node 2 -m intclip.cli train RECIPE …
+    Several processes share one run:
+
+    torchrun --nproc-per-node 2 -m intclip.cli train RECIPE …
 
     Examples:
 
@@ -44,7 +46,7 @@ def train(
 
     intclip train proxy-lite --data-root flickr8k --out runs/proxy
 
-    intclip train clean --data-root intentonomy --set backbone.name=ViT-B/32 --set train.seed=1
+    intclip train clean --data-root intentonomy --set backbone.name=ViT-B/32
 
     intclip train my-recipe.yaml --resume
 
