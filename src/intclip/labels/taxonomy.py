@@ -20,6 +20,9 @@ LiftRule = Literal["max", "noisy-or", "sum"]
 LAYOUT = 1
 """Version of `Taxonomy.to_dict`."""
 
+_LISTED = 10
+"""So many names a message lists, at most."""
+
 
 @dataclass(frozen=True)
 class Taxonomy:
@@ -81,7 +84,7 @@ class Taxonomy:
             return self.names.index(folded[key])
         near = get_close_matches(key, folded, n=3, cutoff=0.5)
         hint = " or ".join(dict.fromkeys(repr(folded[spelling]) for spelling in near))
-        remedy = f"did you mean {hint}?" if hint else f"`intclip labels show {self.name}` lists its {len(self)} names"
+        remedy = f"did you mean {hint}?" if hint else f"its labels: {_listed(self.names)}"
         raise TaxonomyError(f"taxonomy {self.name} has no label {label!r}; {remedy}")
 
     def level_index(self, level: str | int) -> int:
@@ -226,3 +229,9 @@ class Taxonomy:
         for alias, name in self.aliases.items():
             if name not in self.names:
                 raise wrong(f"alias {alias!r} leads to {name!r}, which is no class")
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    """Names for a message, and how many more there are."""
+    shown = ", ".join(map(repr, names[:_LISTED]))
+    return shown if len(names) <= _LISTED else f"{shown} and {len(names) - _LISTED} more"
