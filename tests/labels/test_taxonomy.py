@@ -26,9 +26,9 @@ def test_index_takes_names_and_aliases_in_any_case(label, index):
 def test_index_suggests_the_nearest_name():
     with pytest.raises(TaxonomyError, match="no label 'Natural beuty'; did you mean 'Natural beauty'"):
         TREE.index("Natural beuty")
-    with pytest.raises(TaxonomyError, match="; its labels: 'Attractive, fastidious', .* and 18 more$"):
+    with pytest.raises(TaxonomyError, match=r"; its labels: 'Attractive, fastidious', .* and 18 more$"):
         TREE.index("qqq")
-    with pytest.raises(TaxonomyError, match="; its labels: 'negative', 'neutral', 'positive'$"):
+    with pytest.raises(TaxonomyError, match=r"; its labels: 'negative', 'neutral', 'positive'$"):
         load_taxonomy("sentiment3").index("joy")
 
 

@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 import intclip
 from intclip.backbones import load_backbone
 from intclip.cli.main import app
+from intclip.data import load_dataset
 from intclip.errors import IntclipError
+from intclip.inference.fitting import usable_samples
 from intclip.inference.post_predictor import PostPredictor
 from intclip.posts.conflict import conflict
 from intclip.posts.encoders import encode_photos, without_regions
@@ -43,6 +45,24 @@ def test_fit_tells_what_it_chose_and_how_good_it_is(home):
     assert set(facts["metrics"]) == {"text", "image", "both"}
     assert 0 <= facts["metrics"]["both"]["mAP"]["low"] <= facts["metrics"]["both"]["mAP"]["high"] <= 1
     assert set(facts["heads"]) == {"text", "image"}
+
+
+def test_fit_tells_how_many_posts_it_leaves_out(tmp_path, caplog):
+    caplog.set_level("INFO", logger="intclip")
+    table = write_posts(tmp_path, 24)
+    rows = table.read_text().splitlines()
+    rows[1], rows[2] = "0.png,,sea", ",a hot fire burning,fire"  # without words, without a photo
+    rows[3] = rows[3].removesuffix("sea")
+    table.write_text("\n".join(rows))
+    dataset = load_dataset(table)
+    samples, used = usable_samples(dataset, ["train"], ("text", "image"))
+    assert (len(samples), used) == (21, ["text", "image"])
+    assert caplog.messages == ["posts: 3 of 24 posts lack text or image or labels and are left out"]
+    assert len(usable_samples(dataset, ["train"], ["text"])[0]) == 22
+    assert caplog.messages[-1] == "posts: 2 of 24 posts lack text or labels and are left out"
+    caplog.clear()
+    usable_samples(load_dataset(write_posts(tmp_path, 24)), ["train"], ("text", "image"))
+    assert caplog.messages == []
 
 
 def test_photo_alone_words_alone_and_both(model, home):

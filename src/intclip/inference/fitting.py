@@ -1,5 +1,6 @@
 """`intclip fit`: from a table of labelled posts to a bundle, with figures that were held out."""
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from intclip.backbones.base import Backbone
 
 LEAST_POSTS = 20
+_log = logging.getLogger(__name__)
 Report = Callable[[str, int, int], None]
 """Told the stage, how much is done and how much there is."""
 
@@ -112,7 +114,10 @@ def write_fitted(fitted: Fitted, out: str | os.PathLike[str], *, overwrite: bool
 
 
 def usable_samples(dataset: Dataset, splits: Sequence[str], channels: Sequence[str]) -> tuple[list[Sample], list[str]]:
-    """Samples with all labels known and every channel that any sample has, and those channels' names."""
+    """Samples with all labels known and every channel that any sample has, and those channels' names.
+
+    Logs how many others there are: both channels are learned from the same posts.
+    """
     if missing := [split for split in splits if split not in dataset.splits]:
         raise DatasetError(f"{dataset.name} has no split {missing[0]!r}; it has: {', '.join(dataset.splits)}")
     labelled = [s for split in splits for s in dataset.splits[split] if not np.isnan(s.targets).any()]
@@ -129,6 +134,10 @@ def usable_samples(dataset: Dataset, splits: Sequence[str], channels: Sequence[s
             f"{dataset.name} has {len(samples)} posts with all labels known and {' and '.join(channels)}; "
             f"{LEAST_POSTS} are the least to learn from: label more, or fit one channel (--channel)"
         )
+    total = sum(len(dataset.splits[split]) for split in splits)
+    if len(samples) < total:
+        lacking = " or ".join([*used, "labels"])
+        _log.info("%s: %d of %d posts lack %s and are left out", dataset.name, total - len(samples), total, lacking)
     return samples, used
 
 
