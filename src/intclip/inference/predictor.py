@@ -100,7 +100,7 @@ class Predictor(WordReading):
 
         Raises:
             ImageError: A photo cannot be read; the message names it.
-            IntclipError: There are texts and the model reads none, there are not as many as photos, or no photos.
+            IntclipError: There are texts and the model reads none, not as many texts as photos, or neither of both.
         """
         return list(
             self.predict_iter(
