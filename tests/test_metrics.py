@@ -9,6 +9,8 @@ import torch
 from sklearn import metrics as sk
 from torchmetrics.functional.classification import multilabel_average_precision, multilabel_f1_score
 
+from intclip.conformal import set_report
+from intclip.evaluation.curves import decide
 from intclip.metrics import (
     SUMMARY,
     bootstrap_differences,
@@ -17,6 +19,7 @@ from intclip.metrics import (
     singlelabel_intervals,
     singlelabel_report,
 )
+from intclip.thresholds import tune_threshold
 
 
 def problem(images: int = 200, classes: int = 7, seed: int = 0, ties: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -138,6 +141,20 @@ def test_soft_targets_count_by_share_of_votes() -> None:
     scores, targets = problem()
     soft = np.where(targets > 0, 0.4, 0.2)
     assert multilabel_report(scores, soft, positive_share=0.4)["mAP"] == multilabel_report(scores, targets)["mAP"]
+
+
+@pytest.mark.parametrize("share", [0.1, 1 / 3, 0.35, 0.6, 0.7, 0.9, 0.95])
+def test_a_share_counts_from_itself_on(share: float) -> None:
+    """Also where it was kept in float32, as datasets do: 0.7 and 0.9 are less there."""
+    scores, targets = problem()
+    soft = np.where(targets > 0, share, np.nextafter(np.float32(share), np.float32(0)))
+    for given in (soft, soft.astype(np.float32)):
+        report = multilabel_report(scores, given, positive_share=share)
+        assert report["mAP"] == multilabel_report(scores, targets)["mAP"]
+        assert tune_threshold(scores, given, positive_share=share) == tune_threshold(scores, targets)
+        assert (decide(scores, given, 0.5, positive_share=share).positive == (targets > 0)).all()
+        sets = np.zeros(targets.shape, dtype=bool)
+        assert set_report(sets, given, positive_share=share).miss_rate == 1
 
 
 def test_thresholds_per_class_and_subsets() -> None:

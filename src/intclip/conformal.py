@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from intclip.metrics import Floats
+from intclip.metrics import Floats, positives
 
 
 def miss_rate_threshold(
@@ -102,7 +102,7 @@ class SetReport:
 def set_report(sets: npt.NDArray[np.bool_], targets: npt.ArrayLike, *, positive_share: float = 0.5) -> SetReport:
     """Miss rates and sizes of label sets (N, K) on targets (N, K), NaN where unknown."""
     target = np.asarray(targets, dtype=np.float64)
-    positive = np.nan_to_num(target) >= positive_share
+    positive = positives(target, positive_share)
     missed = positive & ~sets
     labels = positive.sum(axis=1)
     with np.errstate(invalid="ignore"):
@@ -121,4 +121,4 @@ def _checked(
         raise ValueError(f"scores {score.shape} and targets {target.shape} must both be (N, K)")
     if not 0 < miss_rate < 1:
         raise ValueError(f"miss rate {miss_rate} must lie between 0 and 1")
-    return score, np.nan_to_num(target) >= positive_share
+    return score, positives(target, positive_share)

@@ -232,6 +232,14 @@ def singlelabel_intervals(
     }
 
 
+def positives(targets: npt.ArrayLike, positive_share: float) -> npt.NDArray[np.bool_]:
+    """Which shares of votes count as yes: those at or above `positive_share`; none that is unknown (NaN).
+
+    Datasets keep shares in float32, where 0.7 and 0.9 are a little less than in float64; so they are compared there.
+    """
+    return np.asarray(targets, dtype=np.float32) >= np.float32(positive_share)
+
+
 def largest_labels(targets: npt.ArrayLike) -> npt.NDArray[np.int64]:
     """Class of each row of (N, K), its largest entry, (N,); −1 where an entry is NaN or none is above 0."""
     target = np.asarray(targets, dtype=np.float64)
@@ -263,7 +271,7 @@ class _Problem:
             raise ValueError("a threshold is NaN")
         self.thresholds = np.broadcast_to(cut, (self.classes,)).copy()
         self.known = ~np.isnan(target)
-        self.positive = self.known & (np.nan_to_num(target) >= positive_share)
+        self.positive = positives(target, positive_share)
         self.predicted = self.known & (self.scores >= self.thresholds)
 
     def summary(self, weights: Floats) -> dict[str, Floats]:

@@ -5,7 +5,7 @@ from typing import Literal, get_args, overload
 import numpy as np
 import numpy.typing as npt
 
-from intclip.metrics import Floats
+from intclip.metrics import Floats, positives
 
 GRID: tuple[float, ...] = tuple(step / 20 for step in range(1, 20))
 """0.05, 0.10, … 0.95, the grid of the Intentonomy protocol."""
@@ -104,7 +104,7 @@ def tune_threshold(
     if not 0 <= shrinkage < np.inf:
         raise ValueError(f"shrinkage {shrinkage} must be a number from 0 on")
     known = ~np.isnan(target)
-    positive = known & (np.nan_to_num(target) >= positive_share)
+    positive = positives(target, positive_share)
     curves = [_f1_scores(known & (score >= t), positive, known) for t in candidates]
     value = np.array([_objective(curve, objective) for curve in curves])
     overall = float(candidates[_best(value, candidates, 0.5, ties)])

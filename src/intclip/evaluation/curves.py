@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from intclip.metrics import Floats, largest_labels
+from intclip.metrics import Floats, largest_labels, positives
 
 Bools = npt.NDArray[np.bool_]
 GRID = np.linspace(0.01, 0.99, 99)
@@ -56,7 +56,7 @@ def decide(
         positive = columns == label
         predicted = known & (columns == score.argmax(axis=1)[:, None])
     else:
-        positive = known & (np.nan_to_num(target) >= positive_share)
+        positive = positives(target, positive_share)
         predicted = known & (score >= np.asarray(thresholds, dtype=np.float64))
     return Decisions(score, known, positive, predicted, target)
 

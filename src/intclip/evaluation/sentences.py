@@ -13,6 +13,7 @@ from intclip.data.sample import Dataset, Sample
 from intclip.errors import DatasetError, IntclipError
 from intclip.labels.score import FormScore, score_forms
 from intclip.labels.taxonomy import Taxonomy
+from intclip.metrics import positives
 
 BATCH = 32
 Progress = Callable[[int, int], None]
@@ -100,7 +101,7 @@ def score_dataset(
     else:
         items = embed_texts(backbone.text, [str(sample.text) for sample in there], on_progress=on_progress)
     shares = np.stack([sample.targets for sample in there])[:, order]
-    targets = np.where(np.isnan(shares), np.nan, shares >= dataset.positive_share - 1e-6).astype(np.float32)
+    targets = np.where(np.isnan(shares), np.nan, positives(shares, dataset.positive_share)).astype(np.float32)
     scores = score_forms(taxonomy, items, targets, lambda words: embed_texts(backbone.text, words), forms)
     return SentenceScores(scores, len(there), len(samples) - len(there))
 
