@@ -12,7 +12,9 @@ import intclip
 from fakes import TinyBackbone, tiny_taxonomy
 from intclip.data.images import read_image
 from intclip.data.loading import DRAFT_FACTOR
+from intclip.data.sample import Dataset, Sample
 from intclip.errors import ImageError, IntclipError
+from intclip.evaluation.evaluate import evaluate
 from intclip.methods.base import Method
 from intclip.methods.registry import build_method
 from intclip.serving.batcher import Batcher
@@ -77,6 +79,21 @@ def test_words_reach_the_method_and_a_missing_text_is_none(bundle, photos, engin
         n for n, p, t in zip(model.taxonomy.names, expected[0], THRESHOLDS, strict=True) if p >= t
     ]
     assert found[0].conflict is None  # neither channel is read without the other
+
+
+def test_an_evaluation_reads_the_words_of_its_samples(bundle, photos, tmp_path):
+    """As training scores a split and as `predict` answers; a model that reads photos alone is given none."""
+    model = intclip.load(bundle, engine="torch")
+    targets = np.eye(5, len(model.taxonomy.names), dtype=np.float32)
+    rows = zip(photos, TEXTS, targets, strict=True)
+    samples = [Sample(f"{number}", row, path, text) for number, (path, text, row) in enumerate(rows)]
+    dataset = Dataset("posts", model.taxonomy, "multilabel", {"test": samples})
+    found = evaluate(model, dataset, batch_size=2, draws=0).scores.probabilities
+    expected = np.stack([one.probabilities for one in model.predict(photos, texts=TEXTS)])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    exported = intclip.load(model.export(tmp_path / "model.onnx"))
+    alone = np.stack([one.probabilities for one in model.predict(photos)])
+    np.testing.assert_allclose(evaluate(exported, dataset, draws=0).scores.probabilities, alone, atol=1e-5)
 
 
 def test_what_such_a_model_refuses(bundle, photos, tmp_path):

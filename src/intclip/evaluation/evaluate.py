@@ -111,7 +111,7 @@ def score_photos(
     workers: int | None = None,
     progress: bool = True,
 ) -> Scores:
-    """Probabilities of samples by the model's engine.
+    """Probabilities of samples by the model's engine, with the words beside the photos where it reads words.
 
     Args:
         predictor: The model.
@@ -134,9 +134,11 @@ def score_photos(
         transient=True,
         disable=not (progress and sys.stderr.isatty()),
     )
+    reads_words = "text" in predictor.channels
     for batch in shown:
         if len(batch.indices):
-            probabilities[batch.indices] = predictor.predict_pixels(batch.pixels.numpy())
+            texts = [samples[index].text for index in batch.indices] if reads_words else []
+            probabilities[batch.indices] = predictor.predict_pixels(batch.pixels.numpy(), texts)
     read: npt.NDArray[np.bool_] = np.isfinite(probabilities[:, 0])
     if not read.any():
         raise DatasetError(f"none of the {len(samples)} photos could be read; check the dataset's folder and its files")
