@@ -414,6 +414,19 @@ def test_mvsa_and_memes(tmp_path: Path) -> None:
     assert not np.isnan(dataset.targets("train")).any()
 
 
+def test_what_the_messages_of_mvsa_and_memes_advise(tmp_path: Path) -> None:
+    """A table in another encoding, or whose column has another name, is read with the option that its refusal tells."""
+    label = load_taxonomy("persuasion").names[0]
+    for name, file, columns in (("mvsa", "test.csv", "shot,label,text"), ("memes", "test.jsonl", "")):
+        write_photo(tmp_path / name / "1.jpg")
+        rows = f"{columns}\n1.jpg,positive,schön\n" if columns else json.dumps({"shot": "1.jpg", "labels": [label]})
+        (tmp_path / name / file).write_bytes(rows.encode("utf-16"))
+        with pytest.raises(DatasetError, match="encoding='utf-16'"):
+            load_dataset(name, tmp_path / name)
+        (sample,) = load_dataset(name, tmp_path / name, encoding="utf-16", columns={"image": "shot"}).splits["test"]
+        assert (sample.image, sample.targets.sum()) == (tmp_path / name / "1.jpg", 1)
+
+
 # -- OpenMoji
 
 

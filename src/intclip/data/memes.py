@@ -1,22 +1,39 @@
 """Memes with persuasion techniques: SemEval-2021 task 6, subtask 3 (Dimitrov et al., 2021)."""
 
 import os
+from collections.abc import Mapping
 
 from intclip.data.reading import Missing, dataset_root
 from intclip.data.sample import Dataset
 from intclip.data.tabular import load_table
 
 
-def load_memes(root: str | os.PathLike[str] | None = None, *, missing: Missing = "error") -> Dataset:
+def load_memes(
+    root: str | os.PathLike[str] | None = None,
+    *,
+    missing: Missing = "error",
+    columns: Mapping[str, str] | None = None,
+    encoding: str = "utf-8-sig",
+) -> Dataset:
     """Memes as JSON lines: photo, the words on it, and which of 22 techniques of persuasion it uses (often several).
 
     Args:
         root: Folder with `train.jsonl`, `val.jsonl` and, if there is one, `test.jsonl` (image, labels, text) and the
             photos at the paths they name.
         missing: What to do about photos that are not there.
+        columns: See `load_table`, where the columns are called otherwise.
+        encoding: Of the tables.
 
     Raises:
         DatasetError: A file is missing or malformed, or photos are missing.
     """
     folder = dataset_root("memes", root, "memes")
-    return load_table(folder, taxonomy="persuasion", name="memes", task="multilabel", missing=missing)
+    return load_table(
+        folder,
+        taxonomy="persuasion",
+        name="memes",
+        task="multilabel",
+        missing=missing,
+        columns=columns,
+        encoding=encoding,
+    )
