@@ -189,7 +189,8 @@ def load_proxy_intents(
     """Proxy intents: 6,091 / 1,008 Flickr8k photos, 17 intents read from five captions each by word lists.
 
     Args:
-        root: Folder with `intents_{train,val}.json`, `captions_{train,val}.json` and the photos.
+        root: Folder with `intents_{train,val}.json`, `captions_{train,val}.json`, if there are any those of `test`, and
+            the photos.
         missing: What to do about photos that are not there.
         positive_share: Train targets are shares of five captions; a label counts from two of five on, as in val.
         captions: Text of a sample: its first caption, all five (one a line), or none. The labels were read from these
