@@ -92,7 +92,7 @@ def test_what_cannot_be_read(model, home):
     found = model.predict([home[0] / "no.png", None], texts=["sea", "sea"], errors="collect")
     assert "no.png" in found[0].error
     assert found[1].error is None
-    with pytest.raises(IntclipError, match="does not export"):
+    with pytest.raises(IntclipError, match="does not export, and is scored by what it predicts"):
         model.method()
     for wrong in ({"engine": "onnx"}, {"device": "cuda"}, {"precision": "bf16"}):
         with pytest.raises(IntclipError, match="is a model of posts and"):

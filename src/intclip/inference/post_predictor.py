@@ -206,7 +206,10 @@ class PostPredictor(Predictor):
         Raises:
             IntclipError: Always.
         """
-        raise IntclipError(f"{self.name} is a model of posts: it predicts and explains words, and does not export")
+        raise IntclipError(
+            f"{self.name} is a model of posts: it predicts and explains, does not export, and is scored by what it "
+            "predicts (docs/posts.md), not by `intclip evaluate`"
+        )
 
     @cached_property
     def _has_regions(self) -> bool:
