@@ -120,6 +120,18 @@ def test_photos_without_a_known_label_are_not_scored(photos, run, tmp_path):
             intclip(*words, *more)
 
 
+def test_labels_that_exclude_each_other_do_so_without_training(photos, tmp_path):
+    """A column `label` with one a row makes the task single-label, whoever predicts."""
+    rows = [f"{photos}/test/{label}/{number}.jpg,{label}" for label in COLOURS for number in range(3)]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+    words = ["evaluate", "lite", "--data", tmp_path / "t.csv", "--split", "train", "--engine", "torch", "--json"]
+    report = json.loads(intclip(*words))
+    assert report["images"] == 6
+    assert {"accuracy", "confusion"} < report.keys()
+    (tmp_path / "t.csv").write_text("\n".join(["path,labels", *rows]) + "\n")
+    assert "samples_f1" in json.loads(intclip(*words))
+
+
 def test_a_model_of_other_labels_is_refused(run, tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.jpg")
     (tmp_path / "t.csv").write_text("path,labels\na.jpg,cat\n")

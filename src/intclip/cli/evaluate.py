@@ -60,6 +60,8 @@ def evaluate(
 
     intclip evaluate runs/mine --data photos.csv --set missing=skip --out report
     """
+    from dataclasses import replace
+
     from intclip.cli.common import parse_options
     from intclip.data.registry import load_dataset
     from intclip.errors import DatasetError, RecipeError
@@ -82,7 +84,7 @@ def evaluate(
         positive_share = recipe["data"]["positive_share"] if positive_share is None else positive_share
     split = split or "test"
     dataset = load_dataset(data, data_root, **trained | parse_options(options))
-    labels = taxonomy or (dataset.taxonomy if zero_shot else None)
+    labels = taxonomy or (replace(dataset.taxonomy, exclusive=dataset.task == "singlelabel") if zero_shot else None)
     predictor = load(model, taxonomy=labels, engine=engine, device=device, checkpoint=checkpoint)
     result = score(
         predictor,
