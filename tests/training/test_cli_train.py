@@ -132,6 +132,18 @@ def test_labels_that_exclude_each_other_do_so_without_training(photos, tmp_path)
     assert "samples_f1" in json.loads(intclip(*words))
 
 
+def test_a_label_of_the_model_may_hold_for_no_photo(photos, run, tmp_path):
+    """Files of one's own tell their labels by what is there; a part of them may lack one that the model learned."""
+    (tmp_path / "t.csv").write_text(f"path,label\n{photos}/test/red/0.jpg,red\n{photos}/test/red/1.jpg,red\n")
+    words = ["--split", "train", "--engine", "torch", "--bootstrap", 0, "--json"]
+    report = json.loads(intclip("evaluate", run, "--data", tmp_path / "t.csv", *words))
+    assert dict(zip(report["labels"], report["per_class"]["support"], strict=True)) == {"red": 2, "blue": 0}
+    assert report["accuracy"] == 1
+    (tmp_path / "red").symlink_to(photos / "test" / "red")
+    report = json.loads(intclip("evaluate", run, "--data", "folder", "--data-root", tmp_path, *words))
+    assert (report["images"], report["accuracy"]) == (3, 1)
+
+
 def test_a_model_of_other_labels_is_refused(run, tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.jpg")
     (tmp_path / "t.csv").write_text("path,labels\na.jpg,cat\n")

@@ -63,7 +63,7 @@ def evaluate(
     from dataclasses import replace
 
     from intclip.cli.common import parse_options
-    from intclip.data.registry import load_dataset
+    from intclip.data.registry import DATASETS, KINDS, load_dataset
     from intclip.errors import DatasetError, RecipeError
     from intclip.evaluation.evaluate import evaluate as score
     from intclip.evaluation.report import render, write_predictions, write_report
@@ -83,9 +83,14 @@ def evaluate(
         split = split or recipe["data"]["test"]
         positive_share = recipe["data"]["positive_share"] if positive_share is None else positive_share
     split = split or "test"
-    dataset = load_dataset(data, data_root, **trained | parse_options(options))
+    chosen = trained | parse_options(options)
+    dataset = load_dataset(data, data_root, **chosen)
     labels = taxonomy or (replace(dataset.taxonomy, exclusive=dataset.task == "singlelabel") if zero_shot else None)
     predictor = load(model, taxonomy=labels, engine=engine, device=device, checkpoint=checkpoint)
+    own_files = data not in DATASETS or data in KINDS
+    if own_files and "taxonomy" not in chosen and set(dataset.taxonomy.names) < set(predictor.taxonomy.names):
+        # Own files tell the labels that they hold; that the model knows more, which none of their photos has, it tells.
+        dataset = load_dataset(data, data_root, **chosen, taxonomy=predictor.taxonomy)
     result = score(
         predictor,
         dataset,
