@@ -238,8 +238,9 @@ def integrate(
 
     Stage 1 merges the levels of each class and drops what repeats; stage 2 writes one sentence of the asked length.
     Sentences of a wrong length, missing or twice are asked for again. Every answer is kept with model, prompt hash and
-    date: an interrupted run continues where it stopped, and the same command again asks nothing. The key is taken from
-    $OPENAI_API_KEY; a server of your own needs none. This command sends the class names and definitions to BASE_URL.
+    date: an interrupted run continues where it stopped, and the same command again, with --overwrite, asks nothing. The
+    key is taken from $OPENAI_API_KEY; a server of your own needs none. This command sends the class names and
+    definitions to BASE_URL.
 
     export OPENAI_BASE_URL=http://localhost:11434/v1
 
