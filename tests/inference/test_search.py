@@ -225,6 +225,8 @@ def test_command_line(folder, photos, model, tmp_path, cli):
     place = tmp_path / "index"
     code, out, _ = cli("index", folder, "--out", place, "-m", model.spec, "--compute", "torch", "--json")
     assert (code, json.loads(out)["photos"]) == (0, 5)
+    code, out, _ = cli("index", folder, "--out", place, "-m", model.spec, "--compute", "torch")
+    assert out == f"{place}: 5 photos (0 new or changed, 5 kept, 0 removed); 1 could not be read\n"
     code, out, _ = cli("search", place, "--intent", "class 1", "--top", 2, "--json")
     best = reference_probabilities(photos)[:, 1].argmax()
     assert (code, Path(json.loads(out)[0]["path"]).name) == (0, photos[best].name)

@@ -68,8 +68,8 @@ def index(
         print(json.dumps(asdict(found)))
         return
     print(
-        f"{out}: {found.photos:,} photos ({found.computed:,} computed, {found.kept:,} kept, {found.removed:,} "
-        f"removed); {found.errors:,} could not be read"
+        f"{out}: {found.photos:,} photos ({found.computed:,} new or changed, {found.kept:,} kept, "
+        f"{found.removed:,} removed); {found.errors:,} could not be read"
     )
 
 
