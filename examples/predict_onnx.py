@@ -31,6 +31,8 @@ def read(path: str, size: int, mean: list[float], std: list[float], interpolatio
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
     card = json.loads(session.get_modelmeta().custom_metadata_map["intclip"])
     names, thresholds = np.array(card["labels"]), np.float32(card["thresholds"])
@@ -38,6 +40,6 @@ if __name__ == "__main__":
         paths = sys.argv[start : start + BATCH]
         pixels = np.stack([read(path, **card["preprocessing"]) for path in paths])
         for path, row in zip(paths, session.run(["probabilities"], {"pixels": pixels})[0], strict=True):
-            scores = dict(zip(card["labels"], row.tolist(), strict=True))
-            labels = names[row >= thresholds].tolist()
-            print(json.dumps({"source": path, "labels": labels, "scores": scores}, ensure_ascii=False))
+            holds = [row.argmax()] if card["task"] == "singlelabel" else row >= thresholds
+            found = {"labels": names[holds].tolist(), "scores": dict(zip(card["labels"], row.tolist(), strict=True))}
+            print(json.dumps({"source": path} | found, ensure_ascii=False))

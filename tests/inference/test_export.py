@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,27 @@ def test_the_example_without_intclip_prints_the_same_numbers(files, photos, mode
         assert row["scores"] == ours.scores, "the same file on the same engine: not one bit differs"
         assert row["scores"] == pytest.approx(compiled.scores, abs=1e-5)
         assert list(row["scores"].values()) == pytest.approx(reference, abs=1e-5)
+
+
+def test_the_example_gives_the_most_probable_label_where_one_holds(photos, tmp_path, monkeypatch):
+    """Of labels that exclude each other a photo has one, though all are as probable and below their thresholds."""
+    monkeypatch.setitem(registry.BUILDERS, "tiny", lambda name, checkpoint, split: TinyBackbone())
+    alike = replace(tiny_taxonomy(), exclusive=True, sentence_forms={"11-15": ("joy",) * 5})
+    model = intclip.load("zero-shot:tiny", taxonomy=alike, engine="onnx")
+    path = model.export(tmp_path / "one.onnx")
+    command = [sys.executable, "-I", str(EXAMPLE), str(path), *map(str, photos)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows = [json.loads(line)["labels"] for line in run.stdout.splitlines()]
+    predictions = intclip.load(path).predict(photos)
+    assert rows == [prediction.labels for prediction in predictions]
+    assert max(max(prediction.probabilities) for prediction in predictions) < 0.5, "thresholds would give none"
+
+
+def test_the_example_says_how_it_is_called():
+    run = subprocess.run([sys.executable, "-I", str(EXAMPLE)], capture_output=True, text=True)
+    assert (run.returncode, run.stderr.strip().splitlines()[-1]) == (
+        1, "python examples/predict_onnx.py lite.onnx photo.jpg …"
+    )  # fmt: skip
 
 
 def test_the_example_is_short_and_knows_nothing_of_intclip():
