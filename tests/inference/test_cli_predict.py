@@ -78,6 +78,21 @@ def test_csv_and_parquet_say_the_same(cli, exported, photos, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="names are text there")
+def test_words_of_a_table_are_left_out_by_a_model_that_reads_none(cli, exported, photos, tmp_path):
+    table = tmp_path / "posts.csv"
+    table.write_text(f"image,label,text\n{photos[0]},x,at the sea\n{photos[1]},y,\n")
+    code, out, err = cli("predict", table, "-m", exported, "--json")
+    assert (code, len(err.splitlines())) == (0, 1)
+    assert err.endswith("reads photos alone: the words in the table are left out\n")
+    plain = cli("predict", photos[0], photos[1], "-m", exported, "--json")[1]
+    assert json.loads(out) == json.loads(plain)
+    code, out, err = cli("report", table, "-m", exported, "--out", tmp_path / "page.html")
+    assert (code, "left out" in err, ": 2 photos" in out) == (0, True, True)
+    table.write_text(f"image,text\n{photos[0]},at the sea\n,words alone\n")
+    assert cli("predict", table, "-m", exported)[0] == 2, "a post without a photo cannot be predicted"
+    assert "reads photos alone" in cli("predict", photos[0], "--text", "words", "-m", exported)[2]
+
+
 def test_a_name_that_is_no_utf_8_stands_in_every_table(cli, exported, photos, tmp_path):
     folder, table, frame, page = (tmp_path / name for name in ("odd", "out.csv", "out.parquet", "out.html"))
     folder.mkdir()

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import typer
 
     from intclip.data.sample import Dataset
+    from intclip.inference.predictor import Predictor
 
 
 def load_named_dataset(name: str, root: Path | None, options: list[str] | None) -> "Dataset":
@@ -109,6 +110,22 @@ def spare_inputs(out: Path, inputs: Iterable[str | Path | None]) -> None:
 
     if out.is_file() and any(given is not None and Path(given).exists() and out.samefile(given) for given in inputs):
         raise StorageError(f"{out} is read for this; choose another name for the result")
+
+
+def words_read(
+    predictor: "Predictor", photos: Sequence[Path | None], words: Sequence[str | None]
+) -> Sequence[str | None] | None:
+    """The words of posts, None where no post has any.
+
+    A model that reads photos alone is given none where every post has its photo, which is told: a table's words are
+    often there for other models.
+    """
+    if not any(words):
+        return None
+    if "text" not in predictor.channels and None not in photos:
+        print(f"{predictor.card.model} reads photos alone: the words in the table are left out", file=sys.stderr)
+        return None
+    return words
 
 
 def shell_command() -> str:

@@ -119,7 +119,7 @@ def predict(
 
     intclip predict posts.csv --model models/mine --csv intents.csv
     """
-    from intclip.cli.common import progress_bar, spare_inputs
+    from intclip.cli.common import progress_bar, spare_inputs, words_read
     from intclip.errors import IntclipError, StorageError
     from intclip.inference.results import csv_writer, json_writer, parquet_writer
 
@@ -130,6 +130,7 @@ def predict(
     if csv is not None and parquet is not None and csv.resolve() == parquet.resolve():
         raise StorageError(f"{csv}: --csv and --parquet cannot be one file; choose another name for one of them")
     predictor = _load(model, taxonomy, sentences, checkpoint, engine, device, precision)
+    texts = words_read(predictor, paths, words) if text is None else words
     levels = list(predictor.taxonomy.levels.values())
     names = levels[predictor.taxonomy.level_index(0 if level is None else level)]
     both = len(predictor.alone) > 1
@@ -146,7 +147,7 @@ def predict(
             writers.append(_table_writer(top, level))
         report = stack.enter_context(progress_bar("predicting")) if len(paths) >= LONG_WORK else None
         predictions = predictor.predict_iter(
-            paths, texts=words, batch_size=batch_size, thresholds=threshold, errors="collect", workers=workers
+            paths, texts=texts, batch_size=batch_size, thresholds=threshold, errors="collect", workers=workers
         )
         for done, prediction in enumerate(predictions, start=1):
             if prediction.error is not None:
@@ -164,8 +165,8 @@ def predict(
         raise IntclipError(f"{len(failures)} of {len(paths)} photos could not be read; all others are done")
 
 
-def _posts(photos: list[str], text: str | None) -> tuple[list[Path | None], list[str | None] | None]:
-    """Photos and words of posts; no words at all where no post has any."""
+def _posts(photos: list[str], text: str | None) -> tuple[list[Path | None], list[str | None]]:
+    """Photos and words of posts, None where a post lacks one of them."""
     from intclip.data.unlabelled import read_posts
     from intclip.errors import IntclipError
 
@@ -176,7 +177,7 @@ def _posts(photos: list[str], text: str | None) -> tuple[list[Path | None], list
         if len(images) > 1 or any(texts):
             raise IntclipError("--text is about one photo; for several posts give a table with columns image and text")
         return images or [None], [text]
-    return images, texts if any(texts) else None
+    return images, texts
 
 
 def explain(

@@ -60,7 +60,7 @@ def report(
     if evaluation:
         _evaluation(photos, out, split, against, data, data_root)
         return
-    from intclip.cli.common import printable, spare_inputs
+    from intclip.cli.common import printable, spare_inputs, words_read
     from intclip.data.unlabelled import read_posts
     from intclip.errors import IntclipError
     from intclip.explain.report import write_folder_report
@@ -71,10 +71,10 @@ def report(
     paths, texts = read_posts(photos)
     spare_inputs(out, [*photos, *paths])
     predictor = load(model, taxonomy=taxonomy, sentences=sentences)
-    failures = write_folder_report(paths, predictor, out, texts=texts if any(texts) else None, title=title)
-    print(
-        f"{out}: {len(paths) - len(failures)} {'posts' if any(texts) else 'photos'}, {out.stat().st_size / 1e6:.1f} MB"
-    )
+    words = words_read(predictor, paths, texts)
+    failures = write_folder_report(paths, predictor, out, texts=words, title=title)
+    what = "photos" if words is None else "posts"
+    print(f"{out}: {len(paths) - len(failures)} {what}, {out.stat().st_size / 1e6:.1f} MB")
     if failures:
         for failure in failures:
             print(f"  {printable(str(failure))}", file=sys.stderr)
