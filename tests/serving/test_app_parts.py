@@ -1,7 +1,9 @@
 """What the app writes and reads without a browser: corrections as a table, lines as labels."""
 
 import contextlib
+import copy
 import re
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +19,7 @@ from intclip.inference.loading import load
 from intclip.inference.prediction import Conflict, Prediction
 from intclip.labels.reading import parse_taxonomy
 from intclip.serving.app import views
+from intclip.serving.app.callbacks import Callbacks
 from intclip.serving.app.own_intents import MOST, OwnIntents, read_intents
 from intclip.serving.app.session import Photo, corrections_table
 from intclip.serving.app.studio import Studio
@@ -132,6 +135,26 @@ class Reading(WatchedPredictor):
     def explain_words(self, text, label):
         words = [(word, 1.5 if word == "red" else -0.5) for word in text.split()]
         return SimpleNamespace(label=label, probability=0.9, words=words)
+
+
+def test_a_change_waits_until_the_one_before_it_is_drawn(studio_of):
+    slow = WatchedPredictor()
+    studio = studio_of(photo(10), {"slow": slow, "other": WatchedPredictor()})
+    page, session = Callbacks(None, studio), copy.deepcopy(studio.new_session())
+    slow.watched.gate.clear()
+    first = threading.Thread(target=page._change, args=(session, lambda: None, ("strip",)))
+    second = threading.Thread(
+        target=page._change, args=(session, lambda: page.choose_model(session, "other"), ("strip",))
+    )
+    first.start()
+    assert slow.watched.entered.wait(60)
+    second.start()
+    second.join(0.3)
+    assert session.model == "slow"  # what is drawn meanwhile is of one model
+    slow.watched.gate.set()
+    first.join()
+    second.join()
+    assert session.model == "other"
 
 
 def test_a_caption_is_read_and_its_words_are_shown(studio_of):

@@ -223,12 +223,14 @@ class Callbacks:
     def _change(self, session: Session, change: Callable[[], bool | None], parts: tuple[str, ...]) -> list[Any]:
         """Make a change and draw the parts; what the visitor can mend is said, and the page stays as it was.
 
-        A change that returns False changed nothing.
+        A change that returns False changed nothing. Changes of one page wait for each other: photos may be scored for
+        seconds, and a model chosen meanwhile would draw some of the parts and not the others.
         """
         try:
-            if change() is False:
-                return [gr.skip() for _ in parts]
-            return [self._view(part, session) for part in parts]
+            with session.changing:
+                if change() is False:
+                    return [gr.skip() for _ in parts]
+                return [self._view(part, session) for part in parts]
         except IntclipError as error:
             if "own_note" in parts:
                 return [_note(str(error)) if part == "own_note" else gr.skip() for part in parts]

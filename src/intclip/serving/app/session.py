@@ -4,9 +4,12 @@ import csv
 import io
 import json
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 from intclip.files import write_text
 from intclip.inference.results import LABEL_SEPARATOR
@@ -30,6 +33,24 @@ class Photo:
     thumbnail: str = field(repr=False)
 
 
+class OneByOne:
+    """A lock, of which every copy is one of its own: each visitor's session is a copy of the first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return type(self)()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+
 @dataclass
 class Session:
     """One visitor's page.
@@ -48,6 +69,7 @@ class Session:
         kept: Label set to position of a photo to the labels that the visitor says hold.
         notice: What happened last, in one line.
         turn: Counts notices, so that two equal ones are two.
+        changing: Held while something is changed and drawn.
     """
 
     photos: list[Photo]
@@ -63,6 +85,7 @@ class Session:
     kept: dict[str, dict[int, tuple[str, ...]]] = field(default_factory=dict)
     notice: str = ""
     turn: int = 0
+    changing: OneByOne = field(default_factory=OneByOne, repr=False, compare=False)
 
     @property
     def photo(self) -> Photo | None:
