@@ -157,6 +157,26 @@ def test_a_change_waits_until_the_one_before_it_is_drawn(studio_of):
     assert session.model == "other"
 
 
+def test_corrections_of_the_examples_stay_where_no_photo_takes_their_place(studio_of, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    studio = studio_of(photo(10), {"lite": WatchedPredictor()})
+    page, session = Callbacks(None, studio), copy.deepcopy(studio.new_session())
+    page.keep_labels(session, ["class 1"])
+    (tmp_path / "broken.jpg").write_bytes(b"no photo")
+    broken = {"path": str(tmp_path / "broken.jpg"), "name": "broken.jpg"}
+    page.add_photos(session, [broken], 0)
+    assert session.notice.startswith("0 photos added; broken.jpg is not an image")
+    assert session.kept == {"lite": {0: ("class 1",)}}
+    page.add_photos(session, [broken, {"path": str(tmp_path / "a.png"), "name": "mine.png"}], 0)
+    assert [one.name for one in session.photos] == ["mine.png"]
+    assert session.kept == {}
+    page.add_photos(session, [{"path": str(tmp_path / "a.png"), "name": f"{place}.png"} for place in range(2)], 0)
+    assert session.place == 1
+    page.add_photos(session, [broken], 0)
+    assert session.place == 1  # nothing came: the visitor stays where they were
+    assert len(session.photos) == 3
+
+
 def test_a_caption_is_read_and_its_words_are_shown(studio_of):
     studio = studio_of(photo(10), {"posts": Reading(), "plain": WatchedPredictor()})
     session = studio.new_session()

@@ -13,7 +13,7 @@ from intclip.errors import ImageError, IntclipError
 from intclip.serving.app import views
 from intclip.serving.app.layout import Page
 from intclip.serving.app.own_intents import read_intents
-from intclip.serving.app.session import PHOTO_ALONE, Session, write_corrections
+from intclip.serving.app.session import PHOTO_ALONE, Photo, Session, write_corrections
 from intclip.serving.app.studio import Studio, read_photo
 
 MOST_PHOTOS = 1000
@@ -87,27 +87,29 @@ class Callbacks:
     def add_photos(self, session: Session, files: list[dict[str, str]], left: int) -> None:
         """Take uploaded photos; those that cannot be read are named in the notice."""
         home = Path(gr.utils.get_upload_folder()).resolve()
-        before, refused = len(session.photos), []
-        if session.photos == self.studio.examples and files:
-            before, session.photos = 0, []  # the visitor's own photos take the examples' place
-            session.kept.clear()
-            session.captions.clear()
+        examples = session.photos == self.studio.examples
+        room = MOST_PHOTOS - (0 if examples else len(session.photos))
+        taken: list[Photo] = []
+        refused: list[str] = []
         for file in files:
             path = Path(file["path"]).resolve()
             if not path.is_relative_to(home):
                 raise IntclipError("a photo did not come by upload; drop it again")
-            if len(session.photos) >= MOST_PHOTOS:
+            if len(taken) >= room:
                 left += 1
                 continue
             try:
-                session.photos.append(read_photo(path, str(file["name"])))
+                taken.append(read_photo(path, str(file["name"])))
             except ImageError as error:
                 refused.append(str(error))
-        if not session.photos:
-            session.photos = list(self.studio.examples)
-        added = max(0, len(session.photos) - before) if before or session.photos != self.studio.examples else 0
-        session.place = before if added else 0
-        parts = [f"{added} photo{'' if added == 1 else 's'} added"]
+        if taken:
+            if examples:  # the visitor's own photos take their place
+                session.photos = []
+                session.kept.clear()
+                session.captions.clear()
+            session.place = len(session.photos)
+            session.photos.extend(taken)
+        parts = [f"{len(taken)} photo{'' if len(taken) == 1 else 's'} added"]
         parts += [f"left out {left}, a page takes 500 at once and {MOST_PHOTOS} in all"] if left else []
         parts += [refused[0] + (f" (and {len(refused) - 1} more)" if len(refused) > 1 else "")] if refused else []
         session.tell("; ".join(parts) + ".")
