@@ -6,6 +6,7 @@ import re
 import threading
 from types import SimpleNamespace
 
+import gradio as gr
 import numpy as np
 import pytest
 from PIL import Image
@@ -33,9 +34,9 @@ def studio_of(tmp_path):
     """Makes a studio over one photo, given as the file's bytes, and some models."""
     with contextlib.ExitStack() as stack:
 
-        def make(content, models):
+        def make(content, models, **limits):
             (tmp_path / "a.png").write_bytes(content)
-            batcher = stack.enter_context(contextlib.closing(Batcher(models)))
+            batcher = stack.enter_context(contextlib.closing(Batcher(models, **limits)))
             return Studio(batcher, [tmp_path / "a.png"])
 
         yield make
@@ -154,6 +155,38 @@ def test_a_change_waits_until_the_one_before_it_is_drawn(studio_of):
     slow.watched.gate.set()
     first.join()
     second.join()
+    assert session.model == "other"
+
+
+def test_what_is_refused_leaves_the_session_as_it_was(studio_of, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    full = WatchedPredictor()
+    studio = studio_of(photo(10), {"lite": WatchedPredictor(), "other": full}, capacity=2)
+    (tmp_path / "b.png").write_bytes(photo(20))
+    page, session = Callbacks(None, studio), copy.deepcopy(studio.new_session())
+    page.keep_labels(session, ["class 1"])
+    studio.predict(session)
+    before = session.remember()
+    full.watched.gate.clear()
+    waiting = studio.batcher.submit_all([(photo(1), None), (photo(2), None)], model="other")
+
+    def come():
+        files = [{"path": str(tmp_path / "b.png"), "name": "mine.png"}]
+        return page._change(session, lambda: page.add_photos(session, files, 0), ("drop", "strip"))
+
+    notice, strip = come()
+    assert session.photos == before.photos  # else the same photo dropped again would be there twice
+    assert session.kept == before.kept
+    assert "too many photos are waiting" in notice  # and no longer "Scoring 1 …"
+    assert strip == gr.skip()
+    for change in (lambda: page.choose_model(session, "other"), lambda: page.choose_model(session, "other")):
+        page._change(session, change, ("strip",))
+        assert session.model == "lite"
+    full.watched.gate.set()
+    for one in waiting:
+        one.result()
+    assert "mine.png" in come()[1]
+    page._change(session, lambda: page.choose_model(session, "other"), ("strip",))
     assert session.model == "other"
 
 

@@ -146,12 +146,8 @@ class Callbacks:
 
     def write_own(self, session: Session, text: str) -> None:
         """Score against the visitor's own intents; an empty box goes back to the model's."""
-        before, session.own = session.own, text
-        try:
-            read_intents(text)
-        except IntclipError:
-            session.own = before
-            raise
+        read_intents(text)
+        session.own = text
 
     def write_caption(self, session: Session, text: str) -> bool:
         """Read the words beside the photo; False where they are read already."""
@@ -223,21 +219,27 @@ class Callbacks:
         )
 
     def _change(self, session: Session, change: Callable[[], bool | None], parts: tuple[str, ...]) -> list[Any]:
-        """Make a change and draw the parts; what the visitor can mend is said, and the page stays as it was.
+        """Make a change and draw the parts; what the visitor can mend is said, and page and session stay as they were.
 
         A change that returns False changed nothing. Changes of one page wait for each other: photos may be scored for
         seconds, and a model chosen meanwhile would draw some of the parts and not the others.
         """
-        try:
-            with session.changing:
+        with session.changing:
+            before = session.remember()
+            try:
                 if change() is False:
                     return [gr.skip() for _ in parts]
                 return [self._view(part, session) for part in parts]
-        except IntclipError as error:
-            if "own_note" in parts:
-                return [_note(str(error)) if part == "own_note" else gr.skip() for part in parts]
-            gr.Warning(escape(str(error)))
-            return [gr.skip() for _ in parts]
+            except IntclipError as error:
+                session.go_back(before)
+                if "own_note" in parts:
+                    return [_note(str(error)) if part == "own_note" else gr.skip() for part in parts]
+                gr.Warning(escape(str(error)))
+                session.tell(str(error))  # in place of "Scoring …", which the page itself wrote there
+                return [self._drop(session) if part == "drop" else gr.skip() for part in parts]
+            except Exception:
+                session.go_back(before)
+                raise
 
     def _label(self, session: Session) -> str | None:
         if session.photo is None:

@@ -6,7 +6,7 @@ import json
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -91,6 +91,16 @@ class Session:
     def photo(self) -> Photo | None:
         """The photo that is looked at; None where there are none yet."""
         return self.photos[self.place] if self.photos else None
+
+    def remember(self) -> "Session":
+        """The session as it is now, to come back to."""
+        thresholds = {name: dict(moved) for name, moved in self.thresholds.items()}
+        kept = {name: dict(rows) for name, rows in self.kept.items()}
+        return replace(self, photos=list(self.photos), thresholds=thresholds, captions=dict(self.captions), kept=kept)
+
+    def go_back(self, before: "Session") -> None:
+        """Be again what `remember` told."""
+        vars(self).update(vars(before))
 
     def tell(self, notice: str) -> None:
         """Say what happened."""
