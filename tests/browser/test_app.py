@@ -139,6 +139,17 @@ def test_thresholds_of_all_and_of_one(opened):
         page.locator(".ic-track b[style='left: 50.0%']").nth(len(scores) - 1).wait_for(state="attached")
 
 
+def test_a_threshold_typed_beyond_the_ends_is_the_end(opened):
+    with opened(WIDE) as page:
+        box = page.locator("#ic-threshold input[type=number]")
+        for typed, end in (("250", "100"), ("-5", "0")):
+            box.fill(typed)
+            box.press("Tab")
+            expect(box).to_have_value(end)
+            expect(page.locator(f".ic-track b[style='left: {end}.0%']")).to_have_count(len(values(page)))
+        expect(page.locator(".toast-body")).to_have_count(0)
+
+
 def test_evidence_follows_the_label_and_the_branch(opened):
     with opened(WIDE) as page:
         expect(page.locator("#ic-branch label")).to_have_text(["Photo", "Sight"])

@@ -22,6 +22,8 @@ READING = (
     "strip", "figure", "branch", "fine", "words", "level", "threshold", "only", "reset", "bars", "labels", "download"
 )  # fmt: skip
 """Parts that follow from who reads the photos, and from the photo."""
+WITHIN = "(session, percent, only) => [session, Math.min(100, Math.max(0, percent)), only]"
+"""A percentage as it is typed may be any number; Gradio refuses those that its box shows as 0 or 100 a moment later."""
 log = logging.getLogger(__name__)
 
 
@@ -58,7 +60,7 @@ class Callbacks:
             page.caption,
             ("strip", "figure", "words", "threshold", "only", "bars", "labels"),
         )
-        self._on(page.threshold.input, self.slide, [page.threshold, page.only], ("bars", "labels"))
+        self._on(page.threshold.input, self.slide, [page.threshold, page.only], ("bars", "labels"), js=WITHIN)
         self._on(page.reset.click, self.reset_thresholds, [], ("threshold", "bars", "labels"))
         self._on(page.keep.click, self.keep_labels, page.labels, ("drop", "strip", "download"))
         self._on(page.forget.click, self.forget_labels, [], ("drop", "strip", "labels", "download"))
@@ -189,7 +191,14 @@ class Callbacks:
         ):
             session.tell(f"{session.photo.name} taken out of the table.")
 
-    def _on(self, event: Any, change: Callable[..., bool | None], inputs: Any, parts: tuple[str, ...]) -> None:
+    def _on(
+        self,
+        event: Any,
+        change: Callable[..., bool | None],
+        inputs: Any,
+        parts: tuple[str, ...],
+        js: str | None = None,
+    ) -> None:
         def handler(session: Session, *values: Any) -> list[Any]:
             return self._change(session, lambda: change(session, *values), parts)
 
@@ -202,6 +211,7 @@ class Callbacks:
             show_progress="hidden",
             trigger_mode="always_last",
             api_visibility="private",
+            js=js,
         )
 
     def _on_choice(self, component: Any, change: Callable[[Session, int], None], parts: tuple[str, ...]) -> None:
