@@ -1,6 +1,7 @@
 """The report in a real browser: one file, no network."""
 
 import pytest
+from playwright.sync_api import expect
 from screens import PHONE, WIDE
 
 from intclip.data.demo_photos import demo_photos
@@ -40,3 +41,26 @@ def test_bars_thresholds_levels_and_evidence(report, visit, size):
         page.locator("#bars button").first.focus()
         page.keyboard.press("Enter")
         assert "most probable first" in page.locator("#filter").inner_text()
+
+
+@pytest.mark.parametrize("chosen", ["#bars button", "#levels button", "#branches button"])
+def test_the_keyboard_stays_where_it_chose(report, visit, chosen):
+    with visit(report, WIDE) as page:
+        page.locator(chosen).nth(1).focus()
+        page.keyboard.press("Enter")
+        expect(page.locator(chosen).nth(1)).to_be_focused()
+        expect(page.locator(chosen).nth(1)).to_have_attribute("aria-pressed", "true")
+
+
+def test_a_button_that_goes_away_hands_the_keyboard_on(report, visit):
+    with visit(report, WIDE) as page:
+        page.locator("#threshold").fill("70")
+        page.locator("#own").focus()
+        page.keyboard.press("Enter")
+        expect(page.locator("#own")).to_be_hidden()
+        expect(page.locator("#threshold")).to_be_focused()
+        page.evaluate("state.shown = 3; drawPhotos()")
+        page.locator("#more").focus()
+        page.keyboard.press("Enter")
+        expect(page.locator(".photo")).to_have_count(len(demo_photos()))
+        expect(page.locator(".photo").nth(3).locator("button").first).to_be_focused()

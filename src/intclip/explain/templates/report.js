@@ -16,6 +16,13 @@ function make(tag, attributes = {}, ...children) {
   return node;
 }
 
+// Draw buttons anew; whoever is at one of them by the keyboard stays there.
+function refill(parent, nodes) {
+  const held = [...parent.querySelectorAll("button")].indexOf(document.activeElement);
+  parent.replaceChildren(...nodes);
+  if (held >= 0) parent.querySelectorAll("button")[held]?.focus();
+}
+
 const level = () => data.levels[state.level];
 // A post has thresholds of its own: those of the channels that it has.
 const threshold = (photo, index) => (state.threshold === null ? (photo.thresholds ?? data.thresholds)[index] : state.threshold * 10);
@@ -41,10 +48,8 @@ function bar(share) {
 }
 
 function drawLevels() {
-  const group = $("levels");
-  group.replaceChildren();
   if (data.levels.length < 2) return;
-  data.levels.forEach((entry, index) => group.append(make("button", {
+  refill($("levels"), data.levels.map((entry, index) => make("button", {
     type: "button", "aria-pressed": String(index === state.level),
     onclick: () => { state.level = index; state.label = null; state.shown = PAGE; draw(); },
   }, `${entry.name} (${entry.labels.length})`)));
@@ -54,7 +59,7 @@ function drawBars() {
   const counts = level().members.map((members) => data.photos.filter((photo) => holds(photo, members)).length);
   const most = Math.max(1, ...counts);
   const order = counts.map((_, index) => index).sort((a, b) => counts[b] - counts[a] || a - b);
-  $("bars").replaceChildren(...order.map((index) => make("li", {}, make("button", {
+  refill($("bars"), order.map((index) => make("li", {}, make("button", {
     type: "button", "aria-pressed": String(state.label === index), title: level().labels[index],
     onclick: () => { state.label = state.label === index ? null : index; state.shown = PAGE; draw(); },
   }, make("span", { class: "name" }, level().labels[index]), bar(counts[index] / most), make("span", { class: "count" }, String(counts[index]))))));
@@ -202,8 +207,6 @@ function paint(canvas, photo, values, rows, columns, outlined) {
 }
 
 function drawBranches() {
-  const group = $("branches");
-  group.replaceChildren();
   const legend = $("legend");
   legend.hidden = !data.branches.length;
   const scale = legend.querySelector("canvas").getContext("2d");
@@ -213,14 +216,14 @@ function drawBranches() {
   }
   if (data.branches.length < 2) return;
   const told = { sight: "what is seen", semantic: "what is meant", fused: "both, which decides" };
-  for (const branch of data.branches) group.append(make("button", {
+  refill($("branches"), data.branches.map((branch) => make("button", {
     type: "button", "aria-pressed": String(branch === state.branch), title: told[branch] ?? branch,
     onclick: () => {
       state.branch = branch;
       drawBranches();
       for (const canvas of document.querySelectorAll(".frame canvas")) canvas.redraw();
     },
-  }, branch));
+  }, branch)));
 }
 
 function draw() { drawLevels(); drawBars(); drawPhotos(); }
@@ -229,8 +232,14 @@ $("lead").textContent = `${data.photos.length} ${data.photos.some((photo) => pho
 document.querySelector(".slider").hidden = data.exclusive;  // the most probable label is the prediction
 $("threshold").value = 50;
 $("threshold").addEventListener("input", (event) => { state.threshold = Number(event.target.value); drawBars(); drawPhotos(); });
-$("own").addEventListener("click", () => { state.threshold = null; draw(); });
-$("more").addEventListener("click", () => { state.shown += PAGE; drawPhotos(); });
+// A button that goes away hands the keyboard on: to the slider, or to the first photo that it brought.
+$("own").addEventListener("click", () => { state.threshold = null; $("threshold").focus(); draw(); });
+$("more").addEventListener("click", () => {
+  const before = state.shown;
+  state.shown += PAGE;
+  drawPhotos();
+  if ($("more").hidden) $("photos").children[before].querySelector("button:enabled")?.focus();
+});
 if (data.failures.length) {
   $("failures").hidden = false;
   $("failures").querySelector("ul").append(...data.failures.map((text) => make("li", {}, text)));
