@@ -1,8 +1,10 @@
 """The report in a real browser: one file, no network."""
 
 import pytest
+from PIL import Image
 from playwright.sync_api import expect
 from screens import PHONE, WIDE
+from watched import WatchedPredictor
 
 from intclip.data.demo_photos import demo_photos
 from intclip.explain.report import write_folder_report
@@ -64,3 +66,17 @@ def test_a_button_that_goes_away_hands_the_keyboard_on(report, visit):
         page.keyboard.press("Enter")
         expect(page.locator(".photo")).to_have_count(len(demo_photos()))
         expect(page.locator(".photo").nth(3).locator("button").first).to_be_focused()
+
+
+@pytest.fixture(scope="module")
+def watched(browser, tmp_path_factory):
+    """A report of one photo with 100, 49.8, 50.2 and 25 percent; the thresholds are at 50."""
+    folder = tmp_path_factory.mktemp("watched")
+    Image.new("RGB", (8, 8), (255, 127, 128)).save(folder / "a.png")
+    write_folder_report(folder, WatchedPredictor(), folder / "report.html")
+    return (folder / "report.html").as_uri()
+
+
+def test_the_figures_of_a_photo_stand_on_one_line(watched, visit):
+    with visit(watched, WIDE) as page:
+        assert len({row.bounding_box()["height"] for row in page.locator(".photo .label").all()}) == 1
