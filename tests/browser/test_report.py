@@ -80,3 +80,9 @@ def watched(browser, tmp_path_factory):
 def test_the_figures_of_a_photo_stand_on_one_line(watched, visit):
     with visit(watched, WIDE) as page:
         assert len({row.bounding_box()["height"] for row in page.locator(".photo .label").all()}) == 1
+
+
+def test_a_label_that_misses_its_threshold_never_looks_as_if_it_reached_it(watched, visit):
+    with visit(watched, WIDE) as page:
+        assert page.locator(".photo .label .value").all_inner_texts() == ["100 %", "50 %", "49.8 %", "25 %"]
+        assert page.locator(".photo .label.below .value").all_inner_texts() == ["49.8 %", "25 %"]

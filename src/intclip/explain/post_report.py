@@ -4,12 +4,19 @@ from collections.abc import Iterable
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 
 from intclip.data.images import ImageInput, read_image
 from intclip.data.loading import DRAFT_FACTOR
 from intclip.errors import ImageError
-from intclip.explain.report import EVIDENCE_LABELS, PER_MILLE, PhotoEntry, packed, thumbnail
+from intclip.explain.report import (
+    EVIDENCE_LABELS,
+    PER_MILLE,
+    PhotoEntry,
+    packed,
+    per_mille,
+    thresholds_per_mille,
+    thumbnail,
+)
 from intclip.explain.words import occlusion, part
 from intclip.inference.pipeline import Images, Texts, pair_posts
 from intclip.inference.post_predictor import PostPredictor
@@ -47,10 +54,10 @@ def _entry(
         path=prediction.source,
         image="",
         size=(0, 0),
-        probabilities=_per_mille(prediction.probabilities),
+        probabilities=per_mille(prediction.probabilities, prediction.thresholds),
         evidence={},
         box=(0.0, 0.0, 1.0, 1.0),
-        thresholds=_per_mille(prediction.thresholds),
+        thresholds=thresholds_per_mille(prediction.thresholds),
     )
     if image is not None and seen:
         photo = read_image(image, min_side=DRAFT_FACTOR * predictor.card.preprocessing.size)
@@ -69,10 +76,6 @@ def _entry(
             for name, (photo_says, words_say) in list(prediction.conflict.disputed.items())[:_SHOWN]
         ]
     return entry
-
-
-def _per_mille(values: npt.NDArray[np.float32]) -> list[int]:
-    return [round(float(value) * PER_MILLE) for value in values]
 
 
 def _percent(weights: Iterable[float]) -> list[int]:

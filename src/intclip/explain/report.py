@@ -142,7 +142,7 @@ def render(title: str, predictor: Predictor, entries: list[PhotoEntry], failures
         "taxonomy": taxonomy.name,
         "exclusive": taxonomy.exclusive,
         "levels": levels,
-        "thresholds": [round(float(threshold) * PER_MILLE) for threshold in predictor.thresholds],
+        "thresholds": thresholds_per_mille(predictor.thresholds),
         "branches": list(predictor.card.maps) or (["fused"] if any(entry["evidence"] for entry in entries) else []),
         "palette": colors(np.linspace(0, 1, 256)).round().astype(int).tolist(),
         "photos": entries,
@@ -180,7 +180,7 @@ def _entry(source: ImageInput, photo: Scored, predictor: Predictor) -> PhotoEntr
         image=shown["image"],
         size=shown["size"],
         box=shown["box"],
-        probabilities=(probabilities * PER_MILLE).round().astype(int).tolist(),
+        probabilities=per_mille(probabilities, predictor.thresholds),
         evidence={int(label): {branch: packed(values[label]) for branch, values in maps.items()} for label in strongest}
         if maps
         else {},
@@ -189,6 +189,20 @@ def _entry(source: ImageInput, photo: Scored, predictor: Predictor) -> PhotoEntr
     if attention is not None and len(attention) <= ATTENTION_SIDE**2:
         entry["attention"] = packed(attention / attention.max(axis=1, keepdims=True))
     return entry
+
+
+def per_mille(probabilities: npt.NDArray[np.floating[Any]], thresholds: npt.NDArray[np.floating[Any]]) -> list[int]:
+    """Probabilities (K,) as whole numbers that reach `thresholds_per_mille` where they reach their thresholds (K,)."""
+    rounded = (probabilities * PER_MILLE).round().astype(int)
+    least = np.asarray(thresholds_per_mille(thresholds))
+    held = probabilities >= thresholds
+    found: list[int] = np.where(held, np.maximum(rounded, least), np.minimum(rounded, least - 1)).tolist()
+    return found
+
+
+def thresholds_per_mille(thresholds: npt.NDArray[np.floating[Any]]) -> list[int]:
+    """Thresholds (K,) as the page holds them."""
+    return [round(float(threshold) * PER_MILLE) for threshold in thresholds]
 
 
 class Shown(TypedDict):

@@ -41,6 +41,13 @@ function holds(photo, members) {
   return members.some((index) => photo.probabilities[index] >= threshold(photo, index));
 }
 
+// Whole percent; with a decimal where they would look as if the threshold that is missed were reached.
+function percent(photo, index, value) {
+  const missed = state.level === 0 && !data.exclusive && value < threshold(photo, index);
+  const whole = Math.round(value / 10);
+  return missed && whole * 10 >= threshold(photo, index) ? (value / 10).toFixed(1) : String(whole);
+}
+
 function bar(share) {
   const fill = make("i");
   fill.style.width = `${Math.round(share * 100)}%`;
@@ -96,7 +103,7 @@ function card(photo) {
     const button = make("button", {
       type: "button", class: holds(photo, members[index]) ? "label" : "label below", "aria-pressed": "false", disabled: !maps && !weights,
       title: maps || weights ? `Evidence for ${level().labels[index]}` : level().labels[index],
-    }, make("span", { class: "name" }, level().labels[index]), bar(value / 1000), make("span", { class: "value" }, `${Math.round(value / 10)} %`));
+    }, make("span", { class: "name" }, level().labels[index]), bar(value / 1000), make("span", { class: "value" }, `${percent(photo, index, value)} %`));
     button.addEventListener("click", () => toggle({ frame, words, list, button, photo, maps, weights }));
     list.append(make("li", {}, button));
   }
