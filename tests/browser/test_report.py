@@ -86,3 +86,11 @@ def test_a_label_that_misses_its_threshold_never_looks_as_if_it_reached_it(watch
     with visit(watched, WIDE) as page:
         assert page.locator(".photo .label .value").all_inner_texts() == ["100 %", "50 %", "49.8 %", "25 %"]
         assert page.locator(".photo .label.below .value").all_inner_texts() == ["49.8 %", "25 %"]
+
+
+def test_without_scripts_the_page_tells_why_it_shows_nothing(report, browser):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(report)
+    expect(page.locator("noscript p")).to_be_visible()
+    context.close()
