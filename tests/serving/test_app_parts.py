@@ -4,11 +4,13 @@ import contextlib
 import copy
 import re
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
 import numpy as np
 import pytest
+from gradio.route_utils import delete_files_created_by_app
 from PIL import Image
 from watched import CLASSES, WatchedPredictor, photo
 
@@ -21,6 +23,7 @@ from intclip.inference.prediction import Conflict, Prediction
 from intclip.labels.reading import parse_taxonomy
 from intclip.serving.app import views
 from intclip.serving.app.callbacks import Callbacks
+from intclip.serving.app.layout import lay_out
 from intclip.serving.app.own_intents import MOST, OwnIntents, read_intents
 from intclip.serving.app.session import Photo, corrections_table
 from intclip.serving.app.studio import Studio
@@ -208,6 +211,20 @@ def test_corrections_of_the_examples_stay_where_no_photo_takes_their_place(studi
     page.add_photos(session, [broken], 0)
     assert session.place == 1  # nothing came: the visitor stays where they were
     assert len(session.photos) == 3
+
+
+def test_the_table_to_download_goes_with_the_photos(studio_of, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "files"))
+    studio = studio_of(photo(10), {"lite": WatchedPredictor()})
+    with gr.Blocks() as blocks:
+        page = Callbacks(lay_out(["lite"]), studio)
+    session = copy.deepcopy(studio.new_session())
+    page.keep_labels(session, ["class 1"])
+    shown = page._change(session, lambda: None, ("download",))[0]
+    assert Path(shown["value"]).read_text() == "image,labels\na.png,class 1\n"
+    delete_files_created_by_app(blocks, None)  # as Gradio does when its server ends
+    assert not [path for path in (tmp_path / "files").rglob("*") if path.is_file()]
+    assert not Path(shown["value"]).exists()
 
 
 def test_a_caption_is_read_and_its_words_are_shown(studio_of):

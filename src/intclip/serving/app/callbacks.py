@@ -324,7 +324,9 @@ class Callbacks:
 
     def _download(self, session: Session) -> Any:
         name = self.studio.reader(session).name
-        path = write_corrections(session, name)
+        path = write_corrections(session, name, Path(gr.utils.get_upload_folder()))
+        if path is not None:
+            self.page.download.temp_files.add(str(path))  # removed with the photos, when the page ends or after a day
         count = len(session.kept.get(name, {}))
         return gr.update(
             value=None if path is None else str(path),

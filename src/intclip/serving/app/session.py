@@ -125,12 +125,13 @@ def corrections_table(photos: Sequence[Photo], kept: Mapping[int, Sequence[str]]
     return stream.getvalue()
 
 
-def write_corrections(session: Session, label_set: str) -> Path | None:
-    """The corrections of a label set as a file to download; None where there are none yet."""
+def write_corrections(session: Session, label_set: str, folder: Path) -> Path | None:
+    """The corrections of a label set as a file to download, inside a folder; None where there are none yet."""
     kept = session.kept.get(label_set)
     if not kept:
         return None
-    path = Path(tempfile.mkdtemp(prefix="intclip-")) / "corrections.csv"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = Path(tempfile.mkdtemp(dir=folder)) / "corrections.csv"
     write_text(path, corrections_table(session.photos, kept, session.captions))
     return path
 
