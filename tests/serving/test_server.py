@@ -85,6 +85,8 @@ def test_the_client_predicts_and_explains(service, tmp_path):
         assert refusal.value.status == 422
         with pytest.raises(IntclipError, match=r"cannot read .*nothing\.png.*check the path"):
             client.predict("nothing.png")
+        with pytest.raises(IntclipError, match=r"^there is no photo to ask about"):
+            client.predict([])
 
 
 def test_hostile_requests_are_refused_and_change_nothing_for_others(service):

@@ -97,11 +97,13 @@ class Client:
 
         Raises:
             ServiceError: The request is refused, or no photo of it can be read.
-            IntclipError: A file cannot be read.
+            IntclipError: A file cannot be read, or there is neither a photo nor a text.
         """
         several = [photos] if isinstance(photos, str | os.PathLike | bytes) else photos
         words = [texts] if isinstance(texts, str) else texts
         fields = {"model": model, "threshold": threshold, "level": level}
+        if not len(several) and not len(words):
+            raise IntclipError("there is no photo to ask about; give one or many, or texts")
         files = [_file("images", photo, place) for place, photo in enumerate(several, start=1)]
         return self._send("/v1/predict", files, fields | {"texts": [text or "" for text in words]}, PredictAnswer)
 
