@@ -1,5 +1,9 @@
 """The app in a real browser: what a visitor does, and that what they take along trains a model."""
 
+import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -58,6 +62,30 @@ def opened(address, visit):
             yield page
 
     return open_app
+
+
+def test_ctrl_c_ends_the_app_while_its_page_is_open(browser, tmp_path):
+    """An open page keeps a stream open, and has torch loaded in a thread."""
+    told = tmp_path / "told"
+    with told.open("w") as stream:
+        command = [sys.executable, "-m", "intclip.cli", "app", "--port", "0"]
+        app = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
+    try:
+        until = time.monotonic() + 120
+        while not (found := re.search(r"http://localhost:\d+", told.read_text())):
+            assert app.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        page = browser.new_page()
+        page.goto(found[0])
+        page.locator(".ic-row").first.wait_for(timeout=60_000)
+        app.send_signal(signal.SIGINT)
+        assert app.wait(120) == 130
+        page.close()
+    finally:
+        app.kill()
+        app.wait()
+    assert [line[:12] for line in told.read_text().splitlines()] == ["intclip app:", "intclip: int"]
 
 
 @pytest.fixture

@@ -1,8 +1,12 @@
 """The queue: every photo gets its own answer, bounds hold, nothing that was taken is lost."""
 
+import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -259,3 +263,22 @@ def test_closing_while_others_submit_loses_nothing(watched):
         for thread in threads:
             thread.join(WAIT)
         assert all(future.done() and future.exception() is None for future in taken)
+
+
+def test_a_process_that_ends_without_closing_finishes_what_was_taken():
+    """Torn down amid an engine's work, it would abort."""
+    code = """
+import sys
+sys.path.append(sys.argv[1])
+from watched import WatchedPredictor, photo
+from intclip.serving.batcher import Batcher
+model = WatchedPredictor()
+model.watched.delay = 1.0
+batcher = Batcher({"tiny": model})
+future = batcher.submit(photo(255))
+future.add_done_callback(lambda future: print(future.result().labels, flush=True))
+raise KeyboardInterrupt
+"""
+    command = [sys.executable, "-c", code, str(Path(__file__).parent)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (run.stdout, run.returncode) == ("['class 0']\n", -signal.SIGINT)

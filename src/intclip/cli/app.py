@@ -70,6 +70,7 @@ def app(
             examples = list[Path]()  # the page says how to begin
 
     from intclip.serving.app.server import create_app
+    from intclip.serving.server import Server
 
     page = create_app(models, examples)
     shown = f"http://{'localhost' if host in (LOOPBACK, '::1') else host}:{listener.getsockname()[1]}"
@@ -81,5 +82,5 @@ def app(
 
         webbrowser.open(shown)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    server = uvicorn.Server(uvicorn.Config(page, log_level="warning"))
+    server = Server(uvicorn.Config(page, log_level="warning"))
     server.run(sockets=[listener])

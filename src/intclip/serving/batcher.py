@@ -6,6 +6,7 @@ under load batches grow by themselves. Once there is a full one the second worke
 waits for the last photos of a batch.
 """
 
+import atexit
 import logging
 import threading
 import time
@@ -133,6 +134,8 @@ class Batcher:
         ]
         for worker in self._workers:
             worker.start()
+        # Whoever is interrupted does not close; an engine that computes while its process is torn down aborts it.
+        atexit.register(self.close)
 
     @property
     def inside(self) -> int:
@@ -226,6 +229,7 @@ class Batcher:
             self._change.notify_all()
         for worker in self._workers:
             worker.join()
+        atexit.unregister(self.close)
 
     def _enter(self, count: int) -> None:
         """Take room; the caller holds the lock."""

@@ -67,7 +67,8 @@ class OwnIntents:
         """Start `warm_up` beside what is going on, the first time."""
         if not self._begun.is_set():
             self._begun.set()
-            threading.Thread(target=self.warm_up, name="intclip-own-intents", daemon=True).start()
+            # No daemon: a process that ends amid the import of torch would abort.
+            threading.Thread(target=self.warm_up, name="intclip-own-intents").start()
 
     def warm_up(self) -> None:
         """Load the backbone and run its text tower once, so that nobody waits for it."""

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
+from starlette.routing import Mount
 
 from intclip.inference.predictor import Predictor
 from intclip.serving.app.callbacks import Callbacks
@@ -57,6 +58,9 @@ def mount_page(server: FastAPI, batcher: Batcher, examples: Sequence[Path], path
         enable_monitoring=False,
         max_file_size=LARGEST_FILE,
     )
+    # A page that is open somewhere keeps a stream open, by which Gradio knows that it is there.
+    pages = [route.app for route in mounted.routes if isinstance(route, Mount) and isinstance(route.app, gr.routes.App)]
+    mounted.state.streams = [page.stop_event.set for page in pages]
     return mounted
 
 
