@@ -143,6 +143,8 @@ def _classes(content: Any, where: str) -> Iterator[_Class]:
             raise TaxonomyError(f"{entry} is empty; give it a name or remove the entry")
         _known_keys(given, _CLASS_KEYS, entry)
         aliases = given.get("aliases") or []
+        if not isinstance(aliases, str | list | tuple):
+            raise TaxonomyError(f"{entry}: aliases is {aliases!r:.60}; write one name, or a list of names")
         sentences = given.get("sentences") or {}
         if not isinstance(sentences, Mapping):
             raise TaxonomyError(f"{entry}: sentences must be lines of `form: sentence`, with a form of {_forms()}")
@@ -179,6 +181,8 @@ def _text(value: Any, entry: str) -> str:
         raise TaxonomyError(f"{entry} is {value!r:.60}, not a text; write one line of words")
     if not isinstance(value, str):
         raise TaxonomyError(f"{entry} is {value!r:.60}, which YAML does not read as text; put it in quotes")
+    if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise TaxonomyError(f"{entry} is {value!r:.60}, which holds half of a character; write it anew")
     return " ".join(value.split())
 
 
@@ -286,9 +290,11 @@ def _words_in(c: _Class, form: str) -> str:
 def _subsets(content: Any, names: Sequence[str], where: str) -> dict[str, dict[str, tuple[str, ...]]]:
     """Partitions of the classes, such as Intentonomy's by difficulty."""
     subsets: dict[str, dict[str, tuple[str, ...]]] = {}
+    if content is not None and not isinstance(content, Mapping):
+        raise TaxonomyError(f"{where}: subsets must be lines of `name:` with lines of `part: [class, …]` under each")
     for key, parts in (content or {}).items():
         entry = f"{where}: subsets: {key}"
-        if not isinstance(parts, Mapping) or not all(isinstance(members, Sequence) for members in parts.values()):
+        if not isinstance(parts, Mapping) or not all(isinstance(members, list | tuple) for members in parts.values()):
             raise TaxonomyError(f"{entry} must be lines of `part:` with a list of class names under each")
         members = [_text(name, entry) for part in parts.values() for name in part]
         for name in members:
