@@ -144,8 +144,21 @@ def dataset_from_rows(
         splits = hold_out(next(iter(splits.values())), shares, seed)
     if task is None:
         task = "singlelabel" if taxonomy.exclusive or _one_label_each(rows) else "multilabel"
+    if task == "singlelabel":
+        _refuse_several(splits, taxonomy)
     splits = settle_missing(splits, missing, where, "correct the paths")
     return Dataset(name, taxonomy, task, splits, positive_share)
+
+
+def _refuse_several(splits: Splits, taxonomy: Taxonomy) -> None:
+    """Several whole labels in one row, where one holds: scores would take the first, and losses count all."""
+    for sample in (sample for samples in splits.values() for sample in samples):
+        if len(several := np.flatnonzero(sample.targets == 1)) > 1:
+            raise DatasetError(
+                f"{sample.where}: labels {', '.join(repr(taxonomy.names[k]) for k in several)}, where exactly one "
+                "holds; keep one, write shares of votes, or let several hold: the taxonomy without `exclusive`, or "
+                "task='multilabel'"
+            )
 
 
 def _wide_columns(rows: Sequence[Row], taxonomy: Taxonomy | None) -> dict[str, str]:
@@ -156,6 +169,7 @@ def _wide_columns(rows: Sequence[Row], taxonomy: Taxonomy | None) -> dict[str, s
     if taxonomy is not None:
         spellings = {" ".join(n.split()).casefold(): n for n in (*taxonomy.names, *taxonomy.aliases)}
         wide = {name: spellings[key] for name in names if (key := " ".join(name.split()).casefold()) in spellings}
+        _refuse_twice(wide, taxonomy, rows[0].where.rpartition(", row")[0])
         for name in names:
             near = (
                 get_close_matches(" ".join(name.split()).casefold(), spellings, n=1, cutoff=0.8)
