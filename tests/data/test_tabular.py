@@ -151,6 +151,17 @@ def test_single_label_tables(folder: Path) -> None:
     assert load_table(path, taxonomy="ekman6", task="multilabel").task == "multilabel"
 
 
+def test_two_labels_where_one_holds_are_refused(folder: Path) -> None:
+    path = write(folder / "x.csv", "image,labels\na.jpg,joy\nb.jpg,joy;fear\n")
+    with pytest.raises(
+        DatasetError, match="row 3: labels 'fear', 'joy', where exactly one holds; keep one, write shares"
+    ):
+        load_table(path, taxonomy="ekman6")
+    assert load_table(path, taxonomy="ekman6", task="multilabel").task == "multilabel"
+    shares = [{"image": "a.jpg", "votes": {"joy": 0.5, "fear": 0.5}}, {"image": "b.jpg", "votes": {"joy": 1}}]
+    assert load_table(write(folder / "x.jsonl", shares), taxonomy="ekman6").task == "singlelabel"
+
+
 def test_text_alone(folder: Path) -> None:
     dataset = load_table(write(folder / "x.csv", "text,label\nhello,sea\nworld,sun\n"))
     assert [(s.id, s.image, s.text) for s in dataset.splits["train"]] == [

@@ -195,6 +195,18 @@ def _wide_columns(rows: Sequence[Row], taxonomy: Taxonomy | None) -> dict[str, s
     return wide
 
 
+def _refuse_twice(wide: Mapping[str, str], taxonomy: Taxonomy, where: str) -> None:
+    """Two columns of one label, by its name and an alias: one would take the other's place."""
+    owner: dict[int, str] = {}
+    for column, label in wide.items():
+        first = owner.setdefault(taxonomy.index(label), column)
+        if first != column:
+            raise DatasetError(
+                f"{where}: columns {first!r} and {column!r} are both label {taxonomy.names[taxonomy.index(label)]!r} "
+                f"of {taxonomy.name}; join them, or remove one"
+            )
+
+
 def _is_label(rows: Sequence[Row], column: str) -> bool:
     """Whether a column's cells are those of a label; see the head of this file.
 
