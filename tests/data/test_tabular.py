@@ -186,6 +186,8 @@ def test_splits_by_column_by_file_and_by_share(folder: Path) -> None:
     dataset = load_table(write(folder / "y.csv", rows), shares={"train": 0.8, "test": 0.2})
     assert {name: len(samples) for name, samples in dataset.splits.items()} == {"train": 16, "test": 4}
     assert len(load_table({"dev": folder / "y.csv"}).splits["dev"]) == 20
+    with pytest.raises(DatasetError, match=r"x\.csv has the splits train, test already; leave `shares` out, or remove"):
+        load_table(folder / "x.csv", shares={"train": 0.8, "test": 0.2})
 
 
 def test_blanks_around_the_name_of_a_split_mean_nothing(folder: Path) -> None:
@@ -340,7 +342,9 @@ def test_own_taxonomy_file(folder: Path) -> None:
 def test_two_columns_of_one_label_are_refused(folder: Path) -> None:
     (folder / "mine.yaml").write_text("- {name: sea, aliases: [ocean]}\n- sun\n")
     path = write(folder / "x.csv", "image,ocean,sea,sun\na.jpg,1,0,0\n")
-    with pytest.raises(DatasetError, match=r"x\.csv: columns 'ocean' and 'sea' are both label 'sea' of mine; join them"):
+    with pytest.raises(
+        DatasetError, match=r"x\.csv: columns 'ocean' and 'sea' are both label 'sea' of mine; join them"
+    ):
         load_table(path, taxonomy=str(folder / "mine.yaml"))
     path = write(folder / "x.csv", "image,ocean,sun\na.jpg,1,0\n")
     assert targets(load_table(path, taxonomy=str(folder / "mine.yaml"))) == [[1, 0]]

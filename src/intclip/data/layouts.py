@@ -24,7 +24,7 @@ from intclip.data.reading import (
     settle_missing,
 )
 from intclip.data.sample import Dataset, Sample, TarMember
-from intclip.data.splitting import hold_out
+from intclip.data.splitting import deal
 from intclip.data.tables import Row, find_columns, make_row
 from intclip.data.tabular import dataset_from_rows
 from intclip.errors import DatasetError
@@ -78,8 +78,7 @@ def load_folder(
         split: class_folders(part, reader, prefix=f"{split}/" if len(parts) > 1 else "")
         for split, part in parts.items()
     }
-    if shares is not None and len(splits) == 1:
-        splits = hold_out(next(iter(splits.values())), shares, seed)
+    splits = deal(splits, shares, seed, str(folder))
     return Dataset(name or folder.name, reader.taxonomy, "singlelabel", splits)
 
 
@@ -105,7 +104,7 @@ def load_coco(
         name: Of the dataset; the file's name by default.
         images: Folder that file names are relative to; the JSON's folder by default.
         missing: What to do about photos that are not there.
-        shares: Deal a single file into splits; else all is "train".
+        shares: Deal a single file into splits; without it all is "train".
         seed: Of that deal.
 
     Raises:
@@ -121,8 +120,7 @@ def load_coco(
     for split, path in files.items():
         base = Path(images) if images is not None else path.parent
         splits[split] = _coco_samples(contents[split], path, base, reader)
-    if shares is not None and len(splits) == 1:
-        splits = hold_out(next(iter(splits.values())), shares, seed)
+    splits = deal(splits, shares, seed, str(first))
     splits = settle_missing(
         splits, missing, str(first), f"correct the file names, or give {loader_option('images', 'FOLDER')}"
     )

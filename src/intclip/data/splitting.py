@@ -68,6 +68,21 @@ def hold_out(samples: Sequence[Sample], shares: Mapping[str, float], seed: int =
     return splits
 
 
+def deal(splits: Splits, shares: Mapping[str, float] | None, seed: int, where: str) -> Splits:
+    """What a loader found, dealt into splits where `shares` asks for it; see `hold_out`.
+
+    Raises:
+        DatasetError: There are several splits already; or as `hold_out`.
+    """
+    if shares is None:
+        return splits
+    if len(splits) > 1:
+        raise DatasetError(
+            f"{where} has the splits {', '.join(splits)} already; leave `shares` out, or remove them there"
+        )
+    return hold_out(next(iter(splits.values())), shares, seed)
+
+
 def fold_out(samples: Sequence[Sample], folds: int, fold: int, seed: int = 0) -> Splits:
     """Cross-validation: "test" is the `fold`-th of `folds` stratified parts, "train" the rest.
 

@@ -29,7 +29,7 @@ from intclip.data.reading import (
     share,
 )
 from intclip.data.sample import Dataset, Sample
-from intclip.data.splitting import hold_out
+from intclip.data.splitting import deal
 from intclip.data.tables import SUFFIXES, Row, listed, read_rows
 from intclip.errors import DatasetError
 from intclip.labels import load_taxonomy
@@ -140,8 +140,7 @@ def dataset_from_rows(
                 sample = _settle_twin(sample, row, ids)
             ids[sample.id] = row
             splits.setdefault(str(row.known.get("split") or "").strip() or table, []).append(sample)
-    if shares is not None and len(splits) == 1:
-        splits = hold_out(next(iter(splits.values())), shares, seed)
+    splits = deal(splits, shares, seed, where)
     if task is None:
         task = "singlelabel" if taxonomy.exclusive or _one_label_each(rows) else "multilabel"
     if task == "singlelabel":
