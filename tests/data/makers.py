@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import tarfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,3 +88,15 @@ def intentonomy_file(
             "annotations": [{"id": i, "image_id": name, key: labels} for i, (name, labels) in enumerate(photos)],
         },
     )
+
+
+def tar(path: Path, files: dict[str, bytes | str]) -> Path:
+    """An uncompressed tar of these members."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, content in files.items():
+            content = content.encode() if isinstance(content, str) else content
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import skimage.data
 import sklearn.datasets
-from makers import INTENTS, encode, intentonomy_file, write_photo
+from makers import INTENTS, encode, intentonomy_file, tar, write_photo
 from PIL import Image
 from server import photo_server
 
@@ -212,6 +212,16 @@ def test_list_and_show(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert content["positive_share"] == 0.3
     assert content["missing"] == 1
     assert content["samples"]["train"][0]["labels"] == ["sea", "sun"]
+
+
+def test_photos_in_a_tar_are_told_by_archive_and_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tar(tmp_path / "x.tar", {"1.jpg": encode(REAL[0]), "1.cls": "sea", "2.jpg": b"none", "2.cls": "sun"})
+    command("data", "show", str(path))
+    assert f"train: 1  {path}!1.jpg  sea" in capsys.readouterr().out
+    command("data", "show", str(path), "--json")
+    assert json.loads(capsys.readouterr().out)["samples"]["train"][0]["image"] == f"{path}!1.jpg"
+    command("data", "check", str(path))
+    assert f"train: {path}!2.jpg is not an image" in capsys.readouterr().out
 
 
 def test_check_command(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,3 @@
-import io
 import json
 import tarfile
 from pathlib import Path
@@ -7,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from makers import encode, photo, write_json, write_photo
+from makers import encode, photo, tar, write_json, write_photo
 
 from intclip.data import load_dataset
 from intclip.data.images import read_image
@@ -105,17 +104,6 @@ def test_wrong_coco(coco: Path) -> None:
 
 
 # -- WebDataset
-
-
-def tar(path: Path, files: dict[str, bytes | str]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for name, content in files.items():
-            content = content.encode() if isinstance(content, str) else content
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return path
 
 
 def test_webdataset(tmp_path: Path) -> None:

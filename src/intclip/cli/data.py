@@ -81,12 +81,12 @@ def show(name: Name, root: Root = None, options: Options = None, as_json: AsJson
     for split, rows in dataset.splits.items():
         for sample in rows[:2]:
             labels = "; ".join(_positives(dataset, sample)) or "no label"
-            print(f"{split}: {sample.id}  {sample.image or 'no photo'}  {labels}")
+            print(f"{split}: {sample.id}  {_photo(sample) or 'no photo'}  {labels}")
     if absent:
         first = absent[0]
         total = sum(facts["photos"] for facts in counts.splits.values())
         print(
-            f"missing photos: {len(absent)} of {total}, the first is {first.image}"
+            f"missing photos: {len(absent)} of {total}, the first is {_photo(first)}"
             f"{first.where and f' ({first.where})'}; `intclip data check --json` lists them all"
         )
 
@@ -181,9 +181,15 @@ def _positives(dataset: "Dataset", sample: "Sample") -> list[str]:
     return [names[k] for k, target in enumerate(sample.targets) if target >= dataset.positive_share]
 
 
+def _photo(sample: "Sample") -> str | None:
+    """How a sample's photo is named; None where it has none."""
+    from intclip.data.images import describe
+
+    return None if sample.image is None else describe(sample.image)
+
+
 def _sample_dict(dataset: "Dataset", sample: "Sample") -> dict[str, Any]:
-    image = str(sample.image) if sample.image is not None else None
-    return {"id": sample.id, "image": image, "text": sample.text, "labels": _positives(dataset, sample)}
+    return {"id": sample.id, "image": _photo(sample), "text": sample.text, "labels": _positives(dataset, sample)}
 
 
 def _print_splits(found: "Check") -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from intclip.data.images import read_image, read_member
+from intclip.data.images import describe, read_image, read_member
 from intclip.data.loading import usable_cores
 from intclip.data.reading import is_there
 from intclip.data.sample import Dataset, Sample, TarMember
@@ -159,7 +159,7 @@ def _look(sample: Sample) -> tuple[str, tuple[int, int]] | ImageError:
                 return ImageError(f"{sample.image} is an empty file (0 bytes); fetch it again")
         return hashlib.sha256(content).hexdigest(), perceptual_hash(read_image(content, min_side=64))
     except ImageError as error:
-        return ImageError(str(error).replace("the given image data", str(sample.image)))
+        return ImageError(str(error).replace("the given image data", describe(sample.image)))
     except OSError as error:
         return ImageError(f"cannot read {sample.image}: {error.strerror or error}")
 
