@@ -113,6 +113,15 @@ def test_nonsense_is_asked_again(server, make_client, text):
     assert all(answer.text != text for answer in done.answers)
 
 
+@pytest.mark.parametrize("times", [1, 3])
+def test_the_same_taxonomy_again_asks_nothing_even_after_an_answer_of_no_use(server, make_client, times):
+    server.script = [says("I cannot help with that.")] * times
+    first = integrate(TREE, make_client())
+    asked = len(server.requests)
+    assert integrate(TREE, make_client()).taxonomy == first.taxonomy
+    assert len(server.requests) == asked
+
+
 def test_a_cut_off_answer_is_asked_again_with_more_room(server, make_client):
     server.script = [says('{"amusement": "Fun and', finish="length")]
     integrate(TREE, make_client())

@@ -118,19 +118,28 @@ def _ask_batch(
     complaint: Complaint,
     rounds: int,
 ) -> list[Answer]:
-    """Fill `texts` for all names in `asked`; returns the answers that helped."""
+    """Fill `texts` for all names in `asked`; returns the answers that helped.
+
+    The next prompt quotes the answer before it, so one that did not help is kept in the cache too, or the same command
+    would have to ask again. It is forgotten where its question comes up once more, and where the batch is given up.
+    """
     messages: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
     used: list[Answer] = []
+    useless: dict[str, Answer] = {}
     reasons: dict[str, str] = {}
     max_tokens = 256 + 96 * len(asked)
     for _ in range(rounds):
         answer = client.ask(messages, max_tokens=max_tokens)
+        if answer.cached and answer.prompt_hash in useless:
+            client.forget(answer)
+            answer = client.ask(messages, max_tokens=max_tokens)
         open_before = [name for name in asked if name not in texts]
         reasons = _accept(answer, open_before, texts, complaint)
         if len(reasons) < len(open_before):
             used.append(answer)
+            useless.pop(answer.prompt_hash, None)
         else:
-            client.forget(answer)
+            useless[answer.prompt_hash] = answer
         if not reasons:
             return used
         if answer.finish == "length":
@@ -141,6 +150,8 @@ def _ask_batch(
             {"role": "assistant", "content": answer.text},
             {"role": "user", "content": _prompt("again", {"complaints": complaints, "names": _lines(list(reasons))})},
         ]
+    for answer in useless.values():
+        client.forget(answer)
     name, reason = next(iter(reasons.items()))
     raise LanguageModelError(
         f"{client.model} gave no valid text for {len(reasons)} classes in {rounds} rounds, such as {name!r} "
