@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from intclip.cli.main import app
-from intclip.errors import IntclipError, LanguageModelError
+from intclip.errors import IntclipError, LanguageModelError, StorageError
 from intclip.labels import load_taxonomy
 from intclip.posts.describing import Price, describe_photos, is_local, photo_prompt
 
@@ -104,6 +104,22 @@ def test_the_command_writes_a_table_that_fit_reads(server, photos, tmp_path):
     table = tmp_path / "posts.csv"
     invoke(photos[0], "--base-url", server.url, "--model", "fake", "--out", table)
     assert table.read_text().splitlines()[0] == "image,text"
+
+
+@pytest.mark.parametrize("name", ["posts.jsonl", "posts.csv"])
+def test_a_table_that_was_labelled_is_not_written_over(server, photos, tmp_path, name):
+    out = tmp_path / name
+    text = (
+        '{"image": "photos/0.jpg", "text": "Mine."}\n{"image": "photos/1.jpg", "text": "Yours.", "labels": ["sea"]}\n'
+    )
+    text = text if name.endswith("jsonl") else "image,text,labels\nphotos/0.jpg,Mine.,sea\n"
+    out.write_text(text)
+    with pytest.raises(
+        StorageError, match=r"holds more than image and text \(labels\); choose another --out to keep it"
+    ):
+        invoke(photos[0].parent, "--base-url", server.url, "--model", "fake", "--out", out)
+    assert out.read_text() == text
+    assert not server.requests
 
 
 def test_no_photo_leaves_this_machine_without_yes(photos, tmp_path, capsys):

@@ -63,6 +63,8 @@ def describe(
         raise StorageError(f"{out}: write to a .jsonl or .csv file")
     if max_cost is not None and prices == (0.0, 0.0):
         raise IntclipError("--max-cost needs --prices PROMPT ANSWER, the endpoint's prices of a million tokens")
+    if out.exists():
+        _check_own(out)
     labels: list[str] = []
     if taxonomy is not None:
         from intclip.labels import load_taxonomy
@@ -102,6 +104,16 @@ def describe(
         print(f"{out}: {len(rows)} descriptions, {len(rows) - fresh} of them from the cache{cost}")
     if failed:
         raise IntclipError(f"{len(failed)} of {len(paths)} photos were not described; the first: {failed[0].error}")
+
+
+def _check_own(out: Path) -> None:
+    """Hold that a table that is written anew holds nothing that its user added, such as labels."""
+    from intclip.data.tables import listed, read_rows
+    from intclip.errors import StorageError
+
+    added = {name: None for row in read_rows(out) for name in (*row.known, *row.other) if name not in ("image", "text")}
+    if added:
+        raise StorageError(f"{out} holds more than image and text ({listed(added)}); choose another --out to keep it")
 
 
 def _write(out: Path, rows: list[dict[str, str]]) -> None:
