@@ -229,6 +229,18 @@ def test_cells_end_with_the_study_that_is_killed(tmp_path):
     assert eventually(lambda: not Path(f"/proc/{place.read_text()}").exists())
 
 
+def test_cells_leave_an_interrupt_to_the_study(tmp_path):
+    place = tmp_path / "pid"
+    parent = multiprocessing.get_context("fork").Process(target=start_and_wait, args=(place,))
+    parent.start()
+    assert eventually(lambda: place.exists() and place.read_text() != "")
+    os.kill(int(place.read_text()), signal.SIGINT)
+    time.sleep(0.5)
+    assert Path(f"/proc/{place.read_text()}").exists()
+    parent.kill()
+    parent.join()
+
+
 def eventually(condition) -> bool:
     deadline = time.monotonic() + 120
     while not condition() and time.monotonic() < deadline:

@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -214,7 +215,10 @@ def run_cells(
             bar.update(task, description="filling caches")
             filling = context.Process(target=_fill_caches, args=(_one_seed(pending), usable_cores()))
             filling.start()
-            filling.join()
+            try:
+                filling.join()
+            finally:
+                filling.terminate()
         running: dict[int, tuple[BaseProcess, Connection, Cell]] = {}
         try:
             while pending or running:
@@ -268,7 +272,12 @@ def _run_cell(cell: Cell, threads: int, sender: Connection, work: Callable[[Cell
 
 
 def end_with_parent() -> None:
-    """Leave when the process that began the study is gone: a run may stop anywhere, and nobody would read this one."""
+    """Leave when the process that began the study is gone: a run may stop anywhere, and nobody would read this one.
+
+    A terminal's Ctrl-C reaches all its processes; this one leaves it to the one that began the study, which tells of it
+    in one line and ends the others.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
