@@ -143,6 +143,16 @@ def test_every_kind_of_source_gives_the_same_rows(sources, photos, options, tmp_
         assert verify_job(job).photos == 5
 
 
+def test_a_tar_in_capitals_and_one_at_an_address_with_a_query(photos, tmp_path, options):
+    archive = tmp_path / "A.TAR"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(photos[0], "deep!/a.tar!.png")
+    (found,) = references([str(archive)])
+    assert read_image(found.image()).tobytes() == read_image(photos[0]).tobytes()
+    signed = found._replace(path="https://host/a.tar?signature=x/y!deep!/a.tar!.png").image()
+    assert (signed.url, signed.name) == ("https://host/a.tar?signature=x/y", "deep!/a.tar!.png")
+
+
 class FolderHandler(QuietHandler, SimpleHTTPRequestHandler):
     """Serves the files of a folder."""
 

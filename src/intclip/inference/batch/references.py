@@ -15,7 +15,7 @@ from intclip.data.tables import find_columns, read_rows
 from intclip.errors import DatasetError, ImageError, StorageError
 
 _TAR = ".tar"
-_MEMBER = ".tar!"
+_MEMBER = re.compile(r"(.*?\.tar(?:\?[^!]*)?)!(.*)", re.DOTALL | re.IGNORECASE)
 _BYTE = re.compile(r"\\udc([89a-f][0-9a-f])")
 _PATTERN = re.compile(r"[*?\[]")
 
@@ -37,9 +37,8 @@ class Reference(NamedTuple):
         """What `read_image` and `read_bytes` read."""
         # A file name that is no UTF-8 cannot stand in a table; `_named` wrote its bytes as escapes.
         path = _BYTE.sub(lambda found: chr(0xDC00 + int(found[1], 16)), self.path)
-        if self.offset is not None and self.size is not None:
-            archive, _, member = path.partition(_MEMBER)
-            archive += _TAR
+        if self.offset is not None and self.size is not None and (parts := _MEMBER.fullmatch(path)):
+            archive, member = parts.groups()
             if is_remote(archive):
                 return RemoteFile(archive, member, self.offset, self.size)
             return TarMember(Path(archive), member, self.offset, self.size)
