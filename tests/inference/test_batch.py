@@ -170,6 +170,15 @@ def test_http_addresses(photos, tmp_path, options):
     assert rows[1]["error"] == f"no such photo: {url}/gone.jpg; check the address"
 
 
+def test_http_addresses_with_a_query(photos, tmp_path):
+    (tmp_path / "list.txt").write_text(photos[0].name)
+    shutil.copy(photos[0], tmp_path)
+    with running(LocalServer(partial(FolderHandler, directory=tmp_path))) as server:
+        photo = f"{server.url}/{photos[0].name}"
+        assert [found.path for found in references([f"{photo}?key=a/b"])] == [f"{photo}?key=a/b"]
+        assert [found.path for found in references([f"{server.url}/list.txt?key=a/b"])] == [photo]
+
+
 def test_a_rerun_does_only_what_is_missing(listing, options, tmp_path):
     job = plan_job(tmp_path / "job", [str(listing)], options)
     run_job(job)

@@ -86,14 +86,15 @@ def _local(source: str) -> Iterator[Reference]:
 def _remote(source: str) -> Iterator[Reference]:
     system, path = filesystem(source)
     suffix = Path(path.partition("?")[0]).suffix.lower()
+    pattern = not source.startswith("http") and _PATTERN.search(path)  # there a question mark begins a query
     try:
-        if _PATTERN.search(path) and not source.startswith("http"):
+        if pattern:
             files = sorted(str(file) for file in system.glob(path))
         elif suffix in (_TAR, ".txt", *TABLES, *SUFFIXES):
             files = []
         else:
             files = sorted(str(file) for file in system.find(path))
-        if not files and suffix in SUFFIXES and not _PATTERN.search(path):
+        if not files and suffix in SUFFIXES and not pattern:
             yield Reference(source)
             return
         if not files and suffix == _TAR:
@@ -104,7 +105,7 @@ def _remote(source: str) -> Iterator[Reference]:
             with tempfile.TemporaryDirectory(prefix="intclip-") as folder:
                 local = Path(folder, f"list{suffix}")
                 system.get_file(path, str(local))
-                yield from _file(local, source, source.rpartition("/")[0])
+                yield from _file(local, source, source.partition("?")[0].rpartition("/")[0])
             return
     except FileNotFoundError as error:
         raise ImageError(f"nothing is at {source}; check the address") from error
