@@ -19,7 +19,7 @@ import pytest
 from tiny_models import reference_probabilities
 
 from fakes import TinyBackbone, tiny_taxonomy
-from intclip.data.images import read_image
+from intclip.data.images import read_bytes, read_image
 from intclip.data.loading import DRAFT_FACTOR
 from intclip.errors import StorageError
 from intclip.files import hold_lock
@@ -359,6 +359,9 @@ def test_a_name_that_is_no_utf_8_is_read(photos, options, tmp_path):
     job = plan_job(tmp_path / "job", [str(folder)], options)
     assert run_job(job).errors == 0
     assert rows_of(job.folder)[0]["path"].endswith("\\udcff\\udcfe.jpg")
+    (found,) = references([folder.as_uri()])
+    assert found.path.endswith("\\udcff\\udcfe.jpg")
+    assert read_bytes(found.image()) == photos[0].read_bytes()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="names are text there")

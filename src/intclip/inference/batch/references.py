@@ -115,7 +115,7 @@ def _remote(source: str) -> Iterator[Reference]:
     if not kept:
         raise ImageError(f"no photos at {source}; check the address")
     for url in kept:
-        yield from _remote(url) if url.lower().endswith(_TAR) else [Reference(url)]
+        yield from _remote(url) if url.lower().endswith(_TAR) else [Reference(utf8_name(url))]
 
 
 def _file(path: Path, name: str, base: str) -> Iterator[Reference]:
