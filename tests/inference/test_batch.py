@@ -21,7 +21,7 @@ from tiny_models import reference_probabilities
 from fakes import TinyBackbone, tiny_taxonomy
 from intclip.data.images import read_bytes, read_image
 from intclip.data.loading import DRAFT_FACTOR
-from intclip.errors import StorageError
+from intclip.errors import ImageError, StorageError
 from intclip.files import hold_lock
 from intclip.inference.batch import run
 from intclip.inference.batch.check import read_status, verify_job
@@ -155,6 +155,15 @@ def test_a_tar_in_capitals_and_one_at_an_address_with_a_query(photos, tmp_path, 
 
 class FolderHandler(QuietHandler, SimpleHTTPRequestHandler):
     """Serves the files of a folder."""
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")
+def test_a_pipe_at_an_address_is_not_waited_for(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (found,) = references([(tmp_path / "pipe.jpg").as_uri()])
+    monkeypatch.setattr(type(fsspec.filesystem("file")), "cat_file", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(ImageError, match=r"pipe\.jpg is not a regular file"):
+        read_bytes(found.image())
 
 
 def test_http_addresses(photos, tmp_path, options):

@@ -41,10 +41,12 @@ def read_remote(file: RemoteFile) -> bytes:
     """The bytes of a remote file, or of its part.
 
     Raises:
-        ImageError: It is not there, cannot be read, is empty, or is larger than `MAX_BYTES`.
+        ImageError: It is not there, is no regular file, cannot be read, is empty, or is larger than `MAX_BYTES`.
     """
     system, path = filesystem(file.url)
     name = describe(file)
+    if file.url.startswith(("file://", "local://")) and system.exists(path) and not system.isfile(path):
+        raise ImageError(f"{name} is not a regular file; give an image file")  # a pipe would be waited for without end
     end = file.offset + (MAX_BYTES + 1 if file.size is None else file.size)
     try:
         content: bytes = system.cat_file(path, start=file.offset, end=end)
