@@ -127,6 +127,16 @@ def test_only_new_and_changed_photos_are_computed(folder, photos, model, tmp_pat
     assert len(list(place.glob("g-*"))) == 1
 
 
+@pytest.mark.skipif(os.name == "nt", reason="names are text there")
+def test_a_changed_photo_whose_name_is_no_utf_8_is_computed_again(photos, model, tmp_path):
+    (tmp_path / "odd").mkdir()
+    odd = tmp_path / "odd" / os.fsdecode(b"\xff.png")
+    for photo in photos[:2]:
+        shutil.copyfile(photo, odd)
+        assert update_index(tmp_path / "index", [str(tmp_path / "odd")], model).computed == 1
+    assert update_index(tmp_path / "index", [str(tmp_path / "odd")], model).computed == 0
+
+
 def test_a_killed_update_leaves_the_index_as_it_was_and_goes_on(folder, photos, model, tmp_path, monkeypatch):
     place = tmp_path / "index"
     update_index(place, [str(folder)], model)

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from intclip.data.remote import filesystem, is_remote
+from intclip.data.sample import RemoteFile, TarMember
 from intclip.errors import StorageError
 from intclip.extras import require
 from intclip.files import atomic_directory, hold_lock, write_text
@@ -204,9 +205,8 @@ def _plan(folder: Path, sources: Sequence[str], options: JobOptions, inputs: Seq
 
 def _stamp(reference: Reference) -> str:
     """What changes when a photo does: size and time of change, or what its store says."""
-    path = reference.path
-    if reference.offset is not None:
-        path = path[: path.index(".tar!") + 4]
+    image = reference.image()
+    path = str(image.archive) if isinstance(image, TarMember) else image.url if isinstance(image, RemoteFile) else image
     place = f"{reference.offset}+{reference.size}@" if reference.offset is not None else ""
     if is_remote(path):
         try:
