@@ -1,20 +1,23 @@
 """The service under load: many clients at once, each checking its own photo's answer, beside the model alone.
 
-    python -m benchmarks.serve [--clients 200] [--requests 2000] [--model lite] [--folder PHOTOS | --side 500]
+    python -m benchmarks.serve [--clients 200] [--requests 10000] [--model lite] [--folder PHOTOS | --side 500]
                                [--hostile 0] [--out FILE]
 
 It starts `intclip serve` in a process of its own. Clients keep a connection and send one photo a request, from this
 process and on the same cores: what they cost counts against the service. They send the photos of a folder as they are,
 or without one parts of a few real ones, resized. "engine" is computing alone, "predict" is `Predictor.predict` from the
 same files. The load comes in ten parts, and both are measured before, between and after them: a machine whose speed
-changes by the minute changes them alike. `by_part` has each part's share of what was measured beside it. `--hostile`
-adds clients that send truncated photos, bombs, text, too large bodies and bodies that never end.
+changes by the minute changes them alike. `by_part` has each part's share of what was measured beside it. A part's
+throughput is counted while all clients are at work: its start, when the queue is still empty, and its end, when fewer
+and fewer wait, are left out. `--hostile` adds clients that send truncated photos, bombs, text, too large bodies and
+bodies that never end.
 """
 
 import argparse
 import asyncio
 import io
 import json
+import math
 import os
 import signal
 import statistics
@@ -90,6 +93,8 @@ class Load:
         self.wrong = 0
         self.hostile: Counter[str] = Counter()
         self.left = 0
+        self.last_sent = 0.0
+        self.answered: list[float] = []
 
     async def client(self, number: int) -> None:
         """One that sends photos and checks their scores."""
@@ -98,13 +103,15 @@ class Load:
         while self.left > 0:
             self.left -= 1
             turn = (turn + 7) % len(self.requests)
-            start = time.perf_counter()
+            start = self.last_sent = time.perf_counter()
             writer.write(self.requests[turn])
             await writer.drain()
             status, body = await answer(reader)
-            self.milliseconds.append(1000 * (time.perf_counter() - start))
+            end = time.perf_counter()
+            self.milliseconds.append(1000 * (end - start))
             self.statuses[status] += 1
             if status == 200:
+                self.answered.append(end)
                 scores = json.loads(body)["results"][0]["scores"]
                 self.wrong += any(abs(scores[name] - value) > TOLERANCE for name, value in self.expected[turn].items())
             elif status == 429:
@@ -136,16 +143,15 @@ class Load:
             await asyncio.sleep(0.05)
 
     async def run(self, clients: int, requests: int, hostile: int) -> float:
-        """Seconds that it took."""
-        self.left = requests
-        start = time.perf_counter()
+        """Photos answered a second while all clients were at work: from one answer each to the last request sent."""
+        self.left, self.answered = requests, []
         enemies = [asyncio.create_task(self.enemy(number)) for number in range(hostile)]
         await asyncio.gather(*(self.client(number) for number in range(clients)))
-        seconds = time.perf_counter() - start
         for task in enemies:
             task.cancel()
         await asyncio.gather(*enemies, return_exceptions=True)
-        return seconds
+        at_work = [moment for moment in self.answered[clients - 1 :] if moment <= self.last_sent]
+        return (len(at_work) - 1) / (at_work[-1] - at_work[0]) if len(at_work) > 1 else math.nan
 
 
 def rates(model: Predictor, files: list[bytes], seconds: float) -> dict[str, tuple[float, float]]:
@@ -202,7 +208,7 @@ async def _probe(port: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=200)
-    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--hostile", type=int, default=0)
     parser.add_argument("--model", default="lite")
     parser.add_argument("--side", type=int, default=500, help="longer side of the photos")
@@ -210,6 +216,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="how long the model alone is measured each time")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if options.requests < (least := 3 * PARTS * options.clients):
+        parser.error(f"--requests is at least {least}: a part counts while all clients are at work")
     import intclip
 
     model = intclip.load(options.model)
@@ -222,12 +230,12 @@ def main() -> None:
             asyncio.run(load.run(options.clients, options.clients, 0))  # warm
             load.milliseconds.clear()
             load.statuses.clear()
-            memory, parts, own = [], [], 0.0
+            memory, served, own = [], [], 0.0
             beside = [rates(model, files, options.seconds)]
             cpu = of_process(server.pid)[1]
             for _ in range(PARTS):
                 clients = time.process_time()
-                parts.append(asyncio.run(load.run(options.clients, options.requests // PARTS, options.hostile)))
+                served.append(asyncio.run(load.run(options.clients, options.requests // PARTS, options.hostile)))
                 own += time.process_time() - clients
                 memory.append(round(of_process(server.pid)[0], 1))
                 beside.append(rates(model, files, options.seconds))
@@ -243,9 +251,8 @@ def main() -> None:
         rate, cost = (statistics.mean(values) for values in zip(*(each[name] for each in beside), strict=True))
         alone[name] = {"photos_per_second": round(rate, 1), "cpu_ms_a_photo": round(cost, 2)}
         around = [(first[name][0] + second[name][0]) / 2 for first, second in pairwise(beside)]
-        served = [options.requests // PARTS / seconds for seconds in parts]
         by_part[name] = [round(a / b, 3) for a, b in zip(served, around, strict=True)]
-    rate, cost = count / sum(parts), 1000 * cpu / count
+    rate, cost = statistics.mean(served), 1000 * cpu / count
     write_report(
         options.out,
         {

@@ -1,6 +1,6 @@
 """Services of several working trees in turns: a comparison that other programs on the machine change little.
 
-    python -m benchmarks.serve_turns ../before . [--turns 10] [--requests 400] [--clients 200]
+    python -m benchmarks.serve_turns ../before . [--turns 10] [--requests 1000] [--clients 200]
 
 Every tree's service runs all the time, and sleeps while another's is asked. CPU milliseconds are of all its threads.
 """
@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trees", nargs="+", type=Path)
     parser.add_argument("--turns", type=int, default=10)
-    parser.add_argument("--requests", type=int, default=400)
+    parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--model", default="lite")
     parser.add_argument("--side", type=int, default=500, help="longer side of the photos")
@@ -48,10 +48,10 @@ def main() -> None:
             for turn in range(-1, options.turns):  # the first warms
                 for _, server, load, costs, rates in services[:: -1 if turn % 2 else 1]:
                     before = cpu_ms(server.pid)
-                    seconds = asyncio.run(load.run(options.clients, options.requests, 0))
+                    rate = asyncio.run(load.run(options.clients, options.requests, 0))
                     if turn >= 0:
                         costs.append((cpu_ms(server.pid) - before) / options.requests)
-                        rates.append(options.requests / seconds)
+                        rates.append(rate)
     finally:
         for _, server, *_ in services:
             server.send_signal(signal.SIGINT)
