@@ -238,6 +238,8 @@ class TestByName:
     def test_unknown_names(self):
         with pytest.raises(CheckpointError, match=r"'ViT-B32', did you mean ViT-B/32; known: lite, lite2, lite\+lite2"):
             load_backbone("ViT-B32")
+        with pytest.raises(CheckpointError, match="no split is called 'papers'; known: paper, released"):
+            load_backbone("lite", split="papers")
 
     def test_lite_takes_no_checkpoint(self):
         with pytest.raises(CheckpointError, match="lite brings its own weights"):

@@ -301,6 +301,8 @@ def test_specs_that_lead_nowhere(bundle_path, tmp_path):
         intclip.load(bundle_path, precision="f8")
     with pytest.raises(IntclipError, match="0 threads cannot compute"):
         intclip.load(bundle_path, threads=0)
+    with pytest.raises(IntclipError, match="the model's name is empty; give lite"):
+        intclip.load("")
 
 
 def test_a_bundle_whose_backbone_is_unknown_here(bundle_path, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from intclip.backbones import hub
 from intclip.backbones.architecture import ARCHITECTURES, Architecture, Split, infer_architecture, with_heads
@@ -73,12 +74,14 @@ def load_backbone(name: str, *, checkpoint: str | os.PathLike[str] | None = None
         split: Where the trunk ends; see `ClipBackbone` and `lite.LiteBackbone`.
 
     Raises:
-        CheckpointError: The name is unknown, the weights cannot be had, or they are not of this architecture.
+        CheckpointError: The name or split is unknown, the weights cannot be had, or they are not of this architecture.
         MissingExtraError: The weights are on the hub and `huggingface_hub` is not installed.
 
     Example:
         >>> load_backbone("RN101", checkpoint="RN101.pt")  # doctest: +SKIP
     """
+    if split not in get_args(Split):
+        raise CheckpointError(f"no split is called {split!r}; known: {', '.join(get_args(Split))}")
     if name.startswith(hub.PREFIX) and checkpoint is None:
         return _read_clip(hub.fetch_repository(name), name, split, None)
     if name.endswith(RANDOM) and checkpoint is None:

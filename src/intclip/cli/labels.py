@@ -50,7 +50,7 @@ def show(
         print(json.dumps(taxonomy.to_dict(), indent=1, ensure_ascii=False))
         return
     sentences = dict(zip(taxonomy.names, taxonomy.sentences(form), strict=True))
-    print(f"{taxonomy.name}: {_levels(taxonomy)}. {taxonomy.source}")
+    print(f"{taxonomy.name}: {_levels(taxonomy)}. {taxonomy.source}".rstrip())
     levels = list(taxonomy.levels.values())
     places = [{label: place for place, label in enumerate(names)} for names in levels]
 

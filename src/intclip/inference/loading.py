@@ -96,6 +96,8 @@ def load(
     if threads is not None and threads < 1:
         raise IntclipError(f"{threads} threads cannot compute; give at least 1, or none for all cores")
     text = os.fspath(spec)
+    if not text:
+        raise IntclipError("the model's name is empty; give lite, proxy, zero-shot:NAME, or a bundle's folder")
     path = Path(text)
     if path.suffix in SUFFIXES:
         _refuse_labels(text, taxonomy, sentences)
