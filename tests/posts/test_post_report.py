@@ -12,7 +12,7 @@ from fakes import tiny_taxonomy
 from intclip.errors import IntclipError
 from intclip.explain.report import write_folder_report
 from intclip.inference.post_bundle import PostBundle, save_posts
-from intclip.posts.encoders import encode_photos, encode_texts, tower_encoder
+from intclip.posts.encoders import encode_classes, encode_photos, encode_texts, tower_encoder
 from intclip.posts.model import fit_posts
 
 WORDS = ("joy in nature near water", "old books with friends")
@@ -33,9 +33,11 @@ def model(tmp_path_factory):
     taxonomy = tiny_taxonomy(2)
     sentences = [list(taxonomy.names)]
     texts = [f"{WORDS[i % 2]} {i}" for i in range(24)]
+    encode = tower_encoder(backbone)
+    classes = encode_classes(sentences, encode)
     raw = {
-        "text": encode_texts(texts, tower_encoder(backbone), sentences),
-        "image": encode_photos(photos, backbone, sentences),
+        "text": encode_texts(texts, encode, classes),
+        "image": encode_photos(photos, backbone, classes),
     }
     targets = np.eye(2)[np.arange(24) % 2]
     fitted = fit_posts(raw, targets, taxonomy, head="ridge")

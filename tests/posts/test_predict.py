@@ -17,7 +17,7 @@ from intclip.errors import IntclipError
 from intclip.inference.fitting import usable_samples
 from intclip.inference.post_predictor import PostPredictor
 from intclip.posts.conflict import conflict
-from intclip.posts.encoders import encode_photos, without_regions
+from intclip.posts.encoders import encode_classes, encode_photos, tower_encoder, without_regions
 from labelled_posts import KINDS, write_posts
 
 
@@ -181,14 +181,15 @@ def test_evidence_in_the_photo_lies_where_the_label_is(model, tmp_path):
 def test_a_region_left_out_is_the_mean_of_the_others():
     backbone = load_backbone("lite")
     photo = Image.fromarray(np.random.default_rng(2).integers(0, 256, (224, 224, 3), dtype=np.uint8))
-    raw, (height, width) = without_regions(photo, backbone, [["a photo", "a dog"]])
+    classes = encode_classes([["a photo", "a dog"]], tower_encoder(backbone))
+    raw, (height, width) = without_regions(photo, backbone, classes)
     with torch.no_grad():
         last = backbone.deep_map(backbone.deep(backbone.trunk(backbone.preprocess(photo)[None])))
     cells = last[0].flatten(1).T.numpy()
     assert len(raw) == 1 + len(cells) == 1 + height * width
     for row, kept in ((0, cells), (1, cells[1:]), (height * width, cells[:-1])):
         np.testing.assert_allclose(raw.dense["deep"][row], np.sqrt(kept.mean(axis=0)), atol=1e-5)
-    whole = encode_photos([photo], backbone, [["a photo", "a dog"]])
+    whole = encode_photos([photo], backbone, classes)
     np.testing.assert_allclose(raw.take([0]).dense["joint"], whole.dense["joint"], atol=1e-5)
     np.testing.assert_allclose(raw.take([0]).anchors, whole.anchors, atol=1e-5)
 

@@ -16,7 +16,16 @@ from intclip.data.sample import Dataset, Sample
 from intclip.errors import DatasetError
 from intclip.inference.post_bundle import PostBundle, save_posts
 from intclip.posts.crossval import figures, nested
-from intclip.posts.encoders import DEFAULT_TEXT_ENCODER, Raw, class_sentences, encode_photos, encode_texts, text_encoder
+from intclip.posts.encoders import (
+    DEFAULT_TEXT_ENCODER,
+    Raw,
+    class_sentences,
+    encode_classes,
+    encode_photos,
+    encode_texts,
+    text_encoder,
+    tower_encoder,
+)
 from intclip.posts.model import fit_posts
 
 if TYPE_CHECKING:
@@ -154,12 +163,14 @@ def encode_samples(
     if "text" in used:
         if report is not None:
             report("reading words", 0, len(samples))
-        raw["text"] = encode_texts([sample.text or "" for sample in samples], text_encoder(encoder, tower), sentences)
+        encode = text_encoder(encoder, tower)
+        classes = encode_classes(sentences, encode)
+        raw["text"] = encode_texts([sample.text or "" for sample in samples], encode, classes)
     if "image" in used:
         tell = None if report is None else lambda done, total: report("reading photos", done, total)
-        raw["image"] = encode_photos(
-            _photos(samples, DRAFT_FACTOR * tower.image_size), tower, sentences, report=tell, total=len(samples)
-        )
+        photos = _photos(samples, DRAFT_FACTOR * tower.image_size)
+        classes = encode_classes(sentences, tower_encoder(tower))
+        raw["image"] = encode_photos(photos, tower, classes, report=tell, total=len(samples))
     return raw
 
 

@@ -22,11 +22,14 @@ from intclip.inference.predictor import Predictor, Thresholds
 from intclip.posts.conflict import conflict
 from intclip.posts.encoders import (
     Encode,
+    Floats,
     Raw,
+    encode_classes,
     encode_photos,
     encode_texts,
     has_regions,
     text_encoder,
+    tower_encoder,
     without_regions,
 )
 from intclip.posts.fusion import log_odds
@@ -148,7 +151,7 @@ class PostPredictor(Predictor):
         """
         self._need("text")
         with self._lock:
-            raw = encode_texts(texts, self._encode_words, self.bundle.sentences)
+            raw = encode_texts(texts, self._encode_words, self._word_classes)
         return log_odds(self.bundle.model.probabilities({"text": raw}))
 
     def explain(
@@ -196,7 +199,7 @@ class PostPredictor(Predictor):
         """Log-odds (K,) read from a photo alone, and by how much they fall (K, h, w) without each region."""
         self._need("image")
         with self._lock:
-            raw, grid = without_regions(photo, self._backbone, self.bundle.sentences)
+            raw, grid = without_regions(photo, self._backbone, self._photo_classes)
         odds = log_odds(self.bundle.model.probabilities({"image": raw}))
         return odds[0], (odds[0] - odds[1:]).T.reshape(-1, *grid).astype(np.float32)
 
@@ -218,6 +221,14 @@ class PostPredictor(Predictor):
     @cached_property
     def _encode_words(self) -> Encode:
         return text_encoder(self.bundle.text_encoder, self._backbone)
+
+    @cached_property
+    def _word_classes(self) -> list[Floats]:
+        return encode_classes(self.bundle.sentences, self._encode_words)
+
+    @cached_property
+    def _photo_classes(self) -> list[Floats]:
+        return encode_classes(self.bundle.sentences, tower_encoder(self._backbone))
 
     def _levels(self, thresholds: Thresholds | None, mode: Mode) -> npt.NDArray[np.float32]:
         """Thresholds (K,) of a mode, with the caller's in their place."""
@@ -275,11 +286,11 @@ class PostPredictor(Predictor):
         raw: list[dict[str, Raw]] = [{} for _ in pairs]
         with self._lock:
             if words:
-                encoded = encode_texts(list(words.values()), self._encode_words, self.bundle.sentences)
+                encoded = encode_texts(list(words.values()), self._encode_words, self._word_classes)
                 for place, row in enumerate(words):
                     raw[row]["text"] = encoded.take([place])
             if photos:
-                encoded = encode_photos(photos.values(), self._backbone, self.bundle.sentences)
+                encoded = encode_photos(photos.values(), self._backbone, self._photo_classes)
                 for place, row in enumerate(photos):
                     raw[row]["image"] = encoded.take([place])
         return [_Post(source, raw[row], problems.get(row)) for row, source in enumerate(sources)]

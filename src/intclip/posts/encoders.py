@@ -143,13 +143,23 @@ def class_sentences(taxonomy: "Taxonomy") -> list[list[str]]:
     return forms or [list(taxonomy.names)]
 
 
-def encode_texts(texts: Sequence[str], encode: Encode, sentences: Sequence[Sequence[str]]) -> Raw:
+def encode_classes(sentences: Sequence[Sequence[str]], encode: Encode) -> list[Floats]:
+    """Unit vectors (K, D) of every form of the class sentences (see `class_sentences`), which posts are compared with.
+
+    Args:
+        sentences: Forms of K sentences.
+        encode: Of words, to compare with texts; of a backbone's text tower, to compare with photos.
+    """
+    return [unit(encode(form)) for form in sentences]
+
+
+def encode_texts(texts: Sequence[str], encode: Encode, classes: Sequence[Floats]) -> Raw:
     """The text channel of posts.
 
     Args:
         texts: N texts.
         encode: The encoder.
-        sentences: Forms of K class sentences; see `class_sentences`.
+        classes: Of `encode_classes` by the same encoder.
     """
     texts = list(texts)
     split = [[part for part in _SENTENCE_END.split(text.strip()) if part.strip()] or [text] for text in texts]
@@ -158,19 +168,18 @@ def encode_texts(texts: Sequence[str], encode: Encode, sentences: Sequence[Seque
     parts = unit(encode([part for group in split for part in group]))
     mean = np.zeros_like(whole)
     np.add.at(mean, owner, parts)
-    anchors = np.zeros((len(texts), len(sentences[0])), dtype=np.float32)
-    for form in sentences:
-        words = unit(encode(form))
+    anchors = np.zeros((len(texts), len(classes[0])), dtype=np.float32)
+    for form in classes:
         best = np.full(anchors.shape, -1.0, dtype=np.float32)
-        np.maximum.at(best, owner, parts @ words.T)
-        anchors += (whole @ words.T + _SENTENCE_SHARE * best) / len(sentences)
+        np.maximum.at(best, owner, parts @ form.T)
+        anchors += (whole @ form.T + _SENTENCE_SHARE * best) / len(classes)
     return Raw({"text": whole, "sentences": unit(mean)}, anchors, texts)
 
 
 def encode_photos(
     photos: "Iterable[Image.Image]",
     backbone: "Backbone",
-    sentences: Sequence[Sequence[str]],
+    classes: Sequence[Floats],
     *,
     batch_size: int = 16,
     report: Callable[[int, int], None] | None = None,
@@ -181,7 +190,7 @@ def encode_photos(
     Args:
         photos: PIL images, taken one batch at a time.
         backbone: The frozen backbone.
-        sentences: Forms of K class sentences, read by the backbone's own text tower.
+        classes: Of `encode_classes` by the backbone's own text tower.
         batch_size: Photos computed at once.
         report: Told the number done and `total`.
         total: Number of photos, for `report`.
@@ -209,7 +218,7 @@ def encode_photos(
             flush()
     if batch:
         flush()
-    return _photo_channel(np.concatenate(deep), np.concatenate(pooled), backbone, sentences)
+    return _photo_channel(np.concatenate(deep), np.concatenate(pooled), classes)
 
 
 def has_regions(backbone: "Backbone") -> bool:
@@ -221,7 +230,7 @@ def has_regions(backbone: "Backbone") -> bool:
 
 
 def without_regions(
-    photo: "Image.Image", backbone: "Backbone", sentences: Sequence[Sequence[str]]
+    photo: "Image.Image", backbone: "Backbone", classes: Sequence[Floats]
 ) -> tuple[Raw, tuple[int, int]]:
     """The image channel of a photo, then of the same photo without each region of the last feature map, row by row.
 
@@ -248,15 +257,12 @@ def without_regions(
             maps[1 + region, :, region] = others[:, region]
         maps = maps.reshape(1 + count, channels, height, width)
         pooled, deep = backbone.head.pooled(maps).float().numpy(), backbone.deep_map(maps).mean(dim=(2, 3))
-    return _photo_channel(deep.float().numpy(), pooled, backbone, sentences), (height, width)
+    return _photo_channel(deep.float().numpy(), pooled, classes), (height, width)
 
 
-def _photo_channel(
-    deep: npt.NDArray[Any], pooled: npt.NDArray[Any], backbone: "Backbone", sentences: Sequence[Sequence[str]]
-) -> Raw:
+def _photo_channel(deep: npt.NDArray[Any], pooled: npt.NDArray[Any], classes: Sequence[Floats]) -> Raw:
     embedded = unit(pooled)
-    encode = tower_encoder(backbone)
-    anchors = np.mean([embedded @ unit(encode(form)).T for form in sentences], axis=0).astype(np.float32)
+    anchors = np.mean([embedded @ form.T for form in classes], axis=0).astype(np.float32)
     # The root of features that are nowhere negative lets faint evidence count beside strong.
     features = np.sqrt(deep) if deep.min() >= 0 else deep
     return Raw({"deep": features, "joint": embedded}, anchors)
