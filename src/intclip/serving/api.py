@@ -72,6 +72,7 @@ def create_api(models: Mapping[str, Predictor], settings: Settings | None = None
         max_batch=settings.max_batch,
         decoders=settings.decoders,
         max_pixels=settings.max_pixels,
+        max_characters=settings.max_characters,
         on_batch=metrics.on_batch,
         on_failure=metrics.model_failures.inc,
     )
@@ -260,7 +261,7 @@ def _warm_up(batcher: Batcher) -> None:
     Image.init()
     blank = np.zeros((8, 8, 3), dtype=np.uint8)
     for name, model in batcher.models.items():
-        post: Post = (blank, None) if "image" in model.alone else (None, "words")
+        post: Post = (blank, None) if "image" in model.alone else (None, "a")
         for posts in ([post], [post, post]):
             for future in batcher.submit_all(posts, model=name):
                 future.result()

@@ -41,6 +41,8 @@ _Pixels = dict[int, npt.NDArray[np.float32]]
 
 log = logging.getLogger(__name__)
 
+MAX_CHARACTERS = 5000
+"""Longest text of a post: all of its words are encoded, up to two seconds for one of this length."""
 _BEHIND = 8
 """Photos that came so much later are decoded before the next one of a list: long lists do not hold up single photos."""
 _MEMORY = 0.8
@@ -92,6 +94,7 @@ class Batcher:
         max_batch: Most photos the engine takes at once.
         decoders: Threads that decode; as many as there are usable cores by default.
         max_pixels: Larger photos are refused from their header.
+        max_characters: Longer texts are refused.
         on_batch: Told the size of each batch and the seconds it took, those in which an earlier one was not yet through
             not counted; on a worker's thread.
         on_failure: Told of each `ModelFailure`, on the thread where it came up.
@@ -109,6 +112,7 @@ class Batcher:
         max_batch: int = 32,
         decoders: int | None = None,
         max_pixels: int = MAX_PIXELS,
+        max_characters: int = MAX_CHARACTERS,
         on_batch: Callable[[int, float], None] = lambda photos, seconds: None,
         on_failure: Callable[[], None] = lambda: None,
     ) -> None:
@@ -116,7 +120,8 @@ class Batcher:
             raise ValueError("give at least one model; capacity and max_batch are at least 1")
         self.models = dict(models)
         self.default = next(iter(self.models))
-        self._capacity, self._max_batch, self._max_pixels = capacity, max_batch, max_pixels
+        self._capacity, self._max_batch = capacity, max_batch
+        self._max_pixels, self._max_characters = max_pixels, max_characters
         self._on_batch, self._on_failure = on_batch, on_failure
         self._undecoded: list[tuple[int, int, _Job]] = []
         self._arrivals = 0
@@ -163,11 +168,11 @@ class Batcher:
         Raises:
             Busy: There is no room for all of them.
             Closed: `close` was called.
-            IntclipError: There is no such model, it reads no words, or a post is empty.
+            IntclipError: There is no such model, it reads no words, or a post is empty or its text too long.
         """
         name, predictor = self.find(model)
         for image, text in posts:
-            _check_post(name, predictor, image, text)
+            _check_post(name, predictor, image, text, self._max_characters)
         jobs = [_Job(name, image, text, _source(image), Future()) for image, text in posts]
         with self._change:  # so that `close` ends the pool before or after, not between
             self._enter(len(jobs))
@@ -345,10 +350,12 @@ class Batcher:
                 job.future.set_result(result)
 
 
-def _check_post(name: str, predictor: Predictor, image: ImageInput | None, text: str | None) -> None:
+def _check_post(name: str, predictor: Predictor, image: ImageInput | None, text: str | None, most: int) -> None:
     words = text is not None and text.strip() != ""
     if words and "text" not in predictor.channels:
         raise IntclipError(f"{name} reads photos alone; give no text, or serve a model of `intclip fit`")
+    if text is not None and len(text) > most:
+        raise IntclipError(f"a text has {len(text)} characters; at most {most} are taken, shorten it")
     if not words and image is None:
         raise IntclipError("a post has neither a photo nor words; give one of them")
     if not words and "image" not in predictor.channels:

@@ -5,6 +5,7 @@ import re
 from pydantic import BaseModel, Field, SecretStr, model_validator
 
 from intclip.data.images import MAX_PIXELS
+from intclip.serving.batcher import MAX_CHARACTERS
 
 
 class Settings(BaseModel, frozen=True, extra="forbid"):
@@ -16,6 +17,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         decoders: Threads that decode; as many as there are usable cores by default.
         max_photos: Most photos of a request.
         max_pixels: Most pixels of a photo.
+        max_characters: Longest text of a post.
         max_body_bytes: Largest request.
         max_bytes_inside: Bytes of all requests under way together; more are refused with 429.
         upload_seconds: A request must have come in whole after this long.
@@ -29,6 +31,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     decoders: int | None = Field(default=None, ge=1)
     max_photos: int = Field(default=32, ge=1)
     max_pixels: int = Field(default=50_000_000, ge=1, le=MAX_PIXELS)
+    max_characters: int = Field(default=MAX_CHARACTERS, ge=1)
     max_body_bytes: int = Field(default=32_000_000, ge=1)
     max_bytes_inside: int = Field(default=512_000_000, ge=1)
     upload_seconds: float = Field(default=30, gt=0)
