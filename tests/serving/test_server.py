@@ -80,6 +80,11 @@ def test_the_client_predicts_and_explains(service, tmp_path):
         assert len(finer.regions["fused"]) == 4 * len(found.regions["fused"])
         assert client.models()[0].name == "a"
         assert client.taxonomies()[0].levels["group"] == ["group 0", "group 1"]
+        odd = tmp_path / os.fsdecode(b"\xff.png")  # no UTF-8, as names from old archives are
+        odd.write_bytes(photo(255, 3))
+        assert client.predict(odd).results[0].source == "?.png"
+        with pytest.raises(ServiceError, match="reads photos alone"):
+            client.predict(file, texts="cut \ud83d in half")
         with pytest.raises(ServiceError, match="not an image") as refusal:
             client.predict(b"<html>")
         assert refusal.value.status == 422
@@ -278,3 +283,27 @@ def test_where_nothing_listens_and_where_something_does():
         bind("no such host", 1)
     with pytest.raises(ServiceError, match="is `intclip serve` running there"):
         Client(f"http://127.0.0.1:{port}", attempts=1).models()
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://\n127.0.0.1:8000", "http://a..example", "127.0.0.1:8000"])
+def test_an_address_that_is_none_is_told_in_one_line(url):
+    with pytest.raises(ServiceError, match="is `intclip serve` running there") as refusal:
+        Client(url).models()
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_answer_that_cannot_be_unpacked_is_told_in_one_line():
+    import httpx2
+
+    damaged = httpx2.MockTransport(lambda _: httpx2.Response(200, headers={"Content-Encoding": "gzip"}, content=b"no"))
+    asking = Client("http://nowhere.test")
+    asking._http = httpx2.Client(base_url="http://nowhere.test", transport=damaged)
+    with pytest.raises(ServiceError, match=r"no answer from http://nowhere\.test"):
+        asking.models()
+
+
+@pytest.mark.parametrize("key", ["let-me-in\n", "", "hünter"])
+def test_a_client_s_key_that_cannot_travel_is_refused_and_not_shown(key):
+    with pytest.raises(IntclipError, match="api_key travels in a header") as refusal:
+        Client(api_key=key)
+    assert not key or key.strip() not in str(refusal.value)

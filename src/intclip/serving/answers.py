@@ -2,12 +2,23 @@
 
 import base64
 import binascii
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 Branch = Literal["fused", "sight", "semantic"]
 """A map of evidence."""
+
+
+def check_key(key: str) -> None:
+    """Whether a key may travel in a header.
+
+    Raises:
+        ValueError: It may not; the message does not show it.
+    """
+    if not re.fullmatch(r"[!-~]+", key):
+        raise ValueError("api_key travels in a header: letters, digits and signs of ASCII, no blanks")
 
 
 def _from_base64(value: Any) -> Any:

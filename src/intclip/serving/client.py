@@ -17,13 +17,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from intclip import __version__
 from intclip.errors import IntclipError
-from intclip.serving.answers import Branch, Explanation, ModelInfo, PredictAnswer, TaxonomyInfo
+from intclip.serving.answers import Branch, Explanation, ModelInfo, PredictAnswer, TaxonomyInfo, check_key
 
 Photo = str | os.PathLike[str] | bytes
 """A file's path, or its bytes."""
 Answer = TypeVar("Answer")
 _File = tuple[str, tuple[str | None, bytes, str]]
 
+_UNREACHED = (httpx2.RequestError, httpx2.InvalidURL, UnicodeError)
+"""What httpx raises where no answer came; the last of a host's name that cannot be looked up."""
 _LATER = (429, 503)
 _LONGEST_WAIT = 60.0
 
@@ -51,6 +53,10 @@ class Client:
         timeout: Seconds to wait for an answer.
         attempts: How often to ask where the service is busy (429, 503), each time after as long as it says and a little
             more.
+
+    Raises:
+        ServiceError: The address is none.
+        IntclipError: The key cannot travel in a header.
     """
 
     def __init__(
@@ -61,8 +67,17 @@ class Client:
         timeout: float = 90.0,
         attempts: int = 5,
     ) -> None:
-        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        self._http = httpx2.Client(base_url=url, headers=headers, timeout=timeout)
+        headers = {}
+        if api_key is not None:
+            try:
+                check_key(api_key)
+            except ValueError as error:
+                raise IntclipError(str(error)) from None
+            headers["Authorization"] = f"Bearer {api_key}"
+        try:
+            self._http = httpx2.Client(base_url=url, headers=headers, timeout=timeout)
+        except httpx2.InvalidURL as error:
+            raise _unreached(url, error) from error
         self._url, self._attempts = url, attempts
 
     def __enter__(self) -> Self:
@@ -147,14 +162,14 @@ class Client:
         """Whether the service takes requests; False where it cannot be reached."""
         try:
             return self._http.get("/readyz").status_code == 200
-        except httpx2.TransportError:
+        except _UNREACHED:
             return False
 
     def _send(self, path: str, files: Sequence[_File], fields: Mapping[str, object], kind: type[Answer]) -> Answer:
         parts: list[Any] = list(files)
         for name, value in fields.items():
             several = value if isinstance(value, list) else [] if value is None else [value]
-            parts += [(name, (None, str(one))) for one in several]
+            parts += [(name, (None, _utf8(str(one)))) for one in several]
         return self._ask("POST", path, TypeAdapter(kind), files=parts)
 
     def _ask(self, method: str, path: str, kind: TypeAdapter[Answer], **content: Any) -> Answer:
@@ -175,13 +190,22 @@ class Client:
     def _once(self, method: str, path: str, **content: Any) -> bytes:
         try:
             response = self._http.request(method, path, **content)
-        except (httpx2.TransportError, httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ServiceError(f"no answer from {self._url} ({reason}); is `intclip serve` running there?") from error
+        except _UNREACHED as error:
+            raise _unreached(self._url, error) from error
         if response.is_success:
             return response.content
         after = response.headers.get("Retry-After", "")
         raise ServiceError(_detail(response), response.status_code, float(after) if after.isdecimal() else None)
+
+
+def _unreached(url: str, error: Exception) -> ServiceError:
+    told = f"no answer from {url} ({str(error) or type(error).__name__}); is `intclip serve` running there?"
+    return ServiceError(" ".join(told.split()))
+
+
+def _utf8(text: str) -> str:
+    """A file's name, or the words of a post, as UTF-8 can carry it."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _asked_wait(state: tenacity.RetryCallState) -> float:
@@ -199,7 +223,7 @@ def _file(field: str, photo: Photo | None, place: int) -> _File:
         return field, (f"image {place}", photo, "application/octet-stream")
     path = Path(photo)
     try:
-        return field, (path.name, path.read_bytes(), "application/octet-stream")
+        return field, (_utf8(path.name), path.read_bytes(), "application/octet-stream")
     except (OSError, ValueError) as error:
         raise IntclipError(
             f"cannot read {path}: {getattr(error, 'strerror', None) or error}; check the path"

@@ -1,10 +1,9 @@
 """Limits of the service."""
 
-import re
-
 from pydantic import BaseModel, Field, SecretStr, model_validator
 
 from intclip.data.images import MAX_PIXELS
+from intclip.serving.answers import check_key
 from intclip.serving.batcher import MAX_CHARACTERS
 
 
@@ -45,6 +44,6 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(f"max_photos {self.max_photos} is above capacity {self.capacity}: it could never be taken")
         if self.max_body_bytes > self.max_bytes_inside:
             raise ValueError("max_body_bytes is above max_bytes_inside: it could never be taken")
-        if self.api_key is not None and not re.fullmatch(r"[!-~]+", self.api_key.get_secret_value()):
-            raise ValueError("api_key travels in a header: letters, digits and signs of ASCII, no blanks")
+        if self.api_key is not None:
+            check_key(self.api_key.get_secret_value())
         return self
