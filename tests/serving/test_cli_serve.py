@@ -15,6 +15,7 @@ from intclip.cli.main import main
         (["--api-key-file", "nothing.txt"], "cannot read the API key from nothing.txt"),
         (["--log-level", "loud"], "choose one of debug, info, warning, error"),
         (["--host", "no such host"], "no address 'no such host'"),
+        (["--answer-seconds", "inf"], "--answer-seconds inf: choose a number from 0.1 to 86400"),
     ],
 )
 def test_wrong_options_end_in_one_line(arguments, said, monkeypatch, capsys):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 PAGE = "/app"
 KEY_VARIABLE = "INTCLIP_API_KEY"
+DAY = 86_400
 
 
 def serve(
@@ -39,8 +40,8 @@ def serve(
     max_megapixels: Annotated[float, typer.Option(min=0.01, max=178, help="Million pixels of a photo.")] = 50,
     max_characters: Annotated[int, typer.Option(min=1, help="Characters of a post's text.")] = 5000,
     max_request_mb: Annotated[float, typer.Option(min=0.01, max=512, help="Million bytes of a request.")] = 32,
-    upload_seconds: Annotated[float, typer.Option(min=0.1, help="A request must have come in by then.")] = 30,
-    answer_seconds: Annotated[float, typer.Option(min=0.1, help="A request is given up after this long.")] = 60,
+    upload_seconds: Annotated[float, typer.Option(min=0.1, max=DAY, help="A request must have come in by then.")] = 30,
+    answer_seconds: Annotated[float, typer.Option(min=0.1, max=DAY, help="It is given up after this long.")] = 60,
     connections: Annotated[int, typer.Option(min=2, help="Connections at once; further ones get 503.")] = 1024,
     taxonomy: Labels = None,
     sentences: Sentences = "11-15",
