@@ -1,5 +1,7 @@
 """Limits of the service."""
 
+import re
+
 from pydantic import BaseModel, Field, SecretStr, model_validator
 
 from intclip.data.images import MAX_PIXELS
@@ -46,4 +48,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
             raise ValueError("max_body_bytes is above max_bytes_inside: it could never be taken")
         if self.api_key is not None:
             check_key(self.api_key.get_secret_value())
+        for origin in self.cors_origins:  # it is compared letter by letter with what a browser sends
+            if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\sA-Z]+", origin):
+                raise ValueError(f"{origin!r} is no origin; write it as https://example.org, without a path")
         return self
