@@ -1,4 +1,4 @@
-"""What `intclip serve` refuses before it loads a model."""
+"""What `intclip serve` and `intclip app` refuse before they load a model."""
 
 import sys
 
@@ -28,6 +28,13 @@ def test_wrong_options_end_in_one_line(arguments, said, monkeypatch, capsys):
     assert leaving.value.code == 2
     assert said in told
     assert told.count("\n") == 1
+
+
+def test_the_app_takes_no_empty_host_for_all_networks(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["intclip", "app", "--host", "", "--model", "nothing of the kind"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "no address ''" in capsys.readouterr().err
 
 
 def test_a_key_that_cannot_travel_is_refused_and_not_shown(monkeypatch, capsys):

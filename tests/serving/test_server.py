@@ -10,6 +10,7 @@ import threading
 import time
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -18,7 +19,7 @@ from watched import photo
 
 from intclip.errors import IntclipError
 from intclip.serving.client import Client, ServiceError
-from intclip.serving.server import bind
+from intclip.serving.server import address, bind
 
 
 @pytest.fixture(scope="module")
@@ -276,13 +277,18 @@ def test_where_nothing_listens_and_where_something_does():
     taken = bind("127.0.0.1", 0)
     taken.listen()
     port = taken.getsockname()[1]
-    with pytest.raises(IntclipError, match=f"127.0.0.1:{port}: .*in use; choose another with --port"):
+    with pytest.raises(IntclipError, match=f"127.0.0.1:{port}: .*in use; choose another --port or --host"):
         bind("127.0.0.1", port)
     taken.close()
     with pytest.raises(IntclipError, match="no address"):
         bind("no such host", 1)
     with pytest.raises(ServiceError, match="is `intclip serve` running there"):
         Client(f"http://127.0.0.1:{port}", attempts=1).models()
+
+
+def test_an_address_of_ipv6_is_told_as_a_browser_takes_it():
+    assert address(SimpleNamespace(getsockname=lambda: ("::", 7860, 0, 0))) == "http://[::]:7860"
+    assert address(SimpleNamespace(getsockname=lambda: ("127.0.0.1", 80))) == "http://127.0.0.1:80"
 
 
 @pytest.mark.parametrize("url", ["http://[::1", "http://\n127.0.0.1:8000", "http://a..example", "127.0.0.1:8000"])

@@ -39,25 +39,19 @@ def app(
     intclip app --photos holiday/ --open
     """
     import logging
-    import socket
 
     from intclip.cli.common import name_models
     from intclip.data.demo_photos import demo_photos
     from intclip.data.images import find_images
-    from intclip.errors import IntclipError, MissingExtraError
+    from intclip.errors import MissingExtraError
     from intclip.extras import require
     from intclip.inference.loading import is_zero_shot, load
     from intclip.inference.predictor import Predictor
 
     uvicorn = require("uvicorn", "app")
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise IntclipError(f"cannot listen at {host}:{port}: {reason}; choose another --port or --host") from error
+    from intclip.serving.server import Server, address, bind
 
+    listener = bind(host, port)
     models: dict[str, Predictor] = {}
     for name, spec in name_models(model or ["lite", "proxy"]).items():
         models[name] = load(spec, taxonomy=taxonomy if is_zero_shot(spec) else None)
@@ -70,12 +64,12 @@ def app(
             examples = list[Path]()  # the page says how to begin
 
     from intclip.serving.app.server import create_app
-    from intclip.serving.server import Server
 
     page = create_app(models, examples)
-    shown = f"http://{'localhost' if host in (LOOPBACK, '::1') else host}:{listener.getsockname()[1]}"
+    near = host in (LOOPBACK, "::1", "localhost")
+    shown = f"http://localhost:{listener.getsockname()[1]}" if near else address(listener)
     print(f"intclip app: {shown}  (models: {', '.join(models)}; Ctrl-C ends it)", flush=True)
-    if host not in (LOOPBACK, "::1", "localhost"):
+    if not near:
         print("intclip app: anybody who reaches this address may use it; there is no login", flush=True)
     if open_page:
         import webbrowser

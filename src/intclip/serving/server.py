@@ -32,8 +32,15 @@ def bind(host: str, port: int) -> socket.socket:
         bound.bind(address)
     except OSError as error:
         bound.close()
-        raise IntclipError(f"cannot serve at {host}:{port}: {error.strerror}; choose another with --port") from error
+        reason = f"cannot serve at {host}:{port}: {error.strerror}"
+        raise IntclipError(f"{reason}; choose another --port or --host") from error
     return bound
+
+
+def address(bound: socket.socket) -> str:
+    """Where a bound socket is reached."""
+    host, port = bound.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 class Server(uvicorn.Server):
@@ -58,12 +65,9 @@ def run(api: FastAPI, bound: socket.socket, *, connections: int, grace_seconds: 
         connections: Most connections at once; further ones get 503.
         grace_seconds: How long requests under way may take after the signal.
     """
-    host, port = bound.getsockname()[:2]
     log = make_log()
-    log.info(
-        "serving", url=f"http://{f'[{host}]' if ':' in host else host}:{port}", models=list(api.state.batcher.models)
-    )
-    if not ipaddress.ip_address(host).is_loopback and not api.state.guarded:
+    log.info("serving", url=address(bound), models=list(api.state.batcher.models))
+    if not ipaddress.ip_address(bound.getsockname()[0]).is_loopback and not api.state.guarded:
         log.warning("open", hint="other machines may ask without a key; set INTCLIP_API_KEY or --api-key-file")
     config = uvicorn.Config(
         api,
