@@ -97,7 +97,7 @@ def test_a_bad_photo_among_good_ones_has_its_place_and_alone_it_is_refused(serve
         ({}, "no photo in the request"),
         ({"images": ["https://example.org/a.jpg"]}, "images.0: must be the base64 .* addresses are not fetched"),
         ({"images": ["a"]}, "must be the base64"),
-        ({"images": [3]}, "images.0"),
+        ({"images": [3]}, "images.0: must be the base64 of a photo file"),
         ({"images": [None]}, "neither a photo nor words"),
         ({"images": ["AAAA"] * 5}, "5 photos in one request; at most 4"),
         ({"images": ["AAAA"], "texts": ["a", "b"]}, "1 images and 2 texts"),
@@ -123,9 +123,13 @@ def test_other_media_types_and_broken_bodies_are_refused(serve):
     broken = client.post("/v1/predict", content=b'{"images": [', headers={"Content-Type": "application/json"})
     assert broken.status_code == 422
     form = {"Content-Type": "multipart/form-data; boundary=x"}
-    assert client.post("/v1/predict", content=b"nonsense", headers=form).status_code == 400
-    assert client.post("/v1/predict", content=b"", headers={"Content-Type": "multipart/form-data"}).status_code == 400
-    assert client.post("/v1/predict", files=files(*[photo(1)] * 3)).status_code == 400
+    for refused in (
+        client.post("/v1/predict", content=b"nonsense", headers=form),
+        client.post("/v1/predict", content=b"", headers={"Content-Type": "multipart/form-data"}),
+        client.post("/v1/predict", files=files(*[photo(1)] * 3)),
+    ):
+        assert refused.status_code == 400
+        assert "let curl -F or a library write the form with its Content-Type, at most 2 photos" in detail(refused)
     twice = client.post("/v1/predict", files=files(photo(1)), data={"model": ["a", "a"]})
     assert "model is given twice" in detail(twice)
     assert client.get("/v1/predict").status_code == 405

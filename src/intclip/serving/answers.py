@@ -22,9 +22,11 @@ def check_key(key: str) -> None:
 
 
 def _from_base64(value: Any) -> Any:
-    """Bytes of a base64 text or a data URL; anything else as it is."""
-    if not isinstance(value, str):
+    """Bytes of a base64 text or a data URL; those of a file as they are."""
+    if isinstance(value, bytes):
         return value
+    if not isinstance(value, str):
+        raise ValueError("must be the base64 of a photo file")
     text = value
     if value.startswith("data:"):
         head, _, text = value.partition(",")

@@ -10,6 +10,7 @@ from fastapi import HTTPException
 from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException as StarletteError
 from starlette.requests import Request
 from starlette.types import Message
 
@@ -85,6 +86,12 @@ async def read_body(request: Request, kind: type[Asked], settings: Settings) -> 
     except TimeoutError:
         slow = f"the request did not come in within {settings.upload_seconds:g} s; send it faster, or smaller photos"
         raise HTTPException(408, slow, _CLOSE) from None
+    except StarletteError as error:
+        if error.status_code != 400:
+            raise
+        what, most = error.detail.rstrip("."), settings.max_photos
+        hint = f"let curl -F or a library write the form with its Content-Type, at most {most} photos in one"
+        raise HTTPException(400, f"{what[0].lower()}{what[1:]}; {hint}", _CLOSE) from None
     return await run_in_threadpool(partial(_parse_json, kind, body)), []
 
 
