@@ -135,6 +135,12 @@ def test_other_media_types_and_broken_bodies_are_refused(serve):
     assert client.get("/v1/predict").status_code == 405
 
 
+def test_fields_in_the_address_are_refused_not_passed_over(serve):
+    answer = serve().post("/v1/predict?threshold=0.9&model=b", files=files(photo(255)))
+    assert answer.status_code == 422
+    assert detail(answer) == "'threshold' stands in the address, behind the ?; send it as a field of the body"
+
+
 def test_no_answer_repeats_what_was_sent(serve):
     for body in ({"images": ["secret?"]}, {"images": [], "threshold": "secret"}, {"secret": {"a": "secret"}}):
         answer = serve().post("/v1/predict", json=body)

@@ -72,10 +72,16 @@ async def read_body(request: Request, kind: type[Asked], settings: Settings) -> 
     """A request of either media type, and the names of its files, one a photo.
 
     Raises:
-        HTTPException: 408 it came too slowly, 413 it is too large, 415 another media type, 400 no valid form.
+        HTTPException: 408 it came too slowly, 413 it is too large, 415 another media type, 400 no valid form, 422
+            fields stand in its address, where nobody would read them.
         IntclipError: It does not say what it should.
     """
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if request.query_params:
+        field = next(iter(request.query_params))[:_NAME]
+        raise HTTPException(
+            422, f"{field!r} stands in the address, behind the ?; send it as a field of the body", _CLOSE
+        )
     if media not in (JSON, FORM):
         raise HTTPException(415, f"send {FORM} or {JSON}, not {media[:80] or 'an unnamed type'}", _CLOSE)
     try:
