@@ -109,7 +109,7 @@ def test_hostile_requests_are_refused_and_change_nothing_for_others(service):
         with pytest.raises(ServiceError, match="larger than 1 MB") as large:
             client.predict(b"x" * 1_500_000)
         assert large.value.status == 413
-        with pytest.raises(ServiceError, match="Too many files"):
+        with pytest.raises(ServiceError, match="too many files"):
             client.predict([png] * 5)
         assert b" 400 " in say(service, b"nonsense\r\n\r\n").split(b"\r\n")[0]
         large_head = say(service, head("X: " + "a" * 200_000))
@@ -242,6 +242,33 @@ def test_it_answers_what_it_took_before_it_ends_and_logs_nothing_of_photos(tmp_p
         assert [one["status"] for one in requests if one["route"] == "/v1/predict"] == [200] * 3
         assert "stopping" in [one["event"] for one in lines]
         assert not any(word in log.read_text() for word in ("holiday", "class 0", "let-me-in"))
+
+
+def test_a_second_ctrl_c_waits_for_no_upload_and_still_answers_what_was_taken(tmp_path):
+    with running(tmp_path, delay=1.5) as (server, url, log):
+        answers: list = []
+
+        def ask():
+            with Client(url, attempts=1) as client:
+                answers.append(client.predict(photo(255)).results[0].labels)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        with connect(url) as upload:
+            upload.sendall(head("Content-Type: application/json", "Content-Length: 100") + b"{")
+            time.sleep(0.6)
+            for _ in range(2):
+                server.send_signal(signal.SIGINT)
+                time.sleep(0.1)
+            asking.join(60)
+            assert answers == [["class 0"]]
+            told = b""
+            while more := upload.recv(65536):
+                told += more
+        assert told.startswith(b"HTTP/1.1 503 ")
+        assert b"the service was stopped; try again later" in told
+        assert server.wait(60) == 0
+        assert "Traceback" not in log.read_text()
 
 
 def test_the_client_comes_again_where_the_service_is_busy(monkeypatch):

@@ -1,5 +1,6 @@
 """What the service tells about itself: logs and metrics. Photos, their names and their labels are in neither."""
 
+import asyncio
 import logging
 import random
 import sys
@@ -81,6 +82,10 @@ class Observer:
             await self._app(scope, receive, watched)
         except ClientDisconnect:
             status = GONE
+        except asyncio.CancelledError:  # by the end of the process; uvicorn would print a traceback and answer 500
+            if not status:
+                stopped = JSONResponse({"detail": "the service was stopped; try again later"}, 503)
+                await stopped(scope, receive, watched)
         except Exception:
             self._log.exception("failed", request=request)
             if status:

@@ -1,5 +1,6 @@
 """Run an API until somebody stops it: its socket, uvicorn, and an end that finishes what was taken."""
 
+import asyncio
 import contextlib
 import gc
 import ipaddress
@@ -46,7 +47,8 @@ def address(bound: socket.socket) -> str:
 class Server(uvicorn.Server):
     """uvicorn that ends streams without end before it waits for what is under way: an open page would hold it up.
 
-    `app.state.streams` has what ends them, a call each.
+    `app.state.streams` has what ends them, a call each. A second Ctrl-C waits for no more requests to come in; what was
+    taken is computed in any case, and answered.
     """
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -54,6 +56,9 @@ class Server(uvicorn.Server):
         for end in getattr(getattr(self.config.app, "state", None), "streams", ()):
             end()
         await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn goes without it then, and the queue would be closed when nobody can answer
+            await self.lifespan.shutdown()
+            await asyncio.sleep(0.1)  # the last answers are being written
 
 
 def run(api: FastAPI, bound: socket.socket, *, connections: int, grace_seconds: float) -> None:
