@@ -1,7 +1,9 @@
 """Import optional libraries, and say which extra brings a missing one."""
 
 import importlib
+import sys
 from types import ModuleType
+from typing import Any, cast
 
 from intclip.errors import MissingExtraError
 
@@ -16,6 +18,8 @@ def require(module: str, extra: str) -> ModuleType:
     Raises:
         MissingExtraError: The module is not installed.
     """
+    # OpenVINO and NNCF tell their makers over the network what they convert, unless this module of theirs is not there.
+    cast(dict[str, Any], sys.modules).setdefault("openvino_telemetry", None)
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -394,6 +394,7 @@ def test_ray_worker_does_a_shard_and_tells_what_is_wrong(listing, options, tmp_p
 
 def test_a_ray_that_cannot_be_joined_is_one_line(listing, bundle_path, tmp_path, cli, monkeypatch):
     def init(**options):
+        assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
         raise ConnectionError("Could not find any running Ray instance.\nMore of it.")
 
     ray = SimpleNamespace(is_initialized=lambda: False, init=init)

@@ -153,6 +153,7 @@ def _ray(job: Job, missing: Sequence[int], workers: int | None) -> Iterator[Shar
         quiet = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
         here = os.environ.get("RAY_ADDRESS") is None
         os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 starves its workers beside any other work
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it tells its makers of every start
         alone = {"address": "local", "num_cpus": (workers or os.cpu_count() or 1) + 1}
         try:
             ray.init(**(quiet | alone if here else quiet))
