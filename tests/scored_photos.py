@@ -22,6 +22,8 @@ def write_evaluation(
     ids: Sequence[str] | None = None,
     quality: float = 0.4,
     names: Sequence[str] | None = None,
+    votes: int = 1,
+    positive_share: float = 0.5,
 ) -> Path:
     """Scores of test photos, all with the same truth.
 
@@ -33,13 +35,15 @@ def write_evaluation(
         ids: Of the photos, at most `COUNT`.
         quality: From 0, scores that know nothing, to 1, the truth.
         names: Of the labels, in place of the taxonomy's.
+        votes: On each label; the truth is their share where there are several.
+        positive_share: From which share of votes on a label counts as true.
     """
     taxonomy = taxonomy or tiny_taxonomy()
     classes = len(taxonomy.names)
     ids = list(ids or (f"photo {n}" for n in range(COUNT)))
     rng = np.random.default_rng(0)
     if task == "multilabel":
-        targets = (rng.random((COUNT, classes)) < 0.35).astype(np.float32)
+        targets = (rng.random((votes, COUNT, classes)) < 0.35).mean(0).astype(np.float32)
     else:
         targets = np.eye(classes, dtype=np.float32)[rng.integers(0, classes, COUNT)]
     targets = targets[: len(ids)]
@@ -48,7 +52,7 @@ def write_evaluation(
     if task == "singlelabel":
         scores /= scores.sum(axis=1, keepdims=True)
     found = Scores(ids, scores, targets, ["gone"])
-    report = make_report(found, task, taxonomy, 0.5, positive_share=0.5, draws=20)
+    report = make_report(found, task, taxonomy, 0.5, positive_share=positive_share, draws=20)
     if names:
         report["labels"] = list(names)
     write_report(folder, "report-test", report, task, "x")

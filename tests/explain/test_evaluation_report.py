@@ -12,7 +12,8 @@ from PIL import Image
 from intclip.cli.main import main
 from intclip.errors import DatasetError, StorageError
 from intclip.evaluation.saved import read_evaluation, same_photos
-from intclip.explain.evaluation_report import PHOTOS, points, render
+from intclip.explain.evaluation_report import PHOTOS, page_content, points, render
+from intclip.metrics import multilabel_report
 from scored_photos import COUNT
 from scored_photos import write_evaluation as write
 
@@ -84,6 +85,17 @@ def test_two_models_on_the_photos_they_share(tmp_path):
     assert page.count(' dashed"') >= 3 + 1 + 5
 
 
+def test_two_models_are_held_to_one_truth(tmp_path):
+    """Where another share of votes counted as true, the figures of the other model are those by ours."""
+    ours = read_evaluation(write(tmp_path / "ours", votes=3, positive_share=0.3))
+    theirs = read_evaluation(write(tmp_path / "theirs", seed=1, votes=3, positive_share=0.6))
+    by_ours = multilabel_report(theirs.probabilities, ours.targets, thresholds=0.5, positive_share=0.3)
+    assert by_ours["macro_f1"] != pytest.approx(theirs.report["macro_f1"], abs=0.01)
+    macro = page_content(ours, theirs, lambda _: None)["tiles"][0]
+    assert macro["other"] == pytest.approx(by_ours["macro_f1"])
+    assert macro["value"] - macro["other"] == pytest.approx(macro["difference"])
+
+
 def test_comparing_what_cannot_be_compared(tmp_path):
     first = read_evaluation(write(tmp_path / "a"))
     with pytest.raises(DatasetError, match="no photo in common"):
@@ -91,6 +103,10 @@ def test_comparing_what_cannot_be_compared(tmp_path):
     renamed = read_evaluation(write(tmp_path / "c", names=list("vwxyz")))
     with pytest.raises(DatasetError, match="other labels"):
         same_photos(first, renamed)
+    single = read_evaluation(write(tmp_path / "d", task="singlelabel"))
+    for pair in ((first, single), (single, first)):
+        with pytest.raises(DatasetError, match="d predicts one label a photo, a any number"):
+            same_photos(*pair)
 
 
 def test_one_label_a_photo(tmp_path):

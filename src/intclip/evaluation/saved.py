@@ -92,20 +92,28 @@ def read_evaluation(folder: str | os.PathLike[str], split: str = "test") -> Save
 
 
 def same_photos(first: SavedEvaluation, second: SavedEvaluation) -> tuple[SavedEvaluation, SavedEvaluation]:
-    """Two evaluations on the photos that both have, in the first one's order.
+    """Two evaluations on the photos that both have, in the first one's order, both held to the first one's truth.
 
     Raises:
-        DatasetError: They have other labels, or no photo in common.
+        DatasetError: They have other labels, or no photo in common; or labels exclude each other in one of them alone.
     """
     if set(first.labels) != set(second.labels):
         raise DatasetError(f"{first.name} and {second.name} have other labels; compare models of one taxonomy")
+    if first.task != second.task:
+        one, many = (first, second) if first.task == "singlelabel" else (second, first)
+        raise DatasetError(
+            f"{one.name} predicts one label a photo, {many.name} any number of them; compare models of one kind"
+        )
     rows = {name: row for row, name in enumerate(second.ids)}
     common = [(row, rows[name]) for row, name in enumerate(first.ids) if name in rows]
     if not common:
         raise DatasetError(f"{first.name} and {second.name} have no photo in common; evaluate both on one split")
     left, right = map(list, zip(*common, strict=True))
     columns = [second.labels.index(label) for label in first.labels]
-    return _take(first, left, list(range(len(columns)))), _take(second, right, columns)
+    ours, theirs = _take(first, left, list(range(len(columns)))), _take(second, right, columns)
+    # Another share of votes may count as true there; a difference between two truths would be none between models.
+    truth = theirs.report | {"positive_share": ours.positive_share}
+    return ours, replace(theirs, targets=ours.targets, report=truth)
 
 
 def _take(evaluation: SavedEvaluation, rows: list[int], columns: list[int]) -> SavedEvaluation:

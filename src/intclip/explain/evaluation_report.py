@@ -78,7 +78,7 @@ def write_evaluation_report(
         find_photo: Where the photos lie; the page names them by their ids without it.
 
     Raises:
-        DatasetError: The two have other labels, or no photo in common.
+        DatasetError: The two cannot be compared, see `same_photos`.
         StorageError: The file cannot be written.
     """
     write_text(path, render(evaluation, against=against, find_photo=find_photo))
