@@ -152,6 +152,11 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     twins = [write(tmp_path / name / "seed-0", seed=number) for number, name in enumerate(("full", "less"))]
     assert command(twins[0], "--evaluation", "--against", twins[1], "--out", out)[0] == 0
     assert "Where full/seed-0 is better than less/seed-0" in out.read_text()
+    for other, name in ((run, "predictions-test.parquet"), (twins[0], "report-test.json")):
+        before = (other / name).read_bytes()
+        code, _, err = command(run, "--evaluation", "--against", twins[0], "--out", other / name)
+        assert (code, "choose another name" in err) == (2, True)
+        assert (other / name).read_bytes() == before, "no page is written over what it is made from"
     code, _, err = command(run, "--evaluation", "--split", "val", "--out", tmp_path / "no.html")
     assert code == 2
     assert "there are: test" in err

@@ -84,12 +84,14 @@ def report(
 def _evaluation(
     folders: list[str], out: Path, split: str, against: Path | None, data: str | None, data_root: str | None
 ) -> None:
+    from intclip.cli.common import spare_inputs
     from intclip.errors import IntclipError
-    from intclip.evaluation.saved import read_evaluation
+    from intclip.evaluation.saved import evaluation_files, read_evaluation
     from intclip.explain.evaluation_report import write_evaluation_report
 
     if len(folders) != 1:
         raise IntclipError("--evaluation is about one folder; name the other one with --against")
+    spare_inputs(out, [file for folder in (folders[0], against) if folder for file in evaluation_files(folder, split)])
     ours = read_evaluation(folders[0], split)
     theirs = None if against is None else read_evaluation(against, split)
     if theirs is not None and against is not None:

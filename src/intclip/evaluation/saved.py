@@ -56,6 +56,11 @@ class SavedEvaluation:
         return float(self.report.get("positive_share", 0.5))
 
 
+def evaluation_files(folder: str | os.PathLike[str], split: str) -> tuple[Path, Path]:
+    """Report and predictions of a split, whether they are there or not."""
+    return Path(folder) / f"report-{split}.json", Path(folder) / f"predictions-{split}.parquet"
+
+
 def read_evaluation(folder: str | os.PathLike[str], split: str = "test") -> SavedEvaluation:
     """Read `report-SPLIT.json` and `predictions-SPLIT.parquet`.
 
@@ -63,7 +68,7 @@ def read_evaluation(folder: str | os.PathLike[str], split: str = "test") -> Save
         StorageError: They are not there, or damaged; the splits that are there are named.
     """
     folder = Path(folder)
-    report_file, table_file = folder / f"report-{split}.json", folder / f"predictions-{split}.parquet"
+    report_file, table_file = evaluation_files(folder, split)
     if not report_file.is_file() or not table_file.is_file():
         there = sorted(path.stem.removeprefix("report-") for path in folder.glob("report-*.json"))
         hint = f"there are: {', '.join(there)}" if there else f"write them with: intclip evaluate MODEL --out {folder}"
