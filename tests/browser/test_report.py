@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 from screens import PHONE, WIDE
-from watched import WatchedPredictor
+from watched import NAMES, WatchedPredictor
 
 from intclip.data.demo_photos import demo_photos
 from intclip.explain.report import write_folder_report
@@ -86,6 +86,19 @@ def test_a_label_that_misses_its_threshold_never_looks_as_if_it_reached_it(watch
     with visit(watched, WIDE) as page:
         assert page.locator(".photo .label .value").all_inner_texts() == ["100 %", "50 %", "49.8 %", "25 %"]
         assert page.locator(".photo .label.below .value").all_inner_texts() == ["49.8 %", "25 %"]
+
+
+def test_long_names_and_paths_stay_within_a_phone(visit, tmp_path):
+    long = "long" * 40
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / "a.png")
+    (tmp_path / f"{long}.png").write_text("no photo")
+    report = tmp_path / "report.html"
+    write_folder_report(tmp_path, WatchedPredictor(long), report, title=long)
+    report.write_text(report.read_text().replace(NAMES[0], long))
+    with visit(report.as_uri(), PHONE) as page:
+        page.locator("#bars button").first.click()
+        expect(page.locator("#filter")).to_contain_text("most probable first")
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
 
 
 def test_without_scripts_the_page_tells_why_it_shows_nothing(report, browser):
