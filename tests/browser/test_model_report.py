@@ -77,3 +77,14 @@ def test_it_fits_the_screen_and_its_table_sorts(report, visit, size):
         page.get_by_role("button", name="Label", exact=True).click()
         assert page.locator("#classes tbody th").all_inner_texts() == sorted(names)
         assert page.locator("#classes th[aria-sort]").get_attribute("aria-sort") == "ascending"
+
+
+@pytest.mark.parametrize("size", [WIDE, PHONE])
+def test_long_names_leave_room_for_the_figures(visit, tmp_path, size):
+    names = ["long" * 40, "a name of many words " * 8, "b", "c", "d"]
+    models = [read_evaluation(write_evaluation(tmp_path / (letter * 120), names=names)) for letter in "xy"]
+    (tmp_path / "report.html").write_text(render(models[0], against=models[1]))
+    with visit((tmp_path / "report.html").as_uri(), size) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+        assert page.evaluate(TOO_WIDE) == []
+        assert page.evaluate(SEEN)
