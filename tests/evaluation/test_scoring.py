@@ -108,6 +108,13 @@ def test_report_and_predictions_are_written_whole(tmp_path):
     np.testing.assert_array_equal(table["target: class 3"].to_numpy(), TARGETS[:, 3])
 
 
+def test_an_interval_that_begins_at_zero_is_told():
+    report = make_report(SCORES, "multilabel", tiny_taxonomy(), 0.5, positive_share=0.5, draws=0)
+    assert f"| mAP | {100 * report['mAP']:.2f} |  |" in render(report, "multilabel", "t"), "none was drawn"
+    told = render(report | {"intervals": {"mAP": [0.0, 0.125]}}, "multilabel", "t")
+    assert f"| mAP | {100 * report['mAP']:.2f} | 0.00 – 12.50 |" in told
+
+
 def test_numbers_become_plain_json():
     assert to_json({"a": np.float32(0.5), 1: [np.nan, np.int64(2)], "t": (np.array([1.0, np.nan]),)}) == {
         "a": 0.5,

@@ -42,7 +42,8 @@ def render(report: Mapping[str, Any], task: Task, title: str) -> str:
     for key in (*SELECTION[task], *(k for k in TITLES if k not in SELECTION[task])):
         if key in report:
             low, high = intervals.get(key, (None, None))
-            rows.append([TITLES[key], percent(report[key]), f"{percent(low)} – {percent(high)}" if low else ""])
+            interval = "" if low is None else f"{percent(low)} – {percent(high)}"
+            rows.append([TITLES[key], percent(report[key]), interval])
     text = [f"# {title}\n", f"{report['images']} photos{_unreadable(report)}. {_thresholds(report)}\n"]
     text.append(markdown_table(["Metric (%)", "Value", "95 % interval"], rows))
     if report.get("subsets"):
