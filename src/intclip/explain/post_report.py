@@ -54,7 +54,9 @@ def _entry(
         path=prediction.source,
         image="",
         size=(0, 0),
-        probabilities=per_mille(prediction.probabilities, prediction.thresholds),
+        probabilities=per_mille(
+            prediction.probabilities, prediction.thresholds, exclusive=predictor.taxonomy.exclusive
+        ),
         evidence={},
         box=(0.0, 0.0, 1.0, 1.0),
         thresholds=thresholds_per_mille(prediction.thresholds),

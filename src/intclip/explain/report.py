@@ -180,7 +180,7 @@ def _entry(source: ImageInput, photo: Scored, predictor: Predictor) -> PhotoEntr
         image=shown["image"],
         size=shown["size"],
         box=shown["box"],
-        probabilities=per_mille(probabilities, predictor.thresholds),
+        probabilities=per_mille(probabilities, predictor.thresholds, exclusive=predictor.taxonomy.exclusive),
         evidence={int(label): {branch: packed(values[label]) for branch, values in maps.items()} for label in strongest}
         if maps
         else {},
@@ -191,9 +191,18 @@ def _entry(source: ImageInput, photo: Scored, predictor: Predictor) -> PhotoEntr
     return entry
 
 
-def per_mille(probabilities: npt.NDArray[np.floating[Any]], thresholds: npt.NDArray[np.floating[Any]]) -> list[int]:
-    """Probabilities (K,) as whole numbers that reach `thresholds_per_mille` where they reach their thresholds (K,)."""
+def per_mille(
+    probabilities: npt.NDArray[np.floating[Any]], thresholds: npt.NDArray[np.floating[Any]], *, exclusive: bool = False
+) -> list[int]:
+    """Probabilities (K,) as whole numbers that reach `thresholds_per_mille` where they reach their thresholds (K,).
+
+    Where labels exclude each other the first of the largest numbers is the label that the model predicts instead.
+    """
     rounded = (probabilities * PER_MILLE).round().astype(int)
+    if exclusive:
+        best = int(probabilities.argmax())
+        rounded[:best] = np.minimum(rounded[:best], rounded[best] - 1)  # those before it that rounding made its equals
+        return list(map(int, rounded))
     least = np.asarray(thresholds_per_mille(thresholds))
     held = probabilities >= thresholds
     found: list[int] = np.where(held, np.maximum(rounded, least), np.minimum(rounded, least - 1)).tolist()
