@@ -62,6 +62,14 @@ def test_intentonomys_subsets_are_class_indices():
     assert "| easy |" in render(report, "multilabel", "t")
 
 
+def test_an_interval_from_zero_on_is_told():
+    report = make_report(SCORES, "multilabel", tiny_taxonomy(), 0.5, positive_share=0.5)
+    report["intervals"] = {"macro_f1": (0.0, 0.5), "mAP": (None, None)}
+    text = render(report, "multilabel", "t")
+    assert f"| Macro F1 | {percent(report['macro_f1'])} | 0.00 – 50.00 |" in text
+    assert f"| mAP | {percent(report['mAP'])} |  |" in text
+
+
 def test_single_label_report_takes_the_most_probable():
     targets = np.eye(5, dtype=np.float32)[RNG.integers(0, 5, 60)]
     scores = Scores(SCORES.ids, PROBABILITIES, targets, [])
