@@ -1,5 +1,6 @@
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,6 +61,17 @@ def test_intentonomys_subsets_are_class_indices():
     easy = [report["per_class"]["f1"][k] for k in (0, 7, 19)]
     assert report["subsets"]["easy"]["macro_f1"] == pytest.approx(np.mean(easy))
     assert "| easy |" in render(report, "multilabel", "t")
+
+
+def test_subsets_of_one_name_stay_apart_and_empty_ones_have_no_figures():
+    first, *others = tiny_taxonomy().names
+    partitions = {"ease": {"easy": (first,), "other": tuple(others)}, "kind": {"other": (first, *others), "none": ()}}
+    taxonomy = replace(tiny_taxonomy(), subsets=partitions)
+    assert subsets(taxonomy) == {"easy": [0], "ease: other": [1, 2, 3, 4], "kind: other": [0, 1, 2, 3, 4]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the mean of no class
+        report = make_report(SCORES, "multilabel", taxonomy, 0.5, positive_share=0.5)
+    assert report["subsets"]["kind: other"]["macro_f1"] == pytest.approx(report["macro_f1"])
 
 
 def test_an_interval_from_zero_on_is_told():

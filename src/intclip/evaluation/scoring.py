@@ -1,5 +1,6 @@
 """From a method and a split to probabilities, thresholds and a report."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -181,12 +182,18 @@ def headline(report: Mapping[str, Any], task: Task) -> dict[str, float]:
 
 
 def subsets(taxonomy: Taxonomy) -> dict[str, list[int]]:
-    """The taxonomy's subsets as class indices, such as {"easy": [0, 7, 19], …}."""
-    parts: dict[str, list[int]] = {}
-    for partition in taxonomy.subsets.values():
-        for name, members in partition.items():
-            parts[name] = [taxonomy.names.index(member) for member in members]
-    return parts
+    """The taxonomy's subsets as class indices, such as {"easy": [0, 7, 19], …}.
+
+    A name that several partitions use, such as "other", has its partition before it. One without classes is left out:
+    it has no figures.
+    """
+    uses = Counter(name for partition in taxonomy.subsets.values() for name in partition)
+    return {
+        name if uses[name] == 1 else f"{key}: {name}": [taxonomy.names.index(member) for member in members]
+        for key, partition in taxonomy.subsets.items()
+        for name, members in partition.items()
+        if members
+    }
 
 
 def to_json(value: Any) -> Any:
