@@ -1,5 +1,7 @@
 """IntCLIP's label graph and its hierarchy: off they are not there, on they are what their equations say."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +12,12 @@ from intclip.backbones.base import Features
 from intclip.errors import RecipeError
 from intclip.labels import load_taxonomy
 from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.hierarchy_loss import lift, reduce
+from intclip.methods.hierarchy_loss import Hierarchy, HierarchyOptions, lift, reduce
 from intclip.methods.intclip import IntCLIP, IntclipOptions, build
 from intclip.methods.label_graph import count_labels
 from intclip.methods.logit_graph import LogitGraph, LogitGraphOptions, exclusion_adjacency
+from intclip.methods.loss_options import LossOptions
+from intclip.methods.region_pooling import PoolingOptions
 
 
 def tiny(backbone: TinyBackbone, **options: object) -> IntCLIP:
@@ -132,6 +136,22 @@ def test_consistency_is_nothing_exactly_where_parents_follow_from_children(
     torch.testing.assert_close(terms["consistency"], 2 * reduce((moved - told) ** 2, reduction), atol=1e-6, rtol=1e-4)
     plain = {"sum": 6 * 2, "batch": 2, "mean": 1}[reduction]
     torch.testing.assert_close(reduce(torch.ones(6, 2), reduction), torch.tensor(float(plain)))
+
+
+def test_labels_that_exclude_each_other_are_consistent_by_their_softmax_level_by_level(
+    tiny_backbone: TinyBackbone,
+) -> None:
+    taxonomy = replace(load_taxonomy("intentonomy"), exclusive=True)
+    options = HierarchyOptions(rule="sum")
+    hierarchy = Hierarchy(tiny_backbone.text, taxonomy, options, PoolingOptions(), context_length=1)
+    children, targets, loss = torch.randn(6, 28), torch.eye(28)[:6], LossOptions(kind="softmax", reduction="mean")
+    told = [torch.from_numpy(taxonomy.lift(children.softmax(dim=1).numpy(), level, "sum")) for level in (1, 2)]
+    parents = torch.cat([told[0].log() + 3, told[1].log() - 2], dim=1)  # a softmax knows no common shift
+    terms = hierarchy.losses(children, parents, targets, loss)
+    torch.testing.assert_close(terms["consistency"], torch.tensor(0.0), atol=1e-9, rtol=0)
+    even = hierarchy.losses(children, torch.zeros_like(parents), targets, loss)
+    expected = torch.cat([1 / told[0].shape[1] - told[0], 1 / told[1].shape[1] - told[1]], dim=1).square().mean()
+    torch.testing.assert_close(even["consistency"], expected)
 
 
 def test_every_added_parameter_learns(tiny_backbone: TinyBackbone) -> None:

@@ -1,7 +1,8 @@
 """Hierarchical consistency: parents of the taxonomy, told by prompts of their own, agree with their children.
 
-For every level above the classes, with p_k the classes' probabilities, P_g those that the parents' own prompts give,
-and lift the taxonomy's rule (`Taxonomy.lift`):
+For every level above the classes, with p_k the classes' probabilities, P_g those that the parents' own prompts give
+(sigmoids of logits, or their softmax over a level where labels exclude each other), and lift the taxonomy's rule
+(`Taxonomy.lift`):
 
     parents      loss(P_g, lift(y)_g)                the classification loss on the level's own targets
     consistency  Σ_g (P_g − lift(p)_g)²              no targets needed
@@ -27,7 +28,8 @@ class HierarchyOptions(BaseModel, frozen=True, extra="forbid"):
     """Options of the hierarchy's losses.
 
     Attributes:
-        rule: How a parent's probability follows from its children's, see `Taxonomy.lift`.
+        rule: How a parent's probability follows from its children's, see `Taxonomy.lift`; "sum" suits labels that
+            exclude each other.
         parents: Weight of the classification loss of the parents.
         consistency: Weight of the consistency.
     """
@@ -68,7 +70,8 @@ class Hierarchy(nn.Module):
             raise RecipeError(
                 f"option hierarchy needs a taxonomy with parents, and {taxonomy.name} has one level; leave it null"
             )
-        self.options = options
+        self.options, self.exclusive = options, taxonomy.exclusive
+        self.sizes = [len(taxonomy.levels[level]) for level in levels]
         self.names = [name for level in levels for name in taxonomy.levels[level]]
         self.prompts = PromptLearner(text, self.names, context_length=context_length)
         self.pooling = RegionPooling(pooling, len(self.names))
@@ -89,13 +92,20 @@ class Hierarchy(nn.Module):
             targets: (B, K), NaN where unknown.
             loss: The classification loss; its reduction and scale are the consistency's, too.
         """
-        difference = parents.sigmoid() - lift(children.sigmoid(), self.membership, self.options.rule)
+        told = self._probabilities(children, [children.shape[1]])
+        difference = self._probabilities(parents, self.sizes) - lift(told, self.membership, self.options.rule)
         squares = reduce(difference.square(), loss.reduction)
         terms = {"consistency": self.options.consistency * loss.scale * squares}
         if self.options.parents:
             above = lift(targets, self.membership, self.options.rule)
             terms["parents"] = self.options.parents * loss(parents, above)
         return terms
+
+    def _probabilities(self, logits: Tensor, sizes: list[int]) -> Tensor:
+        """Probabilities of logits of levels that lie side by side, so many columns each."""
+        if not self.exclusive:
+            return logits.sigmoid()
+        return torch.cat([level.softmax(dim=1) for level in torch.split(logits, sizes, dim=1)], dim=1)
 
 
 def lift(probabilities: Tensor, membership: Tensor, rule: LiftRule) -> Tensor:
