@@ -1,4 +1,4 @@
-"""MultiGuard (CVPR 2022): any method, smoothed and certified."""
+"""MultiGuard (NeurIPS 2022): any method, smoothed and certified."""
 
 from intclip.backbones.base import Backbone
 from intclip.labels.taxonomy import Taxonomy
