@@ -196,6 +196,28 @@ def test_a_folder_that_is_something_else_is_left_alone(folder, tmp_path, model):
     assert [path.name for path in (tmp_path / "mine").glob("[!.]*")] == ["manifest.json"]
 
 
+@pytest.mark.parametrize("name", ["work", "g-family", "g-000001"])
+def test_a_user_s_folder_is_not_taken_for_the_index_s_own(folder, tmp_path, model, name):
+    photos = shutil.copytree(folder, tmp_path / "trip" / name)
+    with pytest.raises(StorageError, match="trip holds other files; choose a new folder for the index"):
+        update_index(tmp_path / "trip", [str(photos)], model)
+    assert len(list(photos.iterdir())) == 6
+    assert [path.name for path in photos.parent.iterdir()] == [name]
+
+
+def test_what_lies_beside_an_index_stays(folder, tmp_path, model):
+    place = tmp_path / "index"
+    update_index(place, [str(folder)], model)
+    beside = shutil.copytree(folder, place / "g-family")
+    (folder / "bad.jpg").unlink()
+    assert update_index(place, [str(folder)], model).removed == 1
+    assert len(list(beside.iterdir())) == 6
+    beside.rename(place / "work")
+    with pytest.raises(StorageError, match="index holds other files"):
+        update_index(place, [str(folder)], model)
+    assert len(list((place / "work").iterdir())) == 6
+
+
 def test_a_folder_without_photos_leaves_nothing_behind(tmp_path, model):
     (tmp_path / "empty").mkdir()
     with pytest.raises(IntclipError, match="no photos"):

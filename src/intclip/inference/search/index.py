@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,18 @@ from intclip.errors import StorageError
 from intclip.extras import require
 from intclip.files import atomic_directory, hold_lock, write_text
 from intclip.inference.batch.check import verify_job
-from intclip.inference.batch.job import MANIFEST, Job, JobOptions, ModelOptions, model_identity, plan_job, read_job
+from intclip.inference.batch.job import (
+    INPUTS,
+    MANIFEST,
+    PROGRESS,
+    SHARDS,
+    Job,
+    JobOptions,
+    ModelOptions,
+    model_identity,
+    plan_job,
+    read_job,
+)
 from intclip.inference.batch.references import Reference, references
 from intclip.inference.batch.run import BatchEngine, Report, run_job
 from intclip.inference.batch.shards import read_shard, to_matrix
@@ -28,6 +40,7 @@ INDEX, PHOTOS, ERRORS, VECTORS, WORK, LOCK = (
     "index.json", "photos.parquet", "errors.parquet", "vectors.faiss", "work", ".lock"
 )  # fmt: skip
 _ROWS = 8192
+_GENERATION = re.compile(r"g-\d{6,}")
 
 
 class IndexInfo(BaseModel, frozen=True, extra="forbid"):
@@ -132,10 +145,9 @@ def update_index(
     named: dict[str, tuple[str, Reference]] = {}
     for reference in inputs:
         named.setdefault(reference.path, (_stamp(reference), reference))
+    _refuse_other_files(folder)
     with hold_lock(folder / LOCK, f"another process works on {folder}; wait for it"):
         before = read_index(folder) if (folder / INDEX).exists() else None
-        if before is None:
-            _refuse_other_files(folder)
         _clean(folder, before)
         if finished is not None:
             model = finished.manifest.options.model
@@ -165,15 +177,26 @@ def update_index(
 
 
 def _refuse_other_files(folder: Path) -> None:
-    """Refuse a folder that is something else already; what a killed first update left is an index's own."""
-    own = (WORK, *(path.name for path in folder.glob("g-*")))
-    if any(path.name not in own and not path.name.startswith(".") for path in folder.glob("*")):
-        raise StorageError(f"{folder} holds other files; choose a new folder for the index")
+    """Refuse a folder that is something else already; what a killed first update left is an index's own.
+
+    What an update will remove is known by its files too, not by its name alone: photos may lie in a folder "work".
+    """
+    parts = {path.name: {PHOTOS, ERRORS, VECTORS} for path in _generations(folder)}
+    parts[WORK] = {MANIFEST, INPUTS, SHARDS, PROGRESS}
+    indexed = (folder / INDEX).exists()
+    for path in folder.glob("[!.]*"):
+        own = parts.get(path.name)
+        if (own is None and not indexed) or (own and not own.issuperset(file.name for file in path.glob("[!.]*"))):
+            raise StorageError(f"{folder} holds other files; choose a new folder for the index")
+
+
+def _generations(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("g-*") if _GENERATION.fullmatch(path.name)]
 
 
 def _clean(folder: Path, info: IndexInfo | None) -> None:
     """Remove generations that do not hold, and what a killed update was writing."""
-    for path in (*folder.glob("g-*"), *folder.glob(".*.partial")):
+    for path in (*_generations(folder), *folder.glob(".*.partial")):
         if info is None or path.name != info.generation:
             shutil.rmtree(path, ignore_errors=True)
             path.unlink(missing_ok=True)
@@ -248,7 +271,7 @@ def _write_generation(
     identity: str,
 ) -> IndexInfo:
     """Write the photos that stay and those that came into a new folder."""
-    number = 1 + max((int(path.name[2:]) for path in folder.glob("g-*") if path.name[2:].isdigit()), default=0)
+    number = 1 + max((int(path.name[2:]) for path in _generations(folder)), default=0)
     generation = f"g-{number:06d}"
     parquet = require("pyarrow.parquet", "core")
     counts = {PHOTOS: 0, ERRORS: 0}
