@@ -89,6 +89,9 @@ def test_intentonomy_other_places_texts_and_partial_labels(intentonomy: Path) ->
     assert np.isnan(second.targets[:2]).all()
     assert (second.targets[2:] == 0.5).all()
     assert load_intentonomy(intentonomy, text=False).splits["val"][0].text is None
+    write_json(intentonomy / "descriptions_val.json", ["A beach."])
+    with pytest.raises(DatasetError, match=r"expected an object, found \['A beach"):
+        load_intentonomy(intentonomy)
 
 
 def test_intentonomy_binary_label_matrix(intentonomy: Path) -> None:

@@ -159,6 +159,7 @@ def test_wrong_tars(tmp_path: Path) -> None:
     tar(tmp_path / "hollow.tar", {})
     tar(tmp_path / "labels.tar", {"1.json": '{"labels": ["sea"]}'})
     tar(tmp_path / "json.tar", {"1.jpg": b"x", "1.json": "{"})
+    tar(tmp_path / "bare.tar", {"1.jpg": b"x"})
     tar(tmp_path / "latin.tar", {"1.jpg": b"x", "1.txt": "schön".encode("latin-1")})
     for name, fault in (
         ("none.tar", "holds no .tar"),
@@ -169,6 +170,7 @@ def test_wrong_tars(tmp_path: Path) -> None:
         ("hollow.tar", "no files"),
         ("labels.tar", "neither a photo nor a text"),
         ("json.tar", "sample '1'.*not JSON"),
+        ("bare.tar", "bare.tar has no labels"),
         ("latin.tar", "not UTF-8"),
     ):
         with pytest.raises(DatasetError, match=fault) as error:

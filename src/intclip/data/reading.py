@@ -310,7 +310,8 @@ def require_keys(item: Any, keys: Mapping[str, type | tuple[type, ...]], where: 
         DatasetError: It is not.
     """
     if not isinstance(item, dict):
-        raise DatasetError(f"{where}: expected an object with {', '.join(keys)}, found {item!r:.60}")
+        of_keys = f" with {', '.join(keys)}" if keys else ""
+        raise DatasetError(f"{where}: expected an object{of_keys}, found {item!r:.60}")
     for key, kind in keys.items():
         if key not in item:
             raise DatasetError(f"{where}: there is no {key!r}; expected {', '.join(keys)}")

@@ -168,7 +168,7 @@ def _wide_columns(rows: Sequence[Row], taxonomy: Taxonomy | None) -> dict[str, s
     if taxonomy is not None:
         spellings = {" ".join(n.split()).casefold(): n for n in (*taxonomy.names, *taxonomy.aliases)}
         wide = {name: spellings[key] for name in names if (key := " ".join(name.split()).casefold()) in spellings}
-        _refuse_twice(wide, taxonomy, rows[0].where.rpartition(", row")[0])
+        _refuse_twice(wide, taxonomy, rows[0].where.rpartition(", ")[0])
         for name in names:
             near = (
                 get_close_matches(" ".join(name.split()).casefold(), spellings, n=1, cutoff=0.8)
@@ -177,12 +177,12 @@ def _wide_columns(rows: Sequence[Row], taxonomy: Taxonomy | None) -> dict[str, s
             )
             if near:
                 raise DatasetError(
-                    f"{rows[0].where.rpartition(', row')[0]}: column {name!r} is no label of "
+                    f"{rows[0].where.rpartition(', ')[0]}: column {name!r} is no label of "
                     f"{taxonomy.name}; did you mean {spellings[near[0]]!r}? Rename it"
                 )
     else:
         wide = {name: name for name in names if _is_label(rows, name)}
-    where = rows[0].where.rpartition(", row")[0]
+    where = rows[0].where.rpartition(", ")[0]
     if not wide:
         raise DatasetError(
             f"{where} has no labels: neither a column labels or label, nor one "
