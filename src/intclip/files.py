@@ -102,6 +102,8 @@ def write_text(target: str | os.PathLike[str], text: str) -> None:
 def hold_lock(path: Path, message: str) -> Iterator[None]:
     """Hold a lock file against other processes; the system frees it when this one ends, however it ends.
 
+    Folders above it are made; on failure those that hold nothing else go again.
+
     Args:
         path: The lock file; it stays, empty.
         message: What to say when another process holds it.
@@ -109,6 +111,7 @@ def hold_lock(path: Path, message: str) -> Iterator[None]:
     Raises:
         StorageError: Another process holds it, or it cannot be written.
     """
+    made = _missing_folders(path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w")
@@ -122,7 +125,14 @@ def hold_lock(path: Path, message: str) -> Iterator[None]:
                 break
         else:
             raise StorageError(message)
-        yield
+        try:
+            yield
+        except BaseException:
+            with suppress(OSError):
+                if made and list(path.parent.iterdir()) == [path]:
+                    path.unlink()
+                    _remove_empty(made)
+            raise
 
 
 def is_locked(path: Path) -> bool:

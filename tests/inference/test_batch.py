@@ -310,6 +310,18 @@ def test_one_process_at_a_time(listing, options, tmp_path):
     assert run_job(job).computed == 8
 
 
+def test_one_process_at_a_time_begins_a_job(listing, photos, options, tmp_path):
+    def lines():
+        with pytest.raises(StorageError, match="another process works on"):
+            plan_job(tmp_path / "job", [str(photos[0].parent)], options)
+        yield from references([str(listing)])
+
+    job = plan_job(tmp_path / "job", [str(listing)], options, inputs=lines())
+    assert [reference.path for reference in job.inputs(0)] == [
+        reference.path for reference in list(references([str(listing)]))[: options.shard_size]
+    ]
+
+
 def test_equal_bytes_are_computed_once_and_twins_marked(photos, options, tmp_path, monkeypatch):
     folder = tmp_path / "photos"
     folder.mkdir()

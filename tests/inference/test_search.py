@@ -225,6 +225,16 @@ def test_a_folder_without_photos_leaves_nothing_behind(tmp_path, model):
     assert not (tmp_path / "index").exists()
 
 
+def test_a_model_that_is_not_there_leaves_nothing_behind(folder, tmp_path):
+    with pytest.raises(IntclipError, match="no model 'gone'"):
+        update_index(tmp_path / "new" / "index", [str(folder)], ModelOptions(spec="gone"))
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(IntclipError, match="no model 'gone'"):
+        update_index(tmp_path / "mine", [str(folder)], ModelOptions(spec="gone"))
+    assert (tmp_path / "mine").exists(), "a folder that was there stays"
+
+
 def clustered(count: int, dim: int = 16) -> np.ndarray:
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(60, dim))[rng.integers(0, 60, count)] + 0.5 * rng.normal(size=(count, dim))

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from intclip.errors import IntclipError, StorageError
 from intclip.extras import require
-from intclip.files import atomic_path, sha256_file, write_text
+from intclip.files import atomic_path, hold_lock, sha256_file, write_text
 from intclip.inference.batch.references import Reference, references
 from intclip.inference.bundle import JSON_FILE
 from intclip.inference.engines import Precision
@@ -172,15 +173,29 @@ def plan_job(
         inputs: The photos themselves, where they are known already; `sources` then only names them.
 
     Raises:
-        StorageError: The folder holds another job, or cannot be written.
+        StorageError: The folder holds another job, another process works on it, or it cannot be written.
         IntclipError: The source names no photos, or the model cannot be loaded.
     """
     folder = Path(folder)
-    before = read_job(folder) if (folder / MANIFEST).exists() else None
     # Hidden ones are the lock, and what a killed start began.
     others = [path for path in folder.glob("*") if path.name != INPUTS and not path.name.startswith(".")]
-    if before is None and others:
+    if others and not (folder / MANIFEST).exists():
         raise StorageError(f"{folder} holds other files; choose a new folder for the job")
+    with lock_job(folder):  # of two jobs that begin at once in one folder, each would list its photos over the other's
+        return _plan(folder, sources, options, inputs)
+
+
+def lock_job(folder: Path) -> AbstractContextManager[None]:
+    """Hold a job's folder against other processes.
+
+    Raises:
+        StorageError: Another process holds it, or it cannot be written.
+    """
+    return hold_lock(folder / LOCK, f"another process works on {folder}; wait for it, or ask with --status")
+
+
+def _plan(folder: Path, sources: Sequence[str], options: JobOptions, inputs: Iterable[Reference] | None) -> Job:
+    before = read_job(folder) if (folder / MANIFEST).exists() else None
     predictor = options.model.load()
     target = folder / INPUTS if before is None else None
     fingerprint, photos = _list_inputs(target, references(sources) if inputs is None else inputs, options.shard_size)

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from intclip.errors import IntclipError, StorageError
 from intclip.extras import require
-from intclip.files import hold_lock, write_text
+from intclip.files import write_text
 from intclip.inference.batch.duplicates import write_duplicates
-from intclip.inference.batch.job import LOCK, PROGRESS, Job, read_job
+from intclip.inference.batch.job import PROGRESS, Job, lock_job, read_job
 from intclip.inference.batch.mapper import ShardMapper, done_shard
 from intclip.inference.batch.shards import ShardInfo, read_shard
 
@@ -65,7 +65,7 @@ def run_job(
         MissingExtraError: Ray is not installed.
         IntclipError: The model cannot be loaded, or Ray not be started or joined.
     """
-    with hold_lock(job.folder / LOCK, f"another process works on {job.folder}; wait for it, or ask with --status"):
+    with lock_job(job.folder):
         start = time.monotonic()
         for leftover in job.folder.rglob(".*.partial"):
             leftover.unlink(missing_ok=True)
