@@ -26,7 +26,7 @@ from intclip.files import hold_lock
 from intclip.inference.batch import run
 from intclip.inference.batch.check import read_status, verify_job
 from intclip.inference.batch.duplicates import NEAR_BITS, find_duplicates
-from intclip.inference.batch.job import LOCK, JobOptions, ModelOptions, plan_job, read_job
+from intclip.inference.batch.job import LOCK, PROGRESS, JobOptions, ModelOptions, plan_job, read_job
 from intclip.inference.batch.mapper import ShardMapper
 from intclip.inference.batch.references import references
 from intclip.inference.batch.run import RayWorker, run_job
@@ -295,6 +295,11 @@ def test_status_of_a_job_that_runs_stops_and_ends(listing, options, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run_job(job, on_progress=on_progress)
     assert (6, 8, "running") in seen
+    told = (job.folder / PROGRESS).read_text()
+    for damaged in ("", "1", "[]", '{"updated": "now"}', '{"done": null}'):
+        (job.folder / PROGRESS).write_text(damaged)
+        assert read_status(job.folder)["done"] == 4, damaged
+    (job.folder / PROGRESS).write_text(told)
     status = read_status(job.folder)
     assert (status["state"], status["done"], status["seconds_left"]) == ("stopped", 4, None)
     assert run_job(job).computed == 4

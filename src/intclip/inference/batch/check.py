@@ -81,15 +81,12 @@ def read_status(folder: str | Path) -> dict[str, Any]:
     job = read_job(folder)
     infos = [info for number in range(len(job.manifest.shards)) if (info := done_shard(job, number)) is not None]
     finished = len(infos) == len(job.manifest.shards)
-    try:
-        progress = json.loads((job.folder / PROGRESS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        progress = {}
+    progress = _read_progress(job.folder / PROGRESS)
     running = is_locked(job.folder / LOCK)
     done = sum(info.rows for info in infos)
     if running:
-        done = max(done, int(progress.get("done", 0)))  # a shard in the making counts too
-    rate = progress.get("photos_per_second")
+        done = max(done, int(progress.get("done") or 0))  # a shard in the making counts too
+    rate, updated = progress.get("photos_per_second"), progress.get("updated")
     left = (job.manifest.photos - done) / rate if rate and running else None
     return {
         "state": "finished" if finished and not running else "running" if running else "stopped",
@@ -102,5 +99,17 @@ def read_status(folder: str | Path) -> dict[str, Any]:
         "shards_done": len(infos),
         "photos_per_second": rate,
         "seconds_left": None if left is None else round(left, 1),
-        "updated": round(time.time() - progress["updated"], 1) if "updated" in progress else None,
+        "updated": None if updated is None else round(time.time() - updated, 1),
     }
+
+
+def _read_progress(path: Path) -> dict[str, float | None]:
+    """What the progress file tells; nothing where it is gone or damaged: it serves the eye alone."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    sound = isinstance(content, dict) and all(
+        value is None or isinstance(value, int | float) for value in content.values()
+    )
+    return content if sound else {}
