@@ -95,13 +95,15 @@ def sources(photos, tmp_path) -> dict[str, str]:
         csv.writer(stream).writerows([["image", "other"], *([name, 1] for name in names)])
     (folder / "t.jsonl").write_text("\n".join(json.dumps({"path": name}) for name in names))
     pq.write_table(pa.table({"file_name": names, "x": [1.0] * 5}), folder / "t.parquet")
-    with tarfile.open(tmp_path / "a-000.tar", "w") as tar:
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    with tarfile.open(tars / "a-000.tar", "w") as tar:
         for path in photos[:3]:
             tar.add(path, f"deep/{path.name}")
             text = tarfile.TarInfo(f"deep/{path.stem}.txt")
             text.size = 2
             tar.addfile(text, io.BytesIO(b"hi"))
-    with tarfile.open(tmp_path / "a-001.tar", "w") as tar:
+    with tarfile.open(tars / "a-001.tar", "w") as tar:
         for path in photos[3:]:
             tar.add(path, path.name)
     memory = fsspec.filesystem("memory")
@@ -110,14 +112,14 @@ def sources(photos, tmp_path) -> dict[str, str]:
     memory.pipe("/lists/urls.txt", "\n".join(f"memory://bucket/{name}" for name in names).encode())
     memory.pipe("/bucket2/t.csv", ("path\n" + "\n".join(f"../bucket/{name}" for name in names)).encode())
     for name in ("a-000.tar", "a-001.tar"):
-        memory.pipe(f"/tars/{name}", (tmp_path / name).read_bytes())
+        memory.pipe(f"/tars/{name}", (tars / name).read_bytes())
     places = {name: str(folder / f"t.{name}") for name in ("csv", "jsonl", "parquet")}
     return places | {
         "folder": str(photos[0].parent),
         "pattern": str(photos[0].parent / "*"),
         "list": str(tmp_path / "list.txt"),
-        "tars": str(tmp_path / "a-*.tar"),
-        "folder of tars": str(tmp_path),
+        "tars": str(tars / "a-*.tar"),
+        "folder of tars": str(tars),
         "remote folder": "memory://bucket",
         "remote pattern": "memory://bucket/photo*",
         "remote list": "memory://lists/urls.txt",
@@ -151,6 +153,27 @@ def test_a_tar_in_capitals_and_one_at_an_address_with_a_query(photos, tmp_path, 
     assert read_image(found.image()).tobytes() == read_image(photos[0]).tobytes()
     signed = found._replace(path="https://host/a.tar?signature=x/y!deep!/a.tar!.png").image()
     assert (signed.url, signed.name) == ("https://host/a.tar?signature=x/y", "deep!/a.tar!.png")
+
+
+def test_a_folder_of_photos_and_tars_gives_all_of_them(photos, tmp_path):
+    folder = tmp_path / "mixed"
+    (folder / "deep").mkdir(parents=True)
+    shutil.copy(photos[0], folder / "photo.png")
+    for name, path in (("a.tar", photos[1]), ("deep/b.TAR", photos[2])):
+        with tarfile.open(folder / name, "w") as tar:
+            tar.add(path, "photo.png")
+    names = ["a.tar!photo.png", "deep/b.TAR!photo.png", "photo.png"]
+    for source in (str(folder), f"file://{folder}"):
+        assert [found.path.rpartition("/mixed/")[2] for found in references([source])] == names
+    assert len(list(references([str(folder / "*")]))) == 2, "a pattern gives the archives it matches too"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")
+def test_a_pipe_that_is_called_a_tar_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.tar")
+    (found,) = references([str(tmp_path)])
+    with pytest.raises(ImageError, match="not a regular file"):
+        read_image(found.image())
 
 
 class FolderHandler(QuietHandler, SimpleHTTPRequestHandler):

@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 from intclip.errors import ImageError
@@ -18,11 +18,15 @@ SUFFIXES = frozenset(
 """What photos in folders and patterns are told by."""
 
 
-def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+def find_images(paths: str | Path | Iterable[str | Path], suffixes: Container[str] = SUFFIXES) -> list[Path]:
     """The photos that files, folders (recursive), glob patterns and .txt lists (one path a line) name.
 
     Arguments keep their order, what a folder or a pattern holds is sorted, and a photo named twice counts once. Files
     named outright are taken whatever their suffix; in folders, files with an image's suffix, but not hidden ones.
+
+    Args:
+        paths: See above.
+        suffixes: What files in folders and patterns are told by, in lower case.
 
     Raises:
         ImageError: Something named does not exist, a pattern matches nothing, or a folder holds no photo.
@@ -31,7 +35,7 @@ def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
         paths = [paths]
     found: dict[Path, None] = {}
     for path in paths:
-        found.update(dict.fromkeys(_expand(path)))
+        found.update(dict.fromkeys(_expand(path, suffixes)))
     if not found:
         raise ImageError("no photos were named; give files, folders, patterns such as 'photos/*.jpg', or a .txt list")
     return list(found)
@@ -46,18 +50,18 @@ def utf8_name(path: str) -> str:
     return path
 
 
-def _expand(path: str | Path) -> Iterator[Path]:
+def _expand(path: str | Path, suffixes: Container[str]) -> Iterator[Path]:
     text = str(path)
     path = Path(path)
     try:
         if path.is_dir():
-            yield from _folder(path)
+            yield from _folder(path, suffixes)
         elif path.suffix.lower() == ".txt" and path.is_file():
             yield from _listed(path)
         elif path.exists():
             yield path
         elif any(sign in text for sign in "*?["):
-            yield from _pattern(text)
+            yield from _pattern(text, suffixes)
         else:
             raise ImageError(f"no such file or folder: {text}; check the path")
     except OSError as error:
@@ -66,23 +70,23 @@ def _expand(path: str | Path) -> Iterator[Path]:
         raise ImageError(f"not a path: {text!r}") from error
 
 
-def _folder(folder: Path) -> list[Path]:
+def _folder(folder: Path, suffixes: Container[str]) -> list[Path]:
     found = []
     for parent, folders, files in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [
             Path(parent, name)
             for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 (fast)
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes  # noqa: PTH122 (fast)
         ]
     if not found:
         raise ImageError(f"no photos in folder {folder}; it should hold .jpg, .png, .webp or other image files")
     return sorted(found)
 
 
-def _pattern(pattern: str) -> list[Path]:
+def _pattern(pattern: str, suffixes: Container[str]) -> list[Path]:
     matches = [Path(match) for match in glob.glob(pattern, recursive=True)]  # noqa: PTH207 (absolute patterns)
-    found = sorted(match for match in matches if match.suffix.lower() in SUFFIXES and match.is_file())
+    found = sorted(match for match in matches if match.suffix.lower() in suffixes and match.is_file())
     if not found:
         raise ImageError(
             f"no photos match {pattern}; check the pattern, and quote it so that the shell leaves it alone"

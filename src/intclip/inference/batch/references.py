@@ -15,6 +15,7 @@ from intclip.data.tables import find_columns, read_rows
 from intclip.errors import DatasetError, ImageError, StorageError
 
 _TAR = ".tar"
+_FOUND = SUFFIXES | {_TAR}
 _MEMBER = re.compile(r"(.*?\.tar(?:\?[^!]*)?)!(.*)", re.DOTALL | re.IGNORECASE)
 _BYTE = re.compile(r"\\udc([89a-f][0-9a-f])")
 _PATTERN = re.compile(r"[*?\[]")
@@ -49,10 +50,10 @@ def references(sources: Iterable[str]) -> Iterator[Reference]:
     """The photos of some sources, in order, as often as they are named; whether they can be read shows later.
 
     Args:
-        sources: Folders, quoted patterns, photos, .txt lists (a path or address a line), tables (.csv, .tsv, .jsonl,
-            .parquet, with a photo column), uncompressed .tar archives (WebDataset); each of them here or at an address
-            such as s3://bucket/photos/ or https://host/list.txt. Relative paths in lists and tables are relative to
-            the list's or table's place.
+        sources: Folders and quoted patterns (of photos and .tar archives), photos, .txt lists (a path or address a
+            line), tables (.csv, .tsv, .jsonl, .parquet, with a photo column), uncompressed .tar archives (WebDataset);
+            each of them here or at an address such as s3://bucket/photos/ or https://host/list.txt. Relative paths in
+            lists and tables are relative to the list's or table's place.
 
     Raises:
         ImageError: Something named does not exist, or names no photo.
@@ -69,9 +70,6 @@ def _local(source: str) -> Iterator[Reference]:
     suffix = path.suffix.lower()
     if path.is_file() and suffix in (_TAR, ".txt", *TABLES):
         yield from _file(path, source, str(path.parent))
-    elif path.is_dir() and (tars := sorted(path.glob(f"*{_TAR}"))):
-        for tar in tars:
-            yield from _file(tar, str(tar), "")
     elif suffix in (_TAR, ".txt", *TABLES) and _PATTERN.search(source):
         found = sorted(Path().glob(source) if not path.is_absolute() else Path("/").glob(source.lstrip("/")))
         if not found:
@@ -79,8 +77,9 @@ def _local(source: str) -> Iterator[Reference]:
         for file in found:
             yield from _file(file, str(file), str(file.parent))
     else:
-        for photo in find_images(source):
-            yield Reference(utf8_name(str(photo)))
+        for file in find_images(source, _FOUND):
+            tar = file.suffix.lower() == _TAR and file.is_file()  # a pipe would be waited for without end
+            yield from _file(file, str(file), "") if tar else [Reference(utf8_name(str(file)))]
 
 
 def _remote(source: str) -> Iterator[Reference]:
@@ -111,7 +110,7 @@ def _remote(source: str) -> Iterator[Reference]:
         raise ImageError(f"nothing is at {source}; check the address") from error
     except OSError as error:
         raise StorageError(f"cannot read {source}: {error}; check the address and your credentials") from error
-    kept = [system.unstrip_protocol(file) for file in files if Path(file).suffix.lower() in {_TAR, *SUFFIXES}]
+    kept = [system.unstrip_protocol(file) for file in files if Path(file).suffix.lower() in _FOUND]
     if not kept:
         raise ImageError(f"no photos at {source}; check the address")
     for url in kept:
