@@ -202,6 +202,13 @@ def test_http_addresses(photos, tmp_path, options):
     assert rows[1]["error"] == f"no such photo: {url}/gone.jpg; check the address"
 
 
+def test_a_wrong_address_in_a_list_is_a_row(photos, tmp_path, options):
+    (tmp_path / "list.txt").write_text(f"{photos[0]}\nnosuch://bucket/a.jpg\n{photos[1]}\n")
+    job = plan_job(tmp_path / "job", [str(tmp_path / "list.txt")], options)
+    assert run_job(job).errors == 1
+    assert rows_of(job.folder)[1]["error"].startswith("cannot open nosuch://bucket/a.jpg: ")
+
+
 def test_http_addresses_with_a_query(photos, tmp_path):
     (tmp_path / "list.txt").write_text(photos[0].name)
     shutil.copy(photos[0], tmp_path)

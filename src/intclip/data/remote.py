@@ -41,9 +41,14 @@ def read_remote(file: RemoteFile) -> bytes:
     """The bytes of a remote file, or of its part.
 
     Raises:
-        ImageError: It is not there, is no regular file, cannot be read, is empty, or is larger than `MAX_BYTES`.
+        ImageError: Its store cannot be opened; it is not there, is no regular file, cannot be read, is empty, or is
+            larger than `MAX_BYTES`.
+        MissingExtraError: The package for its protocol is not installed.
     """
-    system, path = filesystem(file.url)
+    try:
+        system, path = filesystem(file.url)
+    except StorageError as error:  # one wrong address must not end a job over a million
+        raise ImageError(str(error)) from error
     name = describe(file)
     if file.url.startswith(("file://", "local://")) and system.exists(path) and not system.isfile(path):
         raise ImageError(f"{name} is not a regular file; give an image file")  # a pipe would be waited for without end
