@@ -86,7 +86,15 @@ def test_filters_keep_what_they_say(folder, photos, model, tmp_path):
     assert index.by_photo(photos[0], where=["class 1>1"]) == []
     with pytest.raises(TaxonomyError, match="did you mean 'class 1'"):
         index.matching(["klass 1>0.5"])
-    for text in ("class 1>1.2.3", ">0.5", " "):
+    for text in (
+        "class 1>1.2.3",
+        ">0.5",
+        " ",
+        "class 1=0.5",
+        "class 1>50%",
+        "class 1=>0.5",
+        "class 1>0.5 and class 2<1",
+    ):
         with pytest.raises(IntclipError, match=r"write NAME>0\.5"):
             index.matching([text])
 

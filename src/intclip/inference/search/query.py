@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from intclip.data.images import ImageInput, read_image
 from intclip.data.loading import DRAFT_FACTOR
-from intclip.errors import IntclipError, StorageError
+from intclip.errors import IntclipError, StorageError, TaxonomyError
 from intclip.extras import require
 from intclip.inference.batch.job import model_identity
 from intclip.inference.batch.shards import to_matrix
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from intclip.backbones.base import Backbone
 
 _FILTER = re.compile(r"\s*(?P<name>.*?)\s*(?P<sign>>=|<=|>|<)\s*(?P<value>[0-9.]+)\s*")
+_COMPARES = re.compile("[<>=]")  # left in a name: what follows is no number, or there are two filters in one
 _SIGNS = {">": np.greater, ">=": np.greater_equal, "<": np.less, "<=": np.less_equal}
 
 
@@ -138,7 +139,12 @@ class PhotoIndex:
             name, sign = (found["name"], found["sign"]) if found else (text, ">=")
             if not name.strip():
                 raise wrong
-            column = self.taxonomy.index(name)
+            try:
+                column = self.taxonomy.index(name)
+            except TaxonomyError:
+                if _COMPARES.search(name):
+                    raise wrong from None
+                raise
             try:
                 value = float(found["value"]) if found else self.info.thresholds[column]
             except ValueError:
