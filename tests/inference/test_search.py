@@ -179,6 +179,11 @@ def test_a_batch_job_is_indexed_without_computing(folder, photos, model, tmp_pat
         update_index(tmp_path / "other", [str(bare.folder)], model)
 
 
+def test_photos_beside_a_manifest_of_another_kind_are_photos(folder, model, tmp_path):
+    (folder / "manifest.json").write_text('{"name": "gallery"}')
+    assert update_index(tmp_path / "index", [str(folder)], model).photos == 5
+
+
 def test_another_model_is_refused(folder, model, tmp_path, bundle_path):
     from tiny_models import write_bundle
 

@@ -203,7 +203,8 @@ def _clean(folder: Path, info: IndexInfo | None) -> None:
 
 
 def _finished_job(sources: Sequence[str]) -> Job | None:
-    if len(sources) != 1 or not Path(sources[0], MANIFEST).is_file():
+    # Both: a folder of photos may hold a manifest of another kind.
+    if len(sources) != 1 or not (Path(sources[0], MANIFEST).is_file() and Path(sources[0], SHARDS).is_dir()):
         return None
     job = read_job(sources[0])
     if not job.manifest.options.embedding:
