@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ValidationError
 
+from intclip.data.tables import listed
 from intclip.errors import IntclipError, StorageError
 from intclip.extras import require
 from intclip.files import atomic_path, hold_lock, sha256_file, write_text
@@ -284,6 +285,10 @@ def model_identity(predictor: Predictor, options: ModelOptions) -> str:
 
 def _difference(before: Manifest, now: Manifest) -> str:
     if before.fingerprint != now.fingerprint:
+        if before.photos == now.photos:
+            return (
+                f"its {before.photos:,} photos have other paths, or another order; named by {listed(before.source, 3)}"
+            )
         return f"its {before.photos:,} photos are not these {now.photos:,}"
     if before.model != now.model:
         return f"its model was {before.options.model.spec}"
