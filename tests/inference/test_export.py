@@ -1,6 +1,7 @@
 """Exported files say the same as the model, to whoever reads them."""
 
 import json
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -172,6 +173,37 @@ def test_what_cannot_be_written_leaves_nothing(files, format):
     target = "/proc/nowhere/x.onnx" if format == "onnx" else "/proc/nowhere/x.xml"
     with pytest.raises(StorageError, match="cannot write"):
         graph.save(target, maps=False)
+
+
+@pytest.fixture
+def no_space():
+    """No file may grow past 4 kB, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("name", ["x.onnx", "x.xml"])
+def test_a_full_disk_is_told_and_leaves_nothing(files, tmp_path, no_space, name):
+    graph = intclip.load(files["onnx" if name == "x.onnx" else "openvino"])._graph
+    with pytest.raises(StorageError, match="free space"):
+        graph.save(tmp_path / "new" / "folder" / name, maps=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_the_cache_has_no_space_for_predicts_all_the_same(bundle_path, photos, no_space):
+    found = intclip.load(bundle_path, engine="openvino").predict(photos)
+    expected = reference_probabilities(photos)
+    np.testing.assert_allclose(np.stack([p.probabilities for p in found]), expected, atol=1e-5, rtol=0)
+
+
+def test_a_folder_of_the_file_s_name_leaves_the_weights_beside_it(model, tmp_path):
+    (tmp_path / "x.xml").mkdir()
+    (tmp_path / "x.bin").write_bytes(b"of another model")
+    with pytest.raises(StorageError, match="is a folder"):
+        model.export(tmp_path / "x.xml", "openvino")
+    assert (tmp_path / "x.bin").read_bytes() == b"of another model"
 
 
 def test_files_that_are_no_exports(files, tmp_path):

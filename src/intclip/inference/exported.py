@@ -146,19 +146,19 @@ def _save_onnx(content: bytes, card: ModelCard, path: Path) -> None:
 def _save_openvino(model: Any, card: ModelCard, path: Path) -> None:
     openvino = require("openvino", "openvino")
     model.set_rt_info(card.to_json(), METADATA_KEY)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
-            partial = Path(folder, path.name)
-            openvino.save_model(model, os.fspath(partial), compress_to_fp16=False)
-            # The weights first: whoever sees the .xml finds its .bin.
-            for suffix in (".bin", ".xml"):
-                with partial.with_suffix(suffix).open("rb") as file:
-                    os.fsync(file.fileno())
-                partial.with_suffix(suffix).replace(path.with_suffix(suffix))
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {path}: {error.strerror or error}; free space or choose a writable place"
-        ) from error
-    except RuntimeError as error:
-        raise IntclipError(f"OpenVINO cannot write {path}: {str(error).splitlines()[-1]}") from error
+    if path.is_dir():  # told before the weights are in their place
+        raise StorageError(f"cannot write {path}: it is a folder; choose another name")
+    # The weights are renamed first: whoever sees the .xml finds its .bin.
+    with (
+        atomic_path(path) as partial,
+        tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder,
+        atomic_path(path.with_suffix(".bin")) as weights,
+    ):
+        saved = Path(folder, path.name)
+        try:
+            openvino.save_model(model, os.fspath(saved), compress_to_fp16=False)
+        except RuntimeError as error:  # so OpenVINO tells a full disk, too
+            reason = str(error).splitlines()[-1]
+            raise StorageError(f"cannot write {path} ({reason}); free space or choose a writable place") from error
+        saved.with_suffix(".bin").replace(weights)
+        saved.replace(partial)
