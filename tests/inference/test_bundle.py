@@ -230,6 +230,7 @@ def test_a_method_is_a_name_and_never_a_path(copy, name):
         ({"temperature": 0}, "temperature"),
         ({"surprise": 1}, "surprise"),
         ({"preprocessing": {"size": 24}}, "preprocessing"),
+        ({"preprocessing": {"size": 24, "mean": [0, 0, 0], "std": [0, 0, 0]}}, "preprocessing.std.0"),
         ({"format": "zip"}, "format"),
     ],
 )

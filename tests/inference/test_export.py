@@ -227,12 +227,36 @@ def test_files_that_are_no_exports(files, tmp_path):
 
 @pytest.mark.parametrize(("key", "value"), [("card_version", 99), ("thresholds", [0.5]), ("labels", []), ("x", 1)])
 def test_damaged_cards(files, tmp_path, key, value):
+    refuse_card(files, tmp_path, **{key: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"size": 0}, "preprocessing.size"),
+        ({"size": -5}, "preprocessing.size"),
+        ({"std": [0, 1, 1]}, "preprocessing.std.0"),
+        ({"mean": [0, 1, float("nan")]}, "preprocessing.mean.2"),
+    ],
+)
+def test_a_card_whose_pixels_cannot_be_names_the_field(files, tmp_path, change, place):
+    preprocessing = TinyBackbone.preprocess.model_dump(mode="json") | change
+    assert place in refuse_card(files, tmp_path, preprocessing=preprocessing)
+
+
+@pytest.mark.parametrize("level", [float("nan"), 7.5, -1])
+def test_a_card_whose_threshold_is_no_probability_names_it(files, tmp_path, level):
+    assert "thresholds.1" in refuse_card(files, tmp_path, thresholds=[0.5, level, 0.5, 0.5, 0.5])
+
+
+def refuse_card(files, tmp_path, **changes):
     model = onnx.load(files["onnx"])
     card = json.loads(model.metadata_props[0].value)
-    onnx.helper.set_model_props(model, {"intclip": json.dumps(card | {key: value})})
+    onnx.helper.set_model_props(model, {"intclip": json.dumps(card | changes)})
     onnx.save(model, tmp_path / "m.onnx")
-    with pytest.raises(BundleError):
+    with pytest.raises(BundleError) as caught:
         intclip.load(tmp_path / "m.onnx")
+    return str(caught.value)
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))

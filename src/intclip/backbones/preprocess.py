@@ -3,16 +3,18 @@
 torch is imported where a tensor is made, not here: a prediction from a cached graph needs this module and no torch.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_Mean = Annotated[float, Field(allow_inf_nan=False)]
+_Std = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -27,9 +29,9 @@ class Preprocess(BaseModel, frozen=True, extra="forbid"):
         crop: "center" keeps the middle square of the resized photo (CLIP's way); "squash" resizes both sides to S.
     """
 
-    size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    size: Annotated[int, Field(gt=0)]
+    mean: tuple[_Mean, _Mean, _Mean]
+    std: tuple[_Std, _Std, _Std]
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     crop: Literal["center", "squash"] = "center"
 

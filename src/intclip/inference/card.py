@@ -1,11 +1,11 @@
 """What a graph does not say about itself: labels, preprocessing, thresholds. It travels inside every exported file."""
 
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from intclip import __version__
 from intclip.backbones.preprocess import Preprocess
@@ -51,7 +51,7 @@ class ModelCard(BaseModel, frozen=True, extra="forbid"):
     method: str
     task: Literal["multilabel", "singlelabel"]
     labels: list[str]
-    thresholds: list[float]
+    thresholds: list[Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]]
     preprocessing: Preprocess
     maps: list[str]
     attention: bool = False
@@ -101,4 +101,7 @@ class ModelCard(BaseModel, frozen=True, extra="forbid"):
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     return str(error).splitlines()[0] if str(error) else type(error).__name__
