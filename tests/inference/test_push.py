@@ -11,6 +11,7 @@ import intclip
 from hub_server import COMMIT, Hub
 from intclip.errors import BundleError, IntclipError, StorageError
 from intclip.inference.bundle import load_bundle
+from intclip.inference.loading import bundle_path as bundle_path_of
 from intclip.inference.push import model_card, push
 
 REPOSITORY = "me/tiny"
@@ -106,6 +107,25 @@ def test_there_and_back(hub, bundle_path, photos, cli):
     model = intclip.load(f"hf://{REPOSITORY}", engine="torch", device="cpu")
     found = np.stack([prediction.probabilities for prediction in model.predict(photos)])
     np.testing.assert_allclose(found, reference_probabilities(photos), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("damage", ["changed", "gone"])
+def test_a_damaged_copy_of_a_fetched_bundle_is_made_anew(hub, bundle_path, damage):
+    push(bundle_path, REPOSITORY)
+    copy = bundle_path_of(f"hf://{REPOSITORY}") / "weights.safetensors"
+    whole = copy.read_bytes()
+    if damage == "gone":
+        copy.unlink()
+    else:
+        copy.write_bytes(whole[:-1] + b"x")
+    assert bundle_path_of(f"hf://{REPOSITORY}") == copy.parent
+    assert copy.read_bytes() == whole
+
+
+@pytest.mark.parametrize("spec", ["hf://me", "hf://", "hf://me/tiny@"])
+def test_what_is_no_repository_is_told_as_it_is_written(spec):
+    with pytest.raises(BundleError, match="write hf://owner/name"):
+        intclip.load(spec)
 
 
 def test_the_card_tells_what_the_bundle_is(tmp_path):

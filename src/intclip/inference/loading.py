@@ -1,6 +1,7 @@
 """`intclip.load`: from a name, a bundle, an exported file or a hub repository to a `Predictor`."""
 
 import difflib
+import filecmp
 import hashlib
 import logging
 import os
@@ -227,7 +228,12 @@ def _fetch_bundle(spec: str) -> Path:
     """
     from intclip.backbones import hub
 
-    repo, revision = hub.parse(hub.PREFIX + spec.removeprefix(HUB))
+    try:
+        repo, revision = hub.parse(hub.PREFIX + spec.removeprefix(HUB))
+    except CheckpointError as error:
+        raise BundleError(
+            f"{spec!r} is no bundle on the hub; write {HUB}owner/name or {HUB}owner/name@revision"
+        ) from error
     try:
         found = [hub.fetch(hub.HubFile(repo, name, revision)) for name in (JSON_FILE, WEIGHTS_FILE)]
     except CheckpointError as error:
@@ -237,9 +243,13 @@ def _fetch_bundle(spec: str) -> Path:
         ) from error
     home = cache_home() or Path(found[0]).parent
     folder = home / "bundles" / f"{repo.replace('/', '--')}-{found[0].parent.name[:12]}"
-    if not folder.is_dir():
-        with atomic_directory(folder) as partial:
-            for file, name in zip(found, (JSON_FILE, WEIGHTS_FILE), strict=True):
+    names = (JSON_FILE, WEIGHTS_FILE)
+    # Compared, not only looked for: a copy that was damaged is made anew, since nobody else would ever do it.
+    if not all((folder / name).is_file() for name in names) or not all(
+        filecmp.cmp(file, folder / name, shallow=False) for file, name in zip(found, names, strict=True)
+    ):
+        with atomic_directory(folder, overwrite=True) as partial:
+            for file, name in zip(found, names, strict=True):
                 (partial / name).write_bytes(file.read_bytes())
     return folder
 
