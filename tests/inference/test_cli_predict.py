@@ -200,6 +200,8 @@ def test_a_model_that_is_converted_says_so_once(cli, bundle_path, photos, monkey
         (["export", "MODEL", "--out", "x.xml", "--format", "onnx"], "x.xml"),
         (["export", "MODEL", "--out", "x.onnx"], "exported graph"),
         (["export", "MODEL", "--out", "x.xml", "--int8"], "--calibrate"),
+        (["export", "MODEL", "--out", "x.xml", "--calibrate", "EMPTY"], "add --int8"),
+        (["export", "MODEL", "--out", "x"], "name the file *.onnx or *.xml\n"),
         (["export", "gone", "--out", "x.onnx"], "no model 'gone'"),
         (["export", "MODEL"], "--out"),
         (["predikt", "PHOTO"], "predikt"),

@@ -141,6 +141,13 @@ def test_an_export_can_be_exported_again(files, tmp_path, photos):
         intclip.load(files["openvino"]).export(tmp_path / "again.onnx")
 
 
+def test_maps_that_are_not_there_are_not_left_out_in_silence(model, tmp_path):
+    plain = intclip.load(model.export(tmp_path / "plain.xml", "openvino"))
+    with pytest.raises(IntclipError, match="without evidence maps"):
+        plain.export(tmp_path / "again.xml", "openvino", maps=True)
+    assert not (tmp_path / "again.xml").exists()
+
+
 def test_int8_stays_close_and_says_so(model, photos, tmp_path):
     quantized = model.quantize(photos)
     assert quantized.card.arithmetic == "int8"

@@ -354,10 +354,12 @@ def export(
 
     wanted = format.value if format else SUFFIXES.get(out.suffix)
     if wanted is None:
-        raise IntclipError(f"{out}: name the file *.onnx or *.xml, or state --format")
+        raise IntclipError(f"{out}: name the file *.onnx or *.xml")
     check_suffix(out, wanted)
     if int8 and (wanted != "openvino" or calibrate is None):
         raise IntclipError("--int8 writes OpenVINO (*.xml) and needs --calibrate FOLDER with some hundred photos")
+    if calibrate is not None and not int8:
+        raise IntclipError("--calibrate is for --int8 alone; add --int8, or leave it out for float32")
     predictor = _load(model, taxonomy, sentences, checkpoint, "openvino" if int8 else "auto", "cpu", Precision.f32)
     if int8 and calibrate is not None:
         predictor = predictor.quantize(calibrate)

@@ -188,18 +188,20 @@ class Predictor(WordReading):
             maps: Keep the evidence maps among the outputs.
 
         Raises:
-            IntclipError: Wrong suffix, or the model is only there in the other format.
+            IntclipError: Wrong suffix, the model is only there in the other format, or it has no maps to keep.
             StorageError: The file cannot be written.
         """
         wanted = check_format(format)
         check_suffix(path, wanted)
+        if maps:
+            self._check_maps()
         graph = self._graph
         if graph is None or graph.format != wanted or (wanted == "onnx" and graph.has_maps != maps):
             if self.card.arithmetic == "int8":
                 raise IntclipError("an int8 model exports in the format it was quantised in: openvino")
             from intclip.inference.export import build_graph
 
-            graph = build_graph(self.method(), self.card, wanted, maps=maps and bool(self.card.maps))
+            graph = build_graph(self.method(), self.card, wanted, maps=maps)
         return graph.save(path, maps=maps)
 
     def quantize(self, photos: ImageInput | Iterable[ImageInput], *, limit: int = 300) -> "Predictor":
