@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ import intclip
 from hub_server import COMMIT, Hub
 from intclip.errors import BundleError, IntclipError, StorageError
 from intclip.inference.bundle import load_bundle
+from intclip.inference.loading import POSTS_FILE
 from intclip.inference.loading import bundle_path as bundle_path_of
 from intclip.inference.push import model_card, push
+from intclip.labels.taxonomy import Taxonomy
 
 REPOSITORY = "me/tiny"
 
@@ -145,6 +148,12 @@ def test_the_card_tells_what_the_bundle_is(tmp_path):
     assert "| test | 40.0 | 51.0 |" in body
     assert "| class 1 | 0.50 |" in body
     assert "proxy-intents" in body
+    renamed = load_bundle(path)
+    named = replace(
+        renamed,
+        taxonomy=Taxonomy.from_dict(json.loads(json.dumps(renamed.taxonomy.to_dict()).replace("class 1", "a|b"))),
+    )
+    assert "| a\\|b | 0.50 |" in model_card(named, "me/tiny")
     plain = model_card(load_bundle(write_bundle(tmp_path / "c", metrics=None, recipe=None)), "me/tiny")
     assert "license" not in plain
     assert "## Figures" not in plain
@@ -176,4 +185,9 @@ def test_what_is_no_model_or_no_repository(hub, bundle_path, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(BundleError, match="not a bundle"):
         push(tmp_path / "empty", REPOSITORY)
+    (tmp_path / "empty" / POSTS_FILE).write_text("{}")
+    with pytest.raises(IntclipError, match="is a model of posts, which the hub does not take"):
+        push(tmp_path / "empty", REPOSITORY)
+    with pytest.raises(IntclipError, match="lite was not trained, everybody loads it by its name"):
+        push("lite", REPOSITORY)
     assert hub.created == []

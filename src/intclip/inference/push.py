@@ -2,12 +2,13 @@
 
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 from intclip.errors import IntclipError, StorageError
 from intclip.extras import require
 from intclip.inference.bundle import JSON_FILE, WEIGHTS_FILE, Bundle, load_bundle
-from intclip.inference.loading import bundle_path
+from intclip.inference.loading import POSTS_FILE, bundle_path, is_zero_shot
 
 CARD_FILE = "README.md"
 TITLES = {
@@ -44,13 +45,18 @@ def push(
 
     Raises:
         BundleError: The model is no whole bundle.
-        IntclipError: The repository's name is none.
+        IntclipError: The repository's name is none, or the model has nothing of its own to push.
         StorageError: The hub cannot be reached or refuses.
         MissingExtraError: `huggingface_hub` is not installed.
     """
     if not _REPOSITORY.fullmatch(repository):
         raise IntclipError(f"{repository!r} is no hub repository; write owner/name")
-    bundle = load_bundle(bundle_path(os.fspath(model)))
+    spec = os.fspath(model)
+    if is_zero_shot(spec):
+        raise IntclipError(f"{spec} was not trained, everybody loads it by its name; push a trained bundle's folder")
+    if (Path(spec) / POSTS_FILE).is_file():
+        raise IntclipError(f"{spec} is a model of posts, which the hub does not take; push a bundle of `intclip train`")
+    bundle = load_bundle(bundle_path(spec))
     hub, errors = require("huggingface_hub", "hub"), require("huggingface_hub.errors", "hub")
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         raise StorageError(f"cannot push to {repository}: offline mode is on (HF_HUB_OFFLINE); unset it and push again")
@@ -120,8 +126,8 @@ def model_card(bundle: Bundle, repository: str, *, license: str | None = None) -
         ]  # fmt: skip
     lines += [
         "## Limits", "",
-        "Probabilities are a model's estimates of why photos like this one are taken or shared. They are no facts "
-        "about a person, and they carry the leanings of the data they were learned from.",
+        "Probabilities are a model's estimates of which labels people would give a photo. They are no facts about a "
+        "person, and they carry the leanings of the data they were learned from.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -147,4 +153,8 @@ def _labels(bundle: Bundle) -> list[str]:
     pairs = zip(bundle.taxonomy.names, bundle.thresholds.tolist(), strict=True)
     if bundle.info.task == "singlelabel":
         return [", ".join(bundle.taxonomy.names) + ". The most probable one holds."]
-    return ["| Label | holds from |", "|---|---:|", *(f"| {name} | {level:.2f} |" for name, level in pairs)]
+    return ["| Label | holds from |", "|---|---:|", *(f"| {_cell(name)} | {level:.2f} |" for name, level in pairs)]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
