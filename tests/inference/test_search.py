@@ -11,9 +11,10 @@ import torch
 from tiny_models import reference_probabilities
 
 from fakes import TinyBackbone, tiny_taxonomy
+from intclip.data import loading
 from intclip.data.images import read_image
 from intclip.data.loading import DRAFT_FACTOR
-from intclip.errors import IntclipError, StorageError, TaxonomyError
+from intclip.errors import ImageError, IntclipError, StorageError, TaxonomyError
 from intclip.inference.batch.job import JobOptions, ModelOptions, plan_job
 from intclip.inference.batch.mapper import ShardMapper
 from intclip.inference.batch.run import run_job
@@ -133,6 +134,25 @@ def test_only_new_and_changed_photos_are_computed(folder, photos, model, tmp_pat
     assert update_index(place, [str(tmp_path / "more")], model, add=True).photos == 6
     assert update_index(place, [str(tmp_path / "more")], model).photos == 1
     assert len(list(place.glob("g-*"))) == 1
+
+
+def test_photos_that_could_not_be_read_are_tried_again_when_asked(folder, photos, model, tmp_path, monkeypatch):
+    def outage(source, **options):
+        raise ImageError(f"no answer from the store of {source}")
+
+    place = tmp_path / "index"
+    update_index(place, [str(folder)], model)
+    (tmp_path / "more").mkdir()
+    shutil.copy(photos[0], tmp_path / "more" / "x.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "read_image", outage)
+        assert update_index(place, [str(tmp_path / "more")], model, add=True).errors == 2
+    assert update_index(place, [str(tmp_path / "more")], model, add=True).computed == 0
+    done = update_index(place, [str(tmp_path / "more")], model, add=True, retry_errors=True)
+    assert (done.computed, done.kept, done.removed, done.errors) == (1, 6, 0, 1)
+    assert "x.png" in paths_of(place)
+    done = update_index(place, [str(folder)], model, retry_errors=True)
+    assert (done.photos, done.computed, done.kept, done.removed, done.errors) == (5, 1, 5, 1, 1)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="names are text there")

@@ -22,6 +22,9 @@ def index(
     out: Annotated[Path, typer.Option(help="The index's folder.")],
     model: Model = "lite",
     add: Annotated[bool, typer.Option("--add", help="Keep indexed photos that SOURCE does not name.")] = False,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Read photos again that could not be read.")
+    ] = False,
     engine: EngineChoice = BatchEngine.local,
     taxonomy: Labels = None,
     sentences: Sentences = "11-15",
@@ -59,6 +62,7 @@ def index(
             sources,
             options,
             add=add,
+            retry_errors=retry_errors,
             engine=engine.value,
             workers=workers,
             batch_size=batch_size,

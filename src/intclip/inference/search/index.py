@@ -111,6 +111,7 @@ def update_index(
     model: ModelOptions,
     *,
     add: bool = False,
+    retry_errors: bool = False,
     engine: BatchEngine = "local",
     workers: int | None = None,
     batch_size: int = 32,
@@ -126,6 +127,7 @@ def update_index(
         sources: See `references`; or the folder of one finished batch job with embeddings, which computes nothing.
         model: Must be the index's own, where there is one.
         add: Keep photos of the index that the sources do not name; without it, they leave it.
+        retry_errors: Read photos again that could not be read, though they have not changed.
         engine: As for `run_job`.
         workers: As for `run_job`.
         batch_size: Photos that the model takes at once.
@@ -155,7 +157,7 @@ def update_index(
         identity = model_identity(predictor, model)
         if before is not None and before.identity != identity:
             raise StorageError(f"{folder} was indexed with another model ({before.model.spec}); choose another --out")
-        known = _known(folder, before)
+        known = _known(folder, before, retry_errors=retry_errors)
         new = [reference for path, (stamp, reference) in named.items() if known.get(path) != stamp]
         keep = {path for path in known if path not in named} if add else set()
         keep |= {path for path, (stamp, _) in named.items() if known.get(path) == stamp}
@@ -245,8 +247,8 @@ def _stamp(reference: Reference) -> str:
     return f"{place}{status.st_size}-{status.st_mtime_ns}"
 
 
-def _known(folder: Path, before: IndexInfo | None) -> dict[str, str]:
-    """Path to stamp of every photo of the index, read or not."""
+def _known(folder: Path, before: IndexInfo | None, *, retry_errors: bool) -> dict[str, str]:
+    """Path to stamp of every photo of the index, read or not; with `retry_errors`, those not read have none."""
     if before is None:
         return {}
     parquet = require("pyarrow.parquet", "core")
@@ -256,7 +258,8 @@ def _known(folder: Path, before: IndexInfo | None) -> dict[str, str]:
             table = parquet.read_table(folder / before.generation / name, columns=["path", "stamp"])
         except Exception as error:
             raise StorageError(f"{folder} is damaged ({name}); remove it and index again") from error
-        known |= dict(zip(table["path"].to_pylist(), table["stamp"].to_pylist(), strict=True))
+        stamps = [""] * len(table) if retry_errors and name == ERRORS else table["stamp"].to_pylist()
+        known |= dict(zip(table["path"].to_pylist(), stamps, strict=True))
     return known
 
 
