@@ -100,10 +100,13 @@ def load(
     if not text:
         raise IntclipError("the model's name is empty; give lite, proxy, zero-shot:NAME, or a bundle's folder")
     path = Path(text)
-    if path.suffix in SUFFIXES:
+    exported, posts = path.suffix in SUFFIXES, (path / POSTS_FILE).is_file()
+    if checkpoint is not None and (exported or posts or text in LITE_BACKBONES):
+        raise IntclipError(f"{text} brings its own weights; it takes no checkpoint")
+    if exported:
         _refuse_labels(text, taxonomy, sentences)
         return _load_exported(path, engine, device, precision, threads)
-    if (path / POSTS_FILE).is_file():
+    if posts:
         _refuse_labels(text, taxonomy, sentences)
         return _load_posts(text, engine, device, precision)
     if is_zero_shot(text):
