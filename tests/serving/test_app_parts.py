@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from gradio.route_utils import delete_files_created_by_app
 from PIL import Image
+from starlette.testclient import TestClient
 from watched import CLASSES, WatchedPredictor, photo
 
 from intclip.data.demo_photos import demo_photos
@@ -21,10 +22,12 @@ from intclip.explain.evidence import LEGEND
 from intclip.inference.loading import load
 from intclip.inference.prediction import Conflict, Prediction
 from intclip.labels.reading import parse_taxonomy
+from intclip.serving.api import create_api
 from intclip.serving.app import views
 from intclip.serving.app.callbacks import Callbacks
 from intclip.serving.app.layout import lay_out
 from intclip.serving.app.own_intents import MOST, OwnIntents, read_intents
+from intclip.serving.app.server import mount_page
 from intclip.serving.app.session import Photo, corrections_table
 from intclip.serving.app.studio import Studio
 from intclip.serving.batcher import Batcher
@@ -43,6 +46,17 @@ def studio_of(tmp_path):
             return Studio(batcher, [tmp_path / "a.png"])
 
         yield make
+
+
+def test_the_page_lies_beside_the_api_over_one_queue():
+    api = create_api({"a": WatchedPredictor()})
+    with TestClient(mount_page(api, api.state.batcher, [], "/app")) as client:
+        assert "gradio" in client.get("/app/").text
+        icon = client.get("/favicon.ico")  # a browser asks for it at the root
+        assert (icon.status_code, icon.headers["content-type"]) == (200, "image/svg+xml")
+        answer = client.post("/v1/predict", files={"images": photo(255)})
+        assert answer.json()["results"][0]["labels"] == ["class 0"]
+        assert "/favicon.ico" not in client.get("/openapi.json").json()["paths"]
 
 
 def test_examples_that_cannot_be_read_are_left_out_and_told(tmp_path, caplog):

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
+from starlette.responses import RedirectResponse
 from starlette.routing import Mount
 
 from intclip.inference.predictor import Predictor
@@ -58,6 +59,8 @@ def mount_page(server: FastAPI, batcher: Batcher, examples: Sequence[Path], path
         enable_monitoring=False,
         max_file_size=LARGEST_FILE,
     )
+    if path != "/":  # a browser asks for it at the root, and tells in its console where there is none
+        mounted.add_api_route("/favicon.ico", lambda: RedirectResponse(f"{path}/favicon.ico"), include_in_schema=False)
     # A page that is open somewhere keeps a stream open, by which Gradio knows that it is there.
     pages = [route.app for route in mounted.routes if isinstance(route, Mount) and isinstance(route.app, gr.routes.App)]
     mounted.state.streams = [page.stop_event.set for page in pages]
