@@ -34,6 +34,8 @@ def main() -> None:
     parser.add_argument("--model", default="lite")
     parser.add_argument("--side", type=int, default=500, help="longer side of the photos")
     options = parser.parse_args()
+    if options.requests < (least := 3 * options.clients):
+        parser.error(f"--requests is at least {least}: a turn counts while all clients are at work")
     import intclip
 
     files = photos(options.side)
