@@ -9,10 +9,11 @@ returns. Nothing here trains: all parameters of a backbone are frozen, a method 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -31,6 +32,10 @@ stage1 … stage4: one of these alone.
 """
 Features = dict[str, Tensor]
 """Feature name to a batch of them; `stages` comes as four entries `stage1` … `stage4`."""
+
+LongTexts = Literal["refuse", "average"]
+Progress = Callable[[int, int], None]
+TEXT_BATCH = 32
 
 
 class TextTower(nn.Module, ABC):
@@ -69,6 +74,58 @@ class TextTower(nn.Module, ABC):
     def forward(self, tokens: Tensor) -> Tensor:
         """Text features (T, D), unnormalised, of tokens (T, L)."""
         return self.encode_embeddings(self.embed(tokens), self.lengths(tokens))
+
+    @torch.no_grad()
+    def embed_texts(
+        self, texts: Sequence[str], *, long: LongTexts = "refuse", on_progress: Progress | None = None
+    ) -> Tensor:
+        """Unit text embeddings (T, D), float32, on the tower's device.
+
+        Each different text is encoded once, in batches of texts of like length, so that little is padded.
+
+        Args:
+            texts: T texts.
+            long: What happens to a text of more than `context_length` tokens: "refuse" it, or "average" the features
+                of its pieces (halves at a blank, halved again until they fit).
+            on_progress: Called with (done, total) texts.
+
+        Raises:
+            IntclipError: A text is too long, and `long` is "refuse".
+        """
+        pieces = [[text] if long == "refuse" else self._pieces(text) for text in texts]
+        places = {piece: place for place, piece in enumerate(dict.fromkeys(p for group in pieces for p in group))}
+        unique = list(places)
+        device = next(self.parameters()).device
+        encoded = torch.empty(len(unique), self.embed_dim, device=device)
+        order = sorted(range(len(unique)), key=lambda place: len(unique[place]))
+        for start in range(0, len(order), TEXT_BATCH):
+            rows = order[start : start + TEXT_BATCH]
+            encoded[rows] = self(self.tokenize([unique[row] for row in rows]).to(device)).float()
+            if on_progress is not None:
+                done = min(start + TEXT_BATCH, len(order))
+                on_progress(round(done * len(texts) / len(order)), len(texts))
+        means = [encoded[[places[piece] for piece in group]].mean(dim=0) for group in pieces]
+        return F.normalize(torch.stack(means), dim=1) if means else encoded
+
+    def unknown_share(self, texts: Sequence[str]) -> list[float]:
+        """Share of each text's tokens that are the tokenizer's unknown token, in [0, 1].
+
+        0 for every text where the tokenizer has none, such as CLIP's byte-pair encoding: it splits what it does not
+        know into bytes, which says nothing about whether the tower was trained on the language.
+        """
+        return [0.0] * len(texts)
+
+    def _pieces(self, text: str) -> list[str]:
+        """The text, halved at a blank (or anywhere in one word) until each piece fits the context."""
+        try:
+            self.tokenize([text])
+        except IntclipError:
+            words = text.split()
+            half = len(words) // 2
+            if half == 0:
+                return self._pieces(text[: len(text) // 2]) + self._pieces(text[len(text) // 2 :])
+            return self._pieces(" ".join(words[:half])) + self._pieces(" ".join(words[half:]))
+        return [text]
 
 
 class ImageHead(nn.Module, ABC):
@@ -133,6 +190,16 @@ class Backbone(nn.Module, ABC):
         """Text embeddings (T, D), unnormalised, of tokens (T, L) from `tokenize`."""
         features: Tensor = self.text(tokens)
         return features
+
+    def embed_texts(
+        self, texts: Sequence[str], *, long: LongTexts = "refuse", on_progress: Progress | None = None
+    ) -> Tensor:
+        """Unit text embeddings (T, D); see `TextTower.embed_texts`."""
+        return self.text.embed_texts(texts, long=long, on_progress=on_progress)
+
+    def unknown_share(self, texts: Sequence[str]) -> list[float]:
+        """Share of each text's tokens that the text tower does not know; see `TextTower.unknown_share`."""
+        return self.text.unknown_share(texts)
 
     def feature_map(self, pixels: Tensor) -> Tensor:
         """Region features (B, D, H, W) in the joint space of pixels (B, 3, S, S)."""

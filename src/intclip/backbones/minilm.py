@@ -76,6 +76,12 @@ class MiniLM(TextTower):
             tokens[index, : len(row)] = torch.tensor(row)
         return tokens
 
+    def unknown_share(self, texts: Sequence[str]) -> list[float]:
+        """Share of each text's words and word pieces that are [UNK], in [0, 1]; 0 for an empty text."""
+        unknown = self.tokenizer.token_to_id("[UNK]")
+        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        return [row.count(unknown) / len(row) if row else 0.0 for row in rows]
+
     def lengths(self, tokens: Tensor) -> Tensor:
         """Number of tokens of each row (T,), start and end included, padding not."""
         return (tokens != 0).sum(dim=1)
