@@ -204,7 +204,7 @@ def test_without_annotations_or_root(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_proxy_intents(tmp_path: Path) -> None:
     names = list(load_taxonomy("proxy-intents").names)
-    row = [0.0] * 17
+    row = [0.0] * len(names)
     row[2], row[3] = 0.4, 0.2
     for split, photos, soft in (("train", [("a", row)], True), ("val", [("b", [4])], False)):
         intentonomy_file(tmp_path / f"intents_{split}.json", photos, names, soft=soft)
@@ -218,6 +218,21 @@ def test_proxy_intents(tmp_path: Path) -> None:
     assert load_proxy_intents(tmp_path, captions="none").splits["train"][0].text is None
     with pytest.raises(DatasetError, match="captions"):
         load_proxy_intents(tmp_path, captions="some")
+
+
+def test_proxy_intents_have_the_labels_that_the_files_name(tmp_path: Path) -> None:
+    whole = load_taxonomy("proxy-intents")
+    names = [name for name in whole.names if name != "relax"]  # the only one of its group
+    for split, photo in (("train", "a"), ("val", "b")):
+        intentonomy_file(tmp_path / f"intents_{split}.json", [(photo, [4])], names)
+        write_photo(tmp_path / "low" / f"{photo}.jpg")
+    dataset = load_proxy_intents(tmp_path)
+    dataset.taxonomy.check()
+    assert list(dataset.taxonomy.names) == names
+    assert "rest" not in dataset.taxonomy.levels["group"]
+    assert dataset.taxonomy.sentences()[3] == whole.sentences()[whole.index(names[3])]
+    assert labels_of(dataset, "val") == [[names[4]]]
+    assert np.isfinite(dataset.targets("train")).all()
 
 
 # -- emotion sets

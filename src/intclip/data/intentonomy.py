@@ -65,16 +65,8 @@ def read_annotations(path: Path, taxonomy: Taxonomy) -> list[Photo]:
     Raises:
         DatasetError: The file is malformed, names a category outside the taxonomy or a photo that it does not list.
     """
-    content = read_json(path)
-    require_keys(content, {"categories": list, "images": list, "annotations": list}, str(path))
     reader = Labels(taxonomy)
-    columns: dict[Any, int] = {}
-    for number, category in enumerate(content["categories"], 1):
-        where = f"{path}, category {number}"
-        require_keys(category, {"id": (int, str), "name": str}, where)
-        columns[category["id"]] = reader.index(category["name"], where)
-    if len(set(columns.values())) < len(content["categories"]):
-        raise DatasetError(f"{path}: two categories have the same id or mean the same label; make them unique")
+    content, columns = _read_categories(path, reader)
     targets = _targets(path, content["annotations"], columns, reader)
     photos: dict[str, Photo] = {}
     for number, image in enumerate(content["images"], 1):
@@ -99,6 +91,20 @@ def read_annotations(path: Path, taxonomy: Taxonomy) -> list[Photo]:
             "annotations name photos that are not there; remove them or add the images"
         )
     return list(photos.values())
+
+
+def _read_categories(path: Path, reader: Labels) -> tuple[Any, dict[Any, int]]:
+    """An annotation file's content, and the column of each of its categories by id."""
+    content = read_json(path)
+    require_keys(content, {"categories": list, "images": list, "annotations": list}, str(path))
+    columns: dict[Any, int] = {}
+    for number, category in enumerate(content["categories"], 1):
+        where = f"{path}, category {number}"
+        require_keys(category, {"id": (int, str), "name": str}, where)
+        columns[category["id"]] = reader.index(category["name"], where)
+    if len(set(columns.values())) < len(content["categories"]):
+        raise DatasetError(f"{path}: two categories have the same id or mean the same label; make them unique")
+    return content, columns
 
 
 def _targets(
@@ -186,7 +192,9 @@ def load_proxy_intents(
     positive_share: float = 0.4,
     captions: Literal["first", "all", "none"] = "first",
 ) -> Dataset:
-    """Proxy intents: 6,091 / 1,008 Flickr8k photos, 17 intents read from five captions each by word lists.
+    """Proxy intents: 6,091 / 1,008 Flickr8k photos, 16 intents read from five captions each by word lists.
+
+    The taxonomy has the labels that the files name: version 1 of the data had a 17th, "distress".
 
     Args:
         root: Folder with `intents_{train,val}.json`, `captions_{train,val}.json`, if there are any those of `test`, and
@@ -200,7 +208,7 @@ def load_proxy_intents(
         DatasetError: A file is missing or malformed, or photos are missing.
     """
     folder = dataset_root("proxy-intents", root, "flickr8k")
-    taxonomy = load_taxonomy("proxy-intents")
+    taxonomy = _named_by(folder, load_taxonomy("proxy-intents"))
     if captions not in ("first", "all", "none"):
         raise DatasetError(f"captions={captions!r}: choose first, all or none")
     splits: Splits = {}
@@ -215,6 +223,15 @@ def load_proxy_intents(
         splits, missing, f"proxy-intents in {folder}", "put Flickr8k's photos into its images/ folder"
     )
     return Dataset("proxy-intents", taxonomy, "multilabel", splits, positive_share)
+
+
+def _named_by(folder: Path, taxonomy: Taxonomy) -> Taxonomy:
+    """A taxonomy without the classes that no annotation file in the folder names."""
+    named: set[str] = set()
+    for split in SPLITS:
+        if (path := annotation_file(folder, f"intents_{split}.json")) is not None:
+            named |= {taxonomy.names[column] for column in _read_categories(path, Labels(taxonomy))[1].values()}
+    return taxonomy.only(named) if named else taxonomy
 
 
 def annotation_file(folder: Path, name: str) -> Path | None:

@@ -45,7 +45,7 @@ DATASETS: dict[str, Entry] = {
     "intentonomy": Entry(
         load_intentonomy, "14,455 photos, 28 intents", "intentonomy", "annotations CC BY 4.0, photos Unsplash"
     ),
-    "proxy-intents": Entry(load_proxy_intents, "7,099 Flickr8k photos, 17 intents", "proxy-intents", _RESEARCH),
+    "proxy-intents": Entry(load_proxy_intents, "7,099 Flickr8k photos, 16 intents", "proxy-intents", _RESEARCH),
     "emotionroi6": Entry(load_emotion_roi, "1,980 photos, 6 emotions", "ekman6", _RESEARCH),
     "fi8": Entry(load_fi8, "23,308 photos, 8 emotions", "mikels8", _RESEARCH),
     "artphoto": Entry(load_artphoto, "806 art photos, 8 emotions", "mikels8", _RESEARCH),

@@ -1,7 +1,7 @@
 """Taxonomies: named classes in levels, with definitions and HCI sentences, read from YAML."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any, Literal, get_args
@@ -145,6 +145,28 @@ class Taxonomy:
                 value = np.minimum(children.sum(axis=1), 1.0)
             columns.append(np.where((children == 1).any(axis=1), 1.0, value))
         return np.stack(columns, axis=1).astype(np.float32)
+
+    def only(self, names: Collection[str]) -> "Taxonomy":
+        """The taxonomy of some of its classes, in its order; coarser names without a class left are dropped."""
+        kept = [k for k, name in enumerate(self.names) if name in names]
+        parents = {name: self.parents[name] for name in (self.names[k] for k in kept) if name in self.parents}
+        used = {*(self.names[k] for k in kept), *(ancestor for line in parents.values() for ancestor in line)}
+
+        def left(given: Iterable[str]) -> tuple[str, ...]:
+            return tuple(name for name in given if name in used)
+
+        return replace(
+            self,
+            names=left(self.names),
+            levels={level: left(members) for level, members in self.levels.items()},
+            parents=parents,
+            sentence_forms={form: tuple(texts[k] for k in kept) for form, texts in self.sentence_forms.items()},
+            definitions={name: text for name, text in self.definitions.items() if name in used},
+            aliases={alias: name for alias, name in self.aliases.items() if name in used},
+            subsets={
+                key: {part: left(members) for part, members in parts.items()} for key, parts in self.subsets.items()
+            },
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """All of the taxonomy as JSON values, for a model bundle."""

@@ -100,15 +100,15 @@ def adapt_preprocess(preprocess: Preprocess, section: BackboneSection) -> Prepro
 
 
 def choose_taxonomy(dataset: Dataset, name: str | None) -> Taxonomy:
-    """The dataset's taxonomy, or another one of the same classes: other sentences, other levels.
+    """The dataset's taxonomy, or another one that has its classes: other sentences, other levels.
 
     Raises:
-        DatasetError: The other one has other classes, or the same in another order.
+        DatasetError: The other one lacks a class, or has them in another order.
         TaxonomyError: There is no such taxonomy.
     """
     if name is None:
         return dataset.taxonomy
-    taxonomy = load_taxonomy(name)
+    taxonomy = load_taxonomy(name).only(dataset.taxonomy.names)
     if taxonomy.names != dataset.taxonomy.names:
         raise DatasetError(
             f"data.taxonomy {name} does not have the {len(dataset.taxonomy)} classes of {dataset.name} in their order; "
