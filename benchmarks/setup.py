@@ -12,7 +12,7 @@ from intclip.backbones.architecture import Split
 from intclip.backbones.base import Backbone
 from intclip.backbones.clip import ClipBackbone
 from intclip.labels import load_taxonomy
-from intclip.methods.intclip import IntCLIP
+from intclip.methods.intclip.model import IntCLIP
 from intclip.methods.registry import build_method
 
 CONTEXTS = 16

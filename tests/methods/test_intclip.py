@@ -11,7 +11,8 @@ from fakes import TinyBackbone, tiny_taxonomy
 from intclip.backbones import random_backbone
 from intclip.backbones.base import Backbone, Features
 from intclip.labels import load_taxonomy
-from intclip.methods.intclip import IntCLIP, IntclipOptions, SightAssistedAggregation, build
+from intclip.methods.intclip import SightAssistedAggregation
+from intclip.methods.intclip.model import IntCLIP, IntclipOptions
 from intclip.methods.region_pooling import PoolingOptions, RegionPooling
 from intclip.methods.registry import build_method
 
@@ -28,7 +29,7 @@ NEEDS = {
 
 def tiny(backbone: Backbone, **options: object) -> IntCLIP:
     torch.manual_seed(0)
-    return build(backbone, tiny_taxonomy(), IntclipOptions.model_validate({"context_length": 3, **options}))
+    return IntCLIP(backbone, tiny_taxonomy(), IntclipOptions.model_validate({"context_length": 3, **options}))
 
 
 def photos(backbone: Backbone, method: IntCLIP, images: int = 3, extra: tuple[str, ...] = ()) -> Features:
@@ -47,7 +48,7 @@ def rn101() -> Backbone:
 
 
 def test_rn101_has_the_parameters_of_the_paper(rn101: Backbone) -> None:
-    method = build(rn101, load_taxonomy("intentonomy"), IntclipOptions())
+    method = IntCLIP(rn101, load_taxonomy("intentonomy"), IntclipOptions())
     sizes = {group.name: sum(p.numel() for p in group.parameters) for group in method.parameter_groups()}
     assert sizes == {"prompts": 16 * 512 * 2 * 28, "deep": 14_964_736, "aggregation": 328_321}
     assert learnable(method) == 15_751_809  # the paper: 15.7 M
@@ -55,7 +56,7 @@ def test_rn101_has_the_parameters_of_the_paper(rn101: Backbone) -> None:
 
 
 def test_vit_b32_has_twenty_two_million() -> None:
-    method = build(random_backbone("ViT-B/32"), load_taxonomy("intentonomy"), IntclipOptions())
+    method = IntCLIP(random_backbone("ViT-B/32"), load_taxonomy("intentonomy"), IntclipOptions())
     # Three blocks of 7,087,872, aggregation, contexts; the paper says 22.6 M and does not tell what the rest is.
     assert learnable(method) == 3 * 7_087_872 + 328_321 + 458_752 == 22_050_689
 

@@ -13,7 +13,7 @@ from intclip.errors import RecipeError
 from intclip.labels import load_taxonomy
 from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.hierarchy_loss import Hierarchy, HierarchyOptions, lift, reduce
-from intclip.methods.intclip import IntCLIP, IntclipOptions, build
+from intclip.methods.intclip.model import IntCLIP, IntclipOptions
 from intclip.methods.label_graph import count_labels
 from intclip.methods.logit_graph import LogitGraph, LogitGraphOptions, exclusion_adjacency
 from intclip.methods.loss_options import LossOptions
@@ -22,7 +22,7 @@ from intclip.methods.region_pooling import PoolingOptions
 
 def tiny(backbone: TinyBackbone, **options: object) -> IntCLIP:
     torch.manual_seed(0)
-    return build(backbone, tiny_taxonomy(), IntclipOptions.model_validate({"context_length": 3, **options}))
+    return IntCLIP(backbone, tiny_taxonomy(), IntclipOptions.model_validate({"context_length": 3, **options}))
 
 
 def photos(backbone: TinyBackbone, method: IntCLIP, images: int = 8) -> tuple[Features, Tensor]:
@@ -174,4 +174,4 @@ def test_a_flat_taxonomy_has_no_hierarchy(tiny_backbone: TinyBackbone) -> None:
     content["levels"], content["parents"] = content["levels"][:1], {name: [] for name in tiny_taxonomy().names}
     with pytest.raises(RecipeError, match="needs a taxonomy with parents, and tiny has one level"):
         options = IntclipOptions.model_validate({"context_length": 3, "hierarchy": {}})
-        build(tiny_backbone, Taxonomy.from_dict(content), options)
+        IntCLIP(tiny_backbone, Taxonomy.from_dict(content), options)

@@ -13,8 +13,8 @@ from fakes import TinyBackbone, tiny_taxonomy
 from intclip.backbones import registry
 from intclip.backbones.base import Features
 from intclip.data.sample import Dataset, Sample
-from intclip.methods.intclip import IntCLIP
-from intclip.methods.intclip_words import IntclipWords, WordAttention
+from intclip.methods.intclip.model import IntCLIP
+from intclip.methods.intclip_words.model import IntclipWords, WordAttention
 from intclip.methods.registry import build_method
 from intclip.posts.beside import MOST_WORDS, word_table
 from intclip.training import load_recipe, train

@@ -12,9 +12,8 @@ from torch import Tensor
 from fakes import TinyBackbone, tiny_taxonomy
 from intclip.labels import load_taxonomy
 from intclip.losses import asymmetric_loss_with_logits, soft_cross_entropy
-from intclip.methods.hleg import HLEG
-from intclip.methods.intentonomy import Intentonomy
-from intclip.methods.intentonomy.model import activation_maps, localisation_loss
+from intclip.methods.hleg.model import HLEG
+from intclip.methods.intentonomy.model import Intentonomy, activation_maps, localisation_loss
 from intclip.methods.labcr.consistency import divided_consistency, relation_consistency, united_consistency
 from intclip.methods.label_levels import coarser_targets, level_steps
 from intclip.methods.pipnet.clustering import class_prototypes, diversity, diversity_step, matched, typical

@@ -10,9 +10,8 @@ from scipy.stats import binom, binomtest, norm
 
 from fakes import TinyBackbone, tiny_taxonomy
 from intclip.errors import RecipeError
-from intclip.methods.multiguard import smoothing
 from intclip.methods.multiguard.certificate import certified_overlap, certified_radius, clopper_pearson
-from intclip.methods.multiguard.smoothing import add_noise
+from intclip.methods.multiguard.smoothing import add_noise, smoothing
 from intclip.methods.registry import build_method
 
 

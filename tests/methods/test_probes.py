@@ -12,7 +12,7 @@ from fakes import TinyBackbone, tiny_taxonomy
 from intclip.errors import RecipeError
 from intclip.methods.probe_inputs import ProbeInput
 from intclip.methods.registry import build_method
-from intclip.methods.zero_shot import TEMPLATES
+from intclip.methods.zero_shot.model import TEMPLATES
 
 
 def unit_text(backbone: TinyBackbone, sentences: list[str]) -> torch.Tensor:

@@ -9,7 +9,7 @@ from intclip.backbones.base import Features
 from intclip.errors import RecipeError
 from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.base import Method, Options
-from intclip.methods.registry import METHODS, build_method, method_options
+from intclip.methods.registry import METHODS, build_method, method_class, method_options
 
 UNTRAINED = {"prior", "zero_shot", "tip_adapter"}
 NO_MAPS = {"prior", "linear_probe", "mlp_probe"}
@@ -91,8 +91,12 @@ def test_own_state_makes_an_equal_method(name: str, tiny_backbone: TinyBackbone)
 
 def test_registered_names_are_folders() -> None:
     assert set(MINE) <= set(METHODS)
-    own = {name: module for name, module in METHODS.items() if module.startswith("intclip.")}  # a test may add a toy
-    assert own == {name: f"intclip.methods.{name}" for name in own}
+    own = {name: place for name, place in METHODS.items() if place.startswith("intclip.")}  # a test may add a toy
+    for name, place in own.items():
+        module, _, cls = place.partition(":")
+        assert module == f"intclip.methods.{name}.model"
+        assert method_class(name).__name__ == cls
+        assert issubclass(method_options(name), Options)
 
 
 @pytest.mark.parametrize(

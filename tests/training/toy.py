@@ -11,7 +11,7 @@ from intclip.methods.registry import METHODS
 from intclip.training.recipe import Recipe, load_recipe
 
 CLASSES = 3
-METHODS["toy_method"] = "toy_method"
+METHODS["toy_method"] = "toy_method:ToyMethod"
 
 
 def toy_dataset(folder: Path, *, train: int = 40, rest: int = 16, single: bool = False) -> Dataset:

@@ -1,7 +1,6 @@
 """A method that uses all that the loop offers: two views, dropout, groups, a sum over photos, hooks with randomness."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ class ToyOptions(Options, frozen=True):
 
 
 class ToyMethod(Method):
+    Options = ToyOptions
     loss_reduction = "sum"
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: ToyOptions) -> None:
@@ -61,10 +61,3 @@ class ToyMethod(Method):
             ParameterGroup("hidden", list(self.hidden.parameters()), lr_multiplier=0.5),
             ParameterGroup("rest", [*self.out.parameters(), *self.unused.parameters()], weight_decay_multiplier=2),
         ]
-
-
-OPTIONS = ToyOptions
-
-
-def build(backbone: Backbone, taxonomy: Taxonomy, options: Mapping[str, Any]) -> ToyMethod:
-    return ToyMethod(backbone, taxonomy, options)

@@ -8,7 +8,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from intclip.methods.mccl import MCCL
+    from intclip.methods.mccl.model import MCCL
 
 app = typer.Typer(
     help="Look into a trained MCCL: prototypes, momentum, attention.", no_args_is_help=True, rich_markup_mode=None
@@ -179,7 +179,7 @@ def _load(run: str, checkpoint: Path | None) -> "MCCL":
     from intclip.errors import IntclipError
     from intclip.inference.bundle import load_bundle
     from intclip.inference.loading import bundle_path
-    from intclip.methods.mccl import MCCL
+    from intclip.methods.mccl.model import MCCL
 
     method = load_bundle(bundle_path(run)).build_method(checkpoint)
     if not isinstance(method, MCCL):

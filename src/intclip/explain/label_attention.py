@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from intclip.data.images import read_image
 from intclip.explain.evidence import make_evidence, overlay
 from intclip.explain.pictures import INK, PAPER, QUIET, font, save_picture, shorten
-from intclip.methods.mccl import MCCL
+from intclip.methods.mccl.model import MCCL
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from intclip.data.images import read_image
 from intclip.errors import ImageError, IntclipError
 from intclip.explain.pictures import INK, PAPER, font, save_picture
-from intclip.methods.mccl import MCCL
+from intclip.methods.mccl.model import MCCL
 
 TILE = 112
 """Side of a patch in the picture, in pixels."""

@@ -76,7 +76,7 @@ class WordReading:
             raise IntclipError(
                 f"{self.card.model} reads {reads}; lite, zero-shot:NAME and models of `intclip fit` explain words"
             )
-        from intclip.methods.zero_shot import ZeroShot
+        from intclip.methods.zero_shot.model import ZeroShot
         from intclip.posts.encoders import tower_encoder, unit
 
         method = self.method()

@@ -8,7 +8,7 @@ trains is its own, so a bundle stores `own_state()` only.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel
 from torch import Tensor, nn
@@ -57,9 +57,14 @@ class ParameterGroup:
 
 
 class Method(nn.Module, ABC):
-    """A classifier of K labels over a frozen backbone's features.
+    """A classifier of K labels over a frozen backbone's features, built from (backbone, taxonomy, options).
+
+    Args:
+        backbone: The frozen backbone whose features it reads.
+        taxonomy: The K labels.
 
     Attributes:
+        Options: The class of its options; the registry validates a recipe's `method.options` with it.
         needs: Backbone features that `forward` reads; an instance may set its own, by its options.
         beside: What it reads beside them where the data has it; photos alone must do, in training and at inference.
         views: How many augmented views of a photo one training step takes.
@@ -72,6 +77,7 @@ class Method(nn.Module, ABC):
             Training and losses do not know it.
     """
 
+    Options: ClassVar[type[Options]]
     temperature: float = 1.0
     needs: tuple[FeatureName, ...] = ("pooled",)
     beside: tuple[Beside, ...] = ()

@@ -1,9 +1,8 @@
-"""Methods by name: one line each. See docs/add-a-method.md."""
+"""Methods by name, one line each. See docs/add-a-method.md."""
 
 import difflib
 import importlib
-from collections.abc import Mapping
-from types import ModuleType
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,30 +13,46 @@ from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.base import Method, Options
 
 METHODS: dict[str, str] = {
-    "prior": "intclip.methods.prior",
-    "zero_shot": "intclip.methods.zero_shot",
-    "linear_probe": "intclip.methods.linear_probe",
-    "mlp_probe": "intclip.methods.mlp_probe",
-    "ridge_probe": "intclip.methods.ridge_probe",
-    "coop": "intclip.methods.coop",
-    "cocoop": "intclip.methods.cocoop",
-    "tip_adapter": "intclip.methods.tip_adapter",
-    "dualcoop": "intclip.methods.dualcoop",
-    "intclip": "intclip.methods.intclip",
-    "intclip_words": "intclip.methods.intclip_words",
-    "mccl": "intclip.methods.mccl",
-    "query2label": "intclip.methods.query2label",
-    "sst": "intclip.methods.sst",
-    "asl_resnet": "intclip.methods.asl_resnet",
-    "intentonomy": "intclip.methods.intentonomy",
-    "pipnet": "intclip.methods.pipnet",
-    "cpad": "intclip.methods.cpad",
-    "hleg": "intclip.methods.hleg",
-    "labcr": "intclip.methods.labcr",
-    "multiguard": "intclip.methods.multiguard",
-    "ensemble": "intclip.methods.ensemble",
+    "prior": "intclip.methods.prior.model:Prior",
+    "zero_shot": "intclip.methods.zero_shot.model:ZeroShot",
+    "linear_probe": "intclip.methods.linear_probe.model:LinearProbe",
+    "mlp_probe": "intclip.methods.mlp_probe.model:MLPProbe",
+    "ridge_probe": "intclip.methods.ridge_probe.model:RidgeProbe",
+    "coop": "intclip.methods.coop.model:CoOp",
+    "cocoop": "intclip.methods.cocoop.model:CoCoOp",
+    "tip_adapter": "intclip.methods.tip_adapter.model:TipAdapter",
+    "dualcoop": "intclip.methods.dualcoop.model:DualCoOp",
+    "intclip": "intclip.methods.intclip.model:IntCLIP",
+    "intclip_words": "intclip.methods.intclip_words.model:IntclipWords",
+    "mccl": "intclip.methods.mccl.model:MCCL",
+    "query2label": "intclip.methods.query2label.model:Query2Label",
+    "sst": "intclip.methods.sst.model:SST",
+    "asl_resnet": "intclip.methods.asl_resnet.model:AslResnet",
+    "intentonomy": "intclip.methods.intentonomy.model:Intentonomy",
+    "pipnet": "intclip.methods.pipnet.model:PipNet",
+    "cpad": "intclip.methods.cpad.model:CPAD",
+    "hleg": "intclip.methods.hleg.model:HLEG",
+    "labcr": "intclip.methods.labcr.model:LabCR",
+    "multiguard": "intclip.methods.multiguard.model:MultiGuard",
+    "ensemble": "intclip.methods.ensemble.model:Ensemble",
 }
-"""Method name to its module, which exports `OPTIONS` (a subclass of `Options`) and `build`."""
+"""Method name to its class as "module:Class"; the module is imported when the method is first used."""
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a method; "-" and "_" are the same in its name.
+
+    Raises:
+        RecipeError: Unknown name.
+    """
+    key = name.replace("-", "_")
+    if key not in METHODS:
+        near = difflib.get_close_matches(key, METHODS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(METHODS)}"
+        raise RecipeError(f"unknown method {name!r}; {hint}")
+    module, _, name_of_class = METHODS[key].partition(":")
+    found: type[Method] = getattr(importlib.import_module(module), name_of_class)
+    return found
 
 
 def method_options(name: str) -> type[Options]:
@@ -46,8 +61,7 @@ def method_options(name: str) -> type[Options]:
     Raises:
         RecipeError: Unknown name.
     """
-    options: type[Options] = _module(name).OPTIONS
-    return options
+    return method_class(name).Options
 
 
 def build_method(name: str, backbone: Backbone, taxonomy: Taxonomy, options: Mapping[str, Any] | Options) -> Method:
@@ -56,30 +70,21 @@ def build_method(name: str, backbone: Backbone, taxonomy: Taxonomy, options: Map
     Args:
         name: Key of `METHODS`; "-" and "_" are the same.
         backbone: The frozen backbone it reads.
-        taxonomy: The labels it tells.
-        options: The method's options, or a mapping of them; what is left out takes its default.
+        taxonomy: The labels it predicts.
+        options: The method's options, or a mapping of them; options left out take their defaults.
 
     Raises:
         RecipeError: Unknown name or option, or a value out of range.
     """
-    module = _module(name)
-    if not isinstance(options, module.OPTIONS):
+    found = method_class(name)
+    if not isinstance(options, found.Options):
         given = options.model_dump() if isinstance(options, Options) else dict(options)
         try:
-            options = module.OPTIONS.model_validate(given)
+            options = found.Options.model_validate(given)
         except ValidationError as error:
-            raise RecipeError(_one_line(name, error, module.OPTIONS)) from error
-    method: Method = module.build(backbone, taxonomy, options)
-    return method
-
-
-def _module(name: str) -> ModuleType:
-    key = name.replace("-", "_")
-    if key not in METHODS:
-        near = difflib.get_close_matches(key, METHODS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(METHODS)}"
-        raise RecipeError(f"unknown method {name!r}; {hint}")
-    return importlib.import_module(METHODS[key])
+            raise RecipeError(_one_line(name, error, found.Options)) from error
+    build: Callable[..., Method] = found
+    return build(backbone, taxonomy, options)
 
 
 def _one_line(name: str, error: ValidationError, options: type[Options]) -> str:

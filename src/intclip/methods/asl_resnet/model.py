@@ -32,6 +32,8 @@ class AslResnetOptions(Options, frozen=True):
 class AslResnet(Method):
     """Map, mean over regions, linear layer."""
 
+    Options = AslResnetOptions
+
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: AslResnetOptions) -> None:
         super().__init__(backbone, taxonomy)
         self.options = options

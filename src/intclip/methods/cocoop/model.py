@@ -27,6 +27,8 @@ class CocoopOptions(CoopOptions, frozen=True):
 class CoCoOp(CoOp):
     """Every photo has its own prompts, so K prompts (2K dual ones) are encoded for each, in evaluation as well."""
 
+    Options = CocoopOptions
+
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: CocoopOptions) -> None:
         super().__init__(backbone, taxonomy, options)
         hidden = max(backbone.embed_dim // options.reduction, 1)

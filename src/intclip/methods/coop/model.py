@@ -46,6 +46,7 @@ class CoopOptions(ScoringOptions, frozen=True):
 class CoOp(Method):
     """Learned prompts against the photo's embedding."""
 
+    Options = CoopOptions
     needs = ("pooled", "regions")
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: CoopOptions) -> None:

@@ -59,6 +59,8 @@ class CPAD(Method):
         uncertainty: Log variances s of the losses, classification and alignment level by level, where they are learned.
     """
 
+    Options = CpadOptions
+
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: CpadOptions) -> None:
         super().__init__(backbone, taxonomy)
         self.options = options

@@ -36,6 +36,7 @@ class DualcoopOptions(Options, frozen=True):
 class DualCoOp(Method):
     """Dual prompts and class-specific region pooling on the frozen region features."""
 
+    Options = DualcoopOptions
     needs = ("regions",)
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: DualcoopOptions) -> None:

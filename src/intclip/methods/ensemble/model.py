@@ -53,6 +53,8 @@ class Ensemble(Method):
     The evidence is the first member's.
     """
 
+    Options = EnsembleOptions
+
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: EnsembleOptions) -> None:
         super().__init__(backbone, taxonomy)
         self.options = options

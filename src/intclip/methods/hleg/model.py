@@ -48,6 +48,7 @@ class HlegOptions(Options, frozen=True):
 class HLEG(Method):
     """HLEG over any backbone and any taxonomy; with one level it is Query2Label whose states do not start at 0."""
 
+    Options = HlegOptions
     label_text: Tensor
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: HlegOptions) -> None:

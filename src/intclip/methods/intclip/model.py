@@ -87,6 +87,8 @@ class IntclipOptions(Options, frozen=True):
 class IntCLIP(Method):
     """IntCLIP over any backbone that has region features."""
 
+    Options = IntclipOptions
+
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: IntclipOptions) -> None:
         super().__init__(backbone, taxonomy)
         self.options = options

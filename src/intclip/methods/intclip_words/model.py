@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.base import ParameterGroup
-from intclip.methods.intclip import IntCLIP, IntclipOptions
+from intclip.methods.intclip.model import IntCLIP, IntclipOptions
 
 _REDUCTION = 8
 
@@ -65,6 +65,7 @@ class WordAttention(nn.Module):
 class IntclipWords(IntCLIP):
     """IntCLIP over photos, and over the words beside them where there are any."""
 
+    Options = IntclipWordsOptions
     beside = ("words",)
     options: IntclipWordsOptions
 

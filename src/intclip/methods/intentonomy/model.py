@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.asl_resnet import AslResnet, AslResnetOptions
+from intclip.methods.asl_resnet.model import AslResnet, AslResnetOptions
 from intclip.methods.base import Output
 from intclip.methods.loss_options import LossOptions
 
@@ -44,6 +44,7 @@ class IntentonomyOptions(AslResnetOptions, frozen=True):
 class Intentonomy(AslResnet):
     """Map, mean over regions, linear layer; class activation maps held to masks; a linear layer on words."""
 
+    Options = IntentonomyOptions
     options: IntentonomyOptions
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: IntentonomyOptions) -> None:

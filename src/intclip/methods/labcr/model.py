@@ -12,7 +12,7 @@ from torch import Tensor
 from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.labcr.consistency import divided_consistency, relation_consistency, united_consistency
-from intclip.methods.query2label import Query2Label, Query2labelOptions
+from intclip.methods.query2label.model import Query2Label, Query2labelOptions
 from intclip.methods.query_decoder import DecoderOptions
 
 
@@ -40,6 +40,7 @@ class LabcrOptions(Query2labelOptions, frozen=True):
 class LabCR(Query2Label):
     """LabCR over any backbone; at inference it is Query2Label."""
 
+    Options = LabcrOptions
     views = 2
     options: LabcrOptions
 

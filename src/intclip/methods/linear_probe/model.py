@@ -28,6 +28,8 @@ class LinearProbeOptions(Options, frozen=True):
 class LinearProbe(Method):
     """One linear layer; it starts at zero, so every probability starts at one half."""
 
+    Options = LinearProbeOptions
+
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: LinearProbeOptions) -> None:
         super().__init__(backbone, taxonomy)
         self.options = options

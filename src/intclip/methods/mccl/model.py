@@ -38,6 +38,7 @@ class MCCL(Method):
         adjacency: Normalised label graph (K, K); every label alone before `prepare`.
     """
 
+    Options = McclOptions
     label_text: Tensor
     adjacency: Tensor
 

@@ -33,6 +33,8 @@ class MlpProbeOptions(Options, frozen=True):
 class MLPProbe(Method):
     """Linear, GELU, dropout, linear."""
 
+    Options = MlpProbeOptions
+
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: MlpProbeOptions) -> None:
         super().__init__(backbone, taxonomy)
         self.options = options

@@ -39,6 +39,7 @@ class MultiguardOptions(Options, frozen=True):
 class MultiGuard(Method):
     """A method under noise. It reads pixels, since noise comes before the backbone, so nothing can be cached."""
 
+    Options = MultiguardOptions
     needs = ("pixels",)
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: MultiguardOptions) -> None:

@@ -55,6 +55,7 @@ class PipNet(Method):
         made: Whether a class has prototypes, made of photos (K,); one without is never told.
     """
 
+    Options = PipnetOptions
     prototypes: Tensor
     made: Tensor
 

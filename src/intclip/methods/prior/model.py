@@ -30,6 +30,7 @@ class Prior(Method):
             probabilities are the softmax.
     """
 
+    Options = PriorOptions
     log_odds: Tensor
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: PriorOptions) -> None:

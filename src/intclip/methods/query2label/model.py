@@ -42,6 +42,7 @@ class Query2labelOptions(Options, frozen=True):
 class Query2Label(Method):
     """Query2Label over any backbone."""
 
+    Options = Query2labelOptions
     label_text: Tensor
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: Query2labelOptions) -> None:

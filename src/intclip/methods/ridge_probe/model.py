@@ -28,6 +28,7 @@ class RidgeProbeOptions(Options, frozen=True):
 class RidgeProbe(Method):
     """A linear reading of the last feature map's mean and, where the trunk ends in a map, of the trunk's."""
 
+    Options = RidgeProbeOptions
     needs = ("trunk",)
 
     mean: Tensor

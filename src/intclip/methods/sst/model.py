@@ -67,6 +67,7 @@ class SST(Method):
         epochs: Epochs done, which decide the margin of pseudo labels.
     """
 
+    Options = SstOptions
     label_text: Tensor
     adjacency: Tensor
     epochs: Tensor

@@ -68,6 +68,7 @@ class TipAdapter(Method):
         frequency: (K,) mean target of each label.
     """
 
+    Options = TipAdapterOptions
     needs = ("pooled", "regions")
     values: Tensor
     frequency: Tensor

@@ -60,6 +60,7 @@ class ZeroShotOptions(ScoringOptions, frozen=True):
 class ZeroShot(Method):
     """Nothing trains; text features are computed once, when it is built."""
 
+    Options = ZeroShotOptions
     needs = ("pooled", "regions")
     text: Tensor
     center: Tensor
