@@ -64,11 +64,14 @@ def opened(address, visit):
     return open_app
 
 
-def test_ctrl_c_ends_the_app_while_its_page_is_open(browser, tmp_path):
-    """An open page keeps a stream open, and has torch loaded in a thread."""
+@pytest.mark.parametrize("background", [False, True])
+def test_ctrl_c_ends_the_app_while_its_page_is_open(browser, tmp_path, background):
+    """An open page keeps a stream open, and has torch loaded in a thread; a script's background job ignores SIGINT."""
     told = tmp_path / "told"
     with told.open("w") as stream:
         command = [sys.executable, "-m", "intclip.cli", "app", "--port", "0"]
+        if background:
+            command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]
         app = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
     try:
         until = time.monotonic() + 120

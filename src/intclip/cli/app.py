@@ -6,6 +6,10 @@ from typing import Annotated
 import typer
 
 LOOPBACK = "127.0.0.1"
+AllowHost = Annotated[
+    list[str] | None,
+    typer.Option(help="Answer to this host name too, such as one of a proxy; may be repeated. See docs/api.md."),
+]
 
 
 def app(
@@ -25,6 +29,7 @@ def app(
     host: Annotated[
         str, typer.Option(help="Address to listen at; 0.0.0.0 lets the network in, without login.")
     ] = LOOPBACK,
+    allow_host: AllowHost = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 7860,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
@@ -49,6 +54,7 @@ def app(
     from intclip.inference.predictor import Predictor
 
     uvicorn = require("uvicorn", "app")
+    from intclip.serving.hosts import allowed_hosts
     from intclip.serving.server import Server, address, bind
 
     listener = bind(host, port)
@@ -65,7 +71,8 @@ def app(
 
     from intclip.serving.app.server import create_app
 
-    page = create_app(models, examples)
+    names = allowed_hosts(host, listener.getsockname()[0], guarded=False, extra=allow_host or ())
+    page = create_app(models, examples, hosts=names)
     near = host in (LOOPBACK, "::1", "localhost")
     shown = f"http://localhost:{listener.getsockname()[1]}" if near else address(listener)
     print(f"intclip app: {shown}  (models: {', '.join(models)}; Ctrl-C ends it)", flush=True)
@@ -78,3 +85,5 @@ def app(
     logging.getLogger("httpx").setLevel(logging.WARNING)
     server = Server(uvicorn.Config(page, log_level="warning"))
     server.run(sockets=[listener])
+    if server.interrupted:
+        raise KeyboardInterrupt

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from intclip.cli.app import AllowHost
 from intclip.cli.predict import Checkpoint, Device, EngineOption, Labels, Precision, PrecisionOption, Sentences
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def serve(
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="Web pages from this origin may ask (CORS); may be repeated.")
     ] = None,
+    allow_host: AllowHost = None,
     page: Annotated[
         bool,
         typer.Option("--page", help="With the page of `intclip app` at /app, over the same queue; it asks no key."),
@@ -75,6 +77,7 @@ def serve(
         require("gradio", "app")
     from intclip.inference.loading import load
     from intclip.serving.api import create_api
+    from intclip.serving.hosts import allowed_hosts
     from intclip.serving.observe import LEVELS, configure_logs
     from intclip.serving.server import bind, run
 
@@ -97,6 +100,8 @@ def serve(
         raise IntclipError("--page asks no key: serve it without one, or on its own with `intclip app`")
     with bind(host, port) as bound:
         configure_logs(log_level)
+        guarded, numeric = settings.api_key is not None, bound.getsockname()[0]
+        hosts = allowed_hosts(host, numeric, guarded=guarded, extra=allow_host or ())
         models: dict[str, Predictor] = {
             name: load(
                 spec,
@@ -110,7 +115,7 @@ def serve(
             )
             for name, spec in specs.items()
         }
-        api = create_api(models, settings)
+        api = create_api(models, settings.model_copy(update={"hosts": hosts}))
         if page:
             from intclip.serving.app.server import mount_page
 

@@ -39,6 +39,7 @@ from intclip.serving.answers import (
 from intclip.serving.batcher import Batcher, Busy, Closed, ModelFailure, Post
 from intclip.serving.bodies import Uploads, read_body
 from intclip.serving.doorbell import all_done
+from intclip.serving.hosts import Hosts
 from intclip.serving.observe import Metrics, Observer, make_log
 from intclip.serving.replies import (
     describe_model,
@@ -104,8 +105,14 @@ def create_api(models: Mapping[str, Predictor], settings: Settings | None = None
     api.add_exception_handler(IntclipError, _wrong)
     if settings.cors_origins:
         api.add_middleware(
-            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After", "X-Request-Id"],
         )
+    if settings.hosts:
+        api.add_middleware(Hosts, names=settings.hosts)
     api.add_middleware(Observer, metrics=metrics)
     return api
 
@@ -127,11 +134,13 @@ class _Key:
 def _open_routes(api: FastAPI) -> APIRouter:
     router = APIRouter(tags=["state"])
 
+    @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz")
     async def healthz() -> State:
         """Whether the process answers."""
         return State(status="ok")
 
+    @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", responses={503: {"model": State, "description": "Starting or stopping."}})
     async def readyz(response: Response) -> State:
         """Whether it takes requests."""

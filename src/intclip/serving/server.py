@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import gc
 import ipaddress
+import signal
 import socket
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -50,6 +52,18 @@ class Server(uvicorn.Server):
     `app.state.streams` has what ends them, a call each. A second Ctrl-C waits for no more requests to come in; what was
     taken is computed in any case, and answered.
     """
+
+    interrupted = False
+    """Whether Ctrl-C ended it.
+
+    uvicorn raises the signal again once it has ended, which does nothing in a program that was started in the
+    background of a shell script: its SIGINT is ignored. Who needs to know asks here.
+    """
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """See uvicorn."""
+        self.interrupted = self.interrupted or sig == signal.SIGINT
+        super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """See uvicorn."""

@@ -25,6 +25,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         answer_seconds: A request is given up after this long in the queue.
         api_key: Clients show it as `Authorization: Bearer KEY`; None lets everybody in.
         cors_origins: Web pages from these origins may ask; none by default.
+        hosts: Host names that are answered, see `intclip.serving.hosts`; all of them by default.
     """
 
     capacity: int = Field(default=256, ge=2)
@@ -39,6 +40,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     answer_seconds: float = Field(default=60, gt=0)
     api_key: SecretStr | None = None
     cors_origins: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _fits(self) -> "Settings":

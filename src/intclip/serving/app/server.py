@@ -16,6 +16,7 @@ from intclip.serving.app.callbacks import Callbacks
 from intclip.serving.app.layout import TITLE, lay_out, make_theme, read_page_file
 from intclip.serving.app.studio import Studio
 from intclip.serving.batcher import Batcher
+from intclip.serving.hosts import Hosts
 
 LARGEST_FILE = "64mb"
 _SESSION_SECONDS = 24 * 3600
@@ -67,12 +68,13 @@ def mount_page(server: FastAPI, batcher: Batcher, examples: Sequence[Path], path
     return mounted
 
 
-def create_app(models: Mapping[str, Predictor], examples: Sequence[Path] = ()) -> FastAPI:
+def create_app(models: Mapping[str, Predictor], examples: Sequence[Path] = (), *, hosts: Sequence[str] = ()) -> FastAPI:
     """The page alone, with a queue of its own.
 
     Args:
         models: Name to model; the first is chosen when the page opens.
         examples: Photos that a new page shows.
+        hosts: Host names that are answered; all of them by default.
     """
     batcher = Batcher(models)
 
@@ -81,4 +83,7 @@ def create_app(models: Mapping[str, Predictor], examples: Sequence[Path] = ()) -
         yield
         await run_in_threadpool(batcher.close)
 
-    return mount_page(FastAPI(lifespan=lifespan, openapi_url=None), batcher, examples)
+    server = FastAPI(lifespan=lifespan, openapi_url=None)
+    if hosts:
+        server.add_middleware(Hosts, names=hosts)
+    return mount_page(server, batcher, examples)
