@@ -28,10 +28,10 @@ import psutil
 from benchmarks.machine import write_report
 from intclip.backbones.architecture import Architecture
 from intclip.backbones.clip import random_clip
-from intclip.inference.batch.check import read_status, verify_job
-from intclip.inference.batch.job import read_job
-from intclip.inference.batch.mapper import done_shard
-from intclip.inference.batch.shards import read_shard, to_matrix
+from intclip.batch.check import read_status, verify_job
+from intclip.batch.job import read_job
+from intclip.batch.mapper import done_shard
+from intclip.batch.shards import read_shard, to_matrix
 from intclip.inference.export import build_graph, make_card
 from intclip.labels import load_taxonomy
 from intclip.methods.registry import build_method

@@ -28,10 +28,10 @@ from intclip.data.images import read_image
 from intclip.data.loading import DRAFT_FACTOR
 from intclip.data.registry import load_dataset
 from intclip.errors import IntclipError
-from intclip.explain.evidence import Heat, unit_range, upsample
-from intclip.explain.faithfulness import center_map, deletion, insertion, random_map, rank_agreement, shuffle_weights
-from intclip.explain.kinds import KINDS, region_maps
-from intclip.explain.views import join_views, photo_views
+from intclip.evidence.evidence import Heat, unit_range, upsample
+from intclip.evidence.faithfulness import center_map, deletion, insertion, random_map, rank_agreement, shuffle_weights
+from intclip.evidence.kinds import KINDS, region_maps
+from intclip.evidence.views import join_views, photo_views
 from intclip.inference.predictor import Predictor
 from intclip.methods.base import Method
 

@@ -17,14 +17,14 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from intclip.batch.job import MANIFEST, JobOptions, Manifest, ShardRange, read_job
+from intclip.batch.references import references
+from intclip.batch.shards import read_info, read_shard
 from intclip.data.images import read_image
 from intclip.data.layouts import index_tar
 from intclip.data.tables import read_rows
 from intclip.data.tabular import load_table
 from intclip.errors import IntclipError
-from intclip.inference.batch.job import MANIFEST, JobOptions, Manifest, ShardRange, read_job
-from intclip.inference.batch.references import references
-from intclip.inference.batch.shards import read_info, read_shard
 from intclip.inference.bundle import JSON_FILE, WEIGHTS_FILE, load_bundle
 from intclip.inference.card import ModelCard
 from intclip.inference.loading import BUNDLES

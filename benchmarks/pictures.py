@@ -17,8 +17,8 @@ import uvicorn
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from intclip.data.demo_photos import demo_photos
-from intclip.explain.report import write_folder_report
 from intclip.inference.loading import load
+from intclip.reports.report import write_folder_report
 
 WIDE, PHONE = 1280, 390
 

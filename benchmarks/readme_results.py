@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from intclip.evaluation.report import TITLES, markdown_table
-from intclip.evaluation.studies import load_study
 from intclip.files import write_text
+from intclip.studies.studies import load_study
 from intclip.training.recipe_file import method_training
 
 ROOT = Path(__file__).parent.parent

@@ -154,11 +154,11 @@ def measure(folder: Path, count: int) -> Measured:
 
     import intclip
     from intclip.backbones.preprocess import Preprocess
+    from intclip.batch.job import INPUTS, SHARDS, JobOptions, plan_job
+    from intclip.batch.references import references
+    from intclip.batch.run import run_job
     from intclip.data.loading import array_batches
-    from intclip.inference.batch.job import INPUTS, SHARDS, JobOptions, plan_job
-    from intclip.inference.batch.references import references
-    from intclip.inference.batch.run import run_job
-    from intclip.inference.search.index import PHOTOS, VECTORS, read_index, update_index
+    from intclip.search.index import PHOTOS, VECTORS, read_index, update_index
 
     photos = sorted(folder.rglob("*.jpg"))[:count]
     predictor = intclip.load("lite", threads=1)

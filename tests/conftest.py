@@ -1,4 +1,7 @@
-"""Fixtures for every room."""
+"""What every folder of tests shares: a tiny backbone and its bundle, photos, a cache of its own, the command line."""
+
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,3 +17,41 @@ def tiny_backbone() -> TinyBackbone:
 @pytest.fixture
 def five_classes() -> Taxonomy:
     return tiny_taxonomy()
+
+
+@pytest.fixture
+def own_cache(tmp_path_factory, monkeypatch):
+    """The test has a cache of its own, and knows a backbone named "tiny"."""
+    from intclip.backbones import registry
+
+    monkeypatch.setenv("INTCLIP_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setitem(registry.BUILDERS, "tiny", lambda name, checkpoint, split: TinyBackbone())
+
+
+@pytest.fixture(scope="session")
+def bundle_path(tmp_path_factory) -> Path:
+    from tiny_models import write_bundle
+
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> list[Path]:
+    from tiny_models import write_photos
+
+    return write_photos(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture
+def cli(capsys, monkeypatch):
+    """Run the command line in this process: (exit code, standard output, standard error)."""
+    from intclip.cli.main import main
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["intclip", *map(str, arguments)])
+        with pytest.raises(SystemExit) as leaving:
+            main()
+        captured = capsys.readouterr()
+        return leaving.value.code, captured.out, captured.err
+
+    return run

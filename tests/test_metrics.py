@@ -9,7 +9,7 @@ import torch
 from sklearn import metrics as sk
 from torchmetrics.functional.classification import multilabel_average_precision, multilabel_f1_score
 
-from intclip.conformal import set_report
+from intclip.evaluation.conformal import set_report
 from intclip.evaluation.curves import decide
 from intclip.metrics import (
     SUMMARY,

@@ -7,18 +7,19 @@
 Nothing heavy is imported until a name is used.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from intclip.inference.loading import load
     from intclip.inference.prediction import Prediction
     from intclip.inference.predictor import Predictor
-
-    __version__: str
+    from intclip.version import __version__
 
 __all__ = ["Prediction", "Predictor", "__version__", "load"]
 
 _HOMES = {
+    "__version__": "intclip.version",
     "Prediction": "intclip.inference.prediction",
     "Predictor": "intclip.inference.predictor",
     "load": "intclip.inference.loading",
@@ -27,19 +28,9 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use (PEP 562)."""
-    if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            value: Any = version("intclip")
-        except PackageNotFoundError:  # run from a checkout that is not installed
-            value = "0.0.0+unknown"
-    elif name in _HOMES:
-        import importlib
-
-        value = getattr(importlib.import_module(_HOMES[name]), name)
-    else:
+    if name not in _HOMES:
         raise AttributeError(f"module 'intclip' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 

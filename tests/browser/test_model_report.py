@@ -5,8 +5,8 @@ from screens import PHONE, WIDE
 
 from intclip.data.demo_photos import demo_photos
 from intclip.evaluation.saved import read_evaluation
-from intclip.explain.evaluation_report import render
 from intclip.labels import load_taxonomy
+from intclip.reports.evaluation_report import render
 from scored_photos import COUNT, write_evaluation
 
 pytestmark = pytest.mark.browser

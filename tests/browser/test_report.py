@@ -7,8 +7,8 @@ from screens import PHONE, WIDE
 from watched import NAMES, WatchedPredictor
 
 from intclip.data.demo_photos import demo_photos
-from intclip.explain.report import write_folder_report
 from intclip.inference.loading import load
+from intclip.reports.report import write_folder_report
 
 pytestmark = pytest.mark.browser
 

@@ -13,15 +13,14 @@ from intclip.evaluation.evaluate import align_targets
 from intclip.evaluation.report import markdown_table, percent, render, render_run, write_predictions, write_report
 from intclip.evaluation.scoring import (
     Scores,
-    choose_thresholds,
     headline,
     make_report,
-    selection_value,
     subsets,
     to_json,
 )
 from intclip.labels import load_taxonomy
 from intclip.training.recipe import load_recipe
+from intclip.training.scoring import choose_thresholds, selection_value
 
 RNG = np.random.default_rng(0)
 TARGETS = (RNG.random((60, 5)) < 0.4).astype(np.float32)

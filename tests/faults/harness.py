@@ -20,7 +20,7 @@ from typing import Any
 from work import JOBS
 
 from intclip.cli.main import run_to_exit
-from intclip.evaluation.ablation import PRELOAD
+from intclip.studies.ablation import PRELOAD
 
 WRONG_INPUT = 2
 NOBODY = 65534

@@ -26,9 +26,9 @@ from work import JOBS, make_inputs
 
 from fakes import TinyBackbone
 from intclip.backbones import registry
+from intclip.batch.job import read_job
+from intclip.batch.run import run_job
 from intclip.files import write_text
-from intclip.inference.batch.job import read_job
-from intclip.inference.batch.run import run_job
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and limits of POSIX")
 ROOT = hasattr(os, "geteuid") and os.geteuid() == 0

@@ -15,9 +15,9 @@ from watched_ray import GO_ON, PID, PLACE, SHARD, WAIT
 from work import PHOTOS, make_inputs, model
 
 import intclip
-from intclip.inference.batch.check import verify_job
-from intclip.inference.batch.job import JobOptions, ModelOptions, plan_job
-from intclip.inference.batch.run import run_job
+from intclip.batch.check import verify_job
+from intclip.batch.job import JobOptions, ModelOptions, plan_job
+from intclip.batch.run import run_job
 
 pytestmark = [
     pytest.mark.skipif(os.name == "nt", reason="signals of POSIX"),

@@ -5,9 +5,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from intclip.batch import run
+from intclip.batch.run import RayWorker
 from intclip.cli.main import main
-from intclip.inference.batch import run
-from intclip.inference.batch.run import RayWorker
 
 SHARD = 5
 PID, GO_ON = "pid", "go-on"

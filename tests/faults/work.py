@@ -15,24 +15,24 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
-from tiny_models import write_bundle
 from toy import CLASSES, toy_recipe
 
 from fakes import TinyBackbone, tiny_taxonomy
 from intclip.backbones import registry
+from intclip.batch.check import verify_job
+from intclip.batch.job import MANIFEST, JobOptions, ModelOptions, plan_job, read_job
+from intclip.batch.run import run_job
+from intclip.batch.shards import read_info, read_shard
 from intclip.data import feature_cache
 from intclip.data.cache_key import cache_key
 from intclip.data.cache_shards import Shard, is_whole
 from intclip.data.sample import Dataset, Sample
-from intclip.inference.batch.check import verify_job
-from intclip.inference.batch.job import MANIFEST, JobOptions, ModelOptions, plan_job, read_job
-from intclip.inference.batch.run import run_job
-from intclip.inference.batch.shards import read_info, read_shard
-from intclip.inference.search.index import INDEX, update_index
-from intclip.inference.search.query import PhotoIndex
+from intclip.search.index import INDEX, update_index
+from intclip.search.query import PhotoIndex
 from intclip.training.checkpoint import load_checkpoint
 from intclip.training.logbook import read_log
 from intclip.training.run import train
+from tiny_models import write_bundle
 
 PHOTOS = 36
 TIMES = ("seconds", "seconds_left", "images_per_second")

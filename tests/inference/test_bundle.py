@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from tiny_models import OPTIONS, THRESHOLDS, tiny_intclip, write_bundle
 
 from fakes import tiny_taxonomy
 from intclip.errors import BundleError, IntclipError, StorageError
@@ -18,6 +17,7 @@ from intclip.evaluation.scoring import Scores
 from intclip.files import sha256_file
 from intclip.inference import load, load_bundle
 from intclip.inference.bundle import set_temperature
+from tiny_models import OPTIONS, THRESHOLDS, tiny_intclip, write_bundle
 
 REMEDY = re.compile(r"[;:] (fetch or copy it again|copy the file .*|give .*|check the path|upgrade with: .*)$")
 """How every refusal ends: what to do."""

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from PIL import Image
-from tiny_models import reference_probabilities
 
 from fakes import tiny_taxonomy
+from tiny_models import reference_probabilities
 
 NAMES = list(tiny_taxonomy().names)
 

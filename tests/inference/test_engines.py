@@ -6,7 +6,6 @@ import threading
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_intclip
 from torch import nn
 
 import intclip
@@ -16,6 +15,7 @@ from intclip.inference import engines
 from intclip.inference.conversion import to_openvino
 from intclip.inference.engines import OpenvinoEngine, TorchEngine, choose_engine, compile_module
 from intclip.inference.graph import FeatureGraph, PhotoGraph, example_pixels
+from tiny_models import tiny_intclip
 
 ENGINES = ["torch", "openvino", "onnx"]
 

@@ -13,7 +13,6 @@ import onnxruntime
 import openvino
 import pytest
 import torch
-from tiny_models import THRESHOLDS, reference_probabilities
 
 import intclip
 from fakes import TinyBackbone, tiny_taxonomy
@@ -23,6 +22,7 @@ from intclip.inference.conversion import to_openvino
 from intclip.inference.engines import OpenvinoEngine
 from intclip.inference.graph import PhotoGraph
 from intclip.methods.registry import METHODS, build_method, method_options
+from tiny_models import THRESHOLDS, reference_probabilities
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "predict_onnx.py"
 

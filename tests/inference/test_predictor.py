@@ -8,13 +8,13 @@ import tracemalloc
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_models import THRESHOLDS, reference_probabilities, write_bundle
 
 import intclip
 from fakes import tiny_taxonomy
 from intclip.errors import BundleError, CheckpointError, ImageError, IntclipError, TaxonomyError
 from intclip.inference import graph_cache
 from intclip.inference.loading import ZERO_SHOT_THRESHOLD
+from tiny_models import THRESHOLDS, reference_probabilities, write_bundle
 
 ENGINES = ["torch", "openvino"]
 
@@ -322,7 +322,7 @@ def test_importing_and_naming_costs_nothing():
     heavy = "import sys, intclip; print(sorted({'torch', 'numpy', 'openvino', 'pydantic'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True).stdout == "[]\n"
     lazy = (
-        "import sys, intclip.inference.loading, intclip.inference.pipeline, intclip.explain.evidence, intclip.cli;"
+        "import sys, intclip.inference.loading, intclip.inference.pipeline, intclip.evidence.evidence, intclip.cli;"
         "print('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", lazy], capture_output=True, text=True, check=True).stdout == "False\n"

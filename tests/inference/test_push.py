@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_models import reference_probabilities, write_bundle
 
 import intclip
 from hub_server import COMMIT, Hub
@@ -16,6 +15,7 @@ from intclip.inference.loading import POSTS_FILE
 from intclip.inference.loading import bundle_path as bundle_path_of
 from intclip.inference.push import model_card, push
 from intclip.labels.taxonomy import Taxonomy
+from tiny_models import reference_probabilities, write_bundle
 
 REPOSITORY = "me/tiny"
 

@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny_models import THRESHOLDS, write_bundle
 
 import intclip
 from fakes import TinyBackbone, tiny_taxonomy
@@ -18,6 +17,7 @@ from intclip.evaluation.evaluate import evaluate
 from intclip.methods.base import Method
 from intclip.methods.registry import build_method
 from intclip.serving.batcher import Batcher
+from tiny_models import THRESHOLDS, write_bundle
 
 METHODS = {
     "intclip_words": {"context_length": 2, "aggregation": "cross_attention"},

@@ -15,11 +15,11 @@ from intclip.cli.main import main
 from intclip.data.sample import Dataset, Sample
 from intclip.errors import IntclipError
 from intclip.evaluation import ablation
-from intclip.evaluation.momentum import unsteadiness
-from intclip.explain.label_attention import Look, contrasting, label_attention, overlap
-from intclip.explain.prototypes import choose_prototypes, nearest_patches
+from intclip.evidence.label_attention import Look, contrasting, label_attention, overlap
+from intclip.evidence.prototypes import choose_prototypes, nearest_patches
 from intclip.inference.bundle import load_bundle, save_bundle
 from intclip.methods.registry import build_method
+from intclip.studies.momentum import unsteadiness
 from intclip.training import train
 
 OPTIONS = {

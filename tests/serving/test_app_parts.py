@@ -18,7 +18,7 @@ from watched import CLASSES, WatchedPredictor, photo
 from intclip.data.demo_photos import demo_photos
 from intclip.data.tabular import load_table
 from intclip.errors import ImageError, TaxonomyError
-from intclip.explain.evidence import LEGEND
+from intclip.evidence.evidence import LEGEND
 from intclip.inference.loading import load
 from intclip.inference.prediction import Conflict, Prediction
 from intclip.labels.reading import parse_taxonomy

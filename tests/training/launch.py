@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from intclip.evaluation.ablation import PRELOAD
+from intclip.studies.ablation import PRELOAD
 
 WAIT = 120
 

@@ -12,7 +12,7 @@ from toy_method import ToyMethod
 
 from fakes import TinyBackbone
 from intclip.errors import StorageError, TrainingError
-from intclip.evaluation.ablation import PRELOAD
+from intclip.studies.ablation import PRELOAD
 from intclip.training.checkpoint import NEWEST, PREVIOUS
 from intclip.training.logbook import read_log
 from intclip.training.run import train

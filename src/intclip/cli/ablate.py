@@ -57,9 +57,9 @@ def ablate(
     from intclip.cli.train import place_overrides
     from intclip.data.registry import load_dataset
     from intclip.errors import RecipeError, TrainingError
-    from intclip.evaluation.ablation import adopt_finished, choose_jobs, plan_cells, run_cells
-    from intclip.evaluation.studies import load_study, study_names
-    from intclip.evaluation.tables import collect, describe_protocol, write_tables
+    from intclip.studies.ablation import adopt_finished, choose_jobs, plan_cells, run_cells
+    from intclip.studies.studies import load_study, study_names
+    from intclip.studies.tables import collect, describe_protocol, write_tables
     from intclip.training.recipe import validate_recipe
     from intclip.training.recipe_file import read_recipe
 
@@ -111,8 +111,8 @@ def ablate(
 
 
 def _print_studies(names: list[str]) -> None:
-    from intclip.evaluation.ablation import is_run
-    from intclip.evaluation.studies import TABLE6, load_study
+    from intclip.studies.ablation import is_run
+    from intclip.studies.studies import TABLE6, load_study
 
     for name in names:
         for part in TABLE6.values() if name == "table6" else (name,):

@@ -11,7 +11,7 @@ import typer
 from intclip.cli.predict import Checkpoint, Device, Labels, Model, Precision, PrecisionOption, Sentences
 
 if TYPE_CHECKING:
-    from intclip.inference.batch.job import ModelOptions
+    from intclip.batch.job import ModelOptions
 
 
 class BatchEngine(StrEnum):
@@ -94,11 +94,11 @@ def batch(
     """
     from dataclasses import asdict
 
+    from intclip.batch.check import read_status, verify_job
+    from intclip.batch.job import JobOptions, plan_job, read_job
+    from intclip.batch.run import run_job
     from intclip.cli.common import progress_bar
     from intclip.errors import IntclipError
-    from intclip.inference.batch.check import read_status, verify_job
-    from intclip.inference.batch.job import JobOptions, plan_job, read_job
-    from intclip.inference.batch.run import run_job
 
     if out is None:
         raise IntclipError("name the job's folder: --out DIR")
@@ -146,7 +146,7 @@ def model_options(
     precision: Precision,
 ) -> "ModelOptions":
     """The model of a job, as its manifest keeps it."""
-    from intclip.inference.batch.job import ModelOptions
+    from intclip.batch.job import ModelOptions
 
     return ModelOptions(
         spec=model,

@@ -25,9 +25,9 @@ def demo(
     import shutil
 
     from intclip.data.demo_photos import demo_photos
-    from intclip.explain.report import write_folder_report
     from intclip.files import make_directory
     from intclip.inference.loading import load
+    from intclip.reports.report import write_folder_report
 
     started = time.monotonic()
     photos = demo_photos()

@@ -49,7 +49,7 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
     if version:
-        from intclip import __version__
+        from intclip.version import __version__
 
         print(__version__)
         raise typer.Exit

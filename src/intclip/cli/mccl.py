@@ -43,7 +43,7 @@ def prototypes(
     """
     from intclip.cli.common import progress_bar
     from intclip.data.images import find_images
-    from intclip.explain.prototypes import choose_prototypes, draw_prototypes, nearest_patches
+    from intclip.evidence.prototypes import choose_prototypes, draw_prototypes, nearest_patches
 
     paths = find_images(photos)[:limit]
     method = _load(run, checkpoint)
@@ -96,7 +96,7 @@ def attention(
 
     intclip mccl attention runs/mccl beach.jpg --label Health --label Harmony
     """
-    from intclip.explain.label_attention import contrasting, draw_attention, label_attention, overlap
+    from intclip.evidence.label_attention import contrasting, draw_attention, label_attention, overlap
 
     method = _load(run, checkpoint)
     looks = label_attention(method, photo)
@@ -149,9 +149,9 @@ def momentum(
     from intclip.cli.common import parse_seeds, shell_command
     from intclip.cli.train import place_overrides
     from intclip.errors import RecipeError, TrainingError
-    from intclip.evaluation.ablation import choose_jobs, plan_cells, run_cells
-    from intclip.evaluation.momentum import momentum_study, read_results, render
     from intclip.files import write_text
+    from intclip.studies.ablation import choose_jobs, plan_cells, run_cells
+    from intclip.studies.momentum import momentum_study, read_results, render
     from intclip.training.recipe import validate_recipe
     from intclip.training.recipe_file import read_recipe
 

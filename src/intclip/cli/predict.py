@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from intclip.explain.evidence import Evidence
+    from intclip.evidence.evidence import Evidence
     from intclip.inference.prediction import Prediction
     from intclip.inference.predictor import Predictor
     from intclip.inference.results import Writer
@@ -31,7 +31,7 @@ class Branch(StrEnum):
 
 
 class Kind(StrEnum):
-    """Where a map comes from; see `intclip.explain.kinds`. `prompts` draws two of them, positive and negative."""
+    """Where a map comes from; see `intclip.evidence.kinds`. `prompts` draws two of them, positive and negative."""
 
     regions = "regions"
     fine = "fine"
@@ -235,13 +235,15 @@ def explain(
     intclip explain photo.jpg --text "what a great day" --model models/mine
     """
     import json
+    from dataclasses import replace
 
     from intclip.cli.common import printable, spare_inputs
     from intclip.cli.words import print_words
     from intclip.data.images import read_image
     from intclip.errors import IntclipError, StorageError
-    from intclip.explain.words import words_page
+    from intclip.evidence.words import words_page
     from intclip.files import write_text
+    from intclip.search.neighbours import nearest_photos
 
     if photo is None and text is None:
         raise IntclipError("give a photo, --text, or both")
@@ -257,7 +259,9 @@ def explain(
     facts: dict[str, object] = {}
     if photo is not None and image is not None and picture is not None:
         first = Kind.positive if kind is Kind.prompts else kind
-        evidence = predictor.explain(photo, label, kind=first.value, neighbours=neighbours)
+        evidence = predictor.explain(photo, label, kind=first.value)
+        if neighbours is not None:
+            evidence = replace(evidence, neighbours=nearest_photos(predictor, photo, neighbours))
         other = predictor.explain(photo, label, kind=Kind.negative.value) if kind is Kind.prompts else None
         facts = {"photo": photo} | _draw(image, evidence, other, branch, plain, *picture)
         if not as_json:
@@ -308,9 +312,9 @@ def _draw(
     """Write the evidence in a photo, with that of the other prompt where it is given; what `explain --json` tells."""
     from dataclasses import asdict
 
-    from intclip.explain.evidence import overlay
-    from intclip.explain.sheet import evidence_sheet, prompts_overlay, prompts_sheet
+    from intclip.evidence.evidence import overlay
     from intclip.files import atomic_path
+    from intclip.reports.sheet import evidence_sheet, prompts_overlay, prompts_sheet
 
     if other is not None:
         drawn = (prompts_overlay if plain else prompts_sheet)(image, evidence, other, branch.value)

@@ -63,8 +63,8 @@ def report(
     from intclip.cli.common import printable, spare_inputs, words_read
     from intclip.data.unlabelled import read_posts
     from intclip.errors import IntclipError
-    from intclip.explain.report import write_folder_report
     from intclip.inference.loading import load
+    from intclip.reports.report import write_folder_report
 
     if against is not None or data is not None or data_root is not None:
         raise IntclipError("--against, --data and --data-root are about a model; add --evaluation")
@@ -87,7 +87,7 @@ def _evaluation(
     from intclip.cli.common import spare_inputs
     from intclip.errors import IntclipError
     from intclip.evaluation.saved import evaluation_files, read_evaluation
-    from intclip.explain.evaluation_report import write_evaluation_report
+    from intclip.reports.evaluation_report import write_evaluation_report
 
     if len(folders) != 1:
         raise IntclipError("--evaluation is about one folder; name the other one with --against")

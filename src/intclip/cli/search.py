@@ -53,7 +53,7 @@ def index(
     from dataclasses import asdict
 
     from intclip.cli.common import progress_bar
-    from intclip.inference.search.index import update_index
+    from intclip.search.index import update_index
 
     options = model_options(model, taxonomy, sentences, checkpoint, compute, device, precision)
     with progress_bar("indexing") as report:
@@ -103,7 +103,7 @@ def search(
 
     from intclip.cli.common import printable
     from intclip.errors import IntclipError
-    from intclip.inference.search.query import PhotoIndex
+    from intclip.search.query import PhotoIndex
 
     if sum(value is not None for value in (text, photo, intent)) != 1:
         raise IntclipError("ask one thing: --text SENTENCE, --photo FILE or --intent NAME")

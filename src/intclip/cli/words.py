@@ -1,6 +1,6 @@
 """Evidence of words on a terminal."""
 
-from intclip.explain.words import FAINT, WordEvidence
+from intclip.evidence.words import FAINT, WordEvidence
 
 _SHOWN = 12
 _BAR = 20

@@ -70,7 +70,7 @@ class Fetcher:
         self._lock = threading.Lock()
         self._next = 0.0
         self.stopping = threading.Event()
-        from intclip import __version__
+        from intclip.version import __version__
 
         self._client = self._httpx.Client(
             timeout=timeout,

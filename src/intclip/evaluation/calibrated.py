@@ -17,10 +17,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from intclip.calibration import apply_temperature, fit_isotonic, fit_temperature, reliability_curve
-from intclip.conformal import class_miss_rate_thresholds, label_sets, miss_rate_threshold, set_report
 from intclip.data.sample import check_positive_share
 from intclip.errors import DatasetError
+from intclip.evaluation.calibration import apply_temperature, fit_isotonic, fit_temperature, reliability_curve
+from intclip.evaluation.conformal import class_miss_rate_thresholds, label_sets, miss_rate_threshold, set_report
 from intclip.evaluation.report import markdown_table, percent
 from intclip.evaluation.scoring import Report, to_json
 from intclip.extras import require
@@ -96,7 +96,7 @@ def positive_share_of(predictions: Path) -> float:
 
 
 def fitted_temperature(predictions: Predictions) -> float:
-    """The temperature that calibrates these predictions best; see `intclip.calibration.fit_temperature`."""
+    """The temperature that calibrates these predictions best; see `intclip.evaluation.calibration.fit_temperature`."""
     clipped = np.clip(predictions.scores, 1e-12, 1 - 1e-12)
     return fit_temperature(np.log(clipped) - np.log1p(-clipped), predictions.targets)
 

@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from intclip import __version__
 from intclip.backbones.preprocess import Preprocess
 from intclip.errors import BundleError, IntclipError
 from intclip.files import atomic_directory, sha256_file, write_text
 from intclip.inference.weights import DAMAGED, TensorInfo, read_weights, write_weights
 from intclip.labels.taxonomy import Taxonomy
+from intclip.version import __version__
 
 if TYPE_CHECKING:
     from intclip.methods.base import Method
@@ -257,7 +257,7 @@ def set_temperature(path: str | os.PathLike[str], temperature: float) -> None:
 
     Args:
         path: The bundle's directory; its JSON is written anew, whole or not at all.
-        temperature: Above 0, as `intclip.calibration.fit_temperature` finds it.
+        temperature: Above 0, as `intclip.evaluation.calibration.fit_temperature` finds it.
 
     Raises:
         BundleError: It is no bundle, tells one label a photo, or has a temperature already.

@@ -7,10 +7,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, Field, ValidationError
 
-from intclip import __version__
 from intclip.backbones.preprocess import Preprocess
 from intclip.errors import BundleError, IntclipError
 from intclip.labels.taxonomy import Taxonomy
+from intclip.version import __version__
 
 CARD_VERSION = 1
 METADATA_KEY = "intclip"

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from intclip import __version__
 from intclip.errors import BundleError, IntclipError
 from intclip.files import atomic_directory, sha256_file
 from intclip.inference.bundle import MAX_JSON_BYTES, WEIGHTS_FILE, BackboneName, Sha256
@@ -21,6 +20,7 @@ from intclip.labels.taxonomy import Taxonomy
 from intclip.posts.features import Blocks
 from intclip.posts.fusion import Logits
 from intclip.posts.model import Channel, Decision, PostModel
+from intclip.version import __version__
 
 POSTS_VERSION = 1
 ChannelName = Literal["text", "image"]

@@ -1,6 +1,5 @@
 """A model of posts at work: photos, words, or both, by one bundle."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,8 +37,8 @@ from intclip.posts.model import Mode, mode_of
 if TYPE_CHECKING:
     from PIL import Image
 
-    from intclip.explain.evidence import Evidence
-    from intclip.explain.words import Unit
+    from intclip.evidence.evidence import Evidence
+    from intclip.evidence.words import Unit
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,8 +159,6 @@ class PostPredictor(Predictor):
         label: str,
         *,
         kind: str = "regions",
-        neighbours: str | os.PathLike[str] | None = None,
-        count: int = 5,
     ) -> "Evidence":
         """Where in a photo a label's evidence lies, by leaving out each region of the last feature map (occlusion).
 
@@ -171,18 +168,16 @@ class PostPredictor(Predictor):
             image: As `predict` takes it.
             label: Name or alias of a label.
             kind: "regions"; a model of posts has no other.
-            neighbours: Not for a model of posts.
-            count: Of neighbours.
 
         Raises:
             ImageError: The photo cannot be read.
             TaxonomyError: There is no such label.
             IntclipError: The bundle reads no photos, or its backbone has no feature map.
         """
-        from intclip.explain.evidence import make_evidence
+        from intclip.evidence.evidence import make_evidence
 
-        if kind != "regions" or neighbours is not None:
-            raise IntclipError(f"{self.name} is a model of posts: its evidence is of kind regions, without neighbours")
+        if kind != "regions":
+            raise IntclipError(f"{self.name} is a model of posts: its only kind of evidence is regions")
         index = self.taxonomy.index(label)
         preprocess = self.card.preprocessing
         odds, regions = self.region_falls(read_image(image, min_side=DRAFT_FACTOR * preprocess.size))

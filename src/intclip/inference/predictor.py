@@ -19,7 +19,7 @@ from intclip.inference.prediction import Prediction
 from intclip.inference.word_reading import WordReading
 
 if TYPE_CHECKING:
-    from intclip.explain.evidence import Evidence
+    from intclip.evidence.evidence import Evidence
     from intclip.inference.word_engine import WordEngine
     from intclip.methods.base import Method
 
@@ -152,8 +152,6 @@ class Predictor(WordReading):
         label: str,
         *,
         kind: str = "regions",
-        neighbours: str | os.PathLike[str] | None = None,
-        count: int = 5,
     ) -> "Evidence":
         """Where in a photo a label's evidence lies.
 
@@ -162,10 +160,7 @@ class Predictor(WordReading):
             label: Name or alias of a label.
             kind: "regions", the model's own region logits, exact and one forward pass; "fine", the same of the photo
                 and of its enlarged parts, ten passes; or an alternative, computed in torch: "positive", "negative",
-                "gradcam", "rollout". See `intclip.explain.kinds`.
-            neighbours: A folder of known photos, such as those of the training, or an index of `intclip index`: the
-                evidence then tells the nearest of them.
-            count: How many of them.
+                "gradcam", "rollout". See `intclip.evidence.kinds`.
 
         Raises:
             ImageError: The photo cannot be read.
@@ -173,9 +168,9 @@ class Predictor(WordReading):
             IntclipError: The method, or the exported file, has no such evidence.
             MissingExtraError: Grad-CAM without captum.
         """
-        from intclip.explain.explaining import explain
+        from intclip.inference.explaining import explain
 
-        return explain(self, image, label, kind=kind, neighbours=neighbours, count=count)
+        return explain(self, image, label, kind=kind)
 
     def export(
         self, path: str | os.PathLike[str], format: Literal["onnx", "openvino"] = "onnx", *, maps: bool = False

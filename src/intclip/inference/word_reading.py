@@ -13,7 +13,7 @@ from intclip.inference.card import ModelCard
 from intclip.labels.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
-    from intclip.explain.words import Unit, WordEvidence
+    from intclip.evidence.words import Unit, WordEvidence
     from intclip.methods.base import Method
 
 
@@ -56,14 +56,14 @@ class WordReading:
         Args:
             text: The words of a post.
             label: Name or alias of a label.
-            how: "occlusion" or "shapley"; see `intclip.explain.words.word_evidence`.
+            how: "occlusion" or "shapley"; see `intclip.evidence.words.word_evidence`.
 
         Raises:
             TaxonomyError: There is no such label; the nearest ones are named.
             IntclipError: The model reads no words, or there are none.
             MissingExtraError: "shapley" without captum.
         """
-        from intclip.explain.words import word_evidence
+        from intclip.evidence.words import word_evidence
 
         index = self.taxonomy.index(label)
         return word_evidence(text, self.taxonomy.names[index], index, self.word_scores, self.word_unit, how)

@@ -21,7 +21,6 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from intclip import __version__
 from intclip.errors import IntclipError
 from intclip.inference.prediction import Prediction
 from intclip.inference.predictor import Predictor
@@ -52,6 +51,7 @@ from intclip.serving.replies import (
 )
 from intclip.serving.schema import REFUSALS, UNKNOWN, explain_body, predict_body
 from intclip.serving.settings import Settings
+from intclip.version import __version__
 
 Found = TypeVar("Found")
 

@@ -30,7 +30,7 @@ from intclip.inference.prediction import Prediction
 from intclip.inference.predictor import Predictor
 
 if TYPE_CHECKING:
-    from intclip.explain.evidence import Evidence
+    from intclip.evidence.evidence import Evidence
 
 Result = TypeVar("Result")
 Post = tuple[ImageInput | None, str | None]

@@ -15,9 +15,9 @@ import httpx2
 import tenacity
 from pydantic import TypeAdapter, ValidationError
 
-from intclip import __version__
 from intclip.errors import IntclipError
 from intclip.serving.answers import Branch, Explanation, ModelInfo, PredictAnswer, TaxonomyInfo, check_key
+from intclip.version import __version__
 
 Photo = str | os.PathLike[str] | bytes
 """A file's path, or its bytes."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from intclip.data.images import describe, read_image
 from intclip.errors import IntclipError
-from intclip.explain.evidence import Evidence, overlay
+from intclip.evidence.evidence import Evidence, overlay
 from intclip.inference.prediction import Prediction
 from intclip.inference.predictor import Predictor
 from intclip.serving.answers import Branch, ModelInfo, PredictRequest, Result, TaxonomyInfo

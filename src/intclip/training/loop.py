@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from intclip.errors import TrainingError
-from intclip.evaluation.scoring import choose_thresholds, headline, make_report, score, selection_value
+from intclip.evaluation.scoring import headline, make_report
 from intclip.training.checkpoint import load_checkpoint, save_checkpoint
 from intclip.training.distributed import Processes
 from intclip.training.ema import MovingAverage
@@ -25,6 +25,7 @@ from intclip.training.mixup import mixed
 from intclip.training.optimizer import build_optimizer, flatten_optimizer, restore_optimizer, set_rates
 from intclip.training.plan import Indices, epoch_order, global_batches, micro_batches, share, steps_per_epoch
 from intclip.training.recipe import Recipe
+from intclip.training.scoring import choose_thresholds, score, selection_value
 from intclip.training.source import Batch, PlainPasses
 from intclip.training.source_maker import autocast, matmul_precision
 from intclip.training.sums import LossSums

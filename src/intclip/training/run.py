@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 
-from intclip import __version__
 from intclip.backbones.base import Backbone
 from intclip.data.sample import Dataset
 from intclip.errors import StorageError, TrainingError
 from intclip.evaluation.report import write_predictions, write_report
-from intclip.evaluation.scoring import Scores, Thresholds, choose_thresholds, headline, make_report, score, to_json
+from intclip.evaluation.scoring import Scores, Thresholds, headline, make_report, to_json
 from intclip.files import write_text
 from intclip.inference.bundle import save_bundle
 from intclip.methods.registry import method_options
@@ -28,7 +27,9 @@ from intclip.training.experiment import Experiment, build_experiment, determinis
 from intclip.training.loop import Trainer
 from intclip.training.recipe import Recipe, load_recipe
 from intclip.training.recipe_file import dump_recipe
+from intclip.training.scoring import choose_thresholds, score
 from intclip.training.source_maker import autocast
+from intclip.version import __version__
 
 RECIPE, METRICS, BUNDLE = "recipe.yaml", "metrics.json", "bundle"
 PLACE_KEYS = (

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from intclip.backbones.base import Backbone, FeatureName, Features
-    from intclip.explain.evidence import Evidence
+    from intclip.evidence.evidence import Evidence
     from intclip.methods.base import Method
 
 NAME = "own intents"
@@ -100,8 +100,8 @@ class OwnIntents:
             ImageError: It cannot be read.
             TaxonomyError: There is no such label.
         """
-        from intclip.explain.evidence import make_evidence
-        from intclip.explain.views import join_views
+        from intclip.evidence.evidence import make_evidence
+        from intclip.evidence.views import join_views
 
         index = labels.index(label)
         with self._lock:
@@ -133,7 +133,7 @@ class OwnIntents:
     def _of_views(self, backbone: "Backbone", path: Path) -> "Features":
         import torch
 
-        from intclip.explain.views import photo_views
+        from intclip.evidence.views import photo_views
 
         def compute() -> "Features":
             views = photo_views(_pixels(backbone, path)[0].numpy())

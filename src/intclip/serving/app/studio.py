@@ -14,7 +14,7 @@ from PIL import Image
 
 from intclip.data.images import read_image
 from intclip.errors import ImageError, IntclipError
-from intclip.explain.evidence import Evidence
+from intclip.evidence.evidence import Evidence
 from intclip.inference.prediction import Prediction
 from intclip.labels.taxonomy import Taxonomy
 from intclip.serving.app.kept import Kept
@@ -23,7 +23,7 @@ from intclip.serving.app.session import Photo, Session
 from intclip.serving.batcher import Batcher, ModelFailure
 
 if TYPE_CHECKING:
-    from intclip.explain.words import WordEvidence
+    from intclip.evidence.words import WordEvidence
 
 OWN = "own intents"
 _log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from intclip.data.images import read_image
-from intclip.explain.evidence import LEGEND, colors, overlay
+from intclip.evidence.evidence import LEGEND, colors, overlay
 from intclip.inference.prediction import Prediction
 from intclip.serving.app.session import PHOTO_ALONE, Session
 from intclip.serving.app.studio import Studio, picture_uri

@@ -1,0 +1,139 @@
+"""One shard of a batch job, from its inputs to its file: what both engines run."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+
+from intclip.batch.job import Job
+from intclip.batch.references import Reference
+from intclip.batch.shards import Row, ShardInfo, read_info, write_shard
+from intclip.data.check import perceptual_hash
+from intclip.data.images import read_bytes, read_image
+from intclip.data.loading import usable_cores
+from intclip.errors import ImageError
+from intclip.inference.card import EMBEDDING
+from intclip.inference.pipeline import score
+from intclip.inference.prediction import Prediction
+from intclip.inference.predictor import Predictor
+
+HASH_SIDE = 64
+"""Photos are decoded at no less than this many pixels for their perceptual hash."""
+
+
+class ShardMapper:
+    """Scores shards by number; the model is loaded once, at the first.
+
+    It may be called for a shard that is there already, or by two workers for the same one: both write the same rows,
+    and renaming makes one of them the shard.
+
+    Args:
+        job: The job.
+        workers: Threads that read photos; as many as there are usable cores by default.
+        threads: Threads to compute with, in place of what the job's model says.
+    """
+
+    def __init__(self, job: Job, *, workers: int | None = None, threads: int | None = None) -> None:
+        self._job, self._workers, self._threads = job, workers or usable_cores(), threads
+        self._predictor: Predictor | None = None
+
+    def __call__(self, number: int, on_progress: Callable[[int], None] | None = None) -> ShardInfo:
+        """Write a shard and tell what it holds.
+
+        Args:
+            number: Of the shard.
+            on_progress: Called with the photos of this shard that are done, from time to time.
+
+        Raises:
+            StorageError: The shard cannot be written, or the list of inputs not read.
+            IntclipError: The model cannot be loaded.
+        """
+        job, part = self._job, self._job.manifest.shards[number]
+        options = job.manifest.options
+        inputs = job.inputs(number)
+        looks = self._look(inputs) if options.dedupe != "off" else None
+        rows: list[Row] = []
+        for row in self._score(inputs) if looks is None else self._score_unique(inputs, looks):
+            rows.append(row)
+            if on_progress is not None and len(rows) % options.batch_size == 0:
+                on_progress(len(rows))
+        errors = sum(row.error is not None for row in rows)
+        info = ShardInfo(job.manifest.key, part.start, len(rows), errors, time.time())
+        write_shard(job.shard_path(number), rows, labels=job.manifest.labels, dedupe=options.dedupe != "off", info=info)
+        return info
+
+    def _score(self, inputs: Sequence[Reference]) -> Iterator[Row]:
+        options = self._job.manifest.options
+        if self._predictor is None:
+            model = options.model
+            if self._threads is not None:
+                model = model.model_copy(update={"threads": self._threads})
+            self._predictor = model.load()
+        predictor = self._predictor
+        levels = np.asarray(self._job.manifest.thresholds, dtype=np.float32)
+        photos = score(
+            (reference.image() for reference in inputs),
+            predictor.card.preprocessing,
+            predictor.engine(embedding=options.embedding),
+            batch_size=options.batch_size,
+            workers=self._workers,
+        )
+        for reference, photo in zip(inputs, photos, strict=True):
+            if photo.error is not None:
+                yield Row(reference.path, error=str(photo.error))
+                continue
+            probabilities = np.array(photo.outputs["probabilities"], dtype=np.float32)
+            labels = Prediction(probabilities, levels, predictor.taxonomy, reference.path).labels
+            embedding = np.array(photo.outputs[EMBEDDING]) if options.embedding else None
+            yield Row(reference.path, probabilities, labels, embedding)
+
+    def _score_unique(self, inputs: Sequence[Reference], looks: Sequence[Row]) -> Iterator[Row]:
+        """Rows of a shard whose photos of equal bytes are computed once: a repeat gets the first one's row."""
+        firsts: dict[bytes, int] = {}
+        for position, look in enumerate(looks):
+            if look.content is not None:
+                firsts.setdefault(look.content, position)
+        scored = self._score([inputs[position] for position in firsts.values()])
+        found: dict[bytes, Row] = {}
+        for position, look in enumerate(looks):
+            if look.content is None:
+                yield look
+                continue
+            if firsts[look.content] == position:
+                found[look.content] = next(scored)
+            first = found[look.content]
+            error = first.error and first.error.replace(first.path, look.path)
+            yield replace(first, path=look.path, error=error, content=look.content, look=look.look)
+
+    def _look(self, inputs: Sequence[Reference]) -> list[Row]:
+        """Rows with hashes, or with the error where a photo has no bytes to read."""
+        perceptual = self._job.manifest.options.dedupe == "perceptual"
+        with ThreadPoolExecutor(self._workers) as pool:
+            return list(pool.map(lambda reference: _look(reference, perceptual), inputs))
+
+
+def done_shard(job: Job, number: int) -> ShardInfo | None:
+    """What a shard's footer tells, where it is there and is this job's; None otherwise."""
+    part = job.manifest.shards[number]
+    info = read_info(job.shard_path(number))
+    if info is None or (info.key, info.start, info.rows) != (job.manifest.key, part.start, part.stop - part.start):
+        return None
+    return info
+
+
+def _look(reference: Reference, perceptual: bool) -> Row:
+    try:
+        data = read_bytes(reference.image())
+    except ImageError as error:
+        return Row(reference.path, error=str(error))
+    row = Row(reference.path, content=hashlib.sha256(data).digest())
+    if perceptual:
+        try:
+            halves = perceptual_hash(read_image(data, min_side=HASH_SIDE))
+            row.look = b"".join(half.to_bytes(8, "big") for half in halves)
+        except ImageError:
+            pass  # scoring will say what is wrong
+    return row

@@ -1,0 +1,159 @@
+"""Where in a photo a label's evidence lies: maps from the model's own region logits, and their overlay on the photo."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Heat = npt.NDArray[np.float32]
+"""A map (H, W), float32 in [0, 1]."""
+
+LEGEND = ("least", "most")
+"""The ends of every map's colours, dark and bright: a map has its own range, so 0 is its least, not none or against."""
+
+# Colours of matplotlib's "inferno" (CC0) at eleven even steps: perceptually even, and dark to light, so that it reads
+# without colour too.
+_INFERNO = (
+    "000004 160b39 420a68 6a176e 932667 bc3754 dd513a f37819 fca50a f6d746 fcffa4".split()  # noqa: SIM905 (a palette)
+)
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A known photo that is like the explained one.
+
+    Attributes:
+        path: Where it lies.
+        cosine: Cosine of the two photos' embeddings by the backbone.
+        labels: What the model predicts for it, at its own thresholds.
+    """
+
+    path: str
+    cosine: float
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Evidence of one label in one photo: the model's region logits, scaled to [0, 1] each by its own range.
+
+    The maps cover what the model saw, the square `box` of the photo, at the size of the model's input. A branch that a
+    method does not have shows the fused map: a zero-shot model and a single branch have one map, all three are equal
+    then; `branches` tells which ones are a map of their own.
+
+    Attributes:
+        label: The label's name.
+        probability: Of the label in this photo.
+        sight: What is seen: the frozen branch (H, W).
+        semantic: What is meant: the trained branch (H, W).
+        fused: Their aggregate (H, W), which decides.
+        branches: Names of the maps that are the method's own.
+        regions: The region logits behind the maps, by branch, (h, w), not scaled: the sign tells for or against. Of
+            kind "fine" (4h, 4w).
+        box: The part (left, top, right, bottom) of the photo that the model saw, in pixels of the upright photo.
+        source: The photo's path, or what kind of object it was.
+        kind: Where the maps come from, see `intclip.evidence.kinds`; by default the region logits.
+        attention: How much of each sight region (N) each semantic region (N) has taken over, (queries, keys), rows
+            summing to 1, regions row by row; None where the method or the kind has none. In the variants "paper" and
+            "released" of the aggregation the keys are semantic too, and the values at their places are of sight.
+        neighbours: The nearest known photos, nearest first; see `intclip.search.neighbours`.
+    """
+
+    label: str
+    probability: float
+    sight: Heat = field(repr=False)
+    semantic: Heat = field(repr=False)
+    fused: Heat = field(repr=False)
+    branches: tuple[str, ...]
+    regions: Mapping[str, Heat] = field(repr=False)
+    box: tuple[float, float, float, float]
+    source: str
+    kind: str = "regions"
+    attention: Heat | None = field(default=None, repr=False)
+    neighbours: tuple[Neighbour, ...] = ()
+
+
+def make_evidence(
+    label: str,
+    probability: float,
+    regions: Mapping[str, npt.NDArray[np.floating[Any]]],
+    *,
+    size: int,
+    box: tuple[float, float, float, float],
+    source: str,
+    kind: str = "regions",
+    attention: npt.NDArray[np.floating[Any]] | None = None,
+) -> Evidence:
+    """Evidence from one photo's region logits.
+
+    Args:
+        label: The label's name.
+        probability: Of the label.
+        regions: Branch ("sight", "semantic", "fused"; at least one) to region logits (h, w) of this label.
+        size: Side of the maps, the model's input size.
+        box: See `Evidence`.
+        source: See `Evidence`.
+        kind: See `Evidence`.
+        attention: See `Evidence`.
+    """
+    heats = {name: unit_range(upsample(logits, size)) for name, logits in regions.items()}
+    fused = heats.get("fused", heats.get("sight", next(iter(heats.values()))))
+    return Evidence(
+        label=label,
+        probability=probability,
+        sight=heats.get("sight", fused),
+        semantic=heats.get("semantic", fused),
+        fused=fused,
+        branches=tuple(heats),
+        regions={name: np.asarray(logits, dtype=np.float32) for name, logits in regions.items()},
+        box=box,
+        source=source,
+        kind=kind,
+        attention=None if attention is None else np.asarray(attention, dtype=np.float32),
+    )
+
+
+def upsample(logits: npt.NDArray[np.floating[Any]], size: int) -> Heat:
+    """Region logits (h, w) as a map (size, size), bilinear between the regions' centres."""
+    image = Image.fromarray(np.ascontiguousarray(logits, dtype=np.float32))
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR), dtype=np.float32).copy()
+
+
+def unit_range(values: npt.NDArray[np.floating[Any]]) -> Heat:
+    """Values moved and scaled to [0, 1] by their own range; all zeros where they do not vary."""
+    low, high = float(values.min()), float(values.max())
+    if not high > low:
+        return np.zeros(values.shape, dtype=np.float32)
+    return ((values - low) / (high - low)).astype(np.float32).clip(0, 1)
+
+
+def overlay(
+    photo: Image.Image, heat: Heat, box: tuple[float, float, float, float], *, strength: float = 0.6
+) -> Image.Image:
+    """The photo with a map laid over the part that the model saw; what it did not see is dimmed.
+
+    Args:
+        photo: Upright, RGB.
+        heat: (H, W) in [0, 1].
+        box: That part, in the photo's pixels.
+        strength: Share of the map's colour where the map is 1, in [0, 1]; where it is 0 the photo is left.
+    """
+    left, top, right, bottom = (round(edge) for edge in box)
+    area = (max(right - left, 1), max(bottom - top, 1))
+    scaled = np.asarray(Image.fromarray(heat.astype(np.float32)).resize(area, Image.Resampling.BICUBIC)).clip(0, 1)
+    canvas = Image.blend(photo, Image.new("RGB", photo.size), 0.55)
+    seen = np.asarray(photo.crop((left, top, left + area[0], top + area[1])), dtype=np.float32)
+    share = (strength * scaled)[..., None]
+    mixed = seen * (1 - share) + colors(scaled) * share
+    canvas.paste(Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8)), (left, top))
+    return canvas
+
+
+def colors(heat: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
+    """RGB (…, 3) in [0, 255] of values in [0, 1], along a perceptually even scale from dark to light."""
+    stops = np.array([[int(code[i : i + 2], 16) for i in (0, 2, 4)] for code in _INFERNO], dtype=np.float32)
+    places = np.linspace(0, 1, len(stops))
+    return np.stack([np.interp(heat, places, stops[:, channel]) for channel in range(3)], axis=-1).astype(np.float32)

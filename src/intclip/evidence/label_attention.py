@@ -1,0 +1,93 @@
+"""Where MCCL's labels look in one photo, and how little two of them share, as a picture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageDraw
+
+from intclip.data.images import read_image
+from intclip.evidence.evidence import make_evidence, overlay
+from intclip.evidence.pictures import INK, PAPER, QUIET, font, save_picture, shorten
+from intclip.methods.mccl.model import MCCL
+
+
+@dataclass(frozen=True)
+class Look:
+    """Where a label looks in a photo.
+
+    Attributes:
+        label: Its name.
+        probability: Of the label in this photo.
+        attention: Shares of its attention over the regions (H, W), summing to 1.
+    """
+
+    label: str
+    probability: float
+    attention: npt.NDArray[np.float32]
+
+
+@torch.no_grad()
+def label_attention(method: MCCL, photo: Path) -> list[Look]:
+    """The attention of every label in one photo.
+
+    Raises:
+        ImageError: It cannot be read.
+    """
+    method.eval()
+    pixels = method.backbone.pixels([read_image(photo)]).to(method.adjacency.device)
+    output = method(method.backbone.features(pixels, method.needs), maps=True)
+    logits = output.logits[0] / method.temperature
+    chances = (logits.softmax(dim=0) if method.taxonomy.exclusive else logits.sigmoid()).tolist()
+    # The map is attention over an even share, less 1.
+    shares = (output.maps["fused"][0] + 1).cpu().numpy()
+    shares /= shares.sum(axis=(1, 2), keepdims=True)
+    return [Look(*item) for item in zip(method.taxonomy.names, chances, shares, strict=True)]
+
+
+def overlap(first: Look, second: Look) -> float:
+    """How much of their attention two labels share: Σ min(a, b), 1 for the same regions and 0 for none in common."""
+    return float(np.minimum(first.attention, second.attention).sum())
+
+
+def contrasting(looks: Sequence[Look], top: int = 5) -> list[Look]:
+    """Of the most probable labels the two whose attention overlaps least, the more probable first."""
+    likely = sorted(looks, key=lambda look: -look.probability)[: max(top, 2)]
+    pairs = [(overlap(a, b), i, j) for i, a in enumerate(likely) for j, b in enumerate(likely) if i < j]
+    if not pairs:
+        return likely
+    _, i, j = min(pairs)
+    return [likely[i], likely[j]]
+
+
+def draw_attention(method: MCCL, photo: Path, looks: Sequence[Look], path: Path, *, height: int = 360) -> None:
+    """The photo and, beside it, the attention of labels laid over it, as a PNG or JPEG.
+
+    Raises:
+        ImageError: The photo cannot be read.
+        StorageError: The picture cannot be written.
+    """
+    image = read_image(photo)
+    preprocess = method.backbone.preprocess
+    tiles = [("photo", image)]
+    for look in looks:
+        evidence = make_evidence(
+            look.label,
+            look.probability,
+            {"fused": look.attention},
+            size=preprocess.size,
+            box=preprocess.source_box(image.size),
+            source=str(photo),
+        )
+        tiles.append((f"{look.label}  {look.probability:.2f}", overlay(image, evidence.fused, evidence.box)))
+    width, caption, gap = max(round(image.width * height / image.height), 1), 24, 8
+    canvas = Image.new("RGB", (gap + len(tiles) * (width + gap), height + caption + 2 * gap), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for column, (text, tile) in enumerate(tiles):
+        left = gap + column * (width + gap)
+        draw.text((left, gap), shorten(text, width), fill=INK if column else QUIET, font=font(15))
+        canvas.paste(tile.resize((width, height), Image.Resampling.BICUBIC), (left, gap + caption))
+    save_picture(canvas, path)

@@ -1,0 +1,53 @@
+"""`Predictor.explain`: evidence of one label in one photo, of any kind."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from intclip.data.images import ImageInput, describe, read_image
+from intclip.data.loading import DRAFT_FACTOR, normalize_into
+from intclip.evidence.evidence import Evidence, make_evidence
+from intclip.evidence.kinds import check_kind, region_maps
+from intclip.evidence.views import join_views, photo_views
+from intclip.inference.card import ATTENTION_OUTPUT, MAP_PREFIX
+
+if TYPE_CHECKING:
+    from intclip.inference.predictor import Predictor
+
+
+def explain(
+    predictor: "Predictor",
+    image: ImageInput,
+    label: str,
+    *,
+    kind: str = "regions",
+) -> Evidence:
+    """See `Predictor.explain`."""
+    index = predictor.taxonomy.index(label)
+    preprocess = predictor.card.preprocessing
+    photo = read_image(image, min_side=DRAFT_FACTOR * preprocess.size)
+    pixels = np.empty((1, 3, preprocess.size, preprocess.size), dtype=np.float32)
+    normalize_into(pixels[0], preprocess.resize(photo), preprocess)
+    if kind in ("regions", "fine"):
+        # The first view is the photo itself: probability and attention are its own.
+        outputs = predictor.engine(maps=True)(pixels if kind == "regions" else photo_views(pixels[0]))
+        regions = {
+            name.removeprefix(MAP_PREFIX): values[0, index] if kind == "regions" else join_views(values[:, index])
+            for name, values in outputs.items()
+            if name.startswith(MAP_PREFIX)
+        }
+    else:
+        chosen = check_kind(kind)
+        regions = region_maps(predictor.torch_method(), pixels, index, chosen)
+        outputs = predictor.engine()(pixels)
+    return make_evidence(
+        predictor.taxonomy.names[index],
+        float(outputs["probabilities"][0, index]),
+        regions,
+        size=preprocess.size,
+        # The decoder may have halved the photo; the box is told in the pixels of the whole one.
+        box=preprocess.source_box(read_image(image).size),
+        source=describe(image),
+        kind=kind,
+        attention=outputs[ATTENTION_OUTPUT][0] if ATTENTION_OUTPUT in outputs else None,
+    )

@@ -1,0 +1,352 @@
+"""Make an index of photos, or bring it up to date: only photos that are new or changed are computed."""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ValidationError
+
+from intclip.batch.check import verify_job
+from intclip.batch.job import (
+    INPUTS,
+    MANIFEST,
+    PROGRESS,
+    SHARDS,
+    Job,
+    JobOptions,
+    ModelOptions,
+    model_identity,
+    plan_job,
+    read_job,
+)
+from intclip.batch.references import Reference, references
+from intclip.batch.run import BatchEngine, Report, run_job
+from intclip.batch.shards import read_shard, to_matrix
+from intclip.data.remote import filesystem, is_remote
+from intclip.data.sample import RemoteFile, TarMember
+from intclip.errors import StorageError
+from intclip.extras import require
+from intclip.files import atomic_directory, hold_lock, write_text
+from intclip.search.vectors import EXACT_LIMIT, build_vectors, save_vectors
+
+FORMAT = 1
+INDEX, PHOTOS, ERRORS, VECTORS, WORK, LOCK = (
+    "index.json", "photos.parquet", "errors.parquet", "vectors.faiss", "work", ".lock"
+)  # fmt: skip
+_ROWS = 8192
+_GENERATION = re.compile(r"g-\d{6,}")
+
+
+class IndexInfo(BaseModel, frozen=True, extra="forbid"):
+    """What `index.json` holds.
+
+    Attributes:
+        format: Of this layout.
+        generation: Name of the folder that holds the photos.
+        model: What computed them.
+        identity: See `model_identity`.
+        taxonomy: All of `Taxonomy.to_dict`.
+        thresholds: K of them.
+        photos: Number N of photos that can be found.
+        errors: Number of photos that could not be read.
+        dim: Size D of an embedding.
+    """
+
+    format: int = FORMAT
+    generation: str
+    model: ModelOptions
+    identity: str
+    taxonomy: dict[str, Any]
+    thresholds: list[float]
+    photos: int
+    errors: int
+    dim: int
+
+
+@dataclass(frozen=True)
+class Updated:
+    """What an update did.
+
+    Attributes:
+        photos: That can be found now.
+        computed: New or changed ones.
+        kept: That were there already.
+        removed: That are no longer.
+        errors: That could not be read.
+    """
+
+    photos: int
+    computed: int
+    kept: int
+    removed: int
+    errors: int
+
+
+def read_index(folder: str | os.PathLike[str]) -> IndexInfo:
+    """What an index holds.
+
+    Raises:
+        StorageError: There is none, or it is damaged.
+    """
+    path = Path(folder, INDEX)
+    try:
+        return IndexInfo.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StorageError(f"no index in {folder}; make one with: intclip index PHOTOS --out {folder}") from error
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}; check its permissions") from error
+    except ValidationError as error:
+        raise StorageError(f"{path} is damaged or of another version; index again in another folder") from error
+
+
+def update_index(
+    folder: str | os.PathLike[str],
+    sources: Sequence[str],
+    model: ModelOptions,
+    *,
+    add: bool = False,
+    retry_errors: bool = False,
+    engine: BatchEngine = "local",
+    workers: int | None = None,
+    batch_size: int = 32,
+    exact_limit: int = EXACT_LIMIT,
+    on_progress: Report | None = None,
+) -> Updated:
+    """Make an index hold the photos of some sources.
+
+    A killed update goes on where it was; readers see the index before it until it is complete.
+
+    Args:
+        folder: The index, or where to make it.
+        sources: See `references`; or the folder of one finished batch job with embeddings, which computes nothing.
+        model: Must be the index's own, where there is one.
+        add: Keep photos of the index that the sources do not name; without it, they leave it.
+        retry_errors: Read photos again that could not be read, though they have not changed.
+        engine: As for `run_job`.
+        workers: As for `run_job`.
+        batch_size: Photos that the model takes at once.
+        exact_limit: See `build_vectors`.
+        on_progress: As for `run_job`.
+
+    Raises:
+        StorageError: The index is another model's, or cannot be written; the folder holds other files and no index; a
+            batch job has no embeddings.
+        IntclipError: The sources name no photos, or the model cannot be loaded.
+    """
+    folder = Path(folder)
+    require("faiss", "search")
+    finished = _finished_job(sources)
+    # Before the folder is touched: sources without photos leave nothing behind.
+    inputs = references(sources) if finished is None else _inputs(finished)
+    named: dict[str, tuple[str, Reference]] = {}
+    for reference in inputs:
+        named.setdefault(reference.path, (_stamp(reference), reference))
+    _refuse_other_files(folder)
+    with hold_lock(folder / LOCK, f"another process works on {folder}; wait for it"):
+        before = read_index(folder) if (folder / INDEX).exists() else None
+        _clean(folder, before)
+        if finished is not None:
+            model = finished.manifest.options.model
+        predictor = model.load()
+        identity = model_identity(predictor, model)
+        if before is not None and before.identity != identity:
+            raise StorageError(f"{folder} was indexed with another model ({before.model.spec}); choose another --out")
+        known = _known(folder, before, retry_errors=retry_errors)
+        new = [reference for path, (stamp, reference) in named.items() if known.get(path) != stamp]
+        keep = {path for path in known if path not in named} if add else set()
+        keep |= {path for path, (stamp, _) in named.items() if known.get(path) == stamp}
+        if not new and keep == known.keys() and before is not None:
+            shutil.rmtree(folder / WORK, ignore_errors=True)
+            return Updated(before.photos, 0, before.photos, 0, before.errors)
+        job = finished
+        if job is None and new:
+            options = JobOptions(model=model, embedding=True, batch_size=batch_size)
+            job = _plan(folder / WORK, sources, options, new)
+            run_job(job, engine=engine, workers=workers, on_progress=on_progress)
+        fresh = {reference.path: named[reference.path][0] for reference in new}
+        info = _write_generation(folder, before, keep, job, fresh, exact_limit, predictor, model, identity)
+        write_text(folder / INDEX, info.model_dump_json(indent=1) + "\n")
+        _clean(folder, info)
+        shutil.rmtree(folder / WORK, ignore_errors=True)
+        removed = sum(path not in keep and path not in fresh for path in known)
+        return Updated(info.photos, len(new), len(keep), removed, info.errors)
+
+
+def _refuse_other_files(folder: Path) -> None:
+    """Refuse a folder that is something else already; what a killed first update left is an index's own.
+
+    What an update will remove is known by its files too, not by its name alone: photos may lie in a folder "work".
+    """
+    parts = {path.name: {PHOTOS, ERRORS, VECTORS} for path in _generations(folder)}
+    parts[WORK] = {MANIFEST, INPUTS, SHARDS, PROGRESS}
+    indexed = (folder / INDEX).exists()
+    for path in folder.glob("[!.]*"):
+        own = parts.get(path.name)
+        if (own is None and not indexed) or (own and not own.issuperset(file.name for file in path.glob("[!.]*"))):
+            raise StorageError(f"{folder} holds other files; choose a new folder for the index")
+
+
+def _generations(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("g-*") if _GENERATION.fullmatch(path.name)]
+
+
+def _clean(folder: Path, info: IndexInfo | None) -> None:
+    """Remove generations that do not hold, and what a killed update was writing."""
+    for path in (*_generations(folder), *folder.glob(".*.partial")):
+        if info is None or path.name != info.generation:
+            shutil.rmtree(path, ignore_errors=True)
+            path.unlink(missing_ok=True)
+
+
+def _finished_job(sources: Sequence[str]) -> Job | None:
+    # Both: a folder of photos may hold a manifest of another kind.
+    if len(sources) != 1 or not (Path(sources[0], MANIFEST).is_file() and Path(sources[0], SHARDS).is_dir()):
+        return None
+    job = read_job(sources[0])
+    if not job.manifest.options.embedding:
+        raise StorageError(f"the batch job {sources[0]} kept no embeddings; run it with --embedding")
+    verify_job(job)
+    return job
+
+
+def _inputs(job: Job) -> Iterator[Reference]:
+    for number in range(len(job.manifest.shards)):
+        yield from job.inputs(number)
+
+
+def _plan(folder: Path, sources: Sequence[str], options: JobOptions, inputs: Sequence[Reference]) -> Job:
+    """The job over the new photos; one that a killed update left goes on if it is over the same photos."""
+    try:
+        return plan_job(folder, sources, options, inputs=inputs)
+    except StorageError:
+        shutil.rmtree(folder, ignore_errors=True)
+        return plan_job(folder, sources, options, inputs=inputs)
+
+
+def _stamp(reference: Reference) -> str:
+    """What changes when a photo does: size and time of change, or what its store says."""
+    image = reference.image()
+    path = str(image.archive) if isinstance(image, TarMember) else image.url if isinstance(image, RemoteFile) else image
+    place = f"{reference.offset}+{reference.size}@" if reference.offset is not None else ""
+    if is_remote(path):
+        try:
+            system, inner = filesystem(path)
+            return place + hashlib.sha256(str(system.ukey(inner)).encode()).hexdigest()[:32]
+        except Exception:  # every store has errors of its own; reading the photo will tell
+            return "absent"
+    try:
+        status = Path(path).stat()
+    except (OSError, ValueError):
+        return "absent"
+    return f"{place}{status.st_size}-{status.st_mtime_ns}"
+
+
+def _known(folder: Path, before: IndexInfo | None, *, retry_errors: bool) -> dict[str, str]:
+    """Path to stamp of every photo of the index, read or not; with `retry_errors`, those not read have none."""
+    if before is None:
+        return {}
+    parquet = require("pyarrow.parquet", "core")
+    known: dict[str, str] = {}
+    for name in (PHOTOS, ERRORS):
+        try:
+            table = parquet.read_table(folder / before.generation / name, columns=["path", "stamp"])
+        except Exception as error:
+            raise StorageError(f"{folder} is damaged ({name}); remove it and index again") from error
+        stamps = [""] * len(table) if retry_errors and name == ERRORS else table["stamp"].to_pylist()
+        known |= dict(zip(table["path"].to_pylist(), stamps, strict=True))
+    return known
+
+
+def _write_generation(
+    folder: Path,
+    before: IndexInfo | None,
+    keep: set[str],
+    job: Job | None,
+    fresh: dict[str, str],
+    exact_limit: int,
+    predictor: Any,
+    model: ModelOptions,
+    identity: str,
+) -> IndexInfo:
+    """Write the photos that stay and those that came into a new folder."""
+    number = 1 + max((int(path.name[2:]) for path in _generations(folder)), default=0)
+    generation = f"g-{number:06d}"
+    parquet = require("pyarrow.parquet", "core")
+    counts = {PHOTOS: 0, ERRORS: 0}
+    dim = before.dim if before is not None else 0
+    with atomic_directory(folder / generation) as partial:
+        writers: dict[str, Any] = {}
+        try:
+            for name, table in _parts(folder, before, keep, job, fresh):
+                if name not in writers:
+                    writers[name] = parquet.ParquetWriter(partial / name, table.schema, compression="zstd")
+                writers[name].write_table(table)
+                counts[name] += len(table)
+                if name == PHOTOS:
+                    dim = table.schema.field("embedding").type.list_size
+            _empty(partial, writers)
+        finally:
+            for writer in writers.values():
+                writer.close()
+        if not counts[PHOTOS]:
+            raise StorageError(f"none of the {counts[ERRORS]:,} photos could be read; nothing is indexed")
+        vectors = build_vectors(_embeddings(partial / PHOTOS), counts[PHOTOS], dim, exact_limit=exact_limit)
+        save_vectors(vectors, partial / VECTORS)
+    return IndexInfo(
+        generation=generation,
+        model=model,
+        identity=identity,
+        taxonomy=predictor.taxonomy.to_dict(),
+        thresholds=[float(level) for level in predictor.thresholds],
+        photos=counts[PHOTOS],
+        errors=counts[ERRORS],
+        dim=dim,
+    )
+
+
+def _parts(
+    folder: Path, before: IndexInfo | None, keep: set[str], job: Job | None, fresh: dict[str, str]
+) -> Iterator[tuple[str, Any]]:
+    """Tables of photos and of errors: those that stay, then those of the job, each path once."""
+    arrow, parquet = require("pyarrow", "core"), require("pyarrow.parquet", "core")
+    if before is not None and keep:
+        for name in (PHOTOS, ERRORS):
+            with parquet.ParquetFile(folder / before.generation / name) as file:
+                for batch in file.iter_batches(batch_size=_ROWS):
+                    table = arrow.Table.from_batches([batch])
+                    yield name, table.filter(arrow.array([path in keep for path in table["path"].to_pylist()]))
+    if job is None:
+        return
+    waiting = dict(fresh)
+    for number in range(len(job.manifest.shards)):
+        table = read_shard(job.shard_path(number))
+        stamps = [waiting.pop(path, None) for path in table["path"].to_pylist()]
+        table = table.append_column("stamp", arrow.array(stamps, arrow.string()))
+        table = table.filter(table["stamp"].is_valid()).replace_schema_metadata(None)
+        readable = table["error"].is_null()
+        if "embedding" in table.column_names:
+            yield PHOTOS, table.filter(readable).select(["path", "stamp", "probabilities", "embedding"])
+        failed = table["error"].is_valid()
+        yield ERRORS, table.filter(failed).select(["path", "stamp", "error"])
+
+
+def _empty(folder: Path, writers: dict[str, Any]) -> None:
+    """Tables that got no rows at all are there all the same, empty."""
+    arrow, parquet = require("pyarrow", "core"), require("pyarrow.parquet", "core")
+    for name in (PHOTOS, ERRORS):
+        if name not in writers:
+            schema = arrow.schema([("path", arrow.string()), ("stamp", arrow.string()), ("error", arrow.string())])
+            parquet.write_table(schema.empty_table(), folder / name)
+
+
+def _embeddings(path: Path) -> Iterable[np.ndarray]:
+    parquet = require("pyarrow.parquet", "core")
+    with parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=_ROWS, columns=["embedding"]):
+            yield to_matrix(batch.column(0))

@@ -1,0 +1,193 @@
+"""Ask an index: by a sentence, by a photo, by an intent; among photos with certain intents."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from intclip.batch.job import model_identity
+from intclip.batch.shards import to_matrix
+from intclip.data.images import ImageInput, read_image
+from intclip.data.loading import DRAFT_FACTOR
+from intclip.errors import IntclipError, StorageError, TaxonomyError
+from intclip.extras import require
+from intclip.labels.taxonomy import Taxonomy
+from intclip.search.index import PHOTOS, VECTORS, read_index
+from intclip.search.vectors import load_vectors, nearest
+
+if TYPE_CHECKING:
+    from intclip.backbones.base import Backbone
+
+_FILTER = re.compile(r"\s*(?P<name>.*?)\s*(?P<sign>>=|<=|>|<)\s*(?P<value>[0-9.]+)\s*")
+_COMPARES = re.compile("[<>=]")  # left in a name: what follows is no number, or there are two filters in one
+_SIGNS = {">": np.greater, ">=": np.greater_equal, "<": np.less, "<=": np.less_equal}
+
+
+@dataclass(frozen=True, eq=False)
+class Hit:
+    """A photo that was found.
+
+    Attributes:
+        path: As it was indexed.
+        score: Cosine with the sentence or photo, or the intent's probability.
+        probabilities: (K,) float32.
+    """
+
+    path: str
+    score: float
+    probabilities: npt.NDArray[np.float32]
+
+
+class PhotoIndex:
+    """An index, opened for questions; see `update_index`.
+
+    Args:
+        folder: Where it lies.
+
+    Attributes:
+        info: What it holds.
+        taxonomy: Its K labels.
+
+    Raises:
+        StorageError: There is no index, or it is damaged.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.info = read_index(folder)
+        self.taxonomy = Taxonomy.from_dict(self.info.taxonomy)
+        self._home = Path(folder, self.info.generation)
+
+    def __len__(self) -> int:
+        """Number of photos that can be found."""
+        return self.info.photos
+
+    def by_text(self, text: str, *, where: Sequence[str] = (), top: int = 10) -> list[Hit]:
+        """Photos whose embeddings are nearest to a sentence's.
+
+        Args:
+            text: What the photos should show or mean.
+            where: See `matching`; photos must meet all of them.
+            top: How many.
+
+        Raises:
+            IntclipError: The sentence is empty or too long, or a filter is wrong.
+        """
+        import torch
+
+        if not text.strip():
+            raise IntclipError("the sentence is empty; write what the photos should show")
+        with torch.inference_mode():
+            embedding = self._backbone.encode_text(self._backbone.tokenize([text]))[0]
+        return self._near(embedding.numpy(), where, top)
+
+    def by_photo(self, photo: ImageInput, *, where: Sequence[str] = (), top: int = 10) -> list[Hit]:
+        """Photos whose embeddings are nearest to a photo's, which need not be in the index.
+
+        Args:
+            photo: As `read_image` takes it.
+            where: See `matching`.
+            top: How many.
+
+        Raises:
+            ImageError: The photo cannot be read.
+            IntclipError: A filter is wrong.
+        """
+        import torch
+
+        image = read_image(photo, min_side=DRAFT_FACTOR * self._backbone.image_size)
+        with torch.inference_mode():
+            embedding = self._backbone.encode_image(self._backbone.preprocess(image)[None])[0]
+        return self._near(embedding.numpy(), where, top)
+
+    def by_intent(self, label: str, *, where: Sequence[str] = (), top: int = 10) -> list[Hit]:
+        """Photos by the probability of a label, highest first.
+
+        Args:
+            label: Name or alias.
+            where: See `matching`.
+            top: How many.
+
+        Raises:
+            TaxonomyError: There is no such label; the nearest ones are named.
+            IntclipError: A filter is wrong.
+        """
+        scores = self._probabilities[:, self.taxonomy.index(label)]
+        rows = np.flatnonzero(self.matching(where))
+        best = rows[np.argsort(-scores[rows], kind="stable")[:top]]
+        return self._hits(best, scores[best])
+
+    def matching(self, where: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Which photos (N,) meet every filter.
+
+        Args:
+            where: "Natural beauty>0.5" (also >=, <, <=), or a name alone: at or above the model's threshold.
+
+        Raises:
+            IntclipError: A filter is no such thing.
+            TaxonomyError: It names no label.
+        """
+        mask = np.ones(len(self), dtype=bool)
+        for text in where:
+            found = _FILTER.fullmatch(text)
+            wrong = IntclipError(f"--where {text!r}: write NAME>0.5, NAME<0.5 or NAME")
+            name, sign = (found["name"], found["sign"]) if found else (text, ">=")
+            if not name.strip():
+                raise wrong
+            try:
+                column = self.taxonomy.index(name)
+            except TaxonomyError:
+                if _COMPARES.search(name):
+                    raise wrong from None
+                raise
+            try:
+                value = float(found["value"]) if found else self.info.thresholds[column]
+            except ValueError:
+                raise wrong from None
+            mask &= _SIGNS[sign](self._probabilities[:, column], value)
+        return mask
+
+    def _near(self, embedding: npt.NDArray[np.float32], where: Sequence[str], top: int) -> list[Hit]:
+        query = embedding / max(float(np.linalg.norm(embedding)), 1e-12)
+        allowed = self.matching(where) if where else None
+        rows, cosines = nearest(self._vectors, query.astype(np.float32), top, allowed)
+        return self._hits(rows, cosines)
+
+    def _hits(self, rows: npt.NDArray[np.int64], scores: npt.NDArray[np.float32]) -> list[Hit]:
+        paths = self._paths.take(rows).to_pylist() if len(rows) else []
+        return [
+            Hit(path, float(score), self._probabilities[row])
+            for path, score, row in zip(paths, scores, rows, strict=True)
+        ]
+
+    def _column(self, name: str) -> Any:
+        parquet = require("pyarrow.parquet", "core")
+        try:
+            return parquet.read_table(self._home / PHOTOS, columns=[name], memory_map=True)[name].combine_chunks()
+        except Exception as error:  # Arrow raises its own errors and Python's
+            raise StorageError(f"{self._home / PHOTOS} is damaged or gone; index again in another folder") from error
+
+    @cached_property
+    def _paths(self) -> Any:
+        return self._column("path")
+
+    @cached_property
+    def _probabilities(self) -> npt.NDArray[np.float32]:
+        return to_matrix(self._column("probabilities"))
+
+    @cached_property
+    def _vectors(self) -> Any:
+        return load_vectors(self._home / VECTORS)
+
+    @cached_property
+    def _backbone(self) -> "Backbone":
+        """The model's towers in torch, on the CPU: one question needs no engine."""
+        predictor = self.info.model.model_copy(update={"engine": "torch", "device": "cpu"}).load()
+        if model_identity(predictor, self.info.model) != self.info.identity:
+            raise StorageError(f"the model {self.info.model.spec} is not the one the index was made with; index again")
+        return predictor.method().backbone

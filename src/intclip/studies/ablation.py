@@ -1,0 +1,329 @@
+"""Run a study: every row under every seed, several at once, each a training run that can be stopped and resumed.
+
+A cell is a run's directory, so a cell that is finished is not run again, and one that was interrupted goes on. Every
+cell runs in a process of its own: one that crashes or is killed costs only itself.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from intclip.data.loading import usable_cores
+from intclip.errors import IntclipError, RecipeError
+from intclip.files import atomic_directory
+from intclip.studies.studies import Row, Study
+from intclip.training.recipe import Recipe, load_recipe, validate_recipe
+from intclip.training.recipe_file import Content, apply_overrides, merge, method_training
+
+MAX_JOBS = 8
+PRELOAD = ("intclip.training.run", "torch._dynamo", "pandas")
+"""Imported once for all cells: training itself, and what torch's optimisers and pyarrow import at their first call."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row under one seed.
+
+    Attributes:
+        row: Name of the row.
+        seed: Of the run.
+        recipe: What is run.
+        out: Directory of the run.
+    """
+
+    row: str
+    seed: int
+    recipe: Recipe
+    out: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether its run is there, whole."""
+        return (self.out / "metrics.json").is_file()
+
+
+def plan_cells(
+    study: Study,
+    base: Content,
+    out: Path,
+    seeds: Sequence[int],
+    *,
+    overrides: Sequence[str] = (),
+    task: str = "multilabel",
+    fine_taxonomy: str | None = None,
+    jobs: int = 1,
+    only: Sequence[str] = (),
+) -> list[Cell]:
+    """The cells of a study, row by row.
+
+    Args:
+        study: What is changed.
+        base: Content of the recipe that all rows start from, with the user's overrides.
+        overrides: The same overrides, for rows that have a recipe of their own; there they come last.
+        task: Of the dataset: what the rows change on it.
+        out: Directory of the study.
+        seeds: One cell of each row for each.
+        fine_taxonomy: Taxonomy file of the rows that need one.
+        jobs: How many run at once; they share the cores.
+        only: Names of the rows to run; all without any.
+
+    Raises:
+        RecipeError: No row can be run, there is no such row, or a row does not fit the recipe.
+    """
+    names = [row.name for row in study.rows]
+    if unknown := [name for name in only if name not in names]:
+        raise RecipeError(f"no row {unknown[0]!r} in this study; rows: {'; '.join(names)}")
+    cells = []
+    for row in study.rows:
+        if not is_run(row, fine_taxonomy) or (only and row.name not in only):
+            continue
+        content = base if row.recipe is None else _with_training(base, method_training(row.recipe))
+        changed = merge(content, study.set)
+        if task == "singlelabel" and not row.own_loss:
+            changed = merge(changed, study.singlelabel)
+        changed = merge(changed, row.set or {})
+        if row.recipe is not None:
+            changed = _warm_up_in_share(content, changed)
+            changed = _warm_up_in_share(changed, apply_overrides(changed, overrides))
+        content = changed
+        extra: Content = {"name": f"{base['name']}: {row.name}", "train": {"workers": max(1, usable_cores() // jobs)}}
+        if row.needs == "fine_taxonomy":
+            extra["data"] = {"taxonomy": fine_taxonomy}
+        for seed in seeds:
+            with_seed = merge(merge(content, extra), {"train": {"seed": seed}})
+            recipe = validate_recipe(with_seed, f"row {row.name!r}")
+            cells.append(Cell(row.name, seed, recipe, out / "cells" / slug(row.name) / f"seed-{seed}"))
+    if not cells:
+        raise RecipeError("no row of this study can be run here; see `intclip ablate --help`")
+    return cells
+
+
+def _with_training(base: Content, training: Content) -> Content:
+    """Content with a method's own training, of which nothing stays that the base's method was trained by."""
+    return base | training | {"train": base["train"] | training["train"]}
+
+
+def _warm_up_in_share(before: Content, after: Content) -> Content:
+    """A changed content; where the change shortens the training alone, the warm-up keeps its share of it."""
+    old, new = before["schedule"], after["schedule"]
+    if new["epochs"] != old["epochs"] and new["warmup_epochs"] == old["warmup_epochs"]:
+        warmup = old["warmup_epochs"] * new["epochs"] / old["epochs"]
+        return merge(after, {"schedule": {"warmup_epochs": warmup}})
+    return after
+
+
+def is_run(row: Row, fine_taxonomy: str | None = None) -> bool:
+    """Whether a row can be run here, and is not only published figures."""
+    if row.recipe is not None:
+        return bool(method_training(row.recipe))
+    return row.set is not None and (row.needs is None or fine_taxonomy is not None)
+
+
+def slug(name: str) -> str:
+    """A row's name as a folder's."""
+    words = "".join(letter if letter.isalnum() else " " for letter in name.lower().replace("w/o", "without")).split()
+    return "-".join(words)
+
+
+def choose_jobs(jobs: int, device: str) -> int:
+    """How many cells run at once: as asked for, else one on a GPU and one a core on a CPU."""
+    if jobs > 0:
+        return jobs
+    import torch
+
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    return 1 if on_gpu else min(usable_cores(), MAX_JOBS)
+
+
+def adopt_finished(cells: Sequence[Cell], folder: Path) -> int:
+    """Take over finished runs of the same recipe and seed from other studies, whatever their rows are called there.
+
+    Args:
+        cells: Those not begun are filled.
+        folder: Holds the studies' directories.
+
+    Returns:
+        How many were taken over.
+    """
+    from intclip.training.run import RECIPE, learning_part
+
+    wanted = [cell for cell in cells if not cell.out.exists()]
+    found: dict[str, Path] = {}
+    for metrics in sorted(folder.glob("*/cells/*/*/metrics.json")) if wanted else ():
+        try:
+            recipe = load_recipe(metrics.parent / RECIPE)
+        except IntclipError:
+            continue  # of another version, or damaged: train anew
+        found.setdefault(json.dumps(learning_part(recipe), sort_keys=True), metrics.parent)
+    adopted = 0
+    for cell in wanted:
+        source = found.get(json.dumps(learning_part(cell.recipe), sort_keys=True))
+        if source is not None:
+            with atomic_directory(cell.out) as partial:
+                shutil.copytree(source, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns("bundle"))
+            adopted += 1
+    return adopted
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    *,
+    jobs: int,
+    keep_bundles: bool = False,
+    progress: bool = True,
+    work: Callable[[Cell, int], None] | None = None,
+) -> dict[str, str]:
+    """Run the cells that are not finished.
+
+    Args:
+        cells: Of `plan_cells`.
+        jobs: How many run at once.
+        keep_bundles: Keep the trained models; without it only figures, logs and predictions stay.
+        progress: Show a progress bar when standard error is a terminal.
+        work: Trains one cell with a number of threads; for tests.
+
+    Returns:
+        Directory of every cell that failed to what went wrong.
+
+    Raises:
+        TrainingError: A cell's directory holds the run of another recipe; nothing is run then.
+    """
+    for cell in cells if work is None else ():
+        _check_same(cell)
+    pending = [cell for cell in cells if not cell.finished]
+    threads = max(1, usable_cores() // jobs)
+    context = _context()
+    failures: dict[str, str] = {}
+    shown = progress and sys.stderr.isatty()
+    with Progress(console=Console(stderr=True), transient=True, disable=not shown) as bar:
+        task = bar.add_task("ablation", total=len(cells), completed=len(cells) - len(pending))
+        if work is None and pending:
+            # Each feature cache is filled once, before cells that share it start beside each other.
+            bar.update(task, description="filling caches")
+            filling = context.Process(target=_fill_caches, args=(_one_seed(pending), usable_cores()))
+            filling.start()
+            try:
+                filling.join()
+            finally:
+                filling.terminate()
+        running: dict[int, tuple[BaseProcess, Connection, Cell]] = {}
+        try:
+            while pending or running:
+                while pending and len(running) < jobs:
+                    cell = pending.pop(0)
+                    bar.update(task, description=f"{cell.row}, seed {cell.seed}")
+                    receiver, sender = context.Pipe(duplex=False)
+                    process = context.Process(target=_run_cell, args=(cell, threads, sender, work))
+                    process.start()
+                    sender.close()
+                    running[process.sentinel] = (process, receiver, cell)
+                for sentinel in wait(list(running)):
+                    assert isinstance(sentinel, int)
+                    process, receiver, cell = running.pop(sentinel)
+                    process.join()
+                    if not cell.finished:
+                        failures[str(cell.out)] = _reason(process, receiver)
+                    bar.advance(task)
+        finally:
+            for process, _, _ in running.values():
+                process.terminate()
+    if not keep_bundles:
+        for cell in cells:
+            if cell.finished:
+                shutil.rmtree(cell.out / "bundle", ignore_errors=True)
+    return failures
+
+
+def _check_same(cell: Cell) -> None:
+    from intclip.training.run import check_directory
+
+    check_directory(cell.out, cell.recipe, resume=True)
+
+
+def _context() -> Any:
+    """Processes that start with everything imported, where the system can fork; else fresh ones."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOAD))
+    return context
+
+
+def _run_cell(cell: Cell, threads: int, sender: Connection, work: Callable[[Cell, int], None] | None) -> None:
+    end_with_parent()
+    try:
+        (work or train_cell)(cell, threads)
+    except IntclipError as error:
+        sender.send(str(error))
+        sys.exit(2)
+
+
+def end_with_parent() -> None:
+    """Leave when the process that began the study is gone: a run may stop anywhere, and nobody would read this one.
+
+    A terminal's Ctrl-C reaches all its processes; this one leaves it to the one that began the study, which tells of it
+    in one line and ends the others.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def train_cell(cell: Cell, threads: int) -> None:
+    """Train one cell, or go on with it."""
+    import torch
+
+    from intclip.training.run import train
+
+    torch.set_num_threads(threads)
+    train(cell.recipe, cell.out, resume=True, progress=False)
+
+
+def _fill_caches(cells: Sequence[Cell], threads: int) -> None:
+    end_with_parent()
+    import torch
+
+    from intclip.training.distributed import connect
+    from intclip.training.experiment import build_experiment
+
+    torch.set_num_threads(threads)
+    for cell in cells:
+        try:
+            build_experiment(cell.recipe, connect(cell.recipe.train.device))
+        except IntclipError:
+            continue  # the cell itself tells what is wrong
+
+
+def _one_seed(cells: Sequence[Cell]) -> list[Cell]:
+    """The first pending cell of every row whose features are cached at all."""
+    first: dict[str, Cell] = {}
+    for cell in cells:
+        if cell.recipe.cache.path != "off":
+            first.setdefault(cell.row, cell)
+    return list(first.values())
+
+
+def _reason(process: BaseProcess, receiver: Connection) -> str:
+    try:
+        return str(receiver.recv()) if receiver.poll() else f"its process ended with code {process.exitcode}"
+    except EOFError:
+        return f"its process ended with code {process.exitcode}"

@@ -1,0 +1,111 @@
+"""Calibration: known distortions are undone, errors have their closed forms."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from sklearn.isotonic import IsotonicRegression
+
+from intclip.evaluation.calibration import (
+    IsotonicMap,
+    apply_temperature,
+    expected_calibration_error,
+    fit_isotonic,
+    fit_temperature,
+    reliability_curve,
+)
+
+
+def sigmoid(z: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-z))
+
+
+def calibrated(images: int = 4000, classes: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(-1, 1.5, (images, classes))
+    return logits, (rng.random(logits.shape) < sigmoid(logits)).astype(float)
+
+
+@pytest.mark.parametrize("sharpness", [0.4, 1.0, 3.0])
+def test_temperature_undoes_a_known_sharpness(sharpness: float) -> None:
+    logits, targets = calibrated()
+    assert fit_temperature(sharpness * logits, targets) == pytest.approx(sharpness, rel=0.04)
+
+
+def test_temperature_of_soft_targets_is_exact() -> None:
+    logits, _ = calibrated(images=200)
+    assert fit_temperature(2.5 * logits, sigmoid(logits)) == pytest.approx(2.5, rel=1e-4)
+
+
+def test_temperature_leaves_out_unknown_targets() -> None:
+    logits, targets = calibrated(images=500)
+    partly = targets.copy()
+    partly[::3] = np.nan
+    known = ~np.isnan(partly[:, 0])
+    assert fit_temperature(logits, partly) == pytest.approx(fit_temperature(logits[known], targets[known]))
+
+
+def test_applying_a_temperature_divides_the_logit_and_keeps_the_ends() -> None:
+    logits, _ = calibrated(images=50)
+    np.testing.assert_allclose(apply_temperature(sigmoid(logits), 2.0), sigmoid(logits / 2), atol=1e-12)
+    np.testing.assert_allclose(apply_temperature([0.0, 1.0], 1.0), [0, 1], atol=1e-11)
+
+
+def test_isotonic_equals_scikit_learn_and_survives_json() -> None:
+    logits, targets = calibrated(images=300)
+    scores = sigmoid(3 * logits)
+    fitted = fit_isotonic(scores, targets)
+    reference = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(scores.ravel(), targets.ravel())
+    np.testing.assert_allclose(fitted(scores).ravel(), reference.predict(scores.ravel()), atol=1e-12)
+    stored = json.loads(json.dumps(asdict(fitted)))
+    again = IsotonicMap(tuple((tuple(x), tuple(y)) for x, y in stored["knots"]))
+    np.testing.assert_array_equal(again(scores), fitted(scores))
+
+
+def test_isotonic_per_class_spares_rare_classes() -> None:
+    logits, targets = calibrated(images=400)
+    targets[:, 0] = 0
+    targets[:3, 0] = 1
+    scores = sigmoid(logits)
+    fitted = fit_isotonic(scores, targets, per_class=True)
+    assert len(fitted.knots) == 4
+    np.testing.assert_allclose(fitted(scores)[:, 0], fit_isotonic(scores, targets)(scores)[:, 0])
+    own = fit_isotonic(scores[:, 1:2], targets[:, 1:2])(scores[:, 1:2])
+    np.testing.assert_allclose(fitted(scores)[:, 1], own[:, 0])
+    assert (np.diff(fitted(np.linspace(0, 1, 50)[:, None] * np.ones(4)), axis=0) >= 0).all()
+    with pytest.raises(ValueError, match="4 classes"):
+        fitted(scores[:, :2])
+
+
+def test_calibration_error_closed_forms() -> None:
+    assert expected_calibration_error([[0.9, 0.1]], [[1, 0]]) == pytest.approx(0.1)
+    assert expected_calibration_error(np.full((10, 1), 0.7), np.eye(10)[:, :1]) == pytest.approx(0.6)
+    assert expected_calibration_error([0.0, 1.0], [0, 1]) == 0
+    # Two bins: |0.2 − 0.5|·2 + |0.8 − 1|·2 over 4.
+    assert expected_calibration_error([0.2, 0.2, 0.8, 0.8], [0, 1, 1, 1], bins=2) == pytest.approx(0.25)
+
+
+def test_calibration_lowers_the_error() -> None:
+    logits, targets = calibrated()
+    held_logits, held_targets = calibrated(seed=1)
+    raw = sigmoid(4 * held_logits)
+    before = expected_calibration_error(raw, held_targets)
+    by_temperature = apply_temperature(raw, fit_temperature(4 * logits, targets))
+    by_isotonic = fit_isotonic(sigmoid(4 * logits), targets)(raw)
+    assert before > 0.08
+    assert expected_calibration_error(by_temperature, held_targets) < 0.02
+    assert expected_calibration_error(by_isotonic, held_targets) < 0.02
+
+
+def test_reliability_curve_counts_every_entry_once() -> None:
+    logits, targets = calibrated(images=101)
+    targets[:5] = np.nan
+    for equal_count in (False, True):
+        curve = reliability_curve(sigmoid(logits), targets, bins=10, equal_count=equal_count)
+        assert curve.count.sum() == 96 * 4
+        assert (np.diff(curve.score) > 0).all()
+        assert curve.frequency @ curve.count == pytest.approx(np.nansum(targets))
+    assert curve.count.max() - curve.count.min() <= 2
+    with pytest.raises(ValueError, match="no known"):
+        reliability_curve([0.5], [np.nan])

@@ -1,0 +1,87 @@
+"""Posts in the HTML report: what the page holds, and that nothing of a post becomes markup."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import intclip
+from fakes import tiny_taxonomy
+from intclip.errors import IntclipError
+from intclip.inference.post_bundle import PostBundle, save_posts
+from intclip.posts.encoders import encode_classes, encode_photos, encode_texts, tower_encoder
+from intclip.posts.model import fit_posts
+from intclip.reports.report import write_folder_report
+
+WORDS = ("joy in nature near water", "old books with friends")
+NASTY = "joy </script><script>alert(1)</script> nature"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    backbone = intclip.backbones.load_backbone("lite")
+    rng = np.random.default_rng(0)
+    photos = [
+        Image.fromarray((rng.normal(scale=15, size=(48, 48, 3)) + colour).clip(0, 255).astype(np.uint8))
+        for i in range(24)
+        for colour in [[(30, 60, 200), (200, 60, 30)][i % 2]]
+    ]
+    photos[0].save(folder / "0.png")
+    taxonomy = tiny_taxonomy(2)
+    sentences = [list(taxonomy.names)]
+    texts = [f"{WORDS[i % 2]} {i}" for i in range(24)]
+    encode = tower_encoder(backbone)
+    classes = encode_classes(sentences, encode)
+    raw = {
+        "text": encode_texts(texts, encode, classes),
+        "image": encode_photos(photos, backbone, classes),
+    }
+    targets = np.eye(2)[np.arange(24) % 2]
+    fitted = fit_posts(raw, targets, taxonomy, head="ridge")
+    save_posts(folder / "m", PostBundle(fitted, "lite", "minilm", sentences))
+    return intclip.load(folder / "m"), folder
+
+
+def page_data(file):
+    return json.loads(re.search(r'id="data">(.*?)</script>', file.read_text(), re.DOTALL)[1])
+
+
+def test_a_post_is_shown_with_its_words_their_weights_and_the_conflict(model, tmp_path):
+    predictor, folder = model
+    photo, file = folder / "0.png", tmp_path / "r.html"
+    failures = write_folder_report(
+        [photo, None, photo, "gone.png"], predictor, file, texts=[NASTY, WORDS[1], None, "x"]
+    )
+    assert len(failures) == 1
+    assert "gone.png" in str(failures[0])
+    html = file.read_text()
+    assert "<script>alert" not in html
+    data = page_data(file)
+    both, words, alone = data["photos"]
+    assert data["branches"] == ["fused"]
+    assert both["text"] == NASTY.split()
+    assert words["image"] == ""
+    assert "conflict" not in words
+    assert "text" not in alone
+    assert 0 <= both["conflict"] <= 1000
+    (best,) = [label for label, p in enumerate(words["probabilities"]) if p == max(words["probabilities"])]
+    assert predictor.taxonomy.names[best] == "class 1"
+    weights = words["words"][str(best)]
+    assert len(weights) == len(words["text"])
+    assert max(map(abs, weights)) == 100
+    found = predictor.explain_words(WORDS[1], "class 1")
+    strongest = max(abs(weight) for _, weight in found.words)
+    np.testing.assert_allclose(weights, [100 * weight / strongest for _, weight in found.words], atol=0.51)
+    assert words["thresholds"] == [round(1000 * float(t)) for t in predictor.predict(texts=WORDS[1])[0].thresholds]
+    assert both["evidence"][str(best)].keys() == {"fused"}
+
+
+def test_words_need_a_model_that_reads_them(model, tmp_path):
+    with pytest.raises(IntclipError, match="takes a model of `intclip fit`"):
+        write_folder_report(
+            [model[1] / "0.png"], intclip.load("lite", engine="torch"), tmp_path / "r.html", texts=["sea"]
+        )
+    assert not (tmp_path / "r.html").exists()
