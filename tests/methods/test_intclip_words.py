@@ -13,8 +13,9 @@ from fakes import TinyBackbone, tiny_taxonomy
 from intclip.backbones import registry
 from intclip.backbones.base import Features
 from intclip.data.sample import Dataset, Sample
+from intclip.methods.aggregation import GatedAttention
 from intclip.methods.intclip.model import IntCLIP
-from intclip.methods.intclip_words.model import IntclipWords, WordAttention
+from intclip.methods.intclip_words.model import IntclipWords
 from intclip.methods.registry import build_method
 from intclip.posts.beside import MOST_WORDS, word_table
 from intclip.training import load_recipe, train
@@ -46,37 +47,42 @@ def listening(backbone: TinyBackbone, **options: object) -> IntclipWords:
     return method.eval()
 
 
-def test_attention_is_a_softmax_over_the_words_and_none() -> None:
+def test_attention_is_a_softmax_over_the_words_and_nothing() -> None:
     torch.manual_seed(0)
-    attention = WordAttention(16).double()
+    attention = GatedAttention(16, scaled=True, optional=True).double()
     torch.nn.init.constant_(attention.alpha, 0.3)
-    regions, words = torch.randn(2, 16, 2, 3).double(), torch.randn(2, 4, 16).double()
-    words[1, 2:] = 0  # the second post has two words
-    found = attention(regions, words)
+    regions, words = torch.randn(2, 16, 6).double(), torch.randn(2, 16, 4).double()
+    words[1, :, 2:] = 0  # the second post has two words
+    found, shares = attention(regions, words, words)
+
+    def read(layer: torch.nn.Conv1d, vector: Tensor) -> Tensor:
+        return layer(vector[None, :, None])[0, :, 0]
+
     for b in range(2):
-        there = [word for word in words[b] if word.any()]
-        for row in range(2):
-            for column in range(3):
-                query = attention.query(regions[b, :, row, column])
-                weights = [torch.ones(())] + [(query @ attention.key(w) * 2**-0.5).exp() for w in there]
-                parts = [w / sum(weights) * attention.value(v) for w, v in zip(weights[1:], there, strict=True)]
-                torch.testing.assert_close(found[b, :, row, column], 0.3 * sum(parts))
+        there = [word for word in words[b].T if word.any()]
+        for n in range(6):
+            query = read(attention.query, regions[b, :, n])
+            weights = [torch.ones(())] + [(query @ read(attention.key, w) * 2**-0.5).exp() for w in there]
+            parts = [w / sum(weights) * read(attention.value, v) for w, v in zip(weights[1:], there, strict=True)]
+            torch.testing.assert_close(found[b, :, n], 0.3 * sum(parts))
+            torch.testing.assert_close(shares[b, n, : len(there)], torch.stack(weights[1:]) / sum(weights))
+            assert not shares[b, n, len(there) :].any()
 
 
 def test_a_region_may_listen_to_one_word_alone_or_to_none() -> None:
-    attention = WordAttention(8)
+    attention = GatedAttention(8, scaled=True, optional=True)
     torch.nn.init.constant_(attention.alpha, 1.0)
     torch.nn.init.zeros_(attention.query.weight)
     torch.nn.init.ones_(attention.query.bias)
     torch.nn.init.zeros_(attention.key.bias)
     torch.nn.init.constant_(attention.key.weight, 50.0)
-    loud, quiet = torch.ones(1, 1, 8), -torch.ones(1, 1, 8)
-    regions = torch.randn(1, 8, 2, 2)
-    words = torch.cat([loud, quiet], dim=1)
-    expected = attention.value(loud[0, 0])[None, :, None, None].expand(1, 8, 2, 2)
-    torch.testing.assert_close(attention(regions, words), expected)
-    assert not attention(regions, quiet).any()
-    assert not attention(regions, torch.zeros(1, 3, 8)).any()
+    loud, quiet = torch.ones(1, 8, 1), -torch.ones(1, 8, 1)
+    regions = torch.randn(1, 8, 4)
+    words = torch.cat([loud, quiet], dim=2)
+    torch.testing.assert_close(attention(regions, words, words)[0], attention.value(loud).expand(1, 8, 4))
+    assert not attention(regions, quiet, quiet)[0].any()
+    nothing = torch.zeros(1, 8, 3)
+    assert not attention(regions, nothing, nothing)[0].any()
 
 
 def test_it_starts_as_intclip_whatever_the_words(tiny_backbone: TinyBackbone) -> None:

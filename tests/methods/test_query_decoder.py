@@ -9,15 +9,14 @@ from torch import Tensor, nn
 from fakes import TinyBackbone
 from intclip.errors import RecipeError
 from intclip.methods.query_decoder import (
-    Attention,
     DecoderLayer,
     DecoderOptions,
     EncoderLayer,
     GroupLinear,
     QueryDecoder,
-    attention_map,
     sine_positions,
 )
+from intclip.methods.region_maps import attention_map
 from intclip.methods.visual_map import MapOptions, VisualMap, feature_shapes
 
 
@@ -41,20 +40,6 @@ def shaken(layer: nn.Module) -> nn.Module:
         for parameter in layer.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.3)
     return layer.eval()
-
-
-def test_attention_equals_torch() -> None:
-    torch.manual_seed(0)
-    ours = shaken(Attention(8, 2, 0.1))
-    theirs = nn.MultiheadAttention(8, 2, batch_first=True)
-    theirs.load_state_dict(ours.state_dict())
-    query, key, value = torch.randn(2, 3, 8), torch.randn(2, 5, 8), torch.randn(2, 5, 8)
-    expected, shares = theirs(query, key, value)
-    for weights in (False, True):
-        read, got = ours(query, key, value, weights=weights)
-        torch.testing.assert_close(read, expected)
-        if got is not None:
-            torch.testing.assert_close(got, shares)
 
 
 def test_layers_equal_torchs_where_nothing_is_placed() -> None:

@@ -26,21 +26,35 @@ ATTENTION = "attention"
 _REDUCTION = 8
 
 
-class _Attention(nn.Module):
-    """α · v(values) Aᵀ, A = softmax over keys of q(queries)ᵀ k(keys) · scale; all maps (B, D, N)."""
+class GatedAttention(nn.Module):
+    """α · v(values) Aᵀ, A = softmax over keys of q(queries)ᵀ k(keys) · scale; α, a scalar, starts at 0.
 
-    def __init__(self, dim: int, *, scaled: bool) -> None:
+    Args:
+        dim: Channels D of queries, keys and values.
+        scaled: Scale by 1/√d, d = D/8 being the width of queries and keys; else by 1.
+        optional: Queries may attend to nothing: one more key with logit 0 and value 0. Keys that are 0 are no keys.
+    """
+
+    def __init__(self, dim: int, *, scaled: bool, optional: bool = False) -> None:
         super().__init__()
         inner = max(dim // _REDUCTION, 1)
         self.query = nn.Conv1d(dim, inner, 1)
         self.key = nn.Conv1d(dim, inner, 1)
-        self.value = nn.Conv1d(dim, dim, 1)
+        self.value = nn.Conv1d(dim, dim, 1, bias=not optional)
         self.alpha = nn.Parameter(torch.zeros(()))
         self.scale = inner**-0.5 if scaled else 1.0
+        self.optional = optional
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """The weighted values (B, D, N), and the attention (B, N queries, N keys)."""
-        attention = (self.query(queries).transpose(1, 2) @ self.key(keys) * self.scale).softmax(dim=-1)
+        """The weighted values (B, D, N queries), and the attention (B, N queries, N keys), of maps (B, D, N)."""
+        logits = self.query(queries).transpose(1, 2) @ self.key(keys) * self.scale
+        if self.optional:
+            absent = ~keys.any(dim=1, keepdim=True)
+            nothing = logits.new_zeros(*logits.shape[:2], 1)
+            logits = torch.cat([nothing, logits.masked_fill(absent, -torch.inf)], dim=2)
+            attention = logits.softmax(dim=2)[:, :, 1:]
+        else:
+            attention = logits.softmax(dim=2)
         return self.alpha * (self.value(values) @ attention.transpose(1, 2)), attention
 
 
@@ -63,13 +77,13 @@ class SightAssistedAggregation(nn.Module):
         if variant not in get_args(AggregationVariant):
             raise ValueError(f"unknown aggregation {variant!r}; known: {', '.join(get_args(AggregationVariant))}")
         self.variant = variant
-        self.attention: _Attention | None = None
-        self.reverse: _Attention | None = None
+        self.attention: GatedAttention | None = None
+        self.reverse: GatedAttention | None = None
         self.mlp: nn.Sequential | None = None
         if variant in ("paper", "released", "cross_attention", "symmetric"):
-            self.attention = _Attention(dim, scaled=variant in ("cross_attention", "symmetric"))
+            self.attention = GatedAttention(dim, scaled=variant in ("cross_attention", "symmetric"))
         if variant == "symmetric":
-            self.reverse = _Attention(dim, scaled=True)
+            self.reverse = GatedAttention(dim, scaled=True)
         if variant == "concat_mlp":
             self.mlp = nn.Sequential(nn.Conv1d(2 * dim, dim, 1), nn.ReLU(), nn.Conv1d(dim, dim, 1))
 

@@ -14,7 +14,6 @@ import math
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
@@ -46,49 +45,6 @@ class DecoderOptions(BaseModel, frozen=True, extra="forbid"):
     positions: Literal["sine", "none"] = "sine"
 
 
-class Attention(nn.Module):
-    """Multi-head attention with queries, keys and values of their own; parameters named as torch's.
-
-    Args:
-        dim: Width d of everything.
-        heads: Divides d.
-        dropout: On the weights.
-    """
-
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
-        self.out_proj = nn.Linear(dim, dim)
-        nn.init.xavier_uniform_(self.in_proj_weight)
-        nn.init.zeros_(self.out_proj.bias)
-
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, *, weights: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """What the queries read (B, Q, d), and with `weights` their attention (B, Q, N), mean over heads.
-
-        Args:
-            query: (B, Q, d).
-            key: (B, N, d).
-            value: (B, N, d).
-            weights: Also give the attention.
-        """
-        parts = zip((query, key, value), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
-        # Each (B, heads, length, d / heads)
-        q, k, v = (F.linear(x, w, b).view(*x.shape[:2], self.heads, -1).transpose(1, 2) for x, w, b in parts)
-        dropout = self.dropout if self.training else 0.0
-        attention = None
-        if weights:
-            shares = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(dim=-1)
-            attention = shares.mean(dim=1)
-            read = F.dropout(shares, dropout) @ v
-        else:
-            read = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-        return self.out_proj(read.transpose(1, 2).flatten(2)), attention
-
-
 class FeedForward(nn.Module):
     """Two linear layers with a ReLU between, beside an identity, then a layer norm."""
 
@@ -110,7 +66,7 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, dim: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.attention = Attention(dim, heads, dropout)
+        self.attention = nn.MultiheadAttention(dim, heads, dropout, batch_first=True)
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(dim)
         self.feedforward = FeedForward(dim, hidden, dropout)
@@ -118,7 +74,7 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """Regions (B, N, d) with positions (N, d) to regions (B, N, d)."""
         placed = x + positions
-        read, _ = self.attention(placed, placed, x)
+        read, _ = self.attention(placed, placed, x, need_weights=False)
         out: Tensor = self.feedforward(self.norm(x + self.dropout(read)))
         return out
 
@@ -128,9 +84,9 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, dim: int, heads: int, hidden: int, dropout: float, *, self_attention: bool = False) -> None:
         super().__init__()
-        self.self_attention = Attention(dim, heads, dropout) if self_attention else None
+        self.self_attention = nn.MultiheadAttention(dim, heads, dropout, batch_first=True) if self_attention else None
         self.self_norm = nn.LayerNorm(dim) if self_attention else None
-        self.attention = Attention(dim, heads, dropout)
+        self.attention = nn.MultiheadAttention(dim, heads, dropout, batch_first=True)
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(dim)
         self.feedforward = FeedForward(dim, hidden, dropout)
@@ -149,8 +105,9 @@ class DecoderLayer(nn.Module):
         """
         if self.self_attention is not None and self.self_norm is not None:
             asked = hidden + queries
-            hidden = self.self_norm(hidden + self.dropout(self.self_attention(asked, asked, hidden)[0]))
-        read, shares = self.attention(hidden + queries, memory + positions, memory, weights=attention)
+            read, _ = self.self_attention(asked, asked, hidden, need_weights=False)
+            hidden = self.self_norm(hidden + self.dropout(read))
+        read, shares = self.attention(hidden + queries, memory + positions, memory, need_weights=attention)
         return self.feedforward(self.norm(hidden + self.dropout(read))), shares
 
 
@@ -263,8 +220,3 @@ def sine_positions(height: int, width: int, dim: int, *, temperature: float = 10
     rows = encode(height)[:, None].expand(height, width, half)
     columns = encode(width)[None].expand(height, width, half)
     return torch.cat([rows, columns], dim=2).flatten(0, 1)
-
-
-def attention_map(attention: Tensor) -> Tensor:
-    """Attention (B, K, H, W), which sums to 1 over regions, as evidence: above 0 where it exceeds an even share."""
-    return attention * (attention.shape[2] * attention.shape[3]) - 1

@@ -111,14 +111,3 @@ def encode_classes(backbone: Backbone, sentences: list[str], templates: tuple[st
     texts = [template.replace("{}", sentence) for sentence in sentences for template in templates]
     features = F.normalize(backbone.encode_text(backbone.tokenize(texts).to(device)), dim=1)
     return F.normalize(features.view(len(sentences), len(templates), -1).mean(dim=1), dim=1)
-
-
-def region_rows(regions: Tensor) -> Tensor:
-    """Region features (B, D, H, W) as rows (B, H·W, D)."""
-    return regions.flatten(2).transpose(1, 2)
-
-
-def region_map(logits: Tensor, regions: Tensor) -> Tensor:
-    """Logits of rows (B, H·W, K) as maps (B, K, H, W) on the grid of the regions."""
-    rows = logits.transpose(1, 2)
-    return rows.reshape(*rows.shape[:2], *regions.shape[2:])  # not len(): a traced graph would keep the example's B

@@ -10,6 +10,7 @@ from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.base import Method, Options, Output, ParameterGroup
 from intclip.methods.loss_options import LossOptions
+from intclip.methods.region_maps import region_map
 from intclip.methods.visual_map import MapOptions, VisualMap, deep_and_rest
 
 
@@ -51,7 +52,7 @@ class AslResnet(Method):
         visual = self.visual(self.backbone, features)
         output = Output(self.head(self.dropout(visual.mean(dim=(2, 3)))), extras={"visual": visual})
         if maps:
-            output.maps["fused"] = self.head(visual.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            output.maps["fused"] = region_map(self.head, visual)
         return output
 
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:

@@ -15,7 +15,8 @@ from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.base import Method, Output, ParameterGroup
 from intclip.methods.loss_options import LossOptions
 from intclip.methods.prompts import NEGATIVE, POSITIVE, ClassTokenPosition, PromptLearner
-from intclip.methods.sentence_scoring import ScoringOptions, SentenceScoring, region_map, region_rows
+from intclip.methods.region_maps import region_map
+from intclip.methods.sentence_scoring import ScoringOptions, SentenceScoring
 
 
 class CoopOptions(ScoringOptions, frozen=True):
@@ -71,8 +72,7 @@ class CoOp(Method):
         text = self.text_features(features)
         output = Output(self._logits(features["pooled"].unsqueeze(1), text).squeeze(1))
         if maps:
-            regions = features["regions"]
-            output.maps["sight"] = region_map(self._logits(region_rows(regions), text), regions)
+            output.maps["sight"] = region_map(lambda rows: self._logits(rows, text), features["regions"])
         return output
 
     def text_features(self, features: Features) -> Tensor:

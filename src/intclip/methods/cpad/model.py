@@ -19,6 +19,7 @@ from intclip.methods.branches import Branch
 from intclip.methods.label_graph import text_embeddings
 from intclip.methods.label_levels import coarser_targets, level_steps
 from intclip.methods.loss_options import LossOptions
+from intclip.methods.region_maps import region_map
 from intclip.methods.stage_maps import LAST, stage_maps, stage_sources
 from intclip.methods.visual_map import deep_and_rest
 
@@ -105,8 +106,9 @@ class CPAD(Method):
             extras |= {f"level {level}": logits[-1], f"cosines {level}": cosines}
         output = Output(logits[-1], extras=extras)
         if maps:
-            regions = self.norms[0](self.photos[0](visual[0].permute(0, 2, 3, 1)))
-            output.maps["fused"] = self._cosines(regions, 0).permute(0, 3, 1, 2)
+            output.maps["fused"] = region_map(
+                lambda rows: self._cosines(self.norms[0](self.photos[0](rows)), 0), visual[0]
+            )
         return output
 
     def _cosines(self, states: Tensor, level: int) -> Tensor:

@@ -9,6 +9,7 @@ from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.base import Method, Options, Output
 from intclip.methods.loss_options import LossOptions
 from intclip.methods.probe_inputs import ProbeInput, Scaling, Vector, vector_needs
+from intclip.methods.region_maps import region_map
 
 
 class LinearProbeOptions(Options, frozen=True):
@@ -51,16 +52,16 @@ class LinearProbe(Method):
         """
         output = Output(self.linear(self.input(features)))
         if maps and self.options.vector == "region_mean" and self.options.scaling != "l2":
-            output.maps["fused"] = self._map(features["regions"])
+            output.maps["fused"] = region_map(self._score, features["regions"])
         return output
 
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
         """The classification loss."""
         return {"classification": self.options.loss(output.logits, targets)}
 
-    def _map(self, regions: Tensor) -> Tensor:
-        flat = regions.flatten(2).transpose(1, 2)
+    def _score(self, rows: Tensor) -> Tensor:
+        """Logits (B, N, K) of region features (B, N, D), each read as if it were the mean."""
         if self.options.scaling == "standardize":
-            flat = (flat - self.input.mean) / self.input.std
-        logits: Tensor = self.linear(flat).transpose(1, 2)
-        return logits.reshape(*logits.shape[:2], *regions.shape[2:])
+            rows = (rows - self.input.mean) / self.input.std
+        logits: Tensor = self.linear(rows)
+        return logits

@@ -23,7 +23,8 @@ from intclip.methods.label_graph import LabelCounts, LabelGCN, label_adjacency, 
 from intclip.methods.mccl.options import McclOptions
 from intclip.methods.mccl.stage import Moments, Stage, sample_patches
 from intclip.methods.prototypes import allocate
-from intclip.methods.query_decoder import GroupLinear, QueryDecoder, attention_map
+from intclip.methods.query_decoder import GroupLinear, QueryDecoder
+from intclip.methods.region_maps import attention_map
 from intclip.methods.stage_maps import LAST, stage_maps, stage_sources
 from intclip.methods.visual_map import deep_and_rest
 

@@ -17,6 +17,7 @@ from intclip.labels.taxonomy import Taxonomy
 from intclip.losses import soft_cross_entropy
 from intclip.methods.base import Method, Options, Output, ParameterGroup
 from intclip.methods.pipnet.clustering import class_prototypes, diversity_step, matched
+from intclip.methods.region_maps import region_map
 from intclip.methods.visual_map import MapOptions, VisualMap, deep_and_rest
 
 
@@ -97,16 +98,14 @@ class PipNet(Method):
             logits = scores - others
         output = Output(logits, extras={"similarities": scores})
         if maps:
-            regions = self._similarities(visual.permute(0, 2, 3, 1).flatten(1, 2).flatten(0, 1))
-            shape = (visual.shape[0], visual.shape[2], visual.shape[3], regions.shape[1])
-            output.maps["fused"] = regions.view(shape).permute(0, 3, 1, 2)
+            output.maps["fused"] = region_map(self._similarities, visual)
         return output
 
     def _similarities(self, vectors: Tensor) -> Tensor:
-        """max_m cos(x, p_cm) / τ (N, K) of vectors (N, C); the smallest there is for a class without prototypes."""
-        cosines = F.normalize(vectors, dim=1) @ self.prototypes.flatten(0, 1).T
+        """max_m cos(x, p_cm) / τ (…, K) of vectors (…, C); the smallest there is for a class without prototypes."""
+        cosines = F.normalize(vectors, dim=-1) @ self.prototypes.flatten(0, 1).T
         # In single precision: half precision has no number as small as what stands for "never".
-        best = cosines.float().view(-1, *self.prototypes.shape[:2]).amax(dim=2)
+        best = cosines.float().view(*cosines.shape[:-1], *self.prototypes.shape[:2]).amax(dim=-1)
         return torch.where(self.made, best, -1.0) / self.options.temperature
 
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:

@@ -15,7 +15,8 @@ from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.base import Method, Options, Output, ParameterGroup
 from intclip.methods.label_graph import label_embeddings
 from intclip.methods.loss_options import LossOptions
-from intclip.methods.query_decoder import DecoderOptions, GroupLinear, QueryDecoder, attention_map
+from intclip.methods.query_decoder import DecoderOptions, GroupLinear, QueryDecoder
+from intclip.methods.region_maps import attention_map
 from intclip.methods.visual_map import MapOptions, VisualMap, deep_and_rest
 
 

@@ -15,7 +15,8 @@ from intclip.labels.taxonomy import Taxonomy
 from intclip.losses import asymmetric_loss_with_logits, binary_cross_entropy_with_logits
 from intclip.methods.base import Method, Options, Output, ParameterGroup
 from intclip.methods.label_graph import count_labels, label_embeddings
-from intclip.methods.query_decoder import GroupLinear, attention_map
+from intclip.methods.query_decoder import GroupLinear
+from intclip.methods.region_maps import attention_map
 from intclip.methods.sst.parts import (
     GatedGraph,
     PairHead,

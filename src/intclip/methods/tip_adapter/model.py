@@ -16,7 +16,7 @@ from intclip.errors import DatasetError
 from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.base import Method, Options, Output
 from intclip.methods.loss_options import LossOptions
-from intclip.methods.sentence_scoring import region_map, region_rows
+from intclip.methods.region_maps import region_map
 from intclip.methods.zero_shot.model import ZeroShot, ZeroShotOptions
 
 _UNKNOWN = -1.0
@@ -115,24 +115,22 @@ class TipAdapter(Method):
         zero_shot = self.zero_shot(features, maps=maps)
         output = Output(self._blend(zero_shot.logits, self.cache_logits(features["pooled"])))
         if maps:
-            regions = features["regions"]
-            rows = region_rows(regions)
-            cached = self.cache_logits(rows.flatten(0, 1)).view(*rows.shape[:2], -1)
-            output.maps["sight"] = self._blend(zero_shot.maps["sight"], region_map(cached, regions))
+            cached = region_map(self.cache_logits, features["regions"])
+            output.maps["sight"] = self._blend(zero_shot.maps["sight"], cached)
         return output
 
     def cache_logits(self, embeddings: Tensor) -> Tensor:
-        """Log-odds (B, K) of what the cached photos say of embeddings (B, D).
+        """Log-odds (…, K) of what the cached photos say of embeddings (…, D).
 
         In training a photo does not ask itself: it would learn its own targets by heart.
         """
-        unit = F.normalize(embeddings, dim=1).to(self.keys.dtype)
+        unit = F.normalize(embeddings, dim=-1).to(self.keys.dtype)
         closeness = self.options.cache.beta * (unit @ F.normalize(self.keys, dim=1).T)
         if self.training and len(self.first_keys):
             with torch.autocast(unit.device.type, enabled=False):  # half precision cannot tell 1 − _SAME from 1
                 itself = unit @ self.first_keys.T > 1 - _SAME
             closeness = closeness.masked_fill(itself, float("-inf"))
-        weights = closeness.softmax(dim=1)
+        weights = closeness.softmax(dim=-1)
         weights = torch.where(weights.isnan(), 0.0, weights)  # every cached photo was itself
         known = (self.values != _UNKNOWN).to(weights.dtype)
         smoothing = self.options.cache.smoothing

@@ -11,12 +11,11 @@ from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
 from intclip.losses import binary_cross_entropy_with_logits
 from intclip.methods.base import Method, Output
+from intclip.methods.region_maps import region_map
 from intclip.methods.sentence_scoring import (
     ScoringOptions,
     SentenceScoring,
     encode_classes,
-    region_map,
-    region_rows,
 )
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -81,8 +80,7 @@ class ZeroShot(Method):
         """Logits (B, K); "sight" maps are the logits of single regions in place of the photo."""
         output = Output(self._logits(features["pooled"]))
         if maps and "regions" in features:
-            regions = features["regions"]
-            output.maps["sight"] = region_map(self._logits(region_rows(regions)), regions)
+            output.maps["sight"] = region_map(self._logits, features["regions"])
         return output
 
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:

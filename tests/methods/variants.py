@@ -1,0 +1,94 @@
+"""Every registered method at the size of the tiny backbone, and the variants of its options that change its shape."""
+
+import torch
+from torch import Tensor
+
+from fakes import TinyBackbone, tiny_taxonomy
+from intclip.backbones.base import Features
+from intclip.methods.base import Method
+from intclip.methods.registry import METHODS, build_method, method_options
+
+DECODER = {"dim": 8, "heads": 2, "feedforward": 12}
+FROZEN = {"train": "none", "space": "joint"}
+WHERE = {"objects": ["class 0", "class 1"], "contexts": ["class 2"]}
+MCCL = {"pool": {"prototypes": 12, "patches": 40}, "decoder": DECODER}
+SMALL: dict[str, dict[str, object]] = {
+    "cocoop": {"reduction": 1, "scale": 10},  # one hidden unit may be a dead one
+    "mccl": MCCL,
+    "sst": {"dim": 8},
+    "intentonomy": WHERE,
+    "pipnet": {"prototypes": 2},
+    "cpad": {"dim": 8},
+    # "max" trains the level whose loss is largest, and no other
+    "hleg": {"levels": "sum"},
+    "multiguard": {"sigma": 0.1},
+    "ensemble": {
+        "members": [
+            {"method": "intclip", "options": {"context_length": 3}},
+            {"method": "dualcoop", "options": {"context_length": 3}},
+        ]
+    },
+}
+"""Options without which a method is too large or too degenerate for five labels and eight channels."""
+
+OTHERS: dict[str, tuple[str, dict[str, object]]] = {
+    "mccl frozen, gated": ("mccl", {**MCCL, "train": "none", "stages": [1, 2, 3], "gates": "photo"}),
+    "mccl learned prototypes": ("mccl", {**MCCL, "gates": "learned", "pool": {**MCCL["pool"], "update": "gradient"}}),
+    "mccl added": ("mccl", {**MCCL, "graph_layers": 0, "pool": {**MCCL["pool"], "composition": "add"}}),
+    "mccl uncomposed": ("mccl", {**MCCL, "text_encoder": "random", "pool": {**MCCL["pool"], "composition": "none"}}),
+    "query2label text": (
+        "query2label",
+        {"decoder": {**DECODER, "self_attention": True}, "queries": "text", "visual": FROZEN},
+    ),
+    "sst frozen": ("sst", {"dim": 8, "visual": FROZEN, "cooccurrence": 0}),
+    "asl_resnet joint": ("asl_resnet", {"visual": {"space": "joint"}}),
+    "multiguard mccl": ("multiguard", {"sigma": 0.1, "samples": 2, "method": "mccl", "options": MCCL}),
+    "intentonomy hashtags": ("intentonomy", {**WHERE, "hashtags": True, "text_dropout": 0}),
+    "cpad frozen, equal": ("cpad", {"dim": 8, "train": "none", "weighting": "equal", "alignment": 0, "levels": 1}),
+    "hleg frozen": ("hleg", {"decoder": DECODER, "levels": "sum", "visual": FROZEN}),
+    "hleg text": ("hleg", {"decoder": DECODER, "levels": "sum", "queries": "text"}),
+    "labcr text": ("labcr", {"decoder": DECODER, "queries": "text", "visual": FROZEN}),
+    "coop dual": ("coop", {"context_length": 3, "prompts": "dual", "class_specific": True}),
+    "tip_adapter_f": ("tip_adapter", {"fine_tune": True}),
+}
+"""Further variants by name: method and options."""
+
+
+def small(name: str) -> dict[str, object]:
+    """Options that make a method small."""
+    fields = method_options(name).model_fields
+    short = {"context_length": 3} if "context_length" in fields else {}
+    decoder = {"decoder": DECODER} if "decoder" in fields else {}
+    return {**short, **decoder, **SMALL.get(name, {})}
+
+
+OWN = [name for name, place in METHODS.items() if place.startswith("intclip.")]
+"""Names of the methods that ship; a test may register a toy."""
+VARIANTS: dict[str, tuple[str, dict[str, object]]] = {name: (name, small(name)) for name in OWN} | OTHERS
+
+
+def built(variant: str, backbone: TinyBackbone, classes: int = 5) -> Method:
+    """A variant, untrained."""
+    torch.manual_seed(1)
+    name, options = VARIANTS[variant]
+    if classes < 3:  # those that name labels
+        options = {key: value for key, value in options.items() if key not in WHERE}
+    return build_method(name, backbone, tiny_taxonomy(classes), options)
+
+
+def batch(method: Method, photos: int = 6, seed: int = 0) -> tuple[Features, Tensor]:
+    """Features of random photos and all that may come with them; one label is unknown, one photo has all."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randn(photos, 3, 24, 24, generator=generator)
+    targets = (torch.rand(photos, len(method.taxonomy), generator=generator) < 0.4).float()
+    targets[1] = 1
+    targets[0, 0] = float("nan")
+    features = method.backbone.features(pixels, method.needs)
+    if "mask" in method.beside:
+        features["mask"] = torch.rand(photos, 1, 24, 24, generator=generator)
+        features["mask"][2] = torch.nan
+    if "text" in method.beside:
+        features["text"] = torch.randn(photos, 8, generator=generator)
+    if "words" in method.beside:
+        features["words"] = torch.randn(photos, 3, 8, generator=generator)
+    return features, targets
