@@ -10,7 +10,7 @@ COPY src src
 RUN python -m venv /opt/intclip \
     && /opt/intclip/bin/pip install --no-cache-dir --constraint constraints.txt \
         --index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple torch \
-    && /opt/intclip/bin/pip install --no-cache-dir --constraint constraints.txt '.[app,openvino]'
+    && /opt/intclip/bin/pip install --no-cache-dir --constraint constraints.txt '.[app]'
 
 FROM python:3.11-slim
 

@@ -1,31 +1,43 @@
-# `make demo` runs the main job on real photos; `make test` runs every test. Both need only Python 3.11+ and make.
+# `make demo` shows the main job on real photos; `make test` runs every test. Both need only Python 3.11+ and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+# The demo needs the core and its photos alone; everything else needs all extras.
+CORE := $(VENV)/.core
+ALL := $(VENV)/.all
+# Without --no-compile pip writes 200 MB of bytecode, most of it of modules that nothing imports.
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
-.PHONY: demo test lint sbom audit clean
-demo: $(STAMP)
+.PHONY: demo test lint docs sbom audit clean
+demo: $(CORE)
 	$(BIN)/intclip demo --out demo
 
-test: $(STAMP)
+test: $(ALL)
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-lint: $(STAMP)
+lint: $(ALL)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
 
-$(STAMP): pyproject.toml constraints.txt
+# The documentation site: build/docs/index.html
+docs: $(ALL)
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -b html docs build/docs
+
+$(CORE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	$(INSTALL) torch
+	$(INSTALL) --editable '.[demo]'
+	touch $@
+
+$(ALL): $(CORE)
+	$(INSTALL) --editable '.[all,dev]'
 	touch $@
 
 # A bill of materials (build/sbom.cdx.json), and known vulnerabilities of the pinned versions; offline they say so.
-sbom audit: $(STAMP)
+sbom audit: $(ALL)
 	$(BIN)/python .ci/supply_chain.py $@
 
 clean:

@@ -8,17 +8,17 @@ from typing import Any, cast
 from intclip.errors import MissingExtraError
 
 
-def require(module: str, extra: str) -> ModuleType:
-    """Import an optional module.
+def require(module: str, extra: str | None = None) -> ModuleType:
+    """Import a module when it is needed: an optional one, or one that is slow to import.
 
     Args:
         module: Dotted name of the module.
-        extra: The extra of this project that installs it.
+        extra: The extra of this project that installs it; None where the module belongs to the core.
 
     Raises:
         MissingExtraError: The module is not installed.
     """
-    # OpenVINO and NNCF tell their makers over the network what they convert, unless this module of theirs is not there.
+    # OpenVINO and NNCF report conversions to their makers over the network, unless this module of theirs is missing.
     cast(dict[str, Any], sys.modules).setdefault("openvino_telemetry", None)
     try:
         return importlib.import_module(module)
@@ -26,4 +26,5 @@ def require(module: str, extra: str) -> ModuleType:
         root = module.partition(".")[0]
         if error.name is not None and error.name.partition(".")[0] != root:
             raise
-        raise MissingExtraError(f"{root} is not installed; install it with: pip install 'intclip[{extra}]'") from error
+        package = root if extra is None else f"'intclip[{extra}]'"
+        raise MissingExtraError(f"{root} is not installed; install it with: pip install {package}") from error

@@ -40,7 +40,7 @@ def to_openvino(module: nn.Module, example: npt.NDArray[Any]) -> Any:
         MissingExtraError: OpenVINO is not installed.
         IntclipError: The module cannot be converted.
     """
-    openvino = require("openvino", "openvino")
+    openvino = require("openvino")
     positional, names, batch = _prepare(module, example)
     with _quiet(), torch.no_grad():
         # Traced, not exported: torch.export takes several times as long and loses the dynamic shape in this converter.

@@ -206,7 +206,7 @@ class OpenvinoEngine:
         precision: Precision = "f32",
         threads: int | None = None,
     ) -> None:
-        openvino = require("openvino", "openvino")
+        openvino = require("openvino")
         self._core = openvino.Core()
         self._config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision}
         if threads is not None:
@@ -333,7 +333,7 @@ class OnnxEngine:
 
 def prune(model: Any, outputs: Sequence[str]) -> Any:
     """The part of an OpenVINO model that these outputs need."""
-    openvino = require("openvino", "openvino")
+    openvino = require("openvino")
     results = [model.output(name) for name in outputs]
     pruned = openvino.Model([port.get_node() for port in results], model.get_parameters(), model.get_friendly_name())
     for name in model.get_rt_info():

@@ -109,7 +109,7 @@ def open_graph(path: str | os.PathLike[str]) -> Graph:
 
 
 def _open_openvino(path: Path) -> Graph:
-    openvino = require("openvino", "openvino")
+    openvino = require("openvino")
     if not path.with_suffix(".bin").is_file():
         raise BundleError(f"{path} has lost its weights; put {path.with_suffix('.bin').name} beside it")
     try:
@@ -144,7 +144,7 @@ def _save_onnx(content: bytes, card: ModelCard, path: Path) -> None:
 
 
 def _save_openvino(model: Any, card: ModelCard, path: Path) -> None:
-    openvino = require("openvino", "openvino")
+    openvino = require("openvino")
     model.set_rt_info(card.to_json(), METADATA_KEY)
     if path.is_dir():  # told before the weights are in their place
         raise StorageError(f"cannot write {path}: it is a folder; choose another name")

@@ -72,7 +72,7 @@ def _pixels(graph: Graph, photos: Iterable[ImageInput]) -> Iterator[npt.NDArray[
 
 def _import_nncf() -> Any:
     with _quiet():
-        return require("nncf", "openvino")
+        return require("nncf", "int8")
 
 
 @contextlib.contextmanager
