@@ -104,7 +104,7 @@ class ReliabilityCurve:
 
     @property
     def error(self) -> float:
-        """Expected calibration error: mean |score − frequency|, weighted by count."""
+        """Expected calibration error: mean absolute difference of score and frequency, weighted by count."""
         return float(np.abs(self.score - self.frequency) @ self.count / self.count.sum())
 
 
@@ -136,7 +136,7 @@ def reliability_curve(
 def expected_calibration_error(
     scores: npt.ArrayLike, targets: npt.ArrayLike, *, bins: int = 15, equal_count: bool = False
 ) -> float:
-    """Mean |score − observed frequency| over bins, weighted by their entries; arguments as `reliability_curve`."""
+    """Mean absolute difference of score and observed frequency over bins, weighted by their entries; arguments as `reliability_curve`."""
     return reliability_curve(scores, targets, bins=bins, equal_count=equal_count).error
 
 

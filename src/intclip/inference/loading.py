@@ -74,7 +74,7 @@ def load(
     Args:
         spec: "lite", "lite2" or "lite+lite2" (embedded, offline, zero-shot); "zero-shot:NAME" with a backbone such as
             RN101; "proxy" (the trained bundle inside the package); the folder of a bundle, or of a model of posts
-            (`intclip fit`); an exported file (*.onnx, *.xml); "hf://owner/name", a bundle on the Hugging Face hub,
+            (`intclip fit`); an exported file (`*.onnx`, `*.xml`); "hf://owner/name", a bundle on the Hugging Face hub,
             "@revision" appended or not.
         taxonomy: For zero-shot models: a built-in name, a YAML file, or a `Taxonomy`; Intentonomy by default. A trained
             model brings its own.

@@ -178,7 +178,7 @@ class Predictor(WordReading):
         """Write the model as a file that runs without intclip, with labels, preprocessing and thresholds inside.
 
         Args:
-            path: *.onnx, or *.xml for OpenVINO (its weights go into the .bin beside it).
+            path: `*.onnx`, or `*.xml` for OpenVINO (its weights go into the .bin beside it).
             format: "onnx" or "openvino".
             maps: Keep the evidence maps among the outputs.
 
