@@ -1,4 +1,6 @@
-"""The contract that every backbone keeps: an image tower in three parts and a text tower, in one joint space::
+"""The contract that every backbone keeps: an image tower in three parts and a text tower, in one joint space.
+
+::
 
     pixels ─ trunk ─ deep ─ head ─┬─ regions (B, D, H, W)
                                   └─ pooled  (B, D)

@@ -136,7 +136,7 @@ def reliability_curve(
 def expected_calibration_error(
     scores: npt.ArrayLike, targets: npt.ArrayLike, *, bins: int = 15, equal_count: bool = False
 ) -> float:
-    """Mean absolute difference of score and observed frequency over bins, weighted by their entries; arguments as `reliability_curve`."""
+    """Mean absolute gap of score and observed frequency over bins, weighted by entries; see `reliability_curve`."""
     return reliability_curve(scores, targets, bins=bins, equal_count=equal_count).error
 
 
