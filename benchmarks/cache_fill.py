@@ -23,7 +23,7 @@ from intclip.backbones import load_backbone
 from intclip.data import feature_cache
 from intclip.data.registry import load_dataset
 from intclip.training.distributed import Processes, connect
-from intclip.training.experiment import build_experiment
+from intclip.training.experiment import build_experiment, open_inputs
 from intclip.training.recipe import load_recipe
 
 
@@ -56,7 +56,7 @@ def fill(processes: Processes, limit: int) -> tuple[float, dict[str, int]]:
     backbone = load_backbone("lite")
     processes.wait()
     start = time.process_time()
-    build_experiment(recipe, processes, dataset=dataset, backbone=backbone)
+    build_experiment(recipe, processes, *open_inputs(recipe, dataset=dataset, backbone=backbone))
     cpu = max(processes.gather(time.process_time() - start))
     shards = len(list(folder.rglob("shard.json")))
     processes.wait()

@@ -37,7 +37,7 @@ from intclip.inference.graph import PhotoGraph
 from intclip.labels import load_taxonomy
 from intclip.methods.base import Method
 from intclip.training.distributed import Processes
-from intclip.training.experiment import build_experiment
+from intclip.training.experiment import build_experiment, open_inputs
 from intclip.training.loop import Trainer
 from intclip.training.recipe import Recipe, load_recipe
 
@@ -163,7 +163,7 @@ def make_trainer(
         ],
     )  # fmt: skip
     processes = Processes(0, 1, plan.device)
-    experiment = build_experiment(recipe, processes, dataset=dataset, backbone=backbone)
+    experiment = build_experiment(recipe, processes, *open_inputs(recipe, dataset=dataset, backbone=backbone))
     return TimedTrainer(recipe, experiment, processes, folder, progress=False)
 
 

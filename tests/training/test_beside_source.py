@@ -12,8 +12,7 @@ from intclip.data.masks import Masks
 from intclip.data.sample import Sample
 from intclip.data.transforms import Augment, AugmentConfig
 from intclip.posts.beside import text_vectors
-from intclip.training.beside_source import PLAIN, BesideSource
-from intclip.training.source import PixelSource
+from intclip.training.source import PLAIN, Beside, FeatureSource, pixel_reader
 
 GEOMETRY = AugmentConfig(scale=(0.3, 0.9), cutout=0, operations=0)
 
@@ -31,12 +30,14 @@ def test_a_mask_is_cropped_and_mirrored_as_its_photo(kept_views: int, epoch: int
         samples.append(Sample(name, np.zeros(5, dtype=np.float32), tmp_path / f"{name}.png"))
     samples[2] = Sample("no mask", samples[2].targets, samples[2].image)
     augment = Augment(GEOMETRY, backbone.preprocess, seed=4)
-    pixels = PixelSource(
-        samples, backbone.preprocess, lambda batch: {"pixels": batch}, augment=augment, kept_views=kept_views
-    )
+    words = {"text": lambda indices: torch.eye(3)[indices]}
     plain = Augment(PLAIN, backbone.preprocess)
-    source = BesideSource(
-        pixels, samples, plain, augment=augment, kept_views=kept_views, masks=Masks(tmp_path), text=torch.eye(3)
+    source = FeatureSource(
+        samples,
+        pixel_reader(samples, backbone.preprocess, lambda batch: {"pixels": batch}, augment=augment),
+        augmented=True,
+        kept_views=kept_views,
+        beside=Beside(samples, words, Masks(tmp_path), plain=plain, augment=augment),
     )
     plan = [np.array([1, 2]), np.array([0])]
     batches = list(source.batches(plan, epoch=epoch, views=2))

@@ -16,7 +16,7 @@ from intclip.data import feature_cache
 from intclip.data.cache_shards import Shard
 from intclip.files import atomic_directory
 from intclip.training.distributed import connect
-from intclip.training.experiment import build_experiment
+from intclip.training.experiment import build_experiment, open_inputs
 
 PHOTOS, REST = 41, 15
 SHARDS = 3 * 11 + 2 * 4  # of four photos: three views of train, the plain one of val and test
@@ -44,8 +44,10 @@ def one_process(rank: int, photos: Path, out: Path, cache: str, fault: str = "")
     def work() -> None:
         dataset = toy_dataset(photos, train=PHOTOS, rest=REST)
         recipe = toy_recipe("method.name=linear_probe", "augment={flip: 0.5}", "cache.views=2", f"cache.path={cache}")
-        experiment = build_experiment(recipe, connect("cpu"), dataset=dataset, backbone=TinyBackbone())
-        kinds = [type(source).__name__ for source in experiment.sources.values()]
+        experiment = build_experiment(
+            recipe, connect("cpu"), *open_inputs(recipe, dataset=dataset, backbone=TinyBackbone())
+        )
+        kinds = [source._read.__qualname__.partition(".")[0] for source in experiment.sources.values()]
         (out / f"sources-{rank}.txt").write_text(" ".join(kinds))
 
     feature_cache._build = build
@@ -125,7 +127,7 @@ def test_a_full_disk_of_one_is_told_by_both(photos, tmp_path):
 def test_a_full_disk_of_one_sends_both_to_the_photos_where_the_cache_is_auto(photos, tmp_path):
     assert together(2, one_process, photos, tmp_path, "auto", "full") == [0, 0]
     for rank in range(2):
-        assert (tmp_path / f"sources-{rank}.txt").read_text() == " ".join(3 * ["PixelSource"])
+        assert (tmp_path / f"sources-{rank}.txt").read_text() == " ".join(3 * ["pixel_reader"])
 
 
 def test_a_mistake_in_one_is_named_by_the_other(photos, tmp_path):

@@ -20,6 +20,7 @@ from intclip.training.experiment import (
     choose_splits,
     choose_taxonomy,
     deterministic,
+    open_inputs,
     seed_everything,
 )
 from intclip.training.logbook import read_log
@@ -35,6 +36,10 @@ def fit(tmp_path, *overrides, single=False, dataset=None, name="run"):
     return train(toy_recipe(*overrides), tmp_path / name, dataset=dataset, backbone=TinyBackbone())
 
 
+def build(recipe, dataset):
+    return build_experiment(recipe, ALONE, *open_inputs(recipe, dataset=dataset, backbone=TinyBackbone()))
+
+
 def weights(result) -> dict[str, torch.Tensor]:
     return load_file(result.bundle / "weights.safetensors")
 
@@ -43,6 +48,7 @@ def test_loop_learns_a_separable_toy_and_leaves_every_file(tmp_path):
     result = fit(tmp_path, *LONG)
     assert {path.name for path in result.out.iterdir()} == {
         "bundle",
+        "data.json",
         "log.jsonl",
         "metrics.json",
         "predictions-test.parquet",
@@ -73,7 +79,9 @@ def test_bundle_gives_the_probabilities_that_were_scored(tmp_path, monkeypatch):
     bundle = load_bundle(result.bundle)
     method = bundle.build_method()
     dataset = toy_dataset(tmp_path / "photos")
-    experiment = build_experiment(toy_recipe(), ALONE, dataset=dataset, backbone=method.backbone)
+    experiment = build_experiment(
+        toy_recipe(), ALONE, *open_inputs(toy_recipe(), dataset=dataset, backbone=method.backbone)
+    )
     table = pq.read_table(result.out / "predictions-test.parquet")
     with torch.inference_mode():
         (batch,) = experiment.sources["test"].batches([np.arange(16)])
@@ -235,7 +243,7 @@ def test_cached_views_take_turns(tmp_path):
     options = [cache, "augment={flip: 0.5}", "method.name=toy_method", "schedule.epochs=2"]
     fit(tmp_path, *options)
     recipe = toy_recipe(*options)
-    experiment = build_experiment(recipe, ALONE, dataset=toy_dataset(tmp_path / "photos"), backbone=TinyBackbone())
+    experiment = build(recipe, toy_dataset(tmp_path / "photos"))
     source, plan = experiment.sources["train"], [np.array([4, 1])]
     views = [next(iter(source.batches(plan, epoch=epoch, views=2))).views for epoch in (1, 2, 3, 4)]
     pooled = [view["pooled"] for pair in views for view in pair]
@@ -249,7 +257,7 @@ def test_cached_views_take_turns(tmp_path):
 
 def test_pixels_are_never_cached(tmp_path):
     recipe = toy_recipe("method.name=intclip", "method.options.train=all", f"cache.path={tmp_path / 'cache'}")
-    experiment = build_experiment(recipe, ALONE, dataset=toy_dataset(tmp_path / "photos"), backbone=TinyBackbone())
+    experiment = build(recipe, toy_dataset(tmp_path / "photos"))
     (batch,) = experiment.sources["train"].batches([np.arange(2)])
     assert batch.views[0]["pixels"].shape == (2, 3, 24, 24)
     assert not (tmp_path / "cache").exists()

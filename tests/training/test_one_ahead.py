@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from intclip.training.cached_source import one_ahead
+from intclip.training.source import one_ahead
 
 
 def test_order_is_kept_and_one_job_runs_ahead():

@@ -303,12 +303,12 @@ def _fill_caches(cells: Sequence[Cell], threads: int) -> None:
     import torch
 
     from intclip.training.distributed import connect
-    from intclip.training.experiment import build_experiment
+    from intclip.training.experiment import build_experiment, open_inputs
 
     torch.set_num_threads(threads)
     for cell in cells:
         try:
-            build_experiment(cell.recipe, connect(cell.recipe.train.device))
+            build_experiment(cell.recipe, connect(cell.recipe.train.device), *open_inputs(cell.recipe))
         except IntclipError:
             continue  # the cell itself tells what is wrong
 

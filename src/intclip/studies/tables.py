@@ -168,7 +168,12 @@ def render_csv(study: Study, rows: Sequence[RowResult]) -> str:
         for seed, metrics in row.runs.items():
             figures = metrics["splits"][scored_split(metrics)]["headline"]
             cells = [f"{100 * figures[m]:.4f}" if figures.get(m) is not None else "" for m in study.metrics]
-            costs = [metrics["learnable_parameters"], metrics["seconds"], _speed(metrics), _memory(metrics)]
+            costs = [
+                metrics["learnable_parameters"],
+                metrics["cost"]["training_seconds"],
+                _speed(metrics),
+                _memory(metrics),
+            ]
             writer.writerow([row.name, "ours", seed, *cells, *costs])
     return stream.getvalue()
 
@@ -232,7 +237,7 @@ def _cost(row: RowResult) -> list[str]:
     runs = list(row.runs.values())
     if not runs:
         return [_DASH] * len(_COSTS)
-    minutes = statistics.fmean(run["seconds"] for run in runs) / 60
+    minutes = statistics.fmean(run["cost"]["training_seconds"] for run in runs) / 60
     speeds = [speed for run in runs if (speed := _speed(run)) is not None]
     peaks = [peak for run in runs if (peak := _memory(run)) is not None]
     return [

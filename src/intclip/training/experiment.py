@@ -22,6 +22,7 @@ from intclip.labels import load_taxonomy
 from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.base import Method
 from intclip.methods.registry import build_method
+from intclip.metrics import positives
 from intclip.training.distributed import Processes
 from intclip.training.recipe import BackboneSection, DataSection, Recipe
 from intclip.training.source import FeatureSource
@@ -38,28 +39,25 @@ class Experiment:
         dataset: With the splits that the run uses, "train", "val" and "test" under these names.
         method: On the device, untrained.
         sources: Split to its features.
-        positive_share: A target at or above it is a yes.
     """
 
     dataset: Dataset
     method: Method
     sources: dict[str, FeatureSource]
-    positive_share: float
 
 
-def build_experiment(
-    recipe: Recipe, processes: Processes, *, dataset: Dataset | None = None, backbone: Backbone | None = None
-) -> Experiment:
-    """Load the data and the backbone, and build the method.
+def open_inputs(
+    recipe: Recipe, *, dataset: Dataset | None = None, backbone: Backbone | None = None
+) -> tuple[Dataset, Backbone]:
+    """The data of a run as its recipe wants them, and its backbone.
 
     Args:
         recipe: The run.
-        processes: Gives the device.
         dataset: Use this one instead of the recipe's `data.name`.
         backbone: Use this one instead of the recipe's `backbone.name`.
 
     Raises:
-        DatasetError: The dataset or a split is missing or empty.
+        DatasetError: The dataset or a split is missing or empty, or no label can be learned from it.
         CheckpointError: The backbone's weights are missing or wrong.
     """
     data = recipe.data
@@ -67,14 +65,56 @@ def build_experiment(
         dataset = load_dataset(data.name, data.root, **data.options)
     # A folder of photos may have one label a photo under any taxonomy; the model is told by its taxonomy.
     taxonomy = replace(choose_taxonomy(dataset, data.taxonomy), exclusive=dataset.task == "singlelabel")
-    dataset = replace(dataset, splits=choose_splits(dataset, data), taxonomy=taxonomy)
     share = data.positive_share if data.positive_share is not None else dataset.positive_share
-    backbone = open_backbone(recipe.backbone, backbone).to(processes.device)
+    splits = choose_splits(dataset, data)
+    dataset = replace(dataset, splits=splits, taxonomy=taxonomy, positive_share=share)
+    check_learnable(dataset)
+    return dataset, open_backbone(recipe.backbone, backbone)
+
+
+def build_experiment(recipe: Recipe, processes: Processes, dataset: Dataset, backbone: Backbone) -> Experiment:
+    """Build the method and a feature source for every split.
+
+    Args:
+        recipe: The run.
+        processes: Gives the device.
+        dataset: From `open_inputs`.
+        backbone: From `open_inputs`.
+
+    Raises:
+        StorageError: The cache that the recipe names does not fit or cannot be written.
+    """
+    backbone = backbone.to(processes.device)
     seed_everything(recipe.train.seed)
     method = build_method(recipe.method.name, backbone, dataset.taxonomy, recipe.method.options).to(processes.device)
-    maker = SourceMaker(recipe, method, processes, share)
+    maker = SourceMaker(recipe, method, processes, dataset.positive_share)
     sources = {split: maker.make(split, samples) for split, samples in dataset.splits.items()}
-    return Experiment(dataset, method, sources, share)
+    return Experiment(dataset, method, sources)
+
+
+def check_learnable(dataset: Dataset) -> None:
+    """Warn of labels that every training photo has, or none; such a label cannot be learned.
+
+    Raises:
+        DatasetError: That holds for every label.
+    """
+    targets = dataset.targets("train")
+    positive = positives(targets, dataset.positive_share)
+    has_yes, has_no = positive.any(axis=0), (~positive & ~np.isnan(targets)).any(axis=0)
+    names = np.array(dataset.taxonomy.names, dtype=object)
+    if not (has_yes & has_no).any():
+        lacks = "a photo without it" if has_yes.any() else "a photo that has it"
+        raise DatasetError(
+            f"{dataset.name}: nothing can be learned from the {len(targets)} training photos, since no label has both "
+            f"photos that have it and photos that do not (label {names[0]!r} lacks {lacks}); add such photos, or "
+            "check data.positive_share"
+        )
+    for missing, what in ((~has_yes, "no positive"), (has_yes & ~has_no, "no negative")):
+        if missing.any():
+            _log.warning(
+                "%s training photo for %d of %d labels, which cannot be learned: %s",
+                what.capitalize(), missing.sum(), len(names), ", ".join(map(repr, names[missing])),
+            )  # fmt: skip
 
 
 def open_backbone(section: BackboneSection, backbone: Backbone | None = None) -> Backbone:

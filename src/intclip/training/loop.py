@@ -5,6 +5,7 @@ function of seed, epoch and step (order, augmentation, dropout, learning rate). 
 bit for bit on a CPU, and no random state has to be kept.
 """
 
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,15 +25,17 @@ from intclip.training.logbook import Line, Logbook
 from intclip.training.mixup import mixed
 from intclip.training.optimizer import build_optimizer, flatten_optimizer, restore_optimizer, set_rates
 from intclip.training.plan import Indices, epoch_order, global_batches, micro_batches, share, steps_per_epoch
+from intclip.training.precision import autocast, matmul_precision
 from intclip.training.recipe import Recipe
 from intclip.training.scoring import choose_thresholds, score, selection_value
 from intclip.training.source import Batch, PlainPasses
-from intclip.training.source_maker import autocast, matmul_precision
 from intclip.training.sums import LossSums
 
+_log = logging.getLogger(__name__)
 State = dict[str, Tensor]
 _PREPARE, _STEP, _EPOCH_END = 0, 1, 2  # what a random number is drawn for
 _UNREADABLE = "unreadable"
+_NAMED = 5  # unreadable photos that a warning names
 
 
 @dataclass
@@ -44,7 +47,9 @@ class Position:
         step: Optimiser steps done in this epoch.
         sums: Loss terms of this epoch so far, summed over steps.
         best: The best epoch so far: "value", "epoch", "weights" ("raw" or "ema"); empty before the first.
-        seconds: Time spent so far, over all starts.
+        seconds: Time spent in training and validation so far, over all starts.
+        total_seconds: All time so far, over all starts.
+        unreadable: Training photos that could not be read so far: id to the reason.
     """
 
     epoch: int = 1
@@ -52,6 +57,18 @@ class Position:
     sums: dict[str, float] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    total_seconds: float = 0.0
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
+def prepare_method(recipe: Recipe, experiment: Experiment, processes: Processes) -> None:
+    """Give a method its look at the training photos, from which it may make parameters; the same on every process."""
+    method = experiment.method
+    seed_everything(recipe.train.seed, _PREPARE)
+    method.eval()
+    # Also when resuming: a method may keep the batches that it is given here for its later epochs.
+    method.prepare(PlainPasses(experiment.sources["train"], recipe.train.eval_batch_size))
+    processes.broadcast(method)
 
 
 class Trainer:
@@ -59,14 +76,22 @@ class Trainer:
 
     Args:
         recipe: The run.
-        experiment: Its parts.
+        experiment: Its parts; the method is prepared, see `prepare_method`.
         processes: Who takes part.
         out: The run's directory.
+        begun: When this start began, by `time.monotonic`; now by default.
         progress: Show progress on a terminal.
     """
 
     def __init__(
-        self, recipe: Recipe, experiment: Experiment, processes: Processes, out: Path, *, progress: bool
+        self,
+        recipe: Recipe,
+        experiment: Experiment,
+        processes: Processes,
+        out: Path,
+        *,
+        begun: float | None = None,
+        progress: bool,
     ) -> None:
         self.recipe, self.experiment, self.processes, self.out = recipe, experiment, processes, out
         self.method, self.source = experiment.method, experiment.sources["train"]
@@ -74,57 +99,51 @@ class Trainer:
         self.steps = steps_per_epoch(self.photos, recipe.train.batch_size)
         self.position = Position()
         self.best_state: State = {}
-        self.average: MovingAverage | None = None
-        self._progress = progress
+        self.parameters = self.method.learnable_parameters()
+        groups = self.method.parameter_groups() if self.parameters else []
+        self.optimizer = build_optimizer(recipe.optim, groups) if self.parameters else None
+        self.average = None if recipe.optim.ema is None else MovingAverage(self.method.own_state(), recipe.optim.ema)
+        self.sums = LossSums(processes, {})
+        self.log = Logbook(
+            out,
+            active=processes.is_main,
+            total_steps=recipe.schedule.epochs * self.steps,
+            tensorboard=recipe.train.tensorboard,
+            progress=progress,
+        )
+        self._start = _Start(time.monotonic() if begun is None else begun)
+        self._epoch_start = _Start()
 
     def run(self, *, resume: bool) -> Position:
         """Train to the end; afterwards the method holds the weights of the best epoch.
 
         Raises:
-            TrainingError: The loss became infinite or no number.
+            TrainingError: The loss is not finite.
             CheckpointError: With `resume`, the checkpoints are damaged or of another model.
         """
-        method, recipe = self.method, self.recipe
-        seed_everything(recipe.train.seed, _PREPARE)
-        method.eval()
-        # Also when resuming: a method may keep the batches that it is given here for its later epochs.
-        started = time.monotonic()
-        method.prepare(PlainPasses(self.source, recipe.train.eval_batch_size))
-        self.position.seconds = time.monotonic() - started
-        self.processes.broadcast(method)
-        self.parameters = method.learnable_parameters()
-        if self.parameters:
-            self.optimizer = build_optimizer(recipe.optim, method.parameter_groups())
-            if recipe.optim.ema is not None:
-                self.average = MovingAverage(method.own_state(), recipe.optim.ema)
+        if self.optimizer is not None:
             if resume:
                 self._restore()
-            self._train()
+            with self.log:
+                self.log.rewind(self._global_step, self.position.epoch - 1)
+                while self.position.epoch <= self.recipe.schedule.epochs:
+                    self._epoch(self.optimizer)
         if self.best_state:
-            method.load_own_state(self.best_state)
-        method.eval()
+            self.method.load_own_state(self.best_state)
+        self.method.eval()
         return self.position
+
+    def elapsed(self) -> float:
+        """Seconds of the whole run so far, over all starts: features, training, scoring."""
+        return self._start.seconds + time.monotonic() - self._start.time
 
     @property
     def _global_step(self) -> int:
         return (self.position.epoch - 1) * self.steps + self.position.step
 
-    def _train(self) -> None:
-        epochs = self.recipe.schedule.epochs
-        with Logbook(
-            self.out,
-            active=self.processes.is_main,
-            total_steps=epochs * self.steps,
-            tensorboard=self.recipe.train.tensorboard,
-            progress=self._progress,
-        ) as self.log:
-            self.log.rewind(self._global_step, self.position.epoch - 1)
-            while self.position.epoch <= epochs:
-                self._epoch()
-
-    def _epoch(self) -> None:
+    def _epoch(self, optimizer: torch.optim.Optimizer) -> None:
         train, position, world = self.recipe.train, self.position, self.processes
-        self._started, self._seconds_before, self._first_step = time.monotonic(), position.seconds, position.step
+        self._epoch_start = _Start(time.monotonic(), position.seconds, position.step)
         self.sums = LossSums(world, position.sums)
         self.method.train()
         order = epoch_order(self.photos, train.seed, position.epoch)
@@ -134,28 +153,31 @@ class Trainer:
         stream = self.source.batches(plan, epoch=position.epoch, views=self.method.views)
         for batch, parts in zip(batches, pieces, strict=True):
             with matmul_precision(train.matmul):
-                self._step(stream, parts, len(batch))
+                self._step(optimizer, stream, parts, len(batch))
             position.step += 1
             self.log.advance(self._global_step, f"epoch {position.epoch}/{self.recipe.schedule.epochs}")
             if position.step == self.steps:
                 break
             if position.step % train.log_every == 0:
                 self._read_sums()
-                self.log.write(self._line("step"))
+                self.log.write(self._line("step", optimizer))
             if train.checkpoint_every and position.step % train.checkpoint_every == 0:
                 self._read_sums()
-                self._save()
+                self._save(optimizer)
         self._read_sums()
+        self._report_unreadable()
         seed_everything(train.seed, _EPOCH_END, position.epoch)
         self.method.after_epoch(position.epoch)
-        self.log.write(self._line("epoch") | self._validate())
+        self.log.write(self._line("epoch", optimizer) | self._validate())
         position.epoch, position.step, position.sums = position.epoch + 1, 0, {}
-        self._save()
+        self._save(optimizer)
 
-    def _step(self, stream: Iterator[Batch], parts: list[Indices], photos: int) -> None:
+    def _step(
+        self, optimizer: torch.optim.Optimizer, stream: Iterator[Batch], parts: list[Indices], photos: int
+    ) -> None:
         """One optimiser step over `photos` photos, this process's in `parts`; nothing here waits for the device."""
         recipe, method, position = self.recipe, self.method, self.position
-        set_rates(self.optimizer, recipe.optim, recipe.schedule, self._global_step, self.steps)
+        set_rates(optimizer, recipe.optim, recipe.schedule, self._global_step, self.steps)
         seed_everything(recipe.train.seed, _STEP, position.epoch, position.step, self.processes.rank)
         method.before_step(self._global_step)
         for indices in parts:
@@ -173,8 +195,8 @@ class Trainer:
         self.processes.sum_gradients(self.parameters)
         if recipe.optim.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, recipe.optim.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         method.after_step()
         if self.average is not None:
             self.average.update(method.own_state(), self._global_step)
@@ -202,6 +224,7 @@ class Trainer:
         """Metrics of the split that selects, with thresholds from the validation split where any are tuned."""
         recipe, experiment = self.recipe, self.experiment
         task, protocol = experiment.dataset.task, recipe.evaluate
+        taxonomy, positive_share = experiment.dataset.taxonomy, experiment.dataset.positive_share
         selecting = "test" if protocol.select == "test" and "test" in experiment.sources else "val"
         wanted = {selecting} if protocol.thresholds == "fixed" else {selecting, "val"}
         scores = {
@@ -215,8 +238,7 @@ class Trainer:
             )
             for split in sorted(wanted)
         }
-        thresholds = choose_thresholds(scores.get("val"), task, protocol, experiment.positive_share)
-        taxonomy, positive_share = experiment.dataset.taxonomy, experiment.positive_share
+        thresholds = choose_thresholds(scores.get("val"), task, protocol, positive_share)
         report = make_report(scores[selecting], task, taxonomy, thresholds, positive_share=positive_share)
         line: Line = {"split": selecting, **headline(report, task)}
         line["selection"] = selection_value(report, task, protocol.metric)
@@ -231,28 +253,45 @@ class Trainer:
                 "optim.lr, set optim.clip_norm=1, or use train.precision=fp32"
             )
 
-    def _line(self, kind: str) -> Line:
+    def _report_unreadable(self) -> None:
+        """Name the photos that this epoch found unreadable for the first time."""
+        found = {self.source.ids[index]: reason for index, reason in self.source.errors.items()}
+        found = {name: reason for part in self.processes.gather(found) for name, reason in part.items()}
+        new = {name: found[name] for name in sorted(found.keys() - self.position.unreadable.keys())}
+        self.position.unreadable |= new
+        if new and self.processes.is_main:
+            listed = "; ".join(f"{name}: {reason}" for name, reason in list(new.items())[:_NAMED])
+            more = (
+                f"; and {len(new) - _NAMED} more, all are listed in metrics.json at the end"
+                if len(new) > _NAMED
+                else ""
+            )
+            _log.warning("%d of %d training photos cannot be read and are left out: %s%s",
+                         len(new), self.photos, listed, more)  # fmt: skip
+
+    def _line(self, kind: str, optimizer: torch.optim.Optimizer) -> Line:
         position, train = self.position, self.recipe.train
-        seconds = time.monotonic() - self._started
-        speed = min((position.step - self._first_step) * train.batch_size, self.photos) / max(seconds, 1e-9)
+        seconds = time.monotonic() - self._epoch_start.time
+        speed = min((position.step - self._epoch_start.step) * train.batch_size, self.photos) / max(seconds, 1e-9)
         left = self.recipe.schedule.epochs * self.steps - self._global_step
         line: Line = {
             "kind": kind,
             "epoch": position.epoch,
             "step": self._global_step,
             "loss": {name: value / position.step for name, value in position.sums.items() if name != _UNREADABLE},
-            "lr": {group["name"]: group["lr"] for group in self.optimizer.param_groups},
+            "lr": {group["name"]: group["lr"] for group in optimizer.param_groups},
             "images_per_second": round(speed, 1),
-            "seconds": round(self._seconds_before + seconds, 1),
+            "seconds": round(self._epoch_start.seconds + seconds, 1),
             "seconds_left": round(left * train.batch_size / max(speed, 1e-9)),
         }
         return line | ({_UNREADABLE: int(position.sums[_UNREADABLE])} if _UNREADABLE in position.sums else {})
 
-    def _save(self) -> None:
-        self.position.seconds = self._seconds_before + time.monotonic() - self._started
+    def _save(self, optimizer: torch.optim.Optimizer) -> None:
+        self.position.seconds = self._epoch_start.seconds + time.monotonic() - self._epoch_start.time
+        self.position.total_seconds = self.elapsed()
         if not self.processes.is_main:
             return
-        moments, numbers = flatten_optimizer(self.optimizer)
+        moments, numbers = flatten_optimizer(optimizer)
         parts = {"method": self.method.own_state(), "optimizer": moments, "best": self.best_state}
         if self.average is not None:
             parts["ema"] = self.average.state
@@ -271,5 +310,16 @@ class Trainer:
         self.method.load_own_state(parts["method"])
         if self.average is not None:
             self.average.load(parts["ema"])
-        restore_optimizer(self.optimizer, parts["optimizer"], meta["optimizer"])
+        if self.optimizer is not None:
+            restore_optimizer(self.optimizer, parts["optimizer"], meta["optimizer"])
         self.position, self.best_state = Position(**meta["position"]), parts["best"]
+        self._start.seconds = self.position.total_seconds
+
+
+@dataclass
+class _Start:
+    """Where a clock began: the time, and the seconds and steps that were spent before."""
+
+    time: float = 0.0
+    seconds: float = 0.0
+    step: int = 0

@@ -1,6 +1,7 @@
 """One training run from recipe to bundle: `train`."""
 
 import json
+import logging
 import shutil
 import sys
 import time
@@ -23,13 +24,16 @@ from intclip.methods.registry import method_options
 from intclip.timing import peak_memory_mb
 from intclip.training.checkpoint import NEWEST, PREVIOUS
 from intclip.training.distributed import Processes, connect
-from intclip.training.experiment import Experiment, build_experiment, deterministic
-from intclip.training.loop import Trainer
+from intclip.training.experiment import Experiment, build_experiment, deterministic, open_inputs
+from intclip.training.fingerprint import DATA, Fingerprint, check_unchanged, fingerprint
+from intclip.training.loop import Trainer, prepare_method
+from intclip.training.precision import autocast
 from intclip.training.recipe import Recipe, load_recipe
 from intclip.training.recipe_file import dump_recipe
 from intclip.training.scoring import choose_thresholds, score
-from intclip.training.source_maker import autocast
 from intclip.version import __version__
+
+_log = logging.getLogger(__name__)
 
 RECIPE, METRICS, BUNDLE = "recipe.yaml", "metrics.json", "bundle"
 PLACE_KEYS = (
@@ -84,30 +88,36 @@ def train(
     Args:
         recipe: What to train.
         out_dir: The run's directory.
-        resume: Go on from the newest checkpoint, or start when there is none; a finished run is returned as it is.
-            Without it, a directory that holds a run is refused.
+        resume: Go on from the newest checkpoint, or start when there is none; a finished run is returned as it is, and
+            the log says so. Without it, a directory that holds a run is refused.
         dataset: Use this one instead of the recipe's `data.name`.
         backbone: Use this one instead of the recipe's `backbone.name`.
         progress: Show progress when standard error is a terminal.
 
     Raises:
         StorageError: The directory holds a run already, or cannot be written.
-        TrainingError: With `resume`, the run there has another recipe; or the loss is not finite.
+        TrainingError: With `resume`, the run there has another recipe or other data; or the loss is not finite.
         DatasetError: The dataset or a split is missing.
         CheckpointError: The backbone's weights are missing, or the checkpoints damaged.
     """
+    begun = time.monotonic()
     out = Path(out_dir)
     processes = connect(recipe.train.device)
     check_directory(out, recipe, resume=resume)
     processes.wait()
     if resume and (out / METRICS).exists():
+        _log.info("the run in %s is finished; nothing was trained", out)
         return load_result(out)
     with deterministic(processes.device):
-        experiment = build_experiment(recipe, processes, dataset=dataset, backbone=backbone)
+        dataset, backbone = open_inputs(recipe, dataset=dataset, backbone=backbone)
+        data = _fingerprint(recipe, dataset, backbone, processes, out)
+        experiment = build_experiment(recipe, processes, dataset, backbone)
         # Only now is the directory touched: a recipe that cannot be built leaves nothing behind.
-        with _claimed(out, recipe, active=processes.is_main):
+        with _claimed(out, recipe, data, active=processes.is_main):
             processes.wait()
-            position = Trainer(recipe, experiment, processes, out, progress=progress).run(resume=resume)
+            prepare_method(recipe, experiment, processes)
+            trainer = Trainer(recipe, experiment, processes, out, begun=begun, progress=progress)
+            position = trainer.run(resume=resume)
             scored: list[str] = [split for split in ("val", "test") if split in experiment.sources]
             scores, speeds = {}, {}
             for split in scored:
@@ -115,9 +125,20 @@ def train(
                 scores[split] = _score(recipe, experiment, processes, split)
                 speeds[split] = round(len(scores[split].ids) / max(time.monotonic() - started, 1e-9), 1)
             if processes.is_main:
-                cost = {"photos_per_second": speeds, "peak_memory_mb": peak_memory_mb()}
-                told = {"best": position.best, "seconds": round(position.seconds, 1), "cost": cost}
-                _finish(out, recipe, experiment, scores, told)
+                metrics = _write_results(out, recipe, experiment, scores) | {
+                    "best": position.best,
+                    "unreadable": dict(sorted(position.unreadable.items())),
+                    "cost": {
+                        "training_seconds": round(position.seconds, 1),
+                        "photos_per_second": speeds,
+                        "peak_memory_mb": peak_memory_mb(),
+                    },
+                    "versions": {"intclip": __version__, "torch": torch.__version__},
+                    "seconds": round(trainer.elapsed(), 1),
+                }
+                write_text(out / METRICS, json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+                for name in (NEWEST, PREVIOUS):
+                    (out / name).unlink(missing_ok=True)
             processes.wait()
     return load_result(out)
 
@@ -135,11 +156,25 @@ def load_result(out: Path) -> TrainResult:
     return TrainResult(out, out / BUNDLE, metrics)
 
 
-@contextmanager
-def _claimed(out: Path, recipe: Recipe, *, active: bool) -> Iterator[None]:
-    """Hold the directory against other processes, write the recipe, and clear what a killed one was writing.
+def _fingerprint(recipe: Recipe, dataset: Dataset, backbone: Backbone, processes: Processes, out: Path) -> Fingerprint:
+    """What the run learns from, in the first process; other data than the checkpoints there learned from is refused."""
 
-    A run that fails before its first checkpoint takes its recipe back: nothing is there to go on from, and the mended
+    def compare() -> Fingerprint:
+        if not processes.is_main:
+            return {}
+        now = fingerprint(dataset, backbone, masks=recipe.data.masks, workers=recipe.train.workers)
+        if (out / NEWEST).exists() or (out / PREVIOUS).exists():
+            check_unchanged(out, now)
+        return now
+
+    return processes.each(compare)[0]
+
+
+@contextmanager
+def _claimed(out: Path, recipe: Recipe, data: Fingerprint, *, active: bool) -> Iterator[None]:
+    """Lock the directory, write the recipe and the fingerprint of the data, and clear what a killed process left.
+
+    A run that fails before its first checkpoint takes both back: there is nothing to go on from, and the corrected
     recipe may have the directory.
     """
     if not active:
@@ -159,11 +194,13 @@ def _claimed(out: Path, recipe: Recipe, *, active: bool) -> Iterator[None]:
         for path in (*out.glob(".*.partial"), *out.glob(".*.replaced")):
             shutil.rmtree(path, ignore_errors=True)
             path.unlink(missing_ok=True)
+        write_text(out / DATA, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
         try:
             yield
         except Exception:
             if fresh and not (out / NEWEST).exists():
                 (out / RECIPE).unlink(missing_ok=True)
+                (out / DATA).unlink(missing_ok=True)
             raise
         finally:
             (out / ".lock").unlink(missing_ok=True)
@@ -223,12 +260,10 @@ def _score(recipe: Recipe, experiment: Experiment, processes: Processes, split: 
     )
 
 
-def _finish(
-    out: Path, recipe: Recipe, experiment: Experiment, scores: Mapping[str, Scores], training: Mapping[str, Any]
-) -> None:
-    """Write reports, predictions and the bundle, and then what marks the run as finished."""
+def _write_results(out: Path, recipe: Recipe, experiment: Experiment, scores: Mapping[str, Scores]) -> dict[str, Any]:
+    """Write reports, predictions and the bundle, and return what `metrics.json` says of them."""
     dataset, method, protocol = experiment.dataset, experiment.method, recipe.evaluate
-    thresholds = choose_thresholds(scores.get("val"), dataset.task, protocol, experiment.positive_share)
+    thresholds = choose_thresholds(scores.get("val"), dataset.task, protocol, dataset.positive_share)
     splits: dict[str, Any] = {}
     for split, found in scores.items():
         report = make_report(
@@ -236,7 +271,7 @@ def _finish(
             dataset.task,
             dataset.taxonomy,
             thresholds,
-            positive_share=experiment.positive_share,
+            positive_share=dataset.positive_share,
             draws=protocol.bootstrap,
         )
         write_report(out, f"report-{split}", report, dataset.task, f"{recipe.name}: {dataset.name}, {split}")
@@ -246,7 +281,7 @@ def _finish(
         if "intervals" in report:
             splits[split]["intervals"] = {key: report["intervals"].get(key) for key in figures}
     _save_bundle(out / BUNDLE, recipe, experiment, thresholds, splits)
-    metrics = {
+    return {
         "recipe": recipe.name,
         "protocol": recipe.protocol,
         "dataset": dataset.name,
@@ -261,12 +296,7 @@ def _finish(
         "thresholds": to_json(thresholds),
         "thresholds_from": "fixed" if protocol.thresholds == "fixed" else "val",
         "selected_on": protocol.select,
-        **training,
-        "versions": {"intclip": __version__, "torch": torch.__version__},
     }
-    write_text(out / METRICS, json.dumps(metrics, indent=1, allow_nan=False) + "\n")
-    for name in (NEWEST, PREVIOUS):
-        (out / name).unlink(missing_ok=True)
 
 
 def _save_bundle(

@@ -1,31 +1,33 @@
-"""Which feature source a split gets: the cache where recipe and method allow it, else the photos."""
+"""The feature sources of a run's splits: from the cache where recipe and method allow it, else from the photos."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from intclip.backbones.base import FeatureName
+from intclip.data.cache_key import cache_key
+from intclip.data.feature_cache import FeatureCache, open_or_build
 from intclip.data.masks import Masks
 from intclip.data.sample import Sample
 from intclip.data.transforms import Augment
 from intclip.errors import StorageError
+from intclip.inference.graph_cache import cache_home
 from intclip.methods.base import Method
 from intclip.posts.beside import text_vectors, word_table
-from intclip.training.beside_source import PLAIN, BesideSource
-from intclip.training.cached_source import CachedSource, cache_folder, cached_names, open_cached_source
 from intclip.training.distributed import Processes
 from intclip.training.frozen import FrozenFeatures
+from intclip.training.plan import Indices
+from intclip.training.precision import autocast
 from intclip.training.recipe import Recipe
-from intclip.training.source import FeatureSource, PixelSource
+from intclip.training.source import PLAIN, Beside, FeatureSource, Read, cache_reader, pixel_reader
 
 DATA_SEED = 2024
-"""Of the validation photos taken from `train` and of kept views; not the run's, so that all seeds see the same data."""
+"""For the validation photos taken from `train` and for kept views; not the run's, so all seeds see the same data."""
 
 
 class SourceMaker:
@@ -55,44 +57,26 @@ class SourceMaker:
         if training and not recipe.data.soft_targets:
             samples = [replace(s, targets=harden(s.targets, self._positive_share)) for s in samples]
         augment = self._augment() if training else None
-        source = self._photos(samples, augment, training=training)
-        return self._with_beside(source, samples, augment, training=training) if self._method.beside else source
-
-    def _with_beside(
-        self, source: FeatureSource, samples: Sequence[Sample], augment: Augment | None, *, training: bool
-    ) -> FeatureSource:
-        """What the method reads beside the photos: masks in training, words in every split that has any."""
-        data, preprocess, beside = self._recipe.data, self._method.backbone.preprocess, self._method.beside
-        texts = [sample.text for sample in samples]
-        return BesideSource(
-            source,
+        return FeatureSource(
             samples,
-            Augment(PLAIN, preprocess),
-            augment=augment,
-            kept_views=self._recipe.cache.views,
-            masks=Masks(Path(data.masks)) if training and data.masks and "mask" in beside else None,
-            text=text_vectors(texts, self._method.backbone) if "text" in beside else None,
-            words=word_table(texts, self._method.backbone) if "words" in beside else None,
+            self._reader(samples, augment, training=training),
+            device=self._processes.device,
+            augmented=augment is not None,
+            kept_views=recipe.cache.views,
+            beside=self._beside(samples, augment, training=training),
         )
 
-    def _photos(self, samples: Sequence[Sample], augment: Augment | None, *, training: bool) -> FeatureSource:
+    def _reader(self, samples: Sequence[Sample], augment: Augment | None, *, training: bool) -> Read:
         recipe, needs = self._recipe, self._method.needs
         folder = cache_folder(recipe.cache.path)
         if folder is not None and "pixels" not in needs and (augment is None or recipe.cache.views):
             try:
-                return self._cached(folder, samples, augment, training=training)
+                return cache_reader(self._cache(folder, samples, augment, training=training), self._processes.device)
             except StorageError:
                 if recipe.cache.path != "auto":
                     raise
-        return PixelSource(
-            samples,
-            self._method.backbone.preprocess,
-            self._engine(needs),
-            augment=augment,
-            kept_views=recipe.cache.views,
-            workers=recipe.train.workers,
-            device=self._processes.device,
-        )
+        preprocess, engine = self._method.backbone.preprocess, self._engine(needs)
+        return pixel_reader(samples, preprocess, engine, augment=augment, workers=recipe.train.workers)
 
     def _augment(self) -> Augment | None:
         recipe = self._recipe
@@ -102,25 +86,27 @@ class SourceMaker:
         seed = DATA_SEED if recipe.cache.views else recipe.train.seed
         return Augment(recipe.augment, self._method.backbone.preprocess, seed=seed)
 
-    def _cached(
+    def _cache(
         self, folder: Path, samples: Sequence[Sample], augment: Augment | None, *, training: bool
-    ) -> CachedSource:
+    ) -> FeatureCache:
         recipe, needs = self._recipe, self._method.needs
-        return open_cached_source(
+        names = cached_names(needs)
+        frozen = self._engine(names)
+        # Half precision is for the bulk; what is scored stays what a predictor computes.
+        dtype = recipe.cache.dtype if training else "float32"
+        cache = open_or_build(
             folder,
             samples,
-            self._method.backbone,
-            needs,
-            self._engine(cached_names(needs)),
-            device=self._processes.device,
-            # Half precision is for the bulk; what is scored stays what a predictor computes.
-            dtype=recipe.cache.dtype if training else "float32",
+            cache_key(self._method.backbone, names, dtype=dtype, precision=frozen.arithmetic),
+            frozen.arrays,
+            views=range(1 + (recipe.cache.views if augment is not None else 0)),
             augment=augment,
-            views=recipe.cache.views if augment is not None else 0,
             batch_size=recipe.train.eval_batch_size,
-            workers=recipe.train.workers,
+            workers=recipe.train.workers or None,
             crew=self._processes,
         )
+        wanted = {name: shape for name, shape in cache.shapes.items() if name in needs or name.startswith("stage")}
+        return replace(cache, shapes=wanted)
 
     def _engine(self, names: tuple[FeatureName, ...]) -> FrozenFeatures:
         if names not in self._engines:
@@ -133,28 +119,42 @@ class SourceMaker:
             )
         return self._engines[names]
 
+    def _beside(self, samples: Sequence[Sample], augment: Augment | None, *, training: bool) -> Beside | None:
+        """What the method reads beside the photos: masks in training, words in every split that has any."""
+        backbone, beside = self._method.backbone, self._method.beside
+        words: dict[str, Callable[[Indices], Tensor]] = {}
+        texts = [sample.text for sample in samples]
+        if "text" in beside and (vectors := text_vectors(texts, backbone)) is not None:
+            words["text"] = lambda indices: vectors[torch.from_numpy(indices)]
+        if "words" in beside and (table := word_table(texts, backbone)) is not None:
+            words["words"] = table
+        masks = self._recipe.data.masks if training and "mask" in beside else None
+        if not words and masks is None:
+            return None
+        plain = Augment(PLAIN, backbone.preprocess)
+        return Beside(samples, words, None if masks is None else Masks(Path(masks)), plain=plain, augment=augment)
+
 
 def harden(targets: npt.NDArray[np.float32], positive_share: float) -> npt.NDArray[np.float32]:
     """Targets as 0 and 1; NaN stays NaN."""
     return np.where(np.isnan(targets), targets, targets >= positive_share).astype(np.float32)
 
 
-@contextmanager
-def matmul_precision(precision: str) -> Iterator[None]:
-    """Set torch's float32 matmul precision ("highest", "high" or "medium"), and put back what it was."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+def cached_names(needs: Sequence[FeatureName]) -> tuple[FeatureName, ...]:
+    """What is cached for a method: with a map also what follows from it cheaply, so that methods share their caches."""
+    shared: tuple[FeatureName, ...] = ()
+    if "trunk" in needs:
+        shared = ("trunk", "regions", "pooled")
+    elif "regions" in needs:
+        shared = ("regions", "pooled")
+    return tuple(dict.fromkeys((*shared, *needs)))
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """The autocast context of a recipe's precision on a device; "fp16" is for a GPU, elsewhere it means fp32."""
-    if precision == "auto":
-        on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        precision = "bf16" if on_gpu else "fp32"
-    if precision == "fp32" or (precision == "fp16" and device.type != "cuda"):
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+def cache_folder(path: str) -> Path | None:
+    """Folder of a recipe's `cache.path`: None for "off", and for "auto" where INTCLIP_CACHE is off."""
+    if path == "off":
+        return None
+    home = cache_home()
+    if path == "auto":
+        return None if home is None else home / "features"
+    return Path(path)
