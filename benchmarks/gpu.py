@@ -38,7 +38,7 @@ from intclip.labels import load_taxonomy
 from intclip.methods.base import Method
 from intclip.training.distributed import Processes
 from intclip.training.experiment import build_experiment, open_inputs
-from intclip.training.loop import Trainer
+from intclip.training.loop import Trainer, prepare_method
 from intclip.training.recipe import Recipe, load_recipe
 
 WARM_UP = 5
@@ -95,7 +95,7 @@ class TimedTrainer(Trainer):
     def _validate(self) -> dict[str, Any]:
         return {}
 
-    def _save(self) -> None:
+    def _save(self, optimizer: torch.optim.Optimizer) -> None:
         pass
 
 
@@ -164,6 +164,7 @@ def make_trainer(
     )  # fmt: skip
     processes = Processes(0, 1, plan.device)
     experiment = build_experiment(recipe, processes, *open_inputs(recipe, dataset=dataset, backbone=backbone))
+    prepare_method(recipe, experiment, processes)
     return TimedTrainer(recipe, experiment, processes, folder, progress=False)
 
 

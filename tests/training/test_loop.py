@@ -1,4 +1,5 @@
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -376,3 +377,49 @@ def test_another_taxonomy_of_the_same_classes_may_give_the_sentences(tmp_path):
     assert choose_taxonomy(dataset, str(path)).sentences("11-15")[0] == "words class 0"
     with pytest.raises(DatasetError, match="does not have the 3 classes of toy"):
         choose_taxonomy(dataset, "intentonomy")
+
+
+def test_labels_that_cannot_be_learned_are_named(tmp_path, caplog):
+    dataset = toy_dataset(tmp_path / "photos")
+    for sample in dataset.splits["train"]:
+        sample.targets[1], sample.targets[2] = 0, 1
+    fit(tmp_path, "schedule.epochs=1", dataset=dataset)
+    assert any("no positive" in text.lower() and "'class 1'" in text for text in caplog.messages)
+    assert any("no negative" in text.lower() and "'class 2'" in text for text in caplog.messages)
+
+
+@pytest.mark.parametrize("everywhere", [0, 1])
+def test_nothing_to_learn_is_refused(tmp_path, everywhere):
+    dataset = toy_dataset(tmp_path / "photos")
+    for sample in dataset.splits["train"]:
+        sample.targets[:] = everywhere
+    with pytest.raises(DatasetError, match="'class 0'"):
+        fit(tmp_path, dataset=dataset)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("cache", ["off", "here"])
+def test_unreadable_training_photos_are_named(tmp_path, caplog, cache):
+    dataset = toy_dataset(tmp_path / "photos")
+    sample = dataset.splits["train"][4]
+    sample.image.write_bytes(b"not a photo")
+    place = "off" if cache == "off" else tmp_path / "cache"
+    result = fit(tmp_path, "schedule.epochs=2", "augment=null", f"cache.path={place}", dataset=dataset)
+    assert list(result.metrics["unreadable"]) == [sample.id]
+    named = [text for text in caplog.messages if sample.id in text]
+    assert len(named) == 1
+    assert "1 of 40" in named[0]
+
+
+def test_the_time_of_a_run_counts_all_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("intclip.training.run.open_inputs", slowly(open_inputs))
+    result = fit(tmp_path, "schedule.epochs=1")
+    assert result.metrics["seconds"] >= 0.7 + result.metrics["cost"]["training_seconds"]
+
+
+def slowly(function):
+    def wrapped(*arguments, **options):
+        time.sleep(0.8)
+        return function(*arguments, **options)
+
+    return wrapped

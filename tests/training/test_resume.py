@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from toy import toy_dataset, toy_recipe
 from toy_method import ToyMethod
 
 from fakes import TinyBackbone
+from intclip.data.sample import Dataset, Sample
 from intclip.errors import StorageError, TrainingError
 from intclip.studies.ablation import PRELOAD
 from intclip.training.checkpoint import NEWEST, PREVIOUS
@@ -134,6 +136,77 @@ def test_directory_of_a_run_is_refused_without_resume(unbroken):
 def test_other_recipe_is_refused_and_named(unbroken):
     with pytest.raises(TrainingError, match=r"another optim \(lr: 0.05 there, 0.5 here\)"):
         train(toy_recipe(*OVERRIDES, "optim.lr=0.5"), unbroken, resume=True)
+
+
+def renamed(dataset: Dataset) -> Dataset:
+    taxonomy = dataset.taxonomy
+    names = (*taxonomy.names[:2], "another name")
+    return replace(dataset, taxonomy=replace(taxonomy, names=names, levels={"class": names}))
+
+
+def with_train(dataset: Dataset, samples: list[Sample]) -> Dataset:
+    return replace(dataset, splits={**dataset.splits, "train": samples})
+
+
+def flipped_target(dataset: Dataset) -> Dataset:
+    first, *others = dataset.splits["train"]
+    return with_train(dataset, [replace(first, targets=1 - first.targets), *others])
+
+
+def other_sentences(dataset: Dataset) -> Dataset:
+    forms = {form: tuple(f"{text} again" for text in texts) for form, texts in dataset.taxonomy.sentence_forms.items()}
+    return replace(dataset, taxonomy=replace(dataset.taxonomy, sentence_forms=forms))
+
+
+def other_photo(dataset: Dataset) -> Dataset:
+    first, second, *others = dataset.splits["train"]
+    return with_train(dataset, [replace(first, image=second.image), second, *others])
+
+
+CHANGES = {
+    r"labels differ \(label 3 is 'class 2' there, 'another name' here\)": renamed,
+    "targets of train": flipped_target,
+    "taxonomy": other_sentences,
+    "photo ids of train": lambda d: with_train(d, d.splits["train"][::-1]),
+    "number of photos of train": lambda d: with_train(d, d.splits["train"][1:]),
+    "photo files of train": other_photo,
+    "texts of train": lambda d: with_train(d, [replace(s, text="words") for s in d.splits["train"]]),
+    "positive share": lambda d: replace(d, positive_share=0.9),
+}
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory) -> Path:
+    """A run that failed in its third epoch."""
+    out = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 13)
+        with pytest.raises(KeyboardInterrupt):
+            train(toy_recipe(*OVERRIDES), out, dataset=toy_dataset(out.parent / "photos"), backbone=TinyBackbone())
+    return out
+
+
+@pytest.mark.parametrize("named", CHANGES)
+def test_changed_data_are_refused_and_named(stopped, named):
+    dataset = CHANGES[named](toy_dataset(stopped.parent / "photos"))
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    with pytest.raises(TrainingError, match=named):
+        train(toy_recipe(*OVERRIDES), stopped, resume=True, dataset=dataset, backbone=TinyBackbone())
+    assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
+
+
+def test_other_weights_are_refused(stopped):
+    backbone = TinyBackbone()
+    next(backbone.trunk.parameters()).data[0] += 1e-3
+    dataset = toy_dataset(stopped.parent / "photos")
+    with pytest.raises(TrainingError, match="backbone weights"):
+        train(toy_recipe(*OVERRIDES), stopped, resume=True, dataset=dataset, backbone=backbone)
+
+
+def test_resuming_a_finished_run_says_so(unbroken, caplog):
+    with caplog.at_level("INFO", logger="intclip"):
+        train(toy_recipe(*OVERRIDES), unbroken, resume=True)
+    assert any("finished" in message and str(unbroken) in message for message in caplog.messages)
 
 
 def test_places_may_differ_between_starts(unbroken):
