@@ -1,29 +1,81 @@
-"""Write files so that they are whole or not there: write beside the target, then rename."""
+"""Write files so that they are whole or not there: write beside the target, then rename.
+
+A target that is a link is followed. What cannot be renamed over is written to: "-" (standard output), pipes, and
+character devices such as /dev/stdout.
+"""
 
 import hashlib
+import io
 import os
+import re
 import shutil
+import stat
 import sys
+import tempfile
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO, cast
 
 from intclip.errors import StorageError
 
+STDOUT = "-"
+"""As a target: standard output."""
+CACHE_VARIABLE = "INTCLIP_CACHE"
+"""Environment variable: the folder for what can be computed again; "off" keeps nothing."""
+
+_DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")
+_NAMED = {STDOUT: 1, "/dev/stdout": 1, "/dev/stderr": 2}
+Target = str | os.PathLike[str]
+
+
+def cache_home() -> Path | None:
+    """The cache folder: `INTCLIP_CACHE`, else intclip in the user's cache folder; None when it is off."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen is not None:
+        return None if chosen.lower() in ("", "0", "off", "no") else Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "intclip"
+
+
+def is_stdout(target: Target) -> bool:
+    """Whether writing to `target` writes to standard output, so that messages belong elsewhere."""
+    return _descriptor(target) == 1
+
+
+def is_stream(target: Target) -> bool:
+    """Whether `target` is written to in place: standard output, a pipe, a character device."""
+    return _stream_opener(Path(target)) is not None
+
 
 @contextmanager
-def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(target: Target) -> Iterator[Path]:
     """Yield a path beside `target`; on success it is flushed to disk and renamed to `target`, else removed.
 
-    Folders above it are made; on failure those that hold nothing go again.
+    Folders above it are made; on failure those that hold nothing go again. A target that is written to in place, see
+    above, gets the content on success, whole.
 
     Raises:
-        StorageError: The file cannot be written (no permission, disk full).
+        StorageError: The file cannot be written (no permission, disk full, a folder has its name).
+        BrokenPipeError: The reader of a pipe is gone.
     """
     target = Path(target)
+    if (opener := _stream_opener(target)) is not None:
+        with tempfile.TemporaryDirectory(prefix="intclip-") as folder:
+            partial = Path(folder, target.name)
+            try:
+                yield partial
+                with opener() as stream, partial.open("rb") as content:
+                    shutil.copyfileobj(content, stream)
+                    stream.flush()
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                raise _storage_error(target, error) from error
+        return
+    target = _followed(target)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     made: list[Path] = []
     try:
@@ -31,6 +83,8 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         _sync(partial)
+        if target.exists():
+            shutil.copymode(target, partial)
         partial.replace(target)
         made.clear()  # they are wanted now, whoever may take the target away again
     except OSError as error:
@@ -42,7 +96,28 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_directory(target: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_text(target: Target) -> Iterator[IO[str]]:
+    """Yield a text file in UTF-8 for `target`, as `atomic_path` does; standard output and pipes get it as it comes."""
+    if (opener := _stream_opener(Path(target))) is None:
+        with atomic_path(target) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+            yield file
+        return
+    try:
+        with opener() as stream:
+            file = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
+            try:
+                yield file
+                file.flush()
+            finally:
+                file.detach()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _storage_error(Path(target), error) from error
+
+
+@contextmanager
+def atomic_directory(target: Target, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield an empty directory beside `target`; on success it is renamed to `target`, else removed.
 
     Args:
@@ -53,6 +128,9 @@ def atomic_directory(target: str | os.PathLike[str], *, overwrite: bool = False)
         StorageError: The directory exists already, or cannot be written.
     """
     target = Path(target)
+    if is_stream(target):
+        raise StorageError(f"{target}: the result is a folder; give a path for it")
+    target = _followed(target, folder=True)
     if target.exists() and not overwrite:
         raise StorageError(f"{target} exists already; choose another path or remove it first")
     suffix = uuid.uuid4().hex[:8]
@@ -92,7 +170,7 @@ def make_directory(path: Path) -> None:
         raise _storage_error(path, error) from error
 
 
-def write_text(target: str | os.PathLike[str], text: str) -> None:
+def write_text(target: Target, text: str) -> None:
     """Write a whole text file atomically, in UTF-8."""
     with atomic_path(target) as partial:
         partial.write_text(text, encoding="utf-8")
@@ -159,6 +237,57 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's content, as lower-case hex."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _descriptor(target: Target) -> int | None:
+    """The number of the open file that a name stands for."""
+    name = os.fspath(target)
+    found = _DESCRIPTOR.fullmatch(name)
+    return int(found[1]) if found else _NAMED.get(name)
+
+
+def _stream_opener(target: Path) -> Callable[[], AbstractContextManager[BinaryIO]] | None:
+    """How to open a target that is written to in place; None where it is, or will be, a file.
+
+    Raises:
+        StorageError: It is a block device or a socket.
+    """
+    number = _descriptor(target)
+    if number == 1:
+        return _standard_output
+    if number is not None:
+        return lambda: cast(BinaryIO, os.fdopen(os.dup(number), "wb"))
+    try:
+        mode = target.stat().st_mode
+    except (OSError, ValueError):  # it is not there yet, or whoever writes it will say what is wrong
+        return None
+    if stat.S_ISBLK(mode) or stat.S_ISSOCK(mode):
+        raise StorageError(f"{target} is not a file but a {'device' if stat.S_ISBLK(mode) else 'socket'}; give a path")
+    return (lambda: target.open("wb")) if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) else None
+
+
+def _standard_output() -> AbstractContextManager[BinaryIO]:
+    sys.stdout.flush()
+    return nullcontext(cast(BinaryIO, sys.stdout.buffer))
+
+
+def _followed(target: Path, *, folder: bool = False) -> Path:
+    """The target itself, where it is a link.
+
+    Raises:
+        StorageError: A folder has its name, it may not be written, or links lead around in a circle.
+    """
+    try:
+        place = Path(os.path.realpath(target, strict=True)) if target.exists() else Path(os.path.realpath(target))
+    except (OSError, ValueError) as error:
+        raise StorageError(f"cannot write {target}: {error}; choose another path") from error
+    if place.is_symlink():
+        raise StorageError(f"cannot write {target}: its links lead around in a circle; choose another path")
+    if not folder and place.is_dir():
+        raise StorageError(f"cannot write {target}: it is a folder; name a file")
+    if not folder and place.exists() and not os.access(place, os.W_OK):
+        raise StorageError(f"cannot write {target}: it is read-only; choose another path")
+    return place if target.is_symlink() else target
 
 
 def _missing_folders(folder: Path) -> list[Path]:

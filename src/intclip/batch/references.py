@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from intclip.data.find import SUFFIXES, find_images, utf8_name
+from intclip.data.find import SUFFIXES, find_images
+from intclip.data.naming import utf8_name
 from intclip.data.remote import filesystem, is_remote
 from intclip.data.sample import RemoteFile, TarMember
 from intclip.data.tables import SUFFIXES as TABLES

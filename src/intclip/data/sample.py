@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +39,35 @@ class RemoteFile:
     size: int | None = None
 
 
-ImageSource = Path | TarMember
+@dataclass(frozen=True, slots=True)
+class EmbeddedPhoto:
+    """A photo whose bytes stand in a cell of a Parquet file, as in data sets of the Hugging Face hub.
+
+    Attributes:
+        table: The Parquet file.
+        column: Its column: binary, or a struct with a binary field `bytes`.
+        row: From 0.
+        name: For messages: the struct's `path`, else "row N" counted from 1.
+    """
+
+    table: Path
+    column: str
+    row: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lenient:
+    """A photo to be read even if it is truncated: what is missing becomes grey or black.
+
+    Attributes:
+        source: Whatever `read_image` takes.
+    """
+
+    source: Any
+
+
+ImageSource = Path | TarMember | EmbeddedPhoto
 """Where a photo's bytes lie."""
 
 

@@ -15,23 +15,12 @@ from typing import Any
 
 from intclip.backbones.lite_towers import LITE_BACKBONES, LITE_TOWERS, TEXT_PACKAGE, package_folder
 from intclip.errors import BundleError, StorageError
-from intclip.files import atomic_directory
+from intclip.files import atomic_directory, cache_home
 from intclip.inference.exported import SUFFIXES, Graph, GraphFormat, open_graph
 
 KEPT = 12
 """Graphs that stay in the cache; a `lite` model takes 20 to 30 MB, RN101 about 200 MB."""
-CACHE_VARIABLE = "INTCLIP_CACHE"
-"""Environment variable: the folder for what can be computed again; "off" keeps nothing."""
 _CODE = ("backbones", "inference", "labels", "methods")
-
-
-def cache_home() -> Path | None:
-    """The cache folder: `INTCLIP_CACHE`, else intclip in the user's cache folder; None when it is off."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    if chosen is not None:
-        return None if chosen.lower() in ("", "0", "off", "no") else Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "intclip"
 
 
 def graph_key(**parts: Any) -> str:
