@@ -1,19 +1,16 @@
 """Which photos of a finished job repeat which: equal bytes, or nearly equal looks."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import numpy.typing as npt
 
 from intclip.batch.job import Job
 from intclip.batch.shards import read_shard
-from intclip.data.check import NEAR_BITS
+from intclip.data.duplicates import NEAR_BITS as NEAR_BITS
+from intclip.data.duplicates import near_groups
 from intclip.extras import require
 from intclip.files import atomic_path
 
 DUPLICATES = "duplicates.parquet"
-_INFORMATIVE = 20  # set bits; a hash with fewer, as of a blank page, says little
-_BANDS = NEAR_BITS + 1  # hashes that differ in at most NEAR_BITS bits agree in at least one band
 
 
 def write_duplicates(job: Job) -> dict[str, int]:
@@ -58,39 +55,11 @@ def find_duplicates(
     same = np.where(contents == b"", rows, starts[groups])
     first = same.copy()
     if looks is not None:
-        informative = np.bitwise_count(looks).sum(axis=1) >= _INFORMATIVE
-        candidates = np.flatnonzero(informative & (same == rows))
-        parent = rows.copy()
-
-        def root(node: int) -> int:
-            while parent[node] != node:
-                parent[node] = parent[parent[node]]
-                node = int(parent[node])
-            return node
-
-        for left, right in _near(looks[candidates]):
-            low, high = sorted((root(int(candidates[left])), root(int(candidates[right]))))
-            parent[high] = low
-        first = np.array([root(int(row)) for row in same], dtype=np.int64)
+        candidates = np.flatnonzero(same == rows)
+        _, starts, groups = np.unique(near_groups(looks[candidates]), return_index=True, return_inverse=True)
+        first[candidates] = candidates[starts[groups]]
+        first = first[same]
     return first, same != rows
-
-
-def _near(looks: npt.NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
-    """Pairs of hashes that differ in at most NEAR_BITS bits, some of them twice.
-
-    The 128 bits are cut into bands. Only hashes that agree in a band are compared, so that the work grows with the
-    number of likely pairs and not with the square of the photos; no pair is missed.
-    """
-    bits = np.unpackbits(looks.astype(">u8").view(np.uint8), axis=1)
-    for band in np.array_split(bits, _BANDS, axis=1):
-        keys = np.packbits(band, axis=1)
-        _, groups = np.unique(keys, axis=0, return_inverse=True)
-        order = np.argsort(groups, kind="stable")
-        for members in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
-            for place in range(len(members) - 1):
-                distance = np.bitwise_count(looks[members[place]] ^ looks[members[place + 1 :]]).sum(axis=1)
-                for other in np.flatnonzero(distance <= NEAR_BITS):
-                    yield int(members[place]), int(members[place + 1 + other])
 
 
 def _hashes(job: Job) -> tuple[npt.NDArray[np.bytes_], npt.NDArray[np.uint64] | None]:

@@ -11,7 +11,7 @@ import numpy as np
 from intclip.batch.job import Job
 from intclip.batch.references import Reference
 from intclip.batch.shards import Row, ShardInfo, read_info, write_shard
-from intclip.data.check import perceptual_hash
+from intclip.data.duplicates import perceptual_hash
 from intclip.data.images import read_bytes, read_image
 from intclip.data.loading import usable_cores
 from intclip.errors import ImageError

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from intclip.data.cache_key import FORMAT, Dtype, digest
-from intclip.data.images import read_member
-from intclip.data.sample import ImageSource, TarMember
+from intclip.data.images import read_bytes
+from intclip.data.sample import ImageSource
 from intclip.errors import ImageError
 from intclip.files import sha256_file
 
@@ -164,10 +164,10 @@ def photo_hashes(sources: Sequence[ImageSource | None], workers: int) -> list[st
 
 def _photo_hash(source: ImageSource | None) -> str:
     try:
-        if isinstance(source, TarMember):
-            return hashlib.sha256(read_member(source)).hexdigest()
-        if source is not None:
+        if isinstance(source, Path):
             return sha256_file(source)
+        if source is not None:
+            return hashlib.sha256(read_bytes(source)).hexdigest()
     except (OSError, ImageError):
         pass  # the reader of photos says what is wrong with it, and the shard keeps what it said
     return f"absent {source}"

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -10,19 +10,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-from intclip.data.images import describe, read_image, read_member
+from intclip.data.duplicates import NEAR_BITS as NEAR_BITS
+from intclip.data.duplicates import near_groups, perceptual_hash
+from intclip.data.duplicates import near_pairs as near_pairs
+from intclip.data.images import describe, read_bytes, read_image
 from intclip.data.loading import usable_cores
 from intclip.data.reading import is_there
-from intclip.data.sample import Dataset, Sample, TarMember
+from intclip.data.sample import Dataset, Sample
 from intclip.errors import ImageError
-
-NEAR_BITS = 4
-"""Photos whose 128-bit perceptual hashes differ in at most so many bits count as the same picture."""
-
-_INFORMATIVE = 20  # set bits; below, as on a small drawing on white, a hash says little, and only bytes are compared
-_MOST_COMPARED = 200_000  # beyond, only equal hashes count: comparing all pairs would take minutes
 
 
 @dataclass(frozen=True)
@@ -103,24 +101,6 @@ def check_dataset(
     return check
 
 
-def perceptual_hash(image: Image.Image) -> tuple[int, int]:
-    """128 bits that survive resizing and recompression: where brightness rises to the right, and where downwards."""
-    grey = np.asarray(image.convert("L").resize((9, 9), Image.Resampling.BOX), dtype=np.int16)
-    right, down = grey[:8, 1:] > grey[:8, :-1], grey[1:, :8] > grey[:-1, :8]
-    return int.from_bytes(np.packbits(right).tobytes(), "big"), int.from_bytes(np.packbits(down).tobytes(), "big")
-
-
-def near_pairs(hashes: npt.NDArray[np.uint64], bits: int) -> Iterator[tuple[int, int]]:
-    """Pairs (i < j) of rows of (N, 2) hashes that differ in at most so many bits."""
-    for start in range(0, len(hashes), 512):
-        block = hashes[start : start + 512, None, :]
-        later = hashes[None, start:, :]
-        distance = np.bitwise_count(block ^ later).sum(axis=2, dtype=np.uint16)
-        for row, column in np.argwhere(distance <= bits).tolist():
-            if row < column:
-                yield start + row, start + column
-
-
 def _look_at_photos(
     dataset: Dataset, check: Check, workers: int, on_progress: Callable[[int, int], None] | None
 ) -> None:
@@ -151,17 +131,10 @@ def _look(sample: Sample) -> tuple[str, tuple[int, int]] | ImageError:
     """Content hash and perceptual hash of a photo."""
     assert sample.image is not None
     try:
-        if isinstance(sample.image, TarMember):
-            content = read_member(sample.image)
-        else:
-            content = sample.image.read_bytes()
-            if not content:
-                return ImageError(f"{sample.image} is an empty file (0 bytes); fetch it again")
+        content = read_bytes(sample.image)
         return hashlib.sha256(content).hexdigest(), perceptual_hash(read_image(content, min_side=64))
     except ImageError as error:
         return ImageError(str(error).replace("the given image data", describe(sample.image)))
-    except OSError as error:
-        return ImageError(f"cannot read {sample.image}: {error.strerror or error}")
 
 
 def _groups(
@@ -175,24 +148,15 @@ def _groups(
 
 def _alike_groups(looks: Sequence[tuple[str, str, str, tuple[int, int]]]) -> list[list[tuple[str, str]]]:
     """Groups linked by the same content or by near hashes."""
-    unique = sorted({hashed for *_, hashed in looks})
-    leader = dict(zip(unique, range(len(unique)), strict=True))
-    parent = list(range(len(unique)))
-
-    def find(node: int) -> int:
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    informative = [i for i, hashed in enumerate(unique) if sum(part.bit_count() for part in hashed) >= _INFORMATIVE]
-    if 1 < len(informative) <= _MOST_COMPARED:
-        hashes = np.array([unique[i] for i in informative], dtype=np.uint64)
-        for i, j in near_pairs(hashes, NEAR_BITS):
-            parent[find(informative[j])] = find(informative[i])
-    flat = set(range(len(unique))) - set(informative)
-    keys = [digest if leader[hashed] in flat else find(leader[hashed]) for _, _, digest, hashed in looks]
-    return _groups(looks, keys)
+    if not looks:
+        return []
+    near = near_groups(np.array([hashed for *_, hashed in looks], dtype=np.uint64))
+    _, content = np.unique([digest for _, _, digest, _ in looks], return_inverse=True)
+    links = coo_array((np.ones(len(looks), dtype=bool), (near, near.max() + 1 + content)))
+    size = max(links.shape)
+    links.resize((size, size))
+    _, components = connected_components(links, directed=False)
+    return _groups(looks, components[near].tolist())
 
 
 def _count_labels(dataset: Dataset, check: Check) -> None:

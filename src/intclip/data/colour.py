@@ -3,7 +3,7 @@
 from functools import lru_cache
 from io import BytesIO
 from itertools import product
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -101,18 +101,17 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def to_bytes(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Values of 16 bits and more as 0 to 255.
 
-    Full brightness is the smallest of the usual ones that holds the largest value: of floats 1, 255, or the largest
-    value itself; of 16-bit integers the largest of
-    their kind; of larger ones 255, 65,535, 4,294,967,295, or the largest value itself. (Pillow's own conversion clips at 255, which turns such
-    photos white.)
+    Full brightness is the smallest of the usual values that holds the largest one: of floats 1, 255, or the largest
+    itself; of 16-bit integers the largest of their kind; of larger ones 255, 65,535, 4,294,967,295, or the largest
+    itself. (Pillow's own conversion clips at 255, which turns such photos white.)
 
     Args:
         values: Any shape, integers or floats; NaN and what is negative is black.
     """
-    values = np.nan_to_num(values) if values.dtype.kind == "f" else values
-    scaled = values.astype(np.float64 if values.dtype.itemsize > 2 else np.float32)
-    result = (scaled * (255 / _full_scale(values))).round().clip(0, 255).astype(np.uint8)
-    return cast("npt.NDArray[np.uint8]", result)
+    if values.dtype.kind == "f":
+        values = np.asarray(np.nan_to_num(values))
+    scaled: npt.NDArray[Any] = values.astype(np.float64 if values.dtype.itemsize > 2 else np.float32)
+    return (scaled * (255 / _full_scale(values))).round().clip(0, 255).astype(np.uint8)
 
 
 def _full_scale(values: npt.NDArray[Any]) -> float:

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from intclip.data.find import SUFFIXES
+from intclip.data.find import SUFFIXES, is_excluded, is_hidden, photos_in
 from intclip.data.reading import (
     Labels,
     Missing,
@@ -217,10 +217,9 @@ def class_folders(folder: Path, reader: Labels, prefix: str = "") -> list[Sample
     """
     samples = []
     for path in sorted(folder.iterdir()):
-        if path.is_dir() and not path.name.startswith("."):
+        if path.is_dir() and not (is_hidden(Path(path.name)) or is_excluded(Path(path.name))):
             targets = reader.targets([path.name], f"folder {path}")
-            photos = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-            samples += [Sample(prefix + file.relative_to(folder).as_posix(), targets, file) for file in photos]
+            samples += [Sample(prefix + file.relative_to(folder).as_posix(), targets, file) for file in photos_in(path)]
     if not samples:
         raise DatasetError(f"{folder} holds no photos in folders named after labels; see docs/datasets.md")
     return samples

@@ -40,9 +40,9 @@ def find_images(
     """The photos that files, folders (recursive), glob patterns and .txt lists (one path a line) name.
 
     Arguments keep their order, what a folder or a pattern holds is sorted, and a photo named twice counts once. Files
-    named outright or in a list are taken whatever their suffix. In folders and patterns, files with an image's suffix are
-    taken, but none that is hidden or in a folder of `GENERATED`; how many files of which kinds a folder holds besides is
-    logged. Linked folders are followed, each folder once.
+    named outright or in a list are taken whatever their suffix. In folders and patterns, files with an image's suffix
+    are taken, but none that is hidden or in a folder of `GENERATED`; how many files of which kinds a folder holds
+    besides is logged. Linked folders are followed, each folder once.
 
     Args:
         paths: See above.
@@ -83,7 +83,10 @@ def _expand(path: str | Path, suffixes: Container[str], exclude: Sequence[str], 
     path = Path(path)
     try:
         if path.is_dir():
-            yield from _folder(path, suffixes, exclude)
+            found = photos_in(path, suffixes, exclude)
+            if not found:
+                raise ImageError(f"no photos in folder {path}; it should hold .jpg, .png, .webp or other image files")
+            yield from found
         elif path.suffix.lower() == ".txt" and path.is_file():
             yield from _listed(path, keep_missing)
         elif path.exists():
@@ -100,7 +103,8 @@ def _expand(path: str | Path, suffixes: Container[str], exclude: Sequence[str], 
         raise ImageError(f"not a path: {text!r}") from error
 
 
-def _folder(folder: Path, suffixes: Container[str], exclude: Sequence[str]) -> list[Path]:
+def photos_in(folder: Path, suffixes: Container[str] = SUFFIXES, exclude: Sequence[str] = ()) -> list[Path]:
+    """The photos in a folder and those below it, sorted, see `find_images`; there may be none."""
     found: list[Path] = []
     others: Counter[str] = Counter()
     seen: set[str] = set()
@@ -120,8 +124,6 @@ def _folder(folder: Path, suffixes: Container[str], exclude: Sequence[str]) -> l
         waiting = sorted(links)
     if others:
         _log.info("%s: %s", folder, _left_out(others))
-    if not found:
-        raise ImageError(f"no photos in folder {folder}; it should hold .jpg, .png, .webp or other image files")
     return sorted(found)
 
 

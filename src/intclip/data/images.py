@@ -25,8 +25,8 @@ from intclip.errors import ImageError
 from intclip.machine import memory_is_short
 
 __all__ = [
-    "MAX_PIXELS", "SUFFIXES", "ImageInput", "data_url", "describe", "find_images", "is_photo", "read_bytes",
-    "read_for_model", "read_image", "read_member",
+    "MAX_PIXELS", "SUFFIXES", "ImageInput", "data_url", "describe", "find_images", "is_photo", "jpeg_base64",
+    "read_bytes", "read_image", "read_member",
 ]  # fmt: skip
 
 ImageInput = PhotoFile | Lenient | bytes | IO[bytes] | Image.Image | npt.NDArray[np.uint8]
@@ -35,11 +35,6 @@ ImageInput = PhotoFile | Lenient | bytes | IO[bytes] | Image.Image | npt.NDArray
 MAX_SCANS = 200
 """Most scans of a progressive JPEG. Cameras and editors write about ten; each costs a pass over all pixels, and a few
 bytes are enough for one: a file of 1 MB can hold some minutes of work."""
-
-DRAFT_FACTOR = 2
-"""Photos are decoded at no less than this many times the model's size: at 2, the JPEG decoder's own downscaling
-changes the model's input by about 0.7 of 255 on average for 3,000-pixel photos and costs a third of the time; at 1 it
-would be about 3 of 255 (`benchmarks/loader.py`)."""
 
 _ORIENTATION = 0x0112
 _TRANSPOSE = {
@@ -97,21 +92,23 @@ def read_image(source: ImageInput, *, min_side: int | None = None, max_pixels: i
         return _read(source, name, min_side, max_pixels)
 
 
-def read_for_model(source: ImageInput, side: int, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """`read_image` of a photo that is to be resized to a model's `side`."""
-    return read_image(source, min_side=DRAFT_FACTOR * side, max_pixels=max_pixels)
-
-
 def is_photo(value: object) -> bool:
     """Whether a value is one photo (or the folder of several), and not a list of them."""
     return isinstance(value, _SINGLE) or hasattr(value, "read")
 
 
-def data_url(image: Image.Image, *, quality: int = 85) -> str:
-    """An RGB image as a JPEG inside an address (`data:image/jpeg;base64,…`), for web pages and language models."""
+def jpeg_base64(image: Image.Image, *, quality: int) -> str:
+    """An RGB image as a JPEG in base64."""
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    image.save(buffer, "JPEG", quality=quality, optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def data_url(image: Image.Image, side: int, *, quality: int) -> str:
+    """An RGB image, its longer side at most `side`, as a JPEG in an address (`data:image/jpeg;base64,…`)."""
+    image = image.copy()
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return "data:image/jpeg;base64," + jpeg_base64(image, quality=quality)
 
 
 def _read(source: Any, name: str, min_side: int | None, max_pixels: int) -> Image.Image:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from intclip.data.emotion import class_folders
-from intclip.data.find import SUFFIXES
+from intclip.data.find import SUFFIXES, is_excluded
 from intclip.data.reading import (
     Labels,
     Missing,
@@ -66,7 +66,10 @@ def load_folder(
     parts = {split: folder / split for split in SPLIT_NAMES if (folder / split).is_dir()} or {"train": folder}
     if taxonomy is None:
         classes = {
-            path.name for part in parts.values() for path in part.iterdir() if path.is_dir() and path.name[0] != "."
+            path.name
+            for part in parts.values()
+            for path in part.iterdir()
+            if path.is_dir() and path.name[0] != "." and not is_excluded(Path(path.name))
         }
         if not classes:
             raise DatasetError(

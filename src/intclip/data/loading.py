@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from intclip.backbones.preprocess import Preprocess
 from intclip.data.images import ImageInput, read_image
@@ -19,6 +20,7 @@ from intclip.errors import ImageError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
 
 DRAFT_FACTOR = 2
 """Photos are decoded at no less than this many times the model's size: at 2, the JPEG decoder's own downscaling
@@ -119,6 +121,11 @@ def pixel_batches(
     return (PixelBatch(batch.indices, torch.from_numpy(batch.pixels), batch.errors) for batch in batches)
 
 
+def read_for_model(source: ImageInput, side: int, **limits: int) -> Image.Image:
+    """`read_image` of a photo that is to be resized to a model's `side`; `limits` may set its `max_pixels`."""
+    return read_image(source, min_side=DRAFT_FACTOR * side, **limits)
+
+
 def usable_cores() -> int:
     """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -196,7 +203,7 @@ def _load(
         if source.image is None:
             raise ImageError(f"sample {source.id} has no photo, only text or labels")
         source = source.image
-    image = read_image(source, min_side=DRAFT_FACTOR * preprocess.size)
+    image = read_for_model(source, preprocess.size)
     if augment is not None:
         image = augment(image, epoch=epoch, index=index, view=view)
     normalize_into(row, preprocess.resize(image), preprocess)

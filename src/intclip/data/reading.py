@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from intclip.data.sample import ImageSource, Sample, TarMember
+from intclip.data.sample import EmbeddedPhoto, ImageSource, Sample, TarMember
 from intclip.errors import DatasetError, TaxonomyError
 from intclip.labels.reading import parse_taxonomy
 from intclip.labels.taxonomy import Taxonomy
@@ -276,6 +276,8 @@ def absent_photos(splits: Splits) -> list[Sample]:
 
 def is_there(image: ImageSource) -> bool:
     """Whether a photo's file, or the archive that holds it, exists."""
+    if isinstance(image, EmbeddedPhoto):
+        return image.table.is_file()
     return os.path.isfile(image.archive if isinstance(image, TarMember) else image)  # noqa: PTH113 (fast)
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from intclip.data.images import ImageInput, describe, read_image
-from intclip.data.loading import DRAFT_FACTOR, normalize_into
+from intclip.data.loading import normalize_into, read_for_model
 from intclip.evidence.evidence import Evidence, make_evidence
 from intclip.evidence.kinds import check_kind, region_maps
 from intclip.evidence.views import join_views, photo_views
@@ -25,7 +25,7 @@ def explain(
     """See `Predictor.explain`."""
     index = predictor.taxonomy.index(label)
     preprocess = predictor.card.preprocessing
-    photo = read_image(image, min_side=DRAFT_FACTOR * preprocess.size)
+    photo = read_for_model(image, preprocess.size)
     pixels = np.empty((1, 3, preprocess.size, preprocess.size), dtype=np.float32)
     normalize_into(pixels[0], preprocess.resize(photo), preprocess)
     if kind in ("regions", "fine"):

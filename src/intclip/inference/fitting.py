@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from intclip.data.images import read_image
-from intclip.data.loading import DRAFT_FACTOR
+from intclip.data.loading import read_for_model
 from intclip.data.sample import Dataset, Sample
 from intclip.errors import DatasetError
 from intclip.inference.post_bundle import PostBundle, save_posts
@@ -168,13 +167,13 @@ def encode_samples(
         raw["text"] = encode_texts([sample.text or "" for sample in samples], encode, classes)
     if "image" in used:
         tell = None if report is None else lambda done, total: report("reading photos", done, total)
-        photos = _photos(samples, DRAFT_FACTOR * tower.image_size)
+        photos = _photos(samples, tower.image_size)
         classes = encode_classes(sentences, tower_encoder(tower))
         raw["image"] = encode_photos(photos, tower, classes, report=tell, total=len(samples))
     return raw
 
 
-def _photos(samples: Sequence[Sample], min_side: int) -> "Iterator[Image.Image]":
+def _photos(samples: Sequence[Sample], side: int) -> "Iterator[Image.Image]":
     for sample in samples:
         assert sample.image is not None
-        yield read_image(sample.image, min_side=min_side)
+        yield read_for_model(sample.image, side)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from intclip.backbones.lite_towers import LITE_BACKBONES
 from intclip.errors import BundleError, CheckpointError, IntclipError
-from intclip.files import atomic_directory
+from intclip.files import atomic_directory, cache_home
 from intclip.inference.bundle import JSON_FILE, WEIGHTS_FILE, Bundle, load_bundle
 from intclip.inference.card import ModelCard
 from intclip.inference.engines import Precision, choose_engine
 from intclip.inference.exported import SUFFIXES, GraphFormat, open_graph
-from intclip.inference.graph_cache import cache_home, cached_graph, graph_key, keep_graph, weights_identity
+from intclip.inference.graph_cache import cached_graph, graph_key, keep_graph, weights_identity
 from intclip.inference.predictor import Predictor
 from intclip.labels.taxonomy import Taxonomy
 

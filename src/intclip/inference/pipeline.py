@@ -8,17 +8,14 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from intclip.backbones.preprocess import Preprocess
-from intclip.data.images import ImageInput, describe, find_images
+from intclip.data.images import ImageInput, describe, find_images, is_photo
 from intclip.data.loading import array_batches
-from intclip.data.sample import RemoteFile, TarMember
+from intclip.data.naming import has_name
 from intclip.errors import ImageError, IntclipError
 from intclip.inference.engines import Arrays, Engine
 
-SINGLE_KINDS = (str, Path, TarMember, RemoteFile, bytes, Image.Image, np.ndarray)
-"""What is one photo (or one folder) and not a list of them."""
 Texts = str | Iterable[str | None]
 """Words of posts, one text each; None or blank where a post has none."""
 Images = ImageInput | Iterable[ImageInput | None]
@@ -119,7 +116,7 @@ def pair_posts(images: Images | None, texts: Texts | None) -> Iterator[Post]:
         for text in words:
             yield None, text
         return
-    single = isinstance(images, SINGLE_KINDS)
+    single = is_photo(images)
     if texts is None:
         several = cast("ImageInput | list[ImageInput]", images) if single else _present(images)
         for image in expand(several):
@@ -142,7 +139,7 @@ def expand(images: ImageInput | Iterable[ImageInput]) -> Iterator[ImageInput]:
     Raises:
         ImageError: A folder holds no photo, or a pattern matches none.
     """
-    for image in [images] if isinstance(images, SINGLE_KINDS) else images:
+    for image in cast("Iterable[ImageInput]", [images] if is_photo(images) else images):
         if isinstance(image, str | Path) and _stands_for_many(image):
             yield from find_images(image)
         else:
@@ -161,8 +158,7 @@ def name_source(source: ImageInput | None, position: int) -> str:
     """A path names itself; anything else is named by its place, counted from 1."""
     if source is None:
         return f"text {position + 1}"
-    named = isinstance(source, str | Path | TarMember | RemoteFile)
-    return describe(source) if named else f"image {position + 1}"
+    return describe(source) if has_name(source) else f"image {position + 1}"
 
 
 def _renamed(error: ImageError, source: str) -> ImageError:

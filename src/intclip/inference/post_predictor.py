@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy.special import expit
 
 from intclip.data.images import ImageInput, describe, read_image
-from intclip.data.loading import DRAFT_FACTOR
+from intclip.data.loading import read_for_model
 from intclip.errors import ImageError, IntclipError
 from intclip.inference.card import ModelCard
 from intclip.inference.pipeline import Images, Texts, name_source, pair_posts
@@ -180,7 +180,7 @@ class PostPredictor(Predictor):
             raise IntclipError(f"{self.name} is a model of posts: its only kind of evidence is regions")
         index = self.taxonomy.index(label)
         preprocess = self.card.preprocessing
-        odds, regions = self.region_falls(read_image(image, min_side=DRAFT_FACTOR * preprocess.size))
+        odds, regions = self.region_falls(read_for_model(image, preprocess.size))
         return make_evidence(
             self.taxonomy.names[index],
             float(expit(odds[index])),
@@ -268,7 +268,7 @@ class PostPredictor(Predictor):
             sources.append(name_source(image, start + row))
             try:
                 if image is not None and "image" in channels:
-                    photos[row] = read_image(image, min_side=DRAFT_FACTOR * self.card.preprocessing.size)
+                    photos[row] = read_for_model(image, self.card.preprocessing.size)
                 if text and text.strip() and "text" in channels:
                     words[row] = text
                 if row not in photos and row not in words:

@@ -4,8 +4,6 @@ The prompt names no label unless it is asked to: a description that was given th
 measure how well those labels are read from it.
 """
 
-import base64
-import io
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -15,9 +13,7 @@ from pathlib import Path
 from string import Template
 from urllib.parse import urlsplit
 
-from PIL import Image
-
-from intclip.data.images import read_image
+from intclip.data.images import data_url, read_image
 from intclip.errors import ImageError, IntclipError, LanguageModelError
 from intclip.labels.llm import Answer, ChatClient, Message
 
@@ -84,11 +80,7 @@ def photo_message(photo: str | Path, prompt: str) -> Message:
     Raises:
         ImageError: The photo cannot be read.
     """
-    image = read_image(photo, min_side=MAX_SIDE)
-    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=_QUALITY)
-    url = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+    url = data_url(read_image(photo, min_side=MAX_SIDE), MAX_SIDE, quality=_QUALITY)
     parts = [{"type": "text", "text": prompt}, {"type": "image_url", "image_url": {"url": url}}]
     return {"role": "user", "content": parts}
 

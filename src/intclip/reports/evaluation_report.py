@@ -3,8 +3,6 @@
 Everything is drawn here; the page's script only sorts the table of classes.
 """
 
-import base64
-import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from intclip.data.images import ImageInput, read_image
+from intclip.data.images import ImageInput, data_url, read_image
 from intclip.errors import ImageError
 from intclip.evaluation.calibration import reliability_curve
 from intclip.evaluation.curves import (
@@ -301,7 +299,4 @@ def _thumbnail(source: ImageInput | None) -> str | None:
         image = read_image(source, min_side=THUMBNAIL)
     except ImageError:
         return None
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=72, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return data_url(image, THUMBNAIL, quality=72)

@@ -5,8 +5,8 @@ from typing import cast
 
 import numpy as np
 
-from intclip.data.images import ImageInput, read_image
-from intclip.data.loading import DRAFT_FACTOR
+from intclip.data.images import ImageInput
+from intclip.data.loading import read_for_model
 from intclip.errors import ImageError
 from intclip.evidence.words import occlusion, part
 from intclip.inference.pipeline import Images, Texts, pair_posts
@@ -62,7 +62,7 @@ def _entry(
         thresholds=thresholds_per_mille(prediction.thresholds),
     )
     if image is not None and seen:
-        photo = read_image(image, min_side=DRAFT_FACTOR * predictor.card.preprocessing.size)
+        photo = read_for_model(image, predictor.card.preprocessing.size)
         _, regions = predictor.region_falls(photo)
         entry["evidence"] = {int(label): {"fused": packed(regions[label])} for label in strongest}
         entry |= cast("PhotoEntry", thumbnail(photo, prediction.source, predictor.card.preprocessing))

@@ -5,7 +5,6 @@ map takes 49), which the browser turns into an overlay when it is asked for: 2,0
 """
 
 import base64
-import io
 import itertools
 import json
 import os
@@ -18,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from intclip.backbones.preprocess import Preprocess
-from intclip.data.images import ImageInput, read_image
+from intclip.data.images import ImageInput, data_url, read_image
 from intclip.errors import ImageError, IntclipError
 from intclip.evidence.evidence import LEGEND, colors
 from intclip.files import write_text
@@ -229,12 +228,10 @@ def thumbnail(image: Image.Image, source: str, preprocess: Preprocess) -> Shown:
     box = preprocess.source_box(image.size)
     width, height = image.size
     image.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=72, optimize=True)
     return Shown(
         name=Path(source).name,
         path=source,
-        image="data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"),
+        image=data_url(image, THUMBNAIL, quality=72),
         size=image.size,
         box=(box[0] / width, box[1] / height, box[2] / width, box[3] / height),
     )

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from intclip.batch.job import model_identity
 from intclip.batch.shards import to_matrix
-from intclip.data.images import ImageInput, read_image
-from intclip.data.loading import DRAFT_FACTOR
+from intclip.data.images import ImageInput
+from intclip.data.loading import read_for_model
 from intclip.errors import IntclipError, StorageError, TaxonomyError
 from intclip.extras import require
 from intclip.labels.taxonomy import Taxonomy
@@ -100,7 +100,7 @@ class PhotoIndex:
         """
         import torch
 
-        image = read_image(photo, min_side=DRAFT_FACTOR * self._backbone.image_size)
+        image = read_for_model(photo, self._backbone.image_size)
         with torch.inference_mode():
             embedding = self._backbone.encode_image(self._backbone.preprocess(image)[None])[0]
         return self._near(embedding.numpy(), where, top)

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from intclip.data.images import MAX_PIXELS, ImageInput, describe, read_image
-from intclip.data.loading import DRAFT_FACTOR, normalize_into, usable_cores
+from intclip.data.loading import normalize_into, read_for_model, usable_cores
 from intclip.errors import ImageError, IntclipError
 from intclip.inference.prediction import Prediction
 from intclip.inference.predictor import Predictor
@@ -390,7 +390,7 @@ def _predict_posts(predictor: Predictor, jobs: list[_Job]) -> list[Prediction | 
 
 def _read(image: ImageInput, predictor: Predictor, max_pixels: int) -> npt.NDArray[np.uint8]:
     preprocess = predictor.card.preprocessing
-    photo = read_image(image, min_side=DRAFT_FACTOR * preprocess.size, max_pixels=max_pixels)
+    photo = read_for_model(image, preprocess.size, max_pixels=max_pixels)
     return preprocess.resize(photo)
 
 

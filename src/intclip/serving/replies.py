@@ -1,11 +1,9 @@
 """From a request to posts, and from predictions and evidence to answers."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from intclip.data.images import describe, read_image
+from intclip.data.images import describe, jpeg_base64, read_image
 from intclip.errors import IntclipError
 from intclip.evidence.evidence import Evidence, overlay
 from intclip.inference.prediction import Prediction
@@ -71,9 +69,7 @@ def draw_evidence(image: bytes, evidence: Evidence, branch: Branch, max_pixels: 
     width, height = (max(1, round(side * scale)) for side in photo.size)
     left, top, right, bottom = (edge * scale for edge in evidence.box)
     drawn = overlay(photo.resize((width, height)), getattr(evidence, branch), (left, top, right, bottom))
-    stream = io.BytesIO()
-    drawn.save(stream, "JPEG", quality=90)
-    return base64.b64encode(stream.getvalue()).decode()
+    return jpeg_base64(drawn, quality=90)
 
 
 def describe_model(name: str, model: Predictor, default: bool) -> ModelInfo:

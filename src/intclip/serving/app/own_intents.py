@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from intclip.data.images import read_image
-from intclip.data.loading import DRAFT_FACTOR
+from intclip.data.loading import read_for_model
 from intclip.errors import TaxonomyError
 from intclip.inference.loading import ZERO_SHOT_THRESHOLD
 from intclip.inference.prediction import Prediction
@@ -143,4 +143,4 @@ class OwnIntents:
 
 
 def _pixels(backbone: "Backbone", path: Path) -> "Tensor":
-    return backbone.pixels([read_image(path, min_side=DRAFT_FACTOR * backbone.image_size)])
+    return backbone.pixels([read_for_model(path, backbone.image_size)])

@@ -1,7 +1,5 @@
 """What the page asks of the models: predictions, evidence, words; computed once and kept."""
 
-import base64
-import io
 import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -10,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
-from PIL import Image
 
-from intclip.data.images import read_image
+from intclip.data.images import data_url, read_image
 from intclip.errors import ImageError, IntclipError
 from intclip.evidence.evidence import Evidence
 from intclip.inference.prediction import Prediction
@@ -189,16 +186,7 @@ def read_photo(path: Path, name: str) -> Photo:
         image = read_image(path, min_side=THUMBNAIL)
     except ImageError as error:
         raise ImageError(str(error).replace(str(path), name)) from error
-    return Photo(path, name, picture_uri(image, THUMBNAIL, 78))
-
-
-def picture_uri(image: Image.Image, side: int, quality: int) -> str:
-    """A photo as a JPEG data URI, its longer side at most `side` pixels."""
-    image = image.copy()
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=quality)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    return Photo(path, name, data_url(image, THUMBNAIL, quality=78))
 
 
 def _with_thresholds(prediction: Prediction, moved: dict[str, float]) -> Prediction:

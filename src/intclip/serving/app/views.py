@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from intclip.data.images import read_image
+from intclip.data.images import data_url, read_image
 from intclip.evidence.evidence import LEGEND, colors, overlay
 from intclip.inference.prediction import Prediction
 from intclip.serving.app.session import PHOTO_ALONE, Session
-from intclip.serving.app.studio import Studio, picture_uri
+from intclip.serving.app.studio import Studio
 
 PAGE = Path(__file__).parent / "page"
 PICTURE = 960
@@ -91,7 +91,7 @@ def figure(session: Session, studio: Studio) -> str:
         image = overlay(image, getattr(evidence, branch), (box[0], box[1], box[2], box[3]))
     return _render(
         "figure.html",
-        photo={"name": photo.name, "picture": picture_uri(image, PICTURE, 86), "size": image.size},
+        photo={"name": photo.name, "picture": data_url(image, PICTURE, quality=86), "size": image.size},
         label=label,
         branch=called.lower(),
         means=means,
