@@ -16,7 +16,6 @@ from intclip.data.masks import Masks
 from intclip.data.sample import Sample
 from intclip.data.transforms import Augment
 from intclip.errors import StorageError
-from intclip.inference.graph_cache import cache_home
 from intclip.methods.base import Method
 from intclip.posts.beside import text_vectors, word_table
 from intclip.training.distributed import Processes
