@@ -16,6 +16,7 @@ from intclip.data.masks import Masks
 from intclip.data.sample import Sample
 from intclip.data.transforms import Augment
 from intclip.errors import StorageError
+from intclip.files import cache_home
 from intclip.methods.base import Method
 from intclip.posts.beside import text_vectors, word_table
 from intclip.training.distributed import Processes
