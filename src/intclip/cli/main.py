@@ -18,6 +18,7 @@ from intclip.cli.common import printable, wrong_number
 from intclip.cli.data import app as data_app
 from intclip.cli.demo import demo
 from intclip.cli.describe import describe
+from intclip.cli.distill import distill
 from intclip.cli.evaluate import evaluate
 from intclip.cli.fit import fit
 from intclip.cli.labels import app as labels_app
@@ -56,7 +57,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 _COMMANDS = (
-    predict, batch, index, search, explain, report, app_command, export, push, fit, describe, train, evaluate,
+    predict, batch, index, search, explain, report, app_command, export, push, fit, describe, train, distill, evaluate,
     calibrate, ablate, benchmark, lite_align, serve, demo,
 )  # fmt: skip
 for _command in _COMMANDS:

@@ -274,6 +274,18 @@ def set_temperature(path: str | os.PathLike[str], temperature: float) -> None:
     write_text(Path(path) / JSON_FILE, _to_text(new))
 
 
+def set_thresholds(path: str | os.PathLike[str], thresholds: npt.NDArray[np.floating[Any]]) -> None:
+    """Give a bundle other thresholds, K of them in [0, 1]; its JSON is written anew, whole or not at all.
+
+    Raises:
+        BundleError: Not a bundle, or not K thresholds.
+    """
+    info = load_bundle(path).info
+    new = BundleInfo.model_validate(info.model_dump() | {"thresholds": np.asarray(thresholds, dtype=float).tolist()})
+    write_text(Path(path) / JSON_FILE, _to_text(new))
+    load_bundle(path)
+
+
 def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     """Read a bundle directory, strictly: every field, every tensor, every hash.
 

@@ -1,0 +1,121 @@
+"""A small model from a large one: the teacher's probabilities of unlabelled photos are the student's targets.
+
+Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015; here with independent labels, so
+that the loss is the binary cross-entropy against the teacher's probabilities.
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from intclip.data.sample import Dataset, Sample
+from intclip.errors import DatasetError
+from intclip.evaluation.saved import SavedEvaluation, read_evaluation
+from intclip.files import write_text
+from intclip.inference.bundle import set_thresholds
+from intclip.inference.predictor import Predictor
+from intclip.training.recipe import load_recipe
+from intclip.training.run import TrainResult, check_directory, train
+
+FEWEST_PHOTOS = 50
+AGREEMENT = "agreement.json"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A student, and how well it agrees with its teacher on photos that it did not learn from.
+
+    Attributes:
+        run: The training run.
+        photos: How many photos the teacher has read.
+        agreement: "photos" held out; "difference", the mean absolute difference of a probability; "labels", the share
+            of decisions that are the same; "top_1", the share of photos whose most probable label is the same.
+    """
+
+    run: TrainResult
+    photos: int
+    agreement: dict[str, float]
+
+
+def distill(
+    teacher: Predictor,
+    photos: Iterable[Path],
+    out: Path,
+    *,
+    recipe: str = "distill",
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+) -> Distilled:
+    """Train a student on a teacher's probabilities of photos that need no labels.
+
+    The student takes the teacher's thresholds, since it learns the teacher's probabilities.
+
+    Args:
+        teacher: Any model.
+        photos: The user's own; a tenth is held out to choose the epoch and to measure the agreement.
+        out: The run's directory, as `train` writes it, and `agreement.json`.
+        recipe: Of the student.
+        overrides: Changes of the recipe, "key=value".
+        resume: Go on from the newest checkpoint; the teacher reads the photos again.
+
+    Raises:
+        DatasetError: Fewer than `FEWEST_PHOTOS` photos could be read.
+        RecipeError: The recipe is wrong.
+        StorageError: The directory holds another run, or cannot be written.
+    """
+    kind = ["method.options.loss.kind=softmax", "evaluate.metric=accuracy"] if teacher.taxonomy.exclusive else []
+    chosen = load_recipe(recipe, [*kind, *overrides])
+    check_directory(out, chosen, resume=resume)
+    dataset = soft_labels(teacher, photos)
+    run = train(chosen, out, resume, dataset=dataset)
+    set_thresholds(run.bundle, teacher.thresholds)
+    agreement = compare(read_evaluation(out, "val"), teacher)
+    write_text(out / AGREEMENT, json.dumps(agreement, indent=1) + "\n")
+    return Distilled(run, len(dataset.splits["train"]), agreement)
+
+
+def soft_labels(teacher: Predictor, photos: Iterable[Path]) -> Dataset:
+    """The photos with the teacher's probabilities as targets; photos that cannot be read are left out.
+
+    Raises:
+        DatasetError: Fewer than `FEWEST_PHOTOS` photos could be read.
+    """
+    paths = list(photos)
+    samples, unreadable = [], []
+    for path, prediction in zip(paths, teacher.predict_iter(paths, errors="collect"), strict=True):
+        if prediction.error is not None:
+            unreadable.append(prediction.error)
+        else:
+            samples.append(Sample(str(path), prediction.probabilities, image=path))
+    if unreadable:
+        _log.warning("%d of %d photos could not be read; the first: %s", len(unreadable), len(paths), unreadable[0])
+    if len(samples) < FEWEST_PHOTOS:
+        raise DatasetError(
+            f"{len(samples)} photos could be read; a student needs at least {FEWEST_PHOTOS}, better some thousand"
+        )
+    return Dataset(
+        f"photos labelled by {teacher.card.model}",
+        teacher.taxonomy,
+        "singlelabel" if teacher.taxonomy.exclusive else "multilabel",
+        {"train": samples},
+        positive_share=float(np.clip(np.mean(teacher.thresholds), 0.01, 1)),
+    )
+
+
+def compare(student: SavedEvaluation, teacher: Predictor) -> dict[str, float]:
+    """How well a student agrees with its teacher; see `Distilled`. The evaluation's targets are the teacher's."""
+    levels = teacher.thresholds
+    same = (student.probabilities >= levels) == (student.targets >= levels)
+    best = student.probabilities.argmax(axis=1) == student.targets.argmax(axis=1)
+    return {
+        "photos": len(student.ids),
+        "difference": float(np.abs(student.probabilities - student.targets).mean()),
+        "labels": float(same.mean()),
+        "top_1": float(best.mean()),
+    }
