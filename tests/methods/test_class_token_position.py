@@ -121,7 +121,7 @@ def test_a_method_takes_the_position(name: str) -> None:
                 for parameter in method.meta_net.parameters():
                     parameter.zero_()
         zero_shot = build_method(
-            "zero_shot", backbone, taxonomy, {"sentence_form": "fine", "templates": (template[position],)}
+            "zero_shot", backbone, taxonomy, {"sentence_form": "fine", "templates": (f"{template[position]}.",)}
         )
         torch.testing.assert_close(method(features).logits, zero_shot(features).logits)
     with pytest.raises(RecipeError, match="class_token_position"):

@@ -1,5 +1,7 @@
 """CoOp, CoCoOp and Tip-Adapter in their limiting cases, which are other methods, and against plain loops."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from fakes import TinyBackbone, tiny_taxonomy
 from intclip.backbones.base import Features
 from intclip.errors import DatasetError, RecipeError
 from intclip.methods.base import Method
+from intclip.methods.prompts import PromptLearner
 from intclip.methods.registry import build_method
 
 FORM = {"sentence_form": "11-15"}
@@ -35,7 +38,8 @@ def with_moments(backbone: TinyBackbone) -> TinyBackbone:
 def test_coop_without_context_is_zero_shot(scoring: str) -> None:
     backbone = with_moments(TinyBackbone())
     options = {"scoring": scoring, **FORM}
-    coop, zero_shot = built(backbone, "coop", context_length=0, **options), built(backbone, "zero_shot", **options)
+    coop = built(backbone, "coop", context_length=0, **options)
+    zero_shot = built(backbone, "zero_shot", templates=("{}.",), **options)
     for mode in (True, False):
         ours, theirs = coop.train(mode)(photos(backbone), maps=True), zero_shot(photos(backbone), maps=True)
         torch.testing.assert_close(ours.logits, theirs.logits)
@@ -44,7 +48,7 @@ def test_coop_without_context_is_zero_shot(scoring: str) -> None:
 
 def test_coop_with_words_for_context_is_zero_shot_with_a_template(tiny_backbone: TinyBackbone) -> None:
     words = {"context_length": 4, "context_words": "a photo of a"}
-    template = {"sentence_form": "fine", "templates": ("a photo of a {}",)}
+    template = {"sentence_form": "fine", "templates": ("a photo of a {}.",)}
     features = photos(tiny_backbone)
     expected = built(tiny_backbone, "zero_shot", **template)(features).logits
     torch.testing.assert_close(built(tiny_backbone, "coop", **words)(features).logits, expected)
@@ -52,6 +56,16 @@ def test_coop_with_words_for_context_is_zero_shot_with_a_template(tiny_backbone:
     torch.testing.assert_close(fewer, built(tiny_backbone, "coop", **words).prompts.context[:, :, :2])
     more = built(tiny_backbone, "coop", context_length=6, context_words="a photo of a").prompts.context
     torch.testing.assert_close(more[:, :, :4], built(tiny_backbone, "coop", **words).prompts.context)
+
+
+@pytest.mark.parametrize("name", ["coop", "dualcoop", "intclip"])
+def test_period_ends_sentences_that_have_no_end(tiny_backbone: TinyBackbone, name: str) -> None:
+    method = partial(built, tiny_backbone, name, context_length=0, sentence_form="fine")
+    prompts = method(period=True).prompts
+    plain = PromptLearner(tiny_backbone.text, ["a.", "b?", "c d."], context_length=0)
+    ended = PromptLearner(tiny_backbone.text, ["a", "b?", "c d "], context_length=0, period=True)
+    torch.testing.assert_close(ended.encode(tiny_backbone.text), plain.encode(tiny_backbone.text))
+    assert not torch.equal(prompts.sentence, method(period=False).prompts.sentence)
 
 
 def test_dual_coop_compares_its_halves_and_nothing_else(tiny_backbone: TinyBackbone) -> None:

@@ -423,3 +423,11 @@ def slowly(function):
         return function(*arguments, **options)
 
     return wrapped
+
+
+def test_a_schedule_may_be_left_early(tmp_path):
+    result = fit(tmp_path, "schedule={epochs: 8, stop_after: 3, warmup_epochs: 0}")
+    lines = [line for line in read_log(result.out / "log.jsonl") if line["kind"] == "epoch"]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert lines[-1]["lr"]["all"] > 0.5 * lines[0]["lr"]["all"]  # the cosine is far from its end
+    assert result.metrics["epochs"] == 3

@@ -89,7 +89,7 @@ def test_protocols_hold_what_paper_and_code_say():
         ("optim.lr=.inf", "optim.lr: input should be a finite number, not inf"),
         ("optim.betas=[1, 0.9]", "optim.betas.0: input should be less than 1, not 1"),
         ("optim.multipliers.deep=-1", "optim.multipliers.deep: input should be greater than or equal to 0, not -1"),
-        ("optim.name=adam", "optim.name: input should be 'sgd' or 'adamw', not 'adam'"),
+        ("optim.name=lion", "optim.name: input should be 'sgd', 'adam' or 'adamw', not 'lion'"),
         ("schedule.warmup_epochs=99", "warmup_epochs 99"),
         ("train=3", "train: input should be"),
         ("optim.lr", "--set 'optim.lr' must have the form section.key=value"),

@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from intclip.errors import CheckpointError, RecipeError
@@ -13,7 +14,7 @@ from intclip.training.distributed import pick_device
 from intclip.training.ema import MovingAverage
 from intclip.training.logbook import Logbook, flat_numbers, read_log
 from intclip.training.mixup import mixed
-from intclip.training.optimizer import build_optimizer, flatten_optimizer, restore_optimizer
+from intclip.training.optimizer import build_optimizer, flatten_optimizer, restore_optimizer, set_rates
 from intclip.training.plan import epoch_order, global_batches, micro_batches, share, steps_per_epoch
 from intclip.training.recipe import load_recipe
 from intclip.training.schedule import learning_rate
@@ -66,6 +67,35 @@ def test_onecycle_is_torchs():
         sgd.step()
         torchs.step() if len(expected) < 40 else None
     np.testing.assert_allclose(rates("onecycle", "step", warmup=2), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, torch.optim.Adam])
+@pytest.mark.parametrize("epochs", [1, 10])
+def test_onecycle_cycles_rate_and_momentum_as_torch_does(kind, epochs):
+    """Against torch's scheduler, whose settings are its defaults but for the share of the rise."""
+    recipe = load_recipe("tiny", [f"schedule={{name: onecycle, epochs: {epochs}, warmup_epochs: {0.3 * epochs}}}"])
+    options = {"lr": 0.2} | ({"momentum": 0.9} if kind is torch.optim.SGD else {})
+    theirs, ours = (kind([nn.Parameter(torch.zeros(2))], **options) for _ in range(2))
+    ours.param_groups[0]["multiplier"] = 0.2 / recipe.optim.lr
+    torchs = OneCycleLR(theirs, max_lr=0.2, total_steps=4 * epochs, pct_start=0.3)
+    for step in range(4 * epochs):
+        set_rates(ours, recipe.optim, recipe.schedule, step, 4)
+        for key in ("lr", "momentum" if "momentum" in options else "betas"):
+            assert ours.param_groups[0][key] == pytest.approx(theirs.param_groups[0][key], rel=1e-6)
+        theirs.step()
+        torchs.step() if step < 4 * epochs - 1 else None
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_vectors_are_decayed_only_where_the_recipe_says_so(name):
+    groups = [ParameterGroup("a", [nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(3))], lr_multiplier=0.5)]
+    for decays in (True, False):
+        changes = [f"optim.name={name}", "optim.weight_decay=0.1", f"optim.decay_vectors={str(decays).lower()}"]
+        built = build_optimizer(load_recipe("tiny", changes).optim, groups)
+        decay = {tuple(p.shape): group["weight_decay"] for group in built.param_groups for p in group["params"]}
+        assert decay == {(2, 2): 0.1, (3,): 0.1 if decays else 0}
+        assert {group["multiplier"] for group in built.param_groups} == {0.5}
+        assert {group["name"] for group in built.param_groups} == {"a"}
 
 
 def test_constant_stays_after_warm_up():

@@ -30,6 +30,9 @@ front: [start, words, V₁ … V_M, closing, end].
 """
 
 
+_CLOSING = (".", "!", "?")
+
+
 class PromptLearner(nn.Module):
     """Context vectors for every half and class, and the fixed token embeddings around them.
 
@@ -48,6 +51,8 @@ class PromptLearner(nn.Module):
         std: Standard deviation of the initial contexts.
         words: What the first contexts start as, such as "a photo of a"; the others start random, words too many are
             left out.
+        period: End each sentence with a period where it has no closing punctuation, as the code of CoOp, DualCoOp and
+            IntCLIP does.
 
     Raises:
         TaxonomyError: A sentence is too long for the tower once the context is added.
@@ -72,8 +77,11 @@ class PromptLearner(nn.Module):
         residual: bool = False,
         std: float = 0.02,
         words: str | None = None,
+        period: bool = False,
     ) -> None:
         super().__init__()
+        if period:
+            sentences = [text if text.endswith(_CLOSING) else f"{text}." for text in (s.rstrip() for s in sentences)]
         self.halves, self.classes, self.context_length = halves, len(sentences), context_length
         room = max(text.context_length - context_length, 0)
         lengths = [int(text.lengths(text.tokenize([sentence]))[0]) for sentence in sentences]

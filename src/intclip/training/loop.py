@@ -107,7 +107,7 @@ class Trainer:
         self.log = Logbook(
             out,
             active=processes.is_main,
-            total_steps=recipe.schedule.epochs * self.steps,
+            total_steps=recipe.schedule.epochs_run * self.steps,
             tensorboard=recipe.train.tensorboard,
             progress=progress,
         )
@@ -126,7 +126,7 @@ class Trainer:
                 self._restore()
             with self.log:
                 self.log.rewind(self._global_step, self.position.epoch - 1)
-                while self.position.epoch <= self.recipe.schedule.epochs:
+                while self.position.epoch <= self.recipe.schedule.epochs_run:
                     self._epoch(self.optimizer)
         if self.best_state:
             self.method.load_own_state(self.best_state)
@@ -155,7 +155,7 @@ class Trainer:
             with matmul_precision(train.matmul):
                 self._step(optimizer, stream, parts, len(batch))
             position.step += 1
-            self.log.advance(self._global_step, f"epoch {position.epoch}/{self.recipe.schedule.epochs}")
+            self.log.advance(self._global_step, f"epoch {position.epoch}/{self.recipe.schedule.epochs_run}")
             if position.step == self.steps:
                 break
             if position.step % train.log_every == 0:
@@ -273,7 +273,7 @@ class Trainer:
         position, train = self.position, self.recipe.train
         seconds = time.monotonic() - self._epoch_start.time
         speed = min((position.step - self._epoch_start.step) * train.batch_size, self.photos) / max(seconds, 1e-9)
-        left = self.recipe.schedule.epochs * self.steps - self._global_step
+        left = self.recipe.schedule.epochs_run * self.steps - self._global_step
         line: Line = {
             "kind": kind,
             "epoch": position.epoch,

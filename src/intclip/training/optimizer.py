@@ -10,7 +10,7 @@ from intclip.errors import CheckpointError, RecipeError
 from intclip.methods.base import ParameterGroup
 from intclip.training.recipe import OptimSection, ScheduleSection
 from intclip.training.recipe_file import nearest
-from intclip.training.schedule import learning_rate
+from intclip.training.schedule import learning_rate, onecycle_momentum
 
 Json = dict[str, Any]
 
@@ -27,25 +27,37 @@ def build_optimizer(optim: OptimSection, groups: Sequence[ParameterGroup]) -> to
             close = nearest(name, names)
             hint = f"did you mean {close!r}?" if close else f"its groups: {', '.join(names)}"
             raise RecipeError(f"optim.multipliers: the method has no parameter group {name!r}; {hint}")
-    settings: list[dict[str, Any]] = [
-        {
-            "params": group.parameters,
-            "name": group.name,
-            "multiplier": optim.multipliers.get(group.name, group.lr_multiplier),
-            "weight_decay": optim.weight_decay * group.weight_decay_multiplier,
-        }
-        for group in groups
-    ]
+    settings: list[dict[str, Any]] = []
+    for group in groups:
+        decay = optim.weight_decay * group.weight_decay_multiplier
+        vectors = [parameter for parameter in group.parameters if parameter.ndim <= 1 and not optim.decay_vectors]
+        matrices = [parameter for parameter in group.parameters if not any(parameter is vector for vector in vectors)]
+        multiplier = optim.multipliers.get(group.name, group.lr_multiplier)
+        for parameters, weight_decay in ((matrices, decay), (vectors, 0.0)):
+            if parameters:
+                settings.append(
+                    {
+                        "params": parameters,
+                        "name": group.name,
+                        "multiplier": multiplier,
+                        "weight_decay": weight_decay,
+                    }
+                )
     if optim.name == "sgd":
         return torch.optim.SGD(settings, lr=optim.lr, momentum=optim.momentum)
-    return torch.optim.AdamW(settings, lr=optim.lr, betas=optim.betas)
+    kind = torch.optim.AdamW if optim.name == "adamw" else torch.optim.Adam
+    return kind(settings, lr=optim.lr, betas=optim.betas, eps=optim.eps)
 
 
 def set_rates(
     optimizer: torch.optim.Optimizer, optim: OptimSection, schedule: ScheduleSection, step: int, steps_per_epoch: int
 ) -> None:
-    """Give every group its learning rate for the step that follows `step` steps done."""
+    """Give every group its learning rate, and in a one-cycle schedule its momentum, for the next step."""
     for group in optimizer.param_groups:
+        if schedule.name == "onecycle":
+            total, rising_share = schedule.epochs * steps_per_epoch, schedule.warmup_epochs / schedule.epochs
+            momentum = onecycle_momentum(step, total, rising_share)
+            group.update({"betas": (momentum, group["betas"][1])} if "betas" in group else {"momentum": momentum})
         group["lr"] = learning_rate(
             schedule.name,
             schedule.unit,

@@ -113,35 +113,54 @@ class OptimSection(Section, frozen=True):
     """The optimiser.
 
     Attributes:
-        name: "sgd" or "adamw".
+        name: "sgd", "adam" or "adamw".
         lr: Learning rate of a group with multiplier 1.
-        momentum: Of SGD.
-        betas: Of AdamW, in [0, 1).
-        weight_decay: L2 for SGD, decoupled for AdamW.
+        momentum: SGD's; a one-cycle schedule sets its own.
+        betas: Decay of Adam's two moments, in [0, 1); a one-cycle schedule sets the first.
+        eps: Adam's ε, added to the root of the second moment.
+        weight_decay: L2 for SGD and Adam, decoupled for AdamW.
+        decay_vectors: Decay biases, scales of norms and other parameters of one dimension too.
         multipliers: Parameter group to its learning-rate multiplier, from 0 on; groups not named keep the method's own.
         clip_norm: Largest norm of the whole gradient; None does not clip.
         ema: Decay of the moving average of the weights, in [0, 1); None keeps none. With one, validation scores both
             the average and the raw weights, and the better is kept.
     """
 
-    name: Literal["sgd", "adamw"]
+    name: Literal["sgd", "adam", "adamw"]
     lr: float = Field(gt=0)
     momentum: float = Field(ge=0, lt=1)
     betas: tuple[_Decay, _Decay]
+    eps: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
+    decay_vectors: bool
     multipliers: dict[str, Annotated[float, Field(ge=0)]]
     clip_norm: float | None = Field(gt=0)
     ema: float | None = Field(ge=0, lt=1)
 
 
 class ScheduleSection(Section, frozen=True):
-    """The learning rate over the run; see `schedule.learning_rate`."""
+    """The learning rate over the run; see `schedule.learning_rate`.
+
+    Attributes:
+        name: "cosine", "constant" or "onecycle".
+        unit: Whether the rate changes with every "step" or "epoch".
+        epochs: Epochs that the schedule is made for.
+        stop_after: Epochs after which the run ends all the same; None trains through the schedule.
+        warmup_epochs: Epochs in which the rate rises.
+        warmup_lr: Rate at the start of the warm-up.
+    """
 
     name: ScheduleName
     unit: ScheduleUnit
     epochs: int = Field(ge=1)
+    stop_after: int | None = Field(ge=1)
     warmup_epochs: float = Field(ge=0)
     warmup_lr: float = Field(ge=0)
+
+    @property
+    def epochs_run(self) -> int:
+        """Epochs that the run takes."""
+        return min(self.epochs, self.stop_after or self.epochs)
 
     @model_validator(mode="after")
     def _warm_up_fits(self) -> "ScheduleSection":

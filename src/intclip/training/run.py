@@ -289,7 +289,7 @@ def _write_results(out: Path, recipe: Recipe, experiment: Experiment, scores: Ma
         "backbone": method.backbone.name,
         "method": recipe.method.name,
         "seed": recipe.train.seed,
-        "epochs": recipe.schedule.epochs,
+        "epochs": recipe.schedule.epochs_run,
         "learnable_parameters": sum(parameter.numel() for parameter in method.learnable_parameters()),
         "photos": {split: len(samples) for split, samples in dataset.splits.items()},
         "splits": splits,

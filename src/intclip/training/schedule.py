@@ -59,3 +59,20 @@ def _onecycle(rate: float, step: int, total: int, rising_share: float) -> float:
     if step <= peak:
         return rate + (start - rate) * _fall(step / peak) if peak > 0 else rate
     return end + (rate - end) * _fall((step - peak) / max(1.0, total - 1 - peak))
+
+
+def onecycle_momentum(step: int, total: int, rising_share: float) -> float:
+    """The first moment's decay in a one-cycle schedule, as `torch.optim.lr_scheduler.OneCycleLR` cycles it.
+
+    It falls from 0.95 to 0.85 while the rate rises, and rises back while the rate falls (Smith and Topin, 2017).
+
+    Args:
+        step: Optimiser steps done so far.
+        total: Optimiser steps of the whole schedule.
+        rising_share: Share of the steps in which the rate rises.
+    """
+    low, high = 0.85, 0.95
+    peak = rising_share * total - 1
+    if step <= peak:
+        return low + (high - low) * _fall(step / peak) if peak > 0 else low
+    return high + (low - high) * _fall((step - peak) / max(1.0, total - 1 - peak))

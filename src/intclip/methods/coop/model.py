@@ -30,6 +30,7 @@ class CoopOptions(ScoringOptions, frozen=True):
         class_token_position: Where the class's words stand: "end", "middle" or "front"; see `ClassTokenPosition`.
         class_specific: Contexts of each class its own.
         sentence_form: Which of the taxonomy's sentences are the class's words; "fine" are the names.
+        period: End each sentence with a period where it has no closing punctuation, as the released code does.
         bias: Add a learned bias to each class's logit, 0 at the start.
         loss: The classification loss.
     """
@@ -40,6 +41,7 @@ class CoopOptions(ScoringOptions, frozen=True):
     class_token_position: ClassTokenPosition = "end"
     class_specific: bool = False
     sentence_form: str = "fine"
+    period: bool = True
     bias: bool = True
     loss: LossOptions = LossOptions(reduction="batch")
 
@@ -62,6 +64,7 @@ class CoOp(Method):
             class_token_position=options.class_token_position,
             class_specific=options.class_specific,
             words=options.context_words,
+            period=options.period,
         )
         # A difference of two cosines needs no reference, so a dual prompt is compared with nothing else.
         self.scoring = SentenceScoring(backbone, options) if options.prompts == "single" else None

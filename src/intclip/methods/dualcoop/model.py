@@ -22,6 +22,7 @@ class DualcoopOptions(Options, frozen=True):
         context_length: Number of context vectors a prompt.
         class_specific: Contexts of each class its own.
         sentence_form: Which of the taxonomy's sentences follow the context.
+        period: End each sentence with a period where it has no closing punctuation, as the released code does.
         pooling: From region similarities to logits.
         loss: The classification loss.
     """
@@ -29,6 +30,7 @@ class DualcoopOptions(Options, frozen=True):
     context_length: int = Field(default=16, ge=0)
     class_specific: bool = True
     sentence_form: str = "fine"
+    period: bool = True
     pooling: PoolingOptions = PoolingOptions(mean_region=True)
     loss: LossOptions = LossOptions(scale=0.03)
 
@@ -48,6 +50,7 @@ class DualCoOp(Method):
             taxonomy.sentences(options.sentence_form),
             context_length=options.context_length,
             class_specific=options.class_specific,
+            period=options.period,
         )
         self.pooling = RegionPooling(options.pooling, len(taxonomy.names))
 

@@ -57,6 +57,7 @@ class IntclipOptions(Options, frozen=True):
         context_length: Number of context vectors a prompt.
         class_specific: Contexts of each class its own.
         sentence_form: Which of the taxonomy's sentences follow the context.
+        period: End each sentence with a period where it has no closing punctuation, as the released code does.
         prompts_every: Contexts learn at every so-manieth step; see `PromptLearner`.
         text_residual: Learned vectors added to the text features; see `PromptLearner`.
         pooling: From region similarities to logits.
@@ -74,6 +75,7 @@ class IntclipOptions(Options, frozen=True):
     context_length: int = Field(default=16, ge=0)
     class_specific: bool = True
     sentence_form: str = "11-15"
+    period: bool = False
     prompts_every: int = Field(default=1, ge=1)
     text_residual: bool = False
     pooling: PoolingOptions = PoolingOptions()
@@ -101,6 +103,7 @@ class IntCLIP(Method):
             class_specific=options.class_specific,
             every=options.prompts_every,
             residual=options.text_residual,
+            period=options.period,
         )
         self.pooling = RegionPooling(options.pooling, len(taxonomy.names))
         self.semantic: Branch | None = None
