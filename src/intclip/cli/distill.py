@@ -30,7 +30,7 @@ def distill(
 
     intclip distill runs/best photos/ --out runs/small
 
-    intclip distill zero-shot:ViT-L/14 photos/ --taxonomy mine.yaml --out runs/small
+    intclip distill zero-shot:ViT-L/14 photos/ --out runs/small
     """
     import json
 
