@@ -114,14 +114,19 @@ def test_a_method_takes_the_position(name: str) -> None:
     features = backbone.features(torch.randn(3, 3, 24, 24), ("pooled", "regions"))
     template = {"end": "a photo of a {}", "middle": "a photo {} of a", "front": "{} a photo of a"}
     for position in POSITIONS:
-        options = {"context_length": 4, "context_words": "a photo of a", "class_token_position": position}
+        options = {
+            "context_length": 4,
+            "context_words": "a photo of a",
+            "class_token_position": position,
+            "period": False,
+        }
         method = build_method(name, backbone, taxonomy, options)
         if name == "cocoop":
             with torch.no_grad():
                 for parameter in method.meta_net.parameters():
                     parameter.zero_()
         zero_shot = build_method(
-            "zero_shot", backbone, taxonomy, {"sentence_form": "fine", "templates": (f"{template[position]}.",)}
+            "zero_shot", backbone, taxonomy, {"sentence_form": "fine", "templates": (template[position],)}
         )
         torch.testing.assert_close(method(features).logits, zero_shot(features).logits)
     with pytest.raises(RecipeError, match="class_token_position"):
