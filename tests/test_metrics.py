@@ -257,3 +257,17 @@ def test_single_label_intervals_equal_reports_on_the_drawn_photos() -> None:
     for name in ("accuracy", "macro_f1"):
         expected = tuple(np.quantile([report[name] for report in reports], [0.25, 0.75]))
         assert got[name] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("everywhere", [0.0, 1.0])
+def test_a_label_without_positives_or_negatives_has_no_average_precision(everywhere):
+    rng = np.random.default_rng(0)
+    scores, targets = rng.random((30, 3)), (rng.random((30, 3)) < 0.4).astype(float)
+    targets[:, 1] = everywhere
+    targets[0, 1] = np.nan
+    report = multilabel_report(scores, targets)
+    assert np.isnan(report["per_class"]["AP"][1])
+    assert np.isnan(report["per_class"]["AP_voc"][1])
+    assert report["mAP"] == pytest.approx(report["per_class"]["AP"][[0, 2]].mean())
+    alone = bootstrap_intervals(scores[:, [1]], targets[:, [1]], n=20)
+    assert np.isnan(alone["mAP"]).all()

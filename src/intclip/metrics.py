@@ -2,7 +2,8 @@
 
 Percent appears only in printed tables. Everything is computed from one weight a photo, so that a report (all weights
 one) and its bootstrap intervals (weights drawn) are the same code. Conventions are scikit-learn's: a precision, recall
-or F1 without support counts 0. A class without a positive has no average precision (NaN) and is left out of its mean.
+or F1 without support counts 0. A class without a positive, or without a negative, has no average precision (NaN), since
+there is nothing to rank; it is left out of the mean.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -333,7 +334,7 @@ def _average_precision(scores: Floats, positive: npt.NDArray[np.bool_], weights:
     """
     order = np.argsort(-scores, kind="stable")
     places = np.flatnonzero(positive[order])
-    if not len(places):
+    if len(places) in (0, len(scores)):
         return np.full(len(weights), np.nan), np.full(len(weights), np.nan)
     # Recall rises only where a positive enters, and precision falls from there on: the curve's other steps add nothing.
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
@@ -346,7 +347,9 @@ def _average_precision(scores: Floats, positive: npt.NDArray[np.bool_], weights:
     precision = _ratio(hits, seen)
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (gains * precision).sum(axis=1) / total, (gains * envelope).sum(axis=1) / total
+        exact, voc = (gains * precision).sum(axis=1) / total, (gains * envelope).sum(axis=1) / total
+    only_positives = weights[:, ~positive].sum(axis=1) == 0
+    return np.where(only_positives, np.nan, exact), np.where(only_positives, np.nan, voc)
 
 
 def _single(scores: npt.ArrayLike, targets: npt.ArrayLike) -> tuple[Floats, npt.NDArray[np.int64]]:

@@ -2,16 +2,29 @@
 
 import json
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 from typer.testing import CliRunner
 
+from fakes import tiny_taxonomy
 from intclip.cli.main import app
 from intclip.errors import DatasetError
-from intclip.evaluation.calibrated import Predictions, calibration_report, read_predictions
-from intclip.evaluation.report import write_predictions
-from intclip.evaluation.scoring import Scores
+from intclip.evaluation.calibrated import (
+    Predictions,
+    calibration_report,
+    fitted_temperature,
+    read_predictions,
+    render_calibration,
+)
+from intclip.evaluation.calibration import apply_temperature, reliability_curve
+from intclip.evaluation.report import write_predictions, write_report
+from intclip.evaluation.saved import read_evaluation
+from intclip.evaluation.scoring import Scores, make_report
+from intclip.inference.bundle import load_bundle
+from tiny_models import write_bundle
 
 LABELS = [f"label {k}" for k in range(6)]
 
@@ -114,19 +127,76 @@ def test_the_command_reads_a_run_and_leaves_report_and_plot(tmp_path):
     assert "| per class, shrunk |" in text
     left = {path.name for path in (tmp_path / "o").iterdir()}
     assert left == {f"calibration-val.{end}" for end in ("json", "md", "png")}
-    for told, message in (
-        ('{"accuracy": 0.5}', "is of one label a photo"),
-        ("[1]", "cannot be read.*--positive-share"),
-    ):
-        (run / "report-val.json").write_text(told)
-        with pytest.raises(DatasetError, match=message):
-            CliRunner().invoke(app, ["calibrate", str(run)], catch_exceptions=False)
+    (run / "report-val.json").write_text("[1]")
+    with pytest.raises(DatasetError, match=r"report-val\.json"):
+        CliRunner().invoke(app, ["calibrate", str(run)], catch_exceptions=False)
+
+
+def test_one_label_a_photo_is_calibrated_by_a_softmax():
+    """Labels drawn from the true probabilities; scores are those at a third of the temperature."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 1.5, (4000, 5))
+    truth = softmax(logits, axis=1)
+    labels = (truth.cumsum(axis=1) > rng.random((4000, 1))).argmax(axis=1)
+    given = Predictions(LABELS[:5], softmax(3 * logits, axis=1), np.eye(5)[labels], exclusive=True)
+    report = calibration_report(given)
+    assert report["temperature"] == pytest.approx(3, rel=0.06)
+    assert report["calibration"]["temperature"]["ece"] < 0.02 < 0.08 < report["calibration"]["none"]["ece"]
+    assert report["sets"]["per photo"]["coverage"] == pytest.approx(0.9, abs=0.03)
+    assert report["thresholds"] == {}
+    assert "Thresholds" not in render_calibration(report, "title")
+    temperature = fitted_temperature(given)
+    np.testing.assert_allclose(
+        apply_temperature(given.scores, 3.0, exclusive=True), truth, atol=1e-9
+    )  # exact but for scores below the smallest float32
+    losses = [-np.log(softmax(3 * logits / t, axis=1)[np.arange(4000), labels]).mean() for t in (2.9, temperature, 3.1)]
+    assert losses[1] <= min(losses)
+
+
+def test_a_written_temperature_shows_everywhere(tmp_path):
+    """Fault: the page of a run showed the thresholds and the calibration error of before."""
+    run, taxonomy = tmp_path / "run", tiny_taxonomy()
+    given = predictions(2000, temperature=0.4)
+    given = Predictions(list(taxonomy.names), given.scores[:, :5], given.targets[:, :5])
+    write_bundle(run / "bundle", thresholds=[0.6] * 5)
+    ids = [str(row) for row in range(2000)]
+    scores = Scores(ids, given.scores.astype(np.float32), given.targets.astype(np.float32), [])
+    for split in ("val", "test"):
+        write_predictions(run / f"predictions-{split}.parquet", scores, taxonomy.names)
+        report = make_report(scores, "multilabel", taxonomy, 0.6, positive_share=0.5)
+        write_report(run, f"report-{split}", report, "multilabel", f"toy: {split}")
+    (run / "metrics.json").write_text('{"thresholds": 0.6, "seed": 3}')
+    result = CliRunner().invoke(app, ["calibrate", str(run), "--write"], catch_exceptions=False)
+    assert str(run / "bundle") in result.stderr
+    info = load_bundle(run / "bundle").info
+    for split in ("val", "test"):
+        now = read_evaluation(run, split)
+        np.testing.assert_allclose(now.thresholds, info.thresholds)
+        np.testing.assert_allclose(now.report["per_class"]["threshold"], info.thresholds)
+        moved = apply_temperature(scores.probabilities, info.temperature)
+        np.testing.assert_allclose(now.probabilities, moved, atol=1e-6)
+        assert reliability_curve(now.probabilities, now.targets).error < 0.02
+        predicted = (now.probabilities >= now.thresholds).sum(axis=0)
+        np.testing.assert_array_equal(predicted, now.report["per_class"]["predicted"])
+        assert (run / f"report-{split}.md").read_text().startswith(f"# toy: {split}\n")
+    assert json.loads((run / "metrics.json").read_text()) == {"thresholds": info.thresholds, "seed": 3}
+
+
+@pytest.mark.parametrize("everywhere", [0, 1])
+def test_without_positives_or_negatives_nothing_is_fitted(everywhere):
+    given = predictions(40)
+    with pytest.raises(DatasetError, match="temperature"):
+        fitted_temperature(Predictions(given.labels, given.scores, np.full_like(given.targets, everywhere)))
+    given.targets[:, 2] = everywhere
+    report = calibration_report(given)
+    assert report["lacking"] == [LABELS[2]]
+    assert LABELS[2] in render_calibration(report, "title")
 
 
 @pytest.mark.filterwarnings("error")
 def test_sets_of_photos_without_a_true_label_have_no_coverage():
     given = predictions(40)
-    report = calibration_report(Predictions(given.labels, given.scores, np.zeros_like(given.targets)))
+    report = calibration_report(replace(given, targets=0.4 * given.targets))
     assert set(report["sets_over_halves"]["per photo"].values()) == {None}
 
 

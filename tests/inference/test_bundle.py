@@ -307,8 +307,9 @@ def test_a_temperature_is_given_once_and_leaves_thresholds_of_0_and_1(tmp_path):
         set_temperature(path, 2.0)
     info = json.loads((path / "bundle.json").read_text())
     edit_json(path, task="singlelabel", temperature=1.0, taxonomy=info["taxonomy"] | {"exclusive": True})
-    with pytest.raises(BundleError, match="one label a photo"):
-        set_temperature(path, 2.0)
+    set_temperature(path, 2.0)  # the most probable label stays, so there is nothing to move
+    assert load_bundle(path).info.temperature == 2
+    np.testing.assert_array_equal(load_bundle(path).thresholds, np.float32([0, 1, 0.5, 0.5, 0.5]))
 
 
 def test_calibrate_writes_the_temperature_of_the_whole_split(cli, tmp_path):

@@ -1,5 +1,6 @@
 """`intclip calibrate`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -37,8 +38,8 @@ def calibrate(
     promise a miss rate; F1 of one threshold, of one a label, and of those drawn to the one. Leaves
     calibration-SPLIT.json, .md and .png (reliability curves).
 
-    With --write the run's bundle gets a temperature, and its thresholds move along: from then on its probabilities can
-    be read as shares of votes, and it decides as before.
+    With --write the run's bundle gets a temperature, and its thresholds move along: its probabilities can then be read
+    as shares of votes, and its decisions stay. The run's saved predictions and reports are written anew to match.
 
     Examples:
 
@@ -59,9 +60,9 @@ def calibrate(
         read_predictions,
         render_calibration,
         report_text,
+        write_temperature,
     )
     from intclip.files import write_text
-    from intclip.inference.bundle import set_temperature
 
     if not run.exists():
         raise DatasetError(f"{run}: no such file or folder; give a run's folder or a predictions-SPLIT.parquet")
@@ -85,6 +86,12 @@ def calibrate(
     draw_calibration(report, folder / f"calibration-{name}.png", title)
     write_text(folder / f"calibration-{name}.md", render_calibration(report, title))
     write_text(folder / f"calibration-{name}.json", report_text(report))
-    if write:  # last: it can be done once, and a report that cannot be written must not stand in its way
-        set_temperature(bundle, fitted_temperature(predictions))
+    if write:  # last: it can be done once, and only once everything else is written
+        temperature = fitted_temperature(predictions)
+        rewritten = write_temperature(run, temperature)
+        print(
+            f"{bundle} now divides its logits by {temperature:.3f}; predictions and reports in {run} follow "
+            f"({', '.join(rewritten)})",
+            file=sys.stderr,
+        )
     print(report_text(report) if as_json else render_calibration(report, title), end="")

@@ -8,7 +8,7 @@ promised for exchangeable photos can be held against what comes out.
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ from intclip.data.sample import check_positive_share
 from intclip.errors import DatasetError
 from intclip.evaluation.calibration import apply_temperature, fit_isotonic, fit_temperature, reliability_curve
 from intclip.evaluation.conformal import class_miss_rate_thresholds, label_sets, miss_rate_threshold, set_report
-from intclip.evaluation.report import markdown_table, percent
+from intclip.evaluation.report import markdown_table, percent, write_report
 from intclip.evaluation.scoring import Report, to_json
 from intclip.extras import require
-from intclip.files import atomic_path
-from intclip.metrics import Floats, multilabel_report
+from intclip.files import atomic_path, write_text
+from intclip.inference.bundle import load_bundle, set_temperature
+from intclip.metrics import Floats, multilabel_report, positives
 from intclip.thresholds import tune_threshold
 
 _TARGET = "target: "
@@ -44,15 +45,23 @@ class Predictions:
         labels: K names.
         scores: (N, K) in [0, 1].
         targets: (N, K); NaN where unknown.
+        exclusive: One label holds a photo: the scores of each sum to 1.
     """
 
     labels: list[str]
     scores: Floats
     targets: Floats
+    exclusive: bool = False
 
     def part(self, rows: npt.NDArray[np.int64]) -> "Predictions":
         """Those of some photos."""
-        return Predictions(self.labels, self.scores[rows], self.targets[rows])
+        return replace(self, scores=self.scores[rows], targets=self.targets[rows])
+
+    def lacking(self, positive_share: float) -> list[str]:
+        """Labels that every photo has, or none: nothing about them can be measured."""
+        positive = positives(self.targets, positive_share)
+        negative = ~positive & ~np.isnan(self.targets)
+        return [name for k, name in enumerate(self.labels) if not (positive[:, k].any() and negative[:, k].any())]
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -73,32 +82,87 @@ def read_predictions(path: Path) -> Predictions:
     def columns(prefix: str) -> Floats:
         return np.stack([table[prefix + name].to_numpy() for name in labels], axis=1).astype(np.float64)
 
-    return Predictions(labels, columns(""), columns(_TARGET))
+    scores, targets = columns(""), columns(_TARGET)
+    exclusive = bool(np.allclose(scores.sum(axis=1), 1, atol=1e-3) and (np.nansum(targets, axis=1) <= 1 + 1e-3).all())
+    return Predictions(labels, scores, targets, exclusive)
 
 
 def positive_share_of(predictions: Path) -> float:
-    """From which share of votes on a label counts, as the report beside predictions says; one half without a report.
+    """From which share of votes on a label counts, as the report beside predictions says; else one half.
 
     Raises:
-        DatasetError: One label is told a photo, or the report is damaged.
+        DatasetError: The report is damaged.
     """
-    path = predictions.with_name(f"report-{predictions.stem.removeprefix('predictions-')}.json")
+    return float(_report_of(predictions).get("positive_share", 0.5))
+
+
+def _report_name(predictions: Path) -> str:
+    return f"report-{predictions.stem.removeprefix('predictions-')}"
+
+
+def _report_of(predictions: Path) -> Report:
+    """The report beside predictions; empty where there is none."""
+    path = predictions.with_name(f"{_report_name(predictions)}.json")
     if not path.is_file():
-        return 0.5
+        return {}
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        share = report.get("positive_share")
-        if share is not None:
-            return float(share)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DatasetError(f"{path} cannot be read ({error}); give --positive-share") from error
-    raise DatasetError(f"{path} is of one label a photo; calibration is of labels that do not exclude each other")
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DatasetError(f"{path} cannot be read ({error}); evaluate again, or remove it") from error
 
 
 def fitted_temperature(predictions: Predictions) -> float:
-    """The temperature that calibrates these predictions best; see `intclip.evaluation.calibration.fit_temperature`."""
+    """The temperature that calibrates these predictions best; see `intclip.evaluation.calibration.fit_temperature`.
+
+    Raises:
+        DatasetError: No target is above 0, or none is below 1: the best temperature would be without end.
+    """
+    targets = predictions.targets
+    if not (targets > 0).any() or not (targets < 1).any():
+        lacks = "a photo that has a label" if not (targets > 0).any() else "a photo without one"
+        raise DatasetError(f"a temperature needs labels that hold and labels that do not; there is never {lacks}")
+    if predictions.exclusive:
+        return fit_temperature(np.log(np.clip(predictions.scores, 1e-38, 1)), targets, exclusive=True)
     clipped = np.clip(predictions.scores, 1e-12, 1 - 1e-12)
-    return fit_temperature(np.log(clipped) - np.log1p(-clipped), predictions.targets)
+    return fit_temperature(np.log(clipped) - np.log1p(-clipped), targets)
+
+
+def write_temperature(run: Path, temperature: float) -> list[str]:
+    """Give a run's bundle a temperature, and its saved predictions, reports and thresholds with it.
+
+    Args:
+        run: A training run's folder.
+        temperature: As `fitted_temperature` finds it.
+
+    Returns:
+        The splits whose predictions and reports were written anew.
+
+    Raises:
+        BundleError: The bundle has a temperature already, or is damaged.
+        DatasetError: A report or the predictions of a split are damaged.
+    """
+    files = sorted(run.glob("predictions-*.parquet"))
+    before = [(file, read_predictions(file), _report_of(file)) for file in files]
+    set_temperature(run / "bundle", temperature)
+    thresholds = load_bundle(run / "bundle").info.thresholds
+    for file, found, report in before:
+        moved = apply_temperature(found.scores, temperature, exclusive=found.exclusive).astype(np.float32)
+        table = pq.read_table(file)
+        for k, name in enumerate(found.labels):
+            table = table.set_column(table.column_names.index(name), name, pa.array(moved[:, k]))
+        with atomic_path(file) as partial:
+            pq.write_table(table, partial)
+        if "thresholds" in report:
+            levels = np.broadcast_to(thresholds, (len(found.labels),)).tolist()
+            report |= {"thresholds": thresholds, "per_class": report["per_class"] | {"threshold": levels}}
+            name = _report_name(file)
+            title = (run / f"{name}.md").read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+            write_report(run, name, report, "multilabel", title)
+    metrics_file = run / "metrics.json"
+    if metrics_file.is_file():
+        metrics = json.loads(metrics_file.read_text(encoding="utf-8")) | {"thresholds": thresholds}
+        write_text(metrics_file, json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+    return [file.stem.removeprefix("predictions-") for file in files]
 
 
 def calibration_report(
@@ -123,11 +187,12 @@ def calibration_report(
     Returns:
         JSON values: "photos" (of each half), "temperature", "calibration" (by map: "ece", "ece_equal_count", "brier",
         "curve"), "sets" (by promise), "sets_over_halves" (by promise: mean and deviation of the coverage over many
-        pairs of halves), "thresholds" (by kind), and the arguments.
+        pairs of halves), "thresholds" (by kind; none where one label holds a photo), "lacking" (labels that every photo
+        has, or none), and the arguments.
 
     Raises:
-        DatasetError: There are fewer than four photos, one half has no known target, or `positive_share` is out of its
-            range.
+        DatasetError: There are fewer than four photos, one half has no known target, no label holds or none fails to,
+            or `positive_share` is out of its range.
     """
     check_positive_share(positive_share)
     if len(predictions.scores) < 4:
@@ -138,11 +203,13 @@ def calibration_report(
     if np.isnan(fit.targets).all() or np.isnan(held.targets).all():
         raise DatasetError("one half of the photos has no known target; take a split with more labels")
     temperature = fitted_temperature(fit)
-    isotonic = fit_isotonic(fit.scores, fit.targets)
+    isotonic = fit_isotonic(fit.scores, fit.targets)(held.scores)
+    if predictions.exclusive:
+        isotonic = isotonic / np.maximum(isotonic.sum(axis=1, keepdims=True), 1e-12)
     mapped = {
         "none": held.scores,
-        "temperature": apply_temperature(held.scores, temperature),
-        "isotonic": isotonic(held.scores),
+        "temperature": apply_temperature(held.scores, temperature, exclusive=predictions.exclusive),
+        "isotonic": isotonic,
     }
     report: Report = to_json(
         {
@@ -155,11 +222,12 @@ def calibration_report(
                 "seed": seed,
             },
             "labels": predictions.labels,
+            "lacking": predictions.lacking(positive_share),
             "temperature": temperature,
             "calibration": {name: _calibration(scores, held.targets, bins) for name, scores in mapped.items()},
             "sets": _sets(fit, held, miss_rate, positive_share),
             "sets_over_halves": _sets_over_halves(predictions, generator, miss_rate, positive_share),
-            "thresholds": _thresholds(fit, held, shrinkage, positive_share),
+            "thresholds": {} if predictions.exclusive else _thresholds(fit, held, shrinkage, positive_share),
         }
     )
     return report
@@ -176,6 +244,8 @@ def render_calibration(report: Mapping[str, Any], title: str) -> str:
         [_MAPS[name], percent(row["ece"]), percent(row["ece_equal_count"]), f"{row['brier']:.4f}"]
         for name, row in report["calibration"].items()
     ]
+    if report["lacking"]:
+        head += f"\nEvery photo has these labels, or none: {', '.join(report['lacking'])}.\n"
     sets = []
     for name, row in report["sets"].items():
         often = report["sets_over_halves"][name]
@@ -185,20 +255,23 @@ def render_calibration(report: Mapping[str, Any], title: str) -> str:
         [name, *(percent(row[key]) for key in _F1), _levels(row["threshold"])]
         for name, row in report["thresholds"].items()
     ]
-    return "\n".join(
-        [
-            head,
-            f"Temperature {report['temperature']:.3f}.\n",
-            markdown_table(["Probabilities", "ECE (%)", "ECE, equal bins (%)", "Brier"], errors),
-            f"Label sets that promise to miss at most {percent(given['miss_rate'])} % of true labels:\n",
-            markdown_table(
-                ["Promise", "Covered (%)", f"Over {_HALVES} halves (%)", "Missed, worst class (%)", "Labels a photo"],
-                sets,
-            ),
+    parts = [
+        head,
+        f"Temperature {report['temperature']:.3f}.\n",
+        markdown_table(["Probabilities", "ECE (%)", "ECE, equal bins (%)", "Brier"], errors),
+        f"Label sets that promise to miss at most {percent(given['miss_rate'])} % of true labels:\n",
+        markdown_table(
+            ["Promise", "Covered (%)", f"Over {_HALVES} halves (%)", "Missed, worst class (%)", "Labels a photo"],
+            sets,
+        ),
+        "The promise is for photos like these; where they also chose the epoch, others are covered a little less.\n",
+    ]
+    if thresholds:
+        parts += [
             f"Thresholds, per class also drawn to the global one by {given['shrinkage']:g} imagined positives:\n",
             markdown_table(["Thresholds", "Macro F1", "Micro F1", "Samples F1", "From – to"], thresholds),
         ]
-    )
+    return "\n".join(parts)
 
 
 def draw_calibration(report: Mapping[str, Any], path: Path, title: str) -> None:

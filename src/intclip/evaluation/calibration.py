@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp, softmax
 from sklearn.isotonic import IsotonicRegression
 
 from intclip.metrics import Floats
@@ -17,27 +18,46 @@ from intclip.metrics import Floats
 _LOG_TEMPERATURE_BOUND = 5.0
 
 
-def fit_temperature(logits: npt.ArrayLike, targets: npt.ArrayLike) -> float:
-    """The temperature T > 0 that minimises the binary cross-entropy of sigmoid(logits / T), within [e⁻⁵, e⁵].
+def fit_temperature(logits: npt.ArrayLike, targets: npt.ArrayLike, *, exclusive: bool = False) -> float:
+    """The temperature T > 0 that minimises the cross-entropy of the probabilities of logits / T, within [e⁻⁵, e⁵].
 
     Args:
         logits: (N, K).
         targets: (N, K) in [0, 1]; NaN where unknown.
+        exclusive: Labels exclude each other: softmax in place of sigmoid; a photo with an unknown target is left out.
 
-    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, with a sigmoid for each label.
+    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017; with a sigmoid for each label where several
+    hold.
     """
-    z, y = _pairs(logits, targets)
+    if exclusive:
+        z, y = np.asarray(logits, dtype=np.float64), np.asarray(targets, dtype=np.float64)
+        z, y = z[~np.isnan(y).any(axis=1)], y[~np.isnan(y).any(axis=1)]
+        if not len(y):
+            raise ValueError("no known target to calibrate on")
+    else:
+        z, y = _pairs(logits, targets)
 
     def loss(log_temperature: float) -> float:
         scaled = z / np.exp(log_temperature)
+        if exclusive:
+            return float(np.mean((y * (logsumexp(scaled, axis=1, keepdims=True) - scaled)).sum(axis=1)))
         return float(np.mean(np.logaddexp(0, scaled) - y * scaled))
 
     found = minimize_scalar(loss, bounds=(-_LOG_TEMPERATURE_BOUND, _LOG_TEMPERATURE_BOUND), method="bounded")
     return float(np.exp(found.x))
 
 
-def apply_temperature(scores: npt.ArrayLike, temperature: float) -> Floats:
-    """Probabilities sigmoid(logit(scores) / T) of probabilities of any shape."""
+def apply_temperature(scores: npt.ArrayLike, temperature: float, *, exclusive: bool = False) -> Floats:
+    """Probabilities at another temperature: sigmoid(logit(scores) / T), or softmax where labels exclude each other.
+
+    Args:
+        scores: Probabilities of any shape; with `exclusive` the last axis sums to 1.
+        temperature: T > 0.
+        exclusive: See `fit_temperature`.
+    """
+    if exclusive:
+        powers = np.log(np.clip(np.asarray(scores, dtype=np.float64), 1e-38, 1)) / temperature
+        return np.asarray(softmax(powers, axis=-1), dtype=np.float64)
     p = np.clip(np.asarray(scores, dtype=np.float64), 1e-12, 1 - 1e-12)
     scaled = (np.log(p) - np.log1p(-p)) / temperature
     return np.asarray(0.5 * (1 + np.tanh(scaled / 2)), dtype=np.float64)

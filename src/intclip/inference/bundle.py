@@ -251,26 +251,25 @@ def save_bundle(
 
 
 def set_temperature(path: str | os.PathLike[str], temperature: float) -> None:
-    """Give a bundle a temperature T: its probabilities become sigmoid(logits / T).
+    """Give a bundle a temperature T: its probabilities become those of logits / T.
 
-    Thresholds move along, t to sigmoid(logit(t) / T), so that no decision changes.
+    Where several labels may hold, thresholds move along, t to sigmoid(logit(t) / T), so that no decision changes.
 
     Args:
         path: The bundle's directory; its JSON is written anew, whole or not at all.
         temperature: Above 0, as `intclip.evaluation.calibration.fit_temperature` finds it.
 
     Raises:
-        BundleError: It is no bundle, tells one label a photo, or has a temperature already.
+        BundleError: Not a bundle, or it has a temperature already.
     """
     info = load_bundle(path).info
-    if info.task != "multilabel":
-        raise BundleError(f"{path} tells one label a photo; a temperature is fitted to labels that exclude no other")
     if info.temperature != 1:
         raise BundleError(f"{path} has a temperature already, {info.temperature:.3g}; train it anew to fit another")
     levels = np.asarray(info.thresholds, dtype=np.float64)
-    with np.errstate(divide="ignore", over="ignore"):  # 0 and 1 stay
-        moved = 1 / (1 + ((1 - levels) / levels) ** (1 / temperature))
-    new = BundleInfo.model_validate(info.model_dump() | {"temperature": temperature, "thresholds": moved.tolist()})
+    if info.task == "multilabel":
+        with np.errstate(divide="ignore", over="ignore"):  # 0 and 1 stay
+            levels = 1 / (1 + ((1 - levels) / levels) ** (1 / temperature))
+    new = BundleInfo.model_validate(info.model_dump() | {"temperature": temperature, "thresholds": levels.tolist()})
     write_text(Path(path) / JSON_FILE, _to_text(new))
 
 
