@@ -68,8 +68,9 @@ def main() -> None:
     assert isinstance(head, AttentionPool)
     report: dict[str, object] = {"batch": arguments.batch}
     for form in ("11-15", "6-9"):
-        method = our_method(backbone, sentence_form=form).train()
-        steps = {name: with_backward(step) for name, step in text_steps(reference, text, method.prompts).items()}
+        prompts = our_method(backbone, sentence_form=form).train().prompts
+        assert isinstance(prompts, PromptLearner)
+        steps = {name: with_backward(step) for name, step in text_steps(reference, text, prompts).items()}
         report[f"text, sentences of {form} words"] = paired(
             steps, baseline=next(iter(steps)), repeats=arguments.repeats, clock=arguments.clock
         )

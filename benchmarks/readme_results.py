@@ -25,6 +25,7 @@ FOLDER = ROOT / "src" / "intclip" / "methods"
 STUDY = "methods-lite"
 DATASETS = {
     "proxy": ("proxy intents", "--data-root flickr8k --set data.limit=2000"),
+    "proxy16": ("proxy intents, 16 labels", "--data-root flickr8k --set data.limit=2000"),
     "memes": ("memes", "--set data.name=memes"),
     "mvsa": ("MVSA", "--set data.name=mvsa --data-root mvsa --set data.limit=300"),
 }

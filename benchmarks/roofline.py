@@ -24,6 +24,7 @@ from intclip.backbones.clip_resnet import AttentionPool
 from intclip.inference.graph import PhotoGraph
 from intclip.labels import load_taxonomy
 from intclip.methods.base import Method
+from intclip.methods.prompts import PromptLearner
 from intclip.methods.registry import build_method
 from intclip.timing import paired
 
@@ -103,12 +104,14 @@ def main() -> None:
     method = our_method(backbone).train()
     head, semantic, aggregation = backbone.head, method.semantic, method.aggregation
     assert isinstance(head, AttentionPool)
+    prompts = method.prompts
+    assert isinstance(prompts, PromptLearner)
     assert semantic is not None
     assert aggregation is not None
     pixels = torch.randn(arguments.batch, 3, 224, 224)
     features = backbone.features(pixels, method.needs)
     deep = semantic(features["trunk"]).detach()
-    text = method.prompts.encode(backbone.text).detach()
+    text = prompts.encode(backbone.text).detach()
 
     def without_gradient(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
         return torch.no_grad()(function)
@@ -132,7 +135,7 @@ def main() -> None:
             True,
         ),
         "text, forward + backward": (
-            with_gradient(lambda: method.prompts.encode(backbone.text)),
+            with_gradient(lambda: prompts.encode(backbone.text)),
             [backbone.text],
             True,
         ),

@@ -10,12 +10,15 @@ from variants import OWN, VARIANTS, batch, built
 from fakes import TinyBackbone
 from intclip.errors import RecipeError
 
-NO_MAPS = {"prior", "mlp_probe", "ridge_probe", "linear_probe"}
-UNTRAINED = {"prior", "zero_shot", "tip_adapter", "ridge_probe"}
+NO_MAPS = {"prior", "mlp_probe", "ridge_probe", "linear_probe", "fdil"}
+UNTRAINED = {"prior", "zero_shot", "tip_adapter", "ridge_probe", "sparc"}
 """Methods that have nothing to learn by gradients."""
 STEPS = 3
 """Some parameters only take a gradient once others have left zero."""
-SCALED = {"ridge_probe", "coop dual", "dualcoop", "intclip", "intclip_words", "ensemble"}
+SCALED = {
+    *("ridge_probe", "coop dual", "dualcoop", "dualcoop_pp", "dualcoop_pp boost", "positive_coop", "negative_coop"),
+    *("intclip", "intclip free negative", "intclip_words", "ensemble", "sparc"),
+}
 """Their logits are small differences times a large scale, of which bfloat16, with 8 bits, keeps the sign at best."""
 ONE_REGION = {"cpad frozen, equal"}
 """Variants that read the tiny backbone's own last stage, which has one region."""
@@ -89,7 +92,8 @@ def test_gradient_reaches_what_should_learn_and_nothing_else(variant: str, tiny_
         if parameter.requires_grad:
             assert parameter.grad is not None, key
             assert parameter.grad.isfinite().all(), key
-            assert parameter.grad.abs().max() > 0, key
+            # Softmax does not see what is added to all keys, and its gradient is 0 but for rounding.
+            assert parameter.grad.abs().max() > 0 or key.endswith("key.bias"), key
         else:
             assert parameter.grad is None, key
 

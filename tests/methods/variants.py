@@ -22,6 +22,7 @@ SMALL: dict[str, dict[str, object]] = {
     # "max" trains the level whose loss is largest, and no other
     "hleg": {"levels": "sum"},
     "multiguard": {"sigma": 0.1},
+    "sparc": {"partners": 2},
     "ensemble": {
         "members": [
             {"method": "intclip", "options": {"context_length": 3}},
@@ -49,6 +50,10 @@ OTHERS: dict[str, tuple[str, dict[str, object]]] = {
     "hleg text": ("hleg", {"decoder": DECODER, "levels": "sum", "queries": "text"}),
     "labcr text": ("labcr", {"decoder": DECODER, "queries": "text", "visual": FROZEN}),
     "coop dual": ("coop", {"context_length": 3, "prompts": "dual", "class_specific": True}),
+    "negative_coop": ("positive_coop", {"context_length": 3, "learned": "negative"}),
+    "intclip free negative": ("intclip", {"context_length": 3, "negative": "free"}),
+    "dualcoop_pp boost": ("dualcoop_pp", {"context_length": 3, "winner": "boost"}),
+    "fdil without teacher": ("fdil", {"distillation": 0, "rerank": 0}),
     "tip_adapter_f": ("tip_adapter", {"fine_tune": True}),
 }
 """Further variants by name: method and options."""

@@ -134,8 +134,8 @@ def is_run(row: Row, fine_taxonomy: str | None = None) -> bool:
 
 def slug(name: str) -> str:
     """A row's name as a folder's."""
-    words = "".join(letter if letter.isalnum() else " " for letter in name.lower().replace("w/o", "without")).split()
-    return "-".join(words)
+    spelled = name.lower().replace("w/o", "without").replace("++", "-pp")
+    return "-".join("".join(letter if letter.isalnum() else " " for letter in spelled).split())
 
 
 def choose_jobs(jobs: int, device: str) -> int:

@@ -7,7 +7,7 @@ leaves open, and results.
 from collections.abc import Iterable
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
 from intclip.backbones.base import Backbone, FeatureName, Features
@@ -15,6 +15,7 @@ from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.aggregation import ATTENTION, AggregationVariant, SightAssistedAggregation
 from intclip.methods.base import Method, Options, Output, ParameterGroup
 from intclip.methods.branches import Branch
+from intclip.methods.free_prompts import FreeHalfPrompts
 from intclip.methods.hierarchy_loss import Hierarchy, HierarchyOptions
 from intclip.methods.logit_graph import LogitGraph, LogitGraphOptions
 from intclip.methods.loss_options import LossOptions
@@ -29,7 +30,7 @@ class LearningRates(BaseModel, frozen=True, extra="forbid"):
         prompts: Context vectors.
         deep: The trainable copy of the deep layers (released code: 0.1).
         aggregation: Sight-assisted aggregation (released code: 0.1).
-        text_residual: Vectors added to the text features, where there are any.
+        text_residual: Vectors added to the text features, and free negatives, where there are any.
         pooling: Learned scales and biases, where there are any.
         graph: The label graph's two strengths, where there is one.
         hierarchy: Context vectors of the parents' prompts, where there are any.
@@ -60,6 +61,9 @@ class IntclipOptions(Options, frozen=True):
         period: End each sentence with a period where it has no closing punctuation, as the released code does.
         prompts_every: Contexts learn at every so-manieth step; see `PromptLearner`.
         text_residual: Learned vectors added to the text features; see `PromptLearner`.
+        negative: The negative half of a pair: a "prompt" as the positive one is, or a "free" vector that no text
+            encoder reads, with an offset beside the positive half; see `../free_prompts.py`.
+        free_std: Standard deviation of the free vector and the offset at the start.
         pooling: From region similarities to logits.
         loss: The classification loss.
         sight_loss: Weight λ of the same loss on the logits of the sight map alone.
@@ -78,12 +82,20 @@ class IntclipOptions(Options, frozen=True):
     period: bool = False
     prompts_every: int = Field(default=1, ge=1)
     text_residual: bool = False
+    negative: Literal["prompt", "free"] = "prompt"
+    free_std: float = Field(default=1.0, gt=0)
     pooling: PoolingOptions = PoolingOptions()
     loss: LossOptions = LossOptions()
     sight_loss: float = Field(default=0, ge=0)
     graph: LogitGraphOptions | None = None
     hierarchy: HierarchyOptions | None = None
     lr: LearningRates = LearningRates()
+
+    @model_validator(mode="after")
+    def _one_offset(self) -> "IntclipOptions":
+        if self.negative == "free" and self.text_residual:
+            raise ValueError("negative free has an offset of its own; set text_residual to false")
+        return self
 
 
 class IntCLIP(Method):
@@ -96,15 +108,7 @@ class IntCLIP(Method):
         self.options = options
         self.needs = _needs(options)
         self.loss_reduction = options.loss.over_photos
-        self.prompts = PromptLearner(
-            backbone.text,
-            taxonomy.sentences(options.sentence_form),
-            context_length=options.context_length,
-            class_specific=options.class_specific,
-            every=options.prompts_every,
-            residual=options.text_residual,
-            period=options.period,
-        )
+        self.prompts = _prompts(backbone, taxonomy, options)
         self.pooling = RegionPooling(options.pooling, len(taxonomy.names))
         self.semantic: Branch | None = None
         if options.train == "semantic":
@@ -175,9 +179,11 @@ class IntCLIP(Method):
     def parameter_groups(self) -> list[ParameterGroup]:
         """Groups "prompts", "deep", "aggregation", "pooling" and those of the options that are on, none empty."""
         lr = self.options.lr
+        context = self.prompts.context
+        beside_context = [parameter for parameter in _learnable(self.prompts) if parameter is not context]
         groups = [
-            ParameterGroup("prompts", [self.prompts.context], lr.prompts),
-            ParameterGroup("text_residual", _learnable(self.prompts)[1:], lr.text_residual),
+            ParameterGroup("prompts", [context], lr.prompts),
+            ParameterGroup("text_residual", beside_context, lr.text_residual),
             ParameterGroup("deep", _learnable(self.semantic), lr.deep),
             ParameterGroup("aggregation", _learnable(self.aggregation), lr.aggregation),
             ParameterGroup("pooling", _learnable(self.pooling), lr.pooling, weight_decay_multiplier=0),
@@ -197,6 +203,29 @@ def _needs(options: IntclipOptions) -> tuple[FeatureName, ...]:
     semantic: dict[str, tuple[FeatureName, ...]] = {"none": (), "semantic": ("trunk",), "all": ("pixels",)}
     reads_sight = options.branches == "dual" or options.train == "none" or options.sight_loss > 0
     return (*semantic[options.train], *(("regions",) if reads_sight else ()))
+
+
+def _prompts(backbone: Backbone, taxonomy: Taxonomy, options: IntclipOptions) -> PromptLearner | FreeHalfPrompts:
+    sentences = taxonomy.sentences(options.sentence_form)
+    if options.negative == "free":
+        return FreeHalfPrompts(
+            backbone.text,
+            sentences,
+            std=options.free_std,
+            context_length=options.context_length,
+            class_specific=options.class_specific,
+            every=options.prompts_every,
+            period=options.period,
+        )
+    return PromptLearner(
+        backbone.text,
+        sentences,
+        context_length=options.context_length,
+        class_specific=options.class_specific,
+        every=options.prompts_every,
+        residual=options.text_residual,
+        period=options.period,
+    )
 
 
 def _learnable(module: nn.Module | None) -> list[nn.Parameter]:

@@ -1,0 +1,111 @@
+"""DualCoOp++: a third prompt a class says where to look, and classes compete for every region.
+
+Hu, Sun, Sclaroff, Saenko: DualCoOp++: Fast and Effective Adaptation to Multi-Label Recognition with Limited
+Annotations, TPAMI 2023. README.md beside this file has the equations.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from intclip.backbones.base import Backbone, Features
+from intclip.labels.taxonomy import Taxonomy
+from intclip.methods.base import Method, Options, Output, ParameterGroup
+from intclip.methods.loss_options import LossOptions
+from intclip.methods.prompts import NEGATIVE, POSITIVE, PromptLearner
+
+EVIDENCE = 2
+"""Place of the evidence prompts after the negative and the positive ones."""
+_SHARPNESS = 200
+
+
+class DualcoopPpOptions(Options, frozen=True):
+    """Options of DualCoOp++.
+
+    Attributes:
+        context_length: Number of context vectors a prompt.
+        class_specific: Contexts of each class its own.
+        sentence_form: Which of the taxonomy's sentences follow the context.
+        period: End each sentence with a period where it has no closing punctuation, as the released code does.
+        log_sharpness: s at the start: regions are weighed by softmax of e^s · cos(region, evidence prompt). It trains.
+        log_scale: Cosines are scaled by e to the power of it.
+        winner: What the share w of a class in the competition for a region does to its positive similarity: "share"
+            multiplies it by w, "boost" by 1 + w (the released code's mode pos200), "none" leaves it.
+        loss: The classification loss.
+    """
+
+    context_length: int = Field(default=21, ge=0)
+    class_specific: bool = True
+    sentence_form: str = "fine"
+    period: bool = True
+    log_sharpness: float = 3.0
+    log_scale: float = 3.0
+    winner: Literal["share", "boost", "none"] = "share"
+    loss: LossOptions = LossOptions(scale=0.03)
+
+
+class DualCoOpPP(Method):
+    """Evidence, positive and negative prompts against the frozen region features."""
+
+    Options = DualcoopPpOptions
+    needs = ("regions",)
+
+    def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: DualcoopPpOptions) -> None:
+        super().__init__(backbone, taxonomy)
+        self.options = options
+        self.loss_reduction = options.loss.over_photos
+        self.prompts = PromptLearner(
+            backbone.text,
+            taxonomy.sentences(options.sentence_form),
+            halves=3,
+            context_length=options.context_length,
+            class_specific=options.class_specific,
+            period=options.period,
+        )
+        self.log_sharpness = nn.Parameter(torch.tensor(float(options.log_sharpness)))
+
+    def forward(self, features: Features, *, maps: bool = False) -> Output:
+        """Logits (B, K); the map "sight" is the logit of every region as if it were the only one."""
+        regions = features["regions"]
+        text = F.normalize(self.prompts(self.backbone.text), dim=2)
+        rows = F.normalize(regions.flatten(2).transpose(1, 2), dim=2)
+        # (B, 3, K, N)
+        cosines = (rows.unsqueeze(1) @ text.transpose(1, 2)).transpose(2, 3)
+        weights = (self.log_sharpness.exp() * cosines[:, EVIDENCE]).softmax(dim=2)
+        scores = region_scores(cosines[:, POSITIVE], cosines[:, NEGATIVE], self.options.winner)
+        scores = math.exp(self.options.log_scale) * scores
+        output = Output((weights * scores).sum(dim=2))
+        if maps:
+            output.maps["sight"] = scores.reshape(*scores.shape[:2], *regions.shape[2:])
+        return output
+
+    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
+        """The classification loss."""
+        return {"classification": self.options.loss(output.logits, targets)}
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Groups "prompts" and, without weight decay, "sharpness"."""
+        return [
+            ParameterGroup("prompts", [self.prompts.context]),
+            ParameterGroup("sharpness", [self.log_sharpness], weight_decay_multiplier=0),
+        ]
+
+
+def region_scores(positive: Tensor, negative: Tensor, winner: Literal["share", "boost", "none"]) -> Tensor:
+    """Positive minus negative similarity (B, K, N) of every region, the positive one weighed by the competition.
+
+    w = softmax over classes of 200 · cos⁺ · max over classes of cos⁺.
+
+    Args:
+        positive: Cosines (B, K, N) with the positive prompts.
+        negative: Cosines (B, K, N) with the negative prompts.
+        winner: See `DualcoopPpOptions`.
+    """
+    if winner == "none":
+        return positive - negative
+    share = (_SHARPNESS * positive * positive.amax(dim=1, keepdim=True)).softmax(dim=1)
+    return positive * (share if winner == "share" else 1 + share) - negative

@@ -1,0 +1,74 @@
+"""A learned prompt beside a free vector: one half of a dual prompt is not read by the text encoder at all.
+
+    t of the learned half  = text encoder([start, V₁ … V_M, sentence, end]) + δ_k
+    t of the free half     = n_k                                              δ, n ~ N(0, std²), (K, D)
+
+Source: Rawlekar, Bhatnagar, Ahuja: PositiveCoOp and NegativeCoOp, WACV 2025, and their code, where std is 1.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from intclip.backbones.base import TextTower
+from intclip.methods.prompts import PromptLearner
+
+Half = Literal["negative", "positive"]
+
+
+class FreeHalfPrompts(nn.Module):
+    """Text features (2, K, D) of one prompt and one free vector a class.
+
+    Args:
+        text: Text tower; passed to each call and not held.
+        sentences: K class sentences.
+        learned: Which half is a prompt; the other one is free.
+        std: Standard deviation of δ and n.
+        context_length: Number M of context vectors.
+        class_specific: Contexts of each class its own.
+        every: See `PromptLearner`.
+        period: See `PromptLearner`.
+    """
+
+    def __init__(
+        self,
+        text: TextTower,
+        sentences: Sequence[str],
+        *,
+        learned: Half = "positive",
+        std: float = 1.0,
+        context_length: int = 16,
+        class_specific: bool = True,
+        every: int = 1,
+        period: bool = False,
+    ) -> None:
+        super().__init__()
+        self.learned = learned
+        self.learner = PromptLearner(
+            text,
+            sentences,
+            halves=1,
+            context_length=context_length,
+            class_specific=class_specific,
+            every=every,
+            period=period,
+        )
+        self.offset = nn.Parameter(torch.randn(len(sentences), text.embed_dim) * std)
+        self.free = nn.Parameter(torch.randn(len(sentences), text.embed_dim) * std)
+
+    @property
+    def context(self) -> nn.Parameter:
+        """Context vectors (1, K or 1, M, width)."""
+        return self.learner.context
+
+    def before_step(self, step: int) -> None:
+        """See `PromptLearner.before_step`."""
+        self.learner.before_step(step)
+
+    def forward(self, text: TextTower) -> Tensor:
+        """Text features (2, K, D), negative and positive half, not of length 1."""
+        read = self.learner(text)[0] + self.offset
+        halves = [self.free, read] if self.learned == "positive" else [read, self.free]
+        return torch.stack(halves)

@@ -1,0 +1,1 @@
+"""PositiveCoOp and NegativeCoOp (WACV 2025)."""

@@ -1,0 +1,1 @@
+"""The vision-only baseline of PositiveCoOp (WACV 2025)."""

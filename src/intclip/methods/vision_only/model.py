@@ -1,0 +1,60 @@
+"""The vision-only baseline of PositiveCoOp: a linear layer reads every region, and no text is used.
+
+    s_n = W x_n + b (2K), x_n not normalised;   w = softmax over regions of s, each half by its own
+    z = 5 · Σ_n w_n s_n;   logit = z⁺ − z⁻
+
+Rawlekar, Bhatnagar, Ahuja: Rethinking Prompting Strategies for Multi-Label Recognition with Partial Annotations, WACV
+2025.
+"""
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from intclip.backbones.base import Backbone, Features
+from intclip.labels.taxonomy import Taxonomy
+from intclip.methods.base import Method, Options, Output
+from intclip.methods.loss_options import LossOptions
+from intclip.methods.region_maps import region_map
+
+
+class VisionOnlyOptions(Options, frozen=True):
+    """Options of the baseline.
+
+    Attributes:
+        logit_scale: Scale of pooled scores.
+        loss: The classification loss.
+    """
+
+    logit_scale: float = Field(default=5, gt=0)
+    loss: LossOptions = LossOptions(scale=0.03)
+
+
+class VisionOnly(Method):
+    """Two linear scores a class at every region, pooled by a softmax of themselves."""
+
+    Options = VisionOnlyOptions
+    needs = ("regions",)
+
+    def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: VisionOnlyOptions) -> None:
+        super().__init__(backbone, taxonomy)
+        self.options = options
+        self.loss_reduction = options.loss.over_photos
+        self.scores = nn.Linear(backbone.embed_dim, 2 * len(taxonomy))
+
+    def forward(self, features: Features, *, maps: bool = False) -> Output:
+        """Logits (B, K), and the "sight" map."""
+        scores = self.scores(features["regions"].flatten(2).transpose(1, 2))
+        pooled = (scores.softmax(dim=1) * scores).sum(dim=1)
+        output = Output(self._difference(pooled))
+        if maps:
+            output.maps["sight"] = region_map(lambda rows: self._difference(self.scores(rows)), features["regions"])
+        return output
+
+    def _difference(self, scores: Tensor) -> Tensor:
+        """Logits (…, K) of scores (…, 2K), negatives first."""
+        negative, positive = scores.chunk(2, dim=-1)
+        return self.options.logit_scale * (positive - negative)
+
+    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
+        """The classification loss."""
+        return {"classification": self.options.loss(output.logits, targets)}
