@@ -246,19 +246,3 @@ def test_what_cannot_run_is_refused(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with pytest.raises(MissingExtraError, match=r"intclip\[onnx\]"):
         choose_engine("onnx")
-
-
-def test_a_vit_takes_any_batch_in_openvino():
-    """A class token expanded to `len(batch)` would be a constant of the tracer's batch."""
-    from intclip.backbones.architecture import Architecture
-    from intclip.backbones.clip import random_clip
-
-    sizes = Architecture(
-        embed_dim=8, image_size=32, vision_layers=1, vision_width=64, patch_size=16, text_width=64, text_layers=1
-    )
-    backbone = random_clip(sizes)
-    engine = compile_module(FeatureGraph(backbone, ("pooled",)), example_pixels(backbone), engine="openvino")
-    for count in (1, 2, 5):
-        pixels = example_pixels(backbone, count)
-        expected = backbone.features(torch.from_numpy(pixels), ["pooled"])["pooled"].numpy()
-        np.testing.assert_allclose(engine(pixels)["pooled"], expected, atol=1e-5)

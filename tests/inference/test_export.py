@@ -12,16 +12,11 @@ import onnx
 import onnxruntime
 import openvino
 import pytest
-import torch
 
 import intclip
 from fakes import TinyBackbone, tiny_taxonomy
 from intclip.backbones import registry
 from intclip.errors import BundleError, IntclipError, StorageError
-from intclip.inference.conversion import to_openvino
-from intclip.inference.engines import OpenvinoEngine
-from intclip.inference.graph import PhotoGraph
-from intclip.methods.registry import METHODS, build_method, method_options
 from tiny_models import THRESHOLDS, reference_probabilities
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "predict_onnx.py"
@@ -266,25 +261,3 @@ def refuse_card(files, tmp_path, **changes):
     with pytest.raises(BundleError) as caught:
         intclip.load(tmp_path / "m.onnx")
     return str(caught.value)
-
-
-@pytest.mark.parametrize("name", sorted(METHODS))
-def test_every_method_converts_with_a_free_batch(name):
-    """At batch sizes other than the traced one: no size in a method may be frozen by tracing."""
-    options = {"context_length": 3} if "context_length" in method_options(name).model_fields else {}
-    method = build_method(name, TinyBackbone(), tiny_taxonomy(), options)
-    rng = np.random.default_rng(0)
-    photos = torch.from_numpy(rng.standard_normal((6, 3, 24, 24)).astype(np.float32))
-    targets = torch.from_numpy(rng.integers(0, 2, (6, len(tiny_taxonomy()))).astype(np.float32))
-    with torch.no_grad():
-        method.prepare([(method.backbone.features(photos, method.needs), targets)])
-    module = PhotoGraph(method, exclusive=False, maps=True)
-    engine = OpenvinoEngine(to_openvino(module, rng.standard_normal((2, 3, 24, 24)).astype(np.float32)))
-    for count in (1, 5):
-        batch = rng.standard_normal((count, 3, 24, 24)).astype(np.float32)
-        with torch.no_grad():
-            expected = module(torch.from_numpy(batch))
-        found = engine(batch)
-        assert found.keys() == expected.keys()
-        for key, values in expected.items():
-            np.testing.assert_allclose(found[key], values.numpy(), atol=1e-4, rtol=1e-4, err_msg=f"{name} {key}")

@@ -69,7 +69,9 @@ class ClipText(TextTower):
                 f"a prompt of {length} tokens is longer than this text tower's {self.context_length};"
                 " take a shorter sentence or fewer context vectors"
             )
-        if embeddings.device.type != "cpu":  # elsewhere one large batch is faster, and lengths are not there to read
+        # Elsewhere one large batch is faster, and lengths are not there to read. A converted graph would keep the
+        # example's order and cut.
+        if embeddings.device.type != "cpu" or torch.jit.is_tracing() or torch.compiler.is_compiling():
             return self._encode(embeddings, lengths)
         order = lengths.argsort()
         ordered = lengths[order].tolist()

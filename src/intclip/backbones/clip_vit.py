@@ -66,7 +66,7 @@ class VitHead(ImageHead):
 def as_map(patches: Tensor) -> Tensor:
     """Patch tokens (B, HW, C) of a square image as a map (B, C, H, W)."""
     side = math.isqrt(patches.shape[1])
-    return patches.transpose(1, 2).reshape(len(patches), -1, side, side)
+    return patches.transpose(1, 2).unflatten(2, (side, side))
 
 
 def deep_blocks(layers: int) -> int:

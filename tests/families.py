@@ -1,0 +1,74 @@
+"""One tiny random model of every family of backbones in the registry: the columns of tables over backbones."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from intclip.backbones import lite
+from intclip.backbones.architecture import ARCHITECTURES, Architecture
+from intclip.backbones.base import Backbone
+from intclip.backbones.clip import random_clip
+from intclip.backbones.efficientnet_lite import HEAD_CHANNELS
+from intclip.backbones.lite_towers import LITE_BACKBONES, LITE_TOWERS, TEXT_PACKAGE, package_folder
+from intclip.backbones.minilm import MiniLM, load_tokenizer
+
+_TEXT = {"text_width": 16, "text_layers": 2, "text_heads": 2}
+_RESNET = Architecture(8, 64, (1, 1, 1, 1), 8, None, **_TEXT)
+_VIT = Architecture(8, 32, 2, 16, 16, vision_heads=2, **_TEXT)
+_IMAGE_SIZE = 64
+
+
+def tiny_lite(name: str) -> Backbone:
+    """An embedded backbone of few channels, on photos of 64 pixels, with the real tokenizer."""
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
+        torch.manual_seed(0)
+        for tower, sizes in LITE_TOWERS.items():
+            patch.setitem(LITE_TOWERS, tower, sizes._replace(width=sizes.width / 4, depth=sizes.depth / 3))
+        backbone = lite.LiteBackbone("paper", name)
+        towers = len(LITE_BACKBONES[name].towers)
+        tokenizer = load_tokenizer(package_folder(TEXT_PACKAGE) / "model" / "tokenizer.json")
+        words = MiniLM(
+            tokenizer, vocabulary=tokenizer.get_vocab_size(), positions=64, width=8, hidden=16, layers=2, heads=2
+        )
+        backbone.text, backbone.embed_dim = words, 8
+        backbone.head = lite.LiteHead(towers * HEAD_CHANNELS, 8)
+        backbone.to_empty(device="cpu")
+        seed(backbone)
+    backbone.take(backbone.preprocess.model_copy(update={"size": _IMAGE_SIZE}))
+    backbone.freeze()
+    return backbone
+
+
+def seed(module: nn.Module) -> None:
+    """Random weights that keep activations of ordinary size."""
+    with torch.no_grad():
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            if name.endswith("var"):
+                tensor.uniform_(0.5, 1.5)
+            elif tensor.is_floating_point():
+                fan_in = tensor[0].numel() if tensor.dim() > 1 else 100
+                tensor.normal_(0, (2 / fan_in) ** 0.5)
+            if name.endswith(("scale", "norm.weight")):
+                tensor.add_(1)
+
+
+FAMILIES: dict[str, Callable[[], Backbone]] = {
+    "CLIP ResNet": lambda: random_clip(_RESNET),
+    "CLIP ViT": lambda: random_clip(_VIT),
+    "lite": lambda: tiny_lite("lite"),
+    "side by side": lambda: tiny_lite("lite+lite2"),
+}
+"""A new family of the registry comes here and into `family_of`: then every table over backbones has it."""
+
+
+def family_of(name: str) -> str:
+    """The family of a registered backbone.
+
+    Raises:
+        KeyError: It has none in `FAMILIES` yet.
+    """
+    if name in LITE_BACKBONES:
+        return "lite" if len(LITE_BACKBONES[name].towers) == 1 else "side by side"
+    return "CLIP ResNet" if ARCHITECTURES[name].patch_size is None else "CLIP ViT"

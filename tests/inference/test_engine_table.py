@@ -1,0 +1,150 @@
+"""Every method on every family of backbones gives torch's numbers on every engine, at every batch size.
+
+A tracer keeps as a constant what Python reads from its example: the batch size, an order, a branch. Such a graph is
+right for the example alone, so each one is tried at other sizes and on other photos.
+"""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fakes import tiny_taxonomy
+from families import FAMILIES, family_of
+from intclip.backbones.registry import backbone_names
+from intclip.errors import IntclipError
+from intclip.inference.card import ATTENTION_OUTPUT, MAP_PREFIX
+from intclip.inference.conversion import to_onnx, to_openvino
+from intclip.inference.export import build_graph, make_card
+from intclip.inference.exported import PREDICTION_OUTPUTS
+from intclip.inference.graph import PhotoGraph, example_pixels
+from intclip.methods.registry import METHODS, build_method, method_options
+
+BATCHES = (1, 2, 3, 5, 8)
+TOLERANCE = 1e-4
+"""Absolute up to values of 1, and a share of the largest value above."""
+WHOLE = "INTCLIP_WHOLE_TABLE"
+"""Environment variable: try every cell in ONNX, whose converter takes seconds a graph; else one family a method."""
+CELLS = [(method, family) for method in sorted(METHODS) for family in FAMILIES]
+ONNX_CELLS = (
+    CELLS
+    if os.environ.get(WHOLE)
+    else [(method, [*FAMILIES][place % len(FAMILIES)]) for place, method in enumerate(sorted(METHODS))]
+)
+
+
+def prepared_method(name, family):
+    """A method over a tiny backbone of a family, its learned parts moved away from where they start."""
+    torch.manual_seed(1)
+    options = {"context_length": 3} if "context_length" in method_options(name).model_fields else {}
+    backbone = FAMILIES[family]()
+    method = build_method(name, backbone, tiny_taxonomy(), options)
+    pixels = torch.from_numpy(example_pixels(backbone, 16))
+    targets = (torch.rand(16, len(tiny_taxonomy())) < 0.4).float()
+    with torch.no_grad():
+        method.prepare([(backbone.features(pixels, method.needs), targets)])
+        for parameter in method.learnable_parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return method.eval()
+
+
+def photos(backbone, count):
+    """Pixels (count, 3, S, S), other ones for each count, some bright and some dark."""
+    rng = np.random.default_rng(count)
+    shape = (count, 3, backbone.image_size, backbone.image_size)
+    return (rng.standard_normal(shape) + rng.standard_normal((count, 1, 1, 1))).astype(np.float32)
+
+
+def largest_difference(method, graph):
+    """Over all batch sizes and outputs, with maps and without: difference from torch and where it is."""
+    module = PhotoGraph(method, exclusive=False, maps=bool(graph.card.maps))
+    maps = [MAP_PREFIX + name for name in graph.card.maps] + [ATTENTION_OUTPUT] * graph.card.attention
+    engine = graph.engine((*PREDICTION_OUTPUTS, *maps))
+    runs = [(engine, count) for count in BATCHES]
+    if maps:
+        runs.append((graph.engine(PREDICTION_OUTPUTS), 3))
+    worst = (0.0, "")
+    for engine, count in runs:
+        pixels = photos(method.backbone, count)
+        with torch.no_grad():
+            expected = module(torch.from_numpy(pixels))
+        found = engine(pixels)
+        assert set(found) == set(engine.outputs)
+        for name, values in found.items():
+            wanted = expected[name].numpy()
+            assert values.shape == wanted.shape, (name, count)
+            difference = np.abs(values - wanted).max() / max(1, np.abs(wanted).max())
+            assert np.isfinite(difference), (name, count)
+            worst = max(worst, (float(difference), f"{name} of {count}"))
+    return worst
+
+
+@pytest.mark.parametrize(("method", "family"), CELLS)
+def test_openvino_gives_torch_s_numbers(method, family):
+    check("openvino", method, family)
+
+
+@pytest.mark.parametrize(("method", "family"), ONNX_CELLS)
+def test_onnx_gives_torch_s_numbers(method, family):
+    check("onnx", method, family)
+
+
+def check(format, method, family):
+    built = prepared_method(method, family)
+    card = make_card(built, model=method, method_name=method, thresholds=0.5)
+    difference, place = largest_difference(built, build_graph(built, card, format, maps=bool(card.maps)))
+    assert difference <= TOLERANCE, place
+
+
+def test_every_registered_backbone_is_of_a_family_in_the_table():
+    named = set(backbone_names()) - {"tiny"}  # of the fixture, for all tests of this folder
+    assert {family_of(name) for name in named} <= set(FAMILIES)
+
+
+class KeepsBatch(nn.Module):
+    """What `as_map` of CLIP's ViT once did: `len` of a traced tensor is the example's."""
+
+    def forward(self, pixels):
+        return pixels.reshape(len(pixels), -1)
+
+
+class KeepsOrder(nn.Module):
+    """What the text tower once did with CoCoOp's prompts: rows sorted by what was read from the example."""
+
+    def forward(self, pixels):
+        order = pixels.mean(dim=(1, 2, 3)).argsort()
+        return pixels.flatten(1)[order.tolist()]
+
+
+class KeepsBranch(nn.Module):
+    """A branch on the values of the photos."""
+
+    def forward(self, pixels):
+        return pixels * 2 if float(pixels[0].mean()) > 0 else pixels
+
+
+class KeepsNumber(nn.Module):
+    """A number read from the photos."""
+
+    def forward(self, pixels):
+        return pixels / float(pixels.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("convert", "frozen"),
+    [
+        *((to_openvino, frozen) for frozen in (KeepsBatch, KeepsOrder, KeepsBranch, KeepsNumber)),
+        *((to_onnx, frozen) for frozen in (KeepsBatch, KeepsOrder, KeepsBranch)),  # it knows how to export a number
+    ],
+)
+def test_what_a_trace_froze_fails_at_conversion_in_one_line(convert, frozen, capfd):
+    example = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    with pytest.raises(IntclipError) as caught:
+        convert(frozen(), example)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "\x1b" not in message
+    assert "engine='torch'" in message
+    assert capfd.readouterr().err == ""
