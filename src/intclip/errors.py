@@ -1,12 +1,12 @@
-"""Errors that a user can mend.
+"""Errors that a user can fix.
 
-Every message is one line that says what is wrong, where, and how to mend it. The command line prints it and exits
+Every message is one line that says what is wrong, where, and how to fix it. The command line prints it and exits
 with code 2; a program catches `IntclipError` or one of its kinds.
 """
 
 
 class IntclipError(Exception):
-    """Something the user gave, or the machine lacks, is wrong; the message says how to mend it."""
+    """Something the user gave, or the machine lacks, is wrong; the message says how to fix it."""
 
 
 class ImageError(IntclipError):

@@ -29,9 +29,9 @@ def describe_machine() -> dict[str, Any]:
 
 
 def memory_is_short() -> bool:
-    """Whether less memory is left than ordinary work takes: then a failure is no fault of what was being read."""
+    """Whether less memory is left than ordinary work takes: then a failure is not the fault of what was being read."""
     try:
-        mmap.mmap(-1, _ORDINARY).close()  # asked for, never touched
+        mmap.mmap(-1, _ORDINARY).close()  # reserved, never touched
     except (OSError, MemoryError):
         return True
     return False

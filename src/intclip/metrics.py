@@ -105,9 +105,9 @@ def bootstrap_intervals(
     Args:
         scores: (N, K).
         targets: (N, K); NaN where unknown.
-        thresholds: As for `multilabel_report`; fixed, not tuned anew on each draw.
+        thresholds: As for `multilabel_report`; fixed, not tuned again on each draw.
         n: Number of draws.
-        seed: Of the draws.
+        seed: Seed of the draws.
         level: Coverage, in (0, 1).
         positive_share: A soft target counts as positive at or above it.
 
@@ -142,9 +142,9 @@ def bootstrap_differences(
         first: Scores (N, K) of one model.
         second: Scores (N, K) of the other.
         targets: (N, K); NaN where unknown.
-        thresholds: Of the two, each as for `multilabel_report`.
+        thresholds: Thresholds of the two, each as for `multilabel_report`.
         n: Number of draws.
-        seed: Of the draws.
+        seed: Seed of the draws.
         level: Coverage, in (0, 1).
         positive_share: A soft target counts as positive at or above it.
 

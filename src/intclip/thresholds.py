@@ -82,9 +82,9 @@ def tune_threshold(
         One threshold, or with `per_class` an array (K,).
 
     Raises:
-        ValueError: Shapes do not match, there is no photo, a score is NaN, the grid is empty or has a NaN, `shrinkage`
-            is out of its range, `objective` or `ties` is unknown, or `per_class` comes with another objective than
-            macro F1.
+        ValueError: Shapes do not match, there are no photos, a score is NaN, the grid is empty or has a NaN,
+            `shrinkage` is out of its range, `objective` or `ties` is unknown, or `per_class` comes with another
+            objective than macro F1.
     """
     score = np.asarray(scores, dtype=np.float64)
     target = np.asarray(targets, dtype=np.float64)

@@ -34,13 +34,13 @@ def verify_job(job: Job) -> Verified:
     """Read every shard through and hold its rows against the inputs, one to one and in order.
 
     Raises:
-        StorageError: A shard is missing or damaged, holds other rows than its inputs, or is no shard of the job.
+        StorageError: A shard is missing or damaged, holds other rows than its inputs, or is not a shard of the job.
     """
     errors = 0
     listed = {part.file for part in job.manifest.shards}
     for file in (job.folder / SHARDS).glob("*.parquet"):
         if file.name not in listed:
-            raise StorageError(f"{file} is no shard of this job; remove it")
+            raise StorageError(f"{file} is not a shard of this job; remove it")
     missing = [part.file for number, part in enumerate(job.manifest.shards) if done_shard(job, number) is None]
     if missing:
         raise StorageError(
@@ -76,7 +76,7 @@ def read_status(folder: str | Path) -> dict[str, Any]:
         run: photos_per_second, seconds_left (None where unknown), updated (seconds ago).
 
     Raises:
-        StorageError: There is no job.
+        StorageError: The folder holds no job.
     """
     job = read_job(folder)
     infos = [info for number in range(len(job.manifest.shards)) if (info := done_shard(job, number)) is not None]

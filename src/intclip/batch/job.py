@@ -85,10 +85,10 @@ class ShardRange(BaseModel, frozen=True, extra="forbid"):
 
 
 class Manifest(BaseModel, frozen=True, extra="forbid"):
-    """A job, as `manifest.json` tells it.
+    """A job, as `manifest.json` describes it.
 
     Attributes:
-        format: Of this layout.
+        format: Version of the layout.
         source: What the inputs were named by.
         fingerprint: SHA-256 over all inputs' paths, in order.
         photos: Number of inputs.

@@ -41,10 +41,10 @@ class ShardMapper:
         self._predictor: Predictor | None = None
 
     def __call__(self, number: int, on_progress: Callable[[int], None] | None = None) -> ShardInfo:
-        """Write a shard and tell what it holds.
+        """Write a shard and return what it holds.
 
         Args:
-            number: Of the shard.
+            number: Number of the shard.
             on_progress: Called with the photos of this shard that are done, from time to time.
 
         Raises:

@@ -27,8 +27,8 @@ class Reference(NamedTuple):
 
     Attributes:
         path: A path, an address, or "archive.tar!member".
-        offset: Of a tar's member: where its bytes begin.
-        size: Of a tar's member: how many they are.
+        offset: Where the bytes of a tar member begin.
+        size: Number of bytes of a tar member.
     """
 
     path: str
@@ -37,7 +37,7 @@ class Reference(NamedTuple):
 
     def image(self) -> str | TarMember | RemoteFile:
         """What `read_image` and `read_bytes` read."""
-        # A file name that is no UTF-8 cannot stand in a table; `_named` wrote its bytes as escapes.
+        # A file name that is not UTF-8 cannot stand in a table; `_named` wrote its bytes as escapes.
         path = _BYTE.sub(lambda found: chr(0xDC00 + int(found[1], 16)), self.path)
         if self.offset is not None and self.size is not None and (parts := _MEMBER.fullmatch(path)):
             archive, member = parts.groups()
@@ -153,7 +153,7 @@ def _cells(path: Path, name: str) -> Iterator[str]:
         found = (row.known.get("image") for row in read_rows(path))
     for number, cell in enumerate(found, 1):
         if not isinstance(cell, str) or not cell.strip():
-            raise DatasetError(f"{name}, row {number}: there is no photo; fill it in or remove the row")
+            raise DatasetError(f"{name}, row {number}: the photo is missing; fill it in or remove the row")
         yield cell.strip()
 
 

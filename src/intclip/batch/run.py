@@ -27,10 +27,10 @@ class Summary:
     """What a run did.
 
     Attributes:
-        photos: Of the whole job.
+        photos: Number of photos in the whole job.
         computed: Photos that this run did.
         errors: Photos of the whole job that could not be read.
-        seconds: Of this run.
+        seconds: Duration of this run.
         duplicates: Photos that repeat an earlier one, by kind; empty without deduplication.
     """
 
@@ -131,7 +131,7 @@ class RayWorker:
         self._mapper: ShardMapper | None = None
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """One shard; what the user can mend comes back as text, since Ray would wrap it in a traceback."""
+        """One shard; what the user can fix comes back as text, since Ray would wrap it in a traceback."""
         try:
             if self._mapper is None:
                 os.chdir(item["home"])  # relative paths mean what they meant where the job was started
@@ -153,7 +153,7 @@ def _ray(job: Job, missing: Sequence[int], workers: int | None) -> Iterator[Shar
         quiet = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
         here = os.environ.get("RAY_ADDRESS") is None
         os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 starves its workers beside any other work
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it tells its makers of every start
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it reports every start to its makers
         alone = {"address": "local", "num_cpus": (workers or os.cpu_count() or 1) + 1}
         try:
             ray.init(**(quiet | alone if here else quiet))
@@ -186,7 +186,7 @@ def _ray(job: Job, missing: Sequence[int], workers: int | None) -> Iterator[Shar
 
 
 class _Progress:
-    """Photos done, told to the caller and, some seconds apart, to the progress file."""
+    """Photos done, reported to the caller and, every few seconds, to the progress file."""
 
     def __init__(self, path: Path, before: int, total: int, report: Report | None) -> None:
         self._path, self._before, self._total, self._report = path, before, total, report

@@ -25,7 +25,7 @@ class Row:
         path: As the source names it.
         probabilities: (K,) float32; None where the photo could not be read.
         labels: Names at or above their thresholds.
-        embedding: (D,) of unit length, where it was asked for and the photo could be read.
+        embedding: (D,) of unit length, if requested and the photo could be read.
         error: Why the photo could not be read.
         content: SHA-256 of the photo's bytes, with deduplication.
         look: 128-bit perceptual hash (16 bytes), with perceptual deduplication.
@@ -90,7 +90,7 @@ def write_shard(path: Path, rows: Sequence[Row], *, labels: Sequence[str], dedup
 
 
 def read_info(path: Path) -> ShardInfo | None:
-    """What a shard's footer tells; None where there is no whole shard."""
+    """What a shard's footer says; None where the shard is missing or incomplete."""
     parquet = require("pyarrow.parquet", "core")
     try:
         footer = parquet.read_metadata(path)

@@ -42,17 +42,17 @@ class Evidence:
 
     The maps cover what the model saw, the square `box` of the photo, at the size of the model's input. A branch that a
     method does not have shows the fused map: a zero-shot model and a single branch have one map, all three are equal
-    then; `branches` tells which ones are a map of their own.
+    then; `branches` names the maps that are the method's own.
 
     Attributes:
         label: The label's name.
-        probability: Of the label in this photo.
+        probability: Probability of the label in this photo.
         sight: What is seen: the frozen branch (H, W).
         semantic: What is meant: the trained branch (H, W).
         fused: Their aggregate (H, W), which decides.
         branches: Names of the maps that are the method's own.
-        regions: The region logits behind the maps, by branch, (h, w), not scaled: the sign tells for or against. Of
-            kind "fine" (4h, 4w).
+        regions: The region logits behind the maps, by branch, (h, w), not scaled: above 0 speaks for the label, below 0
+            against it. Kind "fine" has (4h, 4w).
         box: The part (left, top, right, bottom) of the photo that the model saw, in pixels of the upright photo.
         source: The photo's path, or what kind of object it was.
         kind: Where the maps come from, see `intclip.evidence.kinds`; by default the region logits.
@@ -91,7 +91,7 @@ def make_evidence(
 
     Args:
         label: The label's name.
-        probability: Of the label.
+        probability: Probability of the label.
         regions: Branch ("sight", "semantic", "fused"; at least one) to region logits (h, w) of this label.
         size: Side of the maps, the model's input size.
         box: See `Evidence`.

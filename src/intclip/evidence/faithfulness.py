@@ -34,7 +34,7 @@ class Curve:
 
     Attributes:
         share: Share of the pixels changed, from 0 to 1 (steps + 1,).
-        probability: Of the label (steps + 1,).
+        probability: Probability of the label (steps + 1,).
     """
 
     share: npt.NDArray[np.float64]

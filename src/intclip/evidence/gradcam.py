@@ -32,7 +32,7 @@ def gradcam(method: Method, pixels: Tensor, index: int) -> dict[str, npt.NDArray
     Args:
         method: In evaluation mode.
         pixels: (1, 3, S, S).
-        index: Of the label.
+        index: Index of the label.
 
     Raises:
         IntclipError: The label's logit depends on no feature map of a tower.

@@ -25,7 +25,7 @@ def check_kind(kind: str) -> Kind:
     """The kind by its name.
 
     Raises:
-        IntclipError: There is no such kind.
+        IntclipError: The kind is unknown.
     """
     for known in KINDS:
         if kind == known:
@@ -41,7 +41,7 @@ def region_maps(
     Args:
         method: In evaluation mode.
         pixels: Normalised (1, 3, S, S).
-        index: Of the label.
+        index: Index of the label.
         kind: See `Kind`.
 
     Raises:

@@ -21,7 +21,7 @@ class Look:
 
     Attributes:
         label: Its name.
-        probability: Of the label in this photo.
+        probability: Probability of the label in this photo.
         attention: Shares of its attention over the regions (H, W), summing to 1.
     """
 
@@ -54,7 +54,7 @@ def overlap(first: Look, second: Look) -> float:
 
 
 def contrasting(looks: Sequence[Look], top: int = 5) -> list[Look]:
-    """Of the most probable labels the two whose attention overlaps least, the more probable first."""
+    """The two of the most probable labels whose attention overlaps least, the more probable first."""
     likely = sorted(looks, key=lambda look: -look.probability)[: max(top, 2)]
     pairs = [(overlap(a, b), i, j) for i, a in enumerate(likely) for j, b in enumerate(likely) if i < j]
     if not pairs:

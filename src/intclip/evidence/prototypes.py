@@ -27,7 +27,7 @@ class Patch:
     Attributes:
         cosine: To the prototype.
         photo: Where it is from.
-        row: Of the stage's grid, as a share of the side, at the patch's middle.
+        row: Middle of the patch as a share of the photo's height.
         column: Likewise.
     """
 
@@ -42,7 +42,7 @@ class Prototype:
     """A prototype and the patches nearest to it, nearest first, one a photo.
 
     Attributes:
-        stage: Of the backbone.
+        stage: Stage of the backbone.
         index: In the stage's pool.
         label: Class for which it was made; None where it started at random.
         usage: Share of patches that are nearest to it.
@@ -114,10 +114,10 @@ def choose_prototypes(
 
     Args:
         method: Trained.
-        stage: Of the backbone; the last that is read without one.
+        stage: Stage of the backbone; by default the last that the method reads.
         label: Only those made for this label.
         count: At most so many.
-        seed: Of the choice.
+        seed: Seed of the random choice.
 
     Raises:
         IntclipError: The stage is not read, or no prototype was made for the label.

@@ -31,10 +31,10 @@ def rollout(method: Method, pixels: Tensor, index: int) -> dict[str, npt.NDArray
     Args:
         method: In evaluation mode, over a ViT.
         pixels: (1, 3, S, S).
-        index: Of the label.
+        index: Index of the label.
 
     Raises:
-        IntclipError: The backbone is no ViT.
+        IntclipError: The backbone is not a ViT.
     """
     backbone = method.backbone
     shallow, deep = _blocks(backbone.trunk), _blocks(backbone.deep)

@@ -33,8 +33,8 @@ class WordEvidence:
 
     Attributes:
         label: The label's name.
-        probability: Of the label, read from the words alone; None of a zero-shot model, whose probabilities are about
-            photos.
+        probability: Probability of the label from the words alone; None for a zero-shot model, whose probabilities are
+            about photos.
         score: What the weights explain: the label's log-odds, or the cosine of text and label.
         unit: Which of the two.
         words: The words in order, each with its weight; above 0 it speaks for the label.
@@ -62,21 +62,21 @@ def word_evidence(text: str, label: str, index: int, score: Score, unit: Unit, h
         label: The label's name.
         index: Its place among the K labels.
         score: Reads texts.
-        unit: Of the scores.
+        unit: Unit of the scores.
         how: "occlusion": by how much the score falls when the word is left out. A word that is there twice, or has a
             synonym beside it, gets little. "shapley": the mean fall over orders in which the words may come together;
             the weights add up to the score less that of no words, and repeated words share. It takes captum and some
             25 times as long.
 
     Raises:
-        IntclipError: There are no words, or no such way.
+        IntclipError: There are no words, or the method is unknown.
         MissingExtraError: captum is not installed.
     """
     if how not in get_args(How):
         raise IntclipError(f"no way {how!r} to explain words: choose occlusion or shapley")
     parts = part(text)
     if not parts:
-        raise IntclipError("there are no words to explain; give a text")
+        raise IntclipError("the text has no words to explain; give one that has")
     if how == "shapley":
         whole, weights = float(score([text])[0, index]), shapley(parts, score, index)
     else:
@@ -149,14 +149,14 @@ def highlight(evidence: WordEvidence) -> str:
 
 def words_page(evidence: WordEvidence) -> str:
     """`highlight` as a page of its own, which needs no network."""
-    told = f"{evidence.unit} {evidence.score:.2f}"
+    caption = f"{evidence.unit} {evidence.score:.2f}"
     if evidence.probability is not None:
-        told = f"probability {evidence.probability:.3f}, {told}"
+        caption = f"probability {evidence.probability:.3f}, {caption}"
     title = escape(evidence.label)
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n</head>\n'
         '<body style="font: 17px/1.7 system-ui, sans-serif; max-width: 44em; margin: 2em auto; padding: 0 1em">\n'
-        f"<h1>{title}</h1>\n<p>{escape(told)}</p>\n<p>{highlight(evidence)}</p>\n"
+        f"<h1>{title}</h1>\n<p>{escape(caption)}</p>\n<p>{highlight(evidence)}</p>\n"
         "<p>Red speaks for the label, dotted blue against it; a word's weight is its tooltip.</p>\n</body>\n</html>\n"
     )
 

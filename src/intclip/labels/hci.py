@@ -56,19 +56,19 @@ def integrate(
     """Have a language model write a taxonomy's sentences.
 
     Every answer goes into the client's cache as it comes, so that an interrupted run continues where it stopped. A
-    class whose text is missing, repeated or of a wrong length is asked for again, with the reason.
+    class whose text is missing, repeated or of the wrong length is requested again, with the reason.
 
     Args:
         taxonomy: Whose classes to describe.
         client: Where to ask.
         form: Length of the sentences: "3-5", "6-9", "11-15" or "16-20" words.
         fine_only: Leave out stage 1 and start from the class names (the paper's HCI-FG, Table 6b).
-        batch: Classes asked for in one request.
+        batch: Classes in one request.
         rounds: Requests for one batch, the first included.
         on_progress: Called with (done, total) after each batch.
 
     Raises:
-        TaxonomyError: There is no such form.
+        TaxonomyError: The form is unknown.
         LanguageModelError: The endpoint failed, or gave no valid text for a class within `rounds`.
     """
     if form not in WORD_RANGES:
@@ -214,7 +214,7 @@ def _sentence_complaint(least: int, most: int) -> Complaint:
 
 def _twice(text: str, texts: Mapping[str, str]) -> str | None:
     other = next((name for name, known in texts.items() if known.casefold() == text.casefold()), None)
-    return None if other is None else f"it is the same as that of {other!r}; tell the two apart"
+    return None if other is None else f"it is the same as that of {other!r}; make the two differ"
 
 
 def _with_levels(taxonomy: Taxonomy, name: str) -> str:

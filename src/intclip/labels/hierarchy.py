@@ -89,7 +89,7 @@ def _declared_levels(classes: Sequence[Node], declared: Any, where: str) -> dict
 
 def _name(value: Any, entry: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise TaxonomyError(f"{entry}: {value!r:.60} is no name; put it in quotes if it is meant as one")
+        raise TaxonomyError(f"{entry}: {value!r:.60} is not a name; put it in quotes if it is meant as one")
     return " ".join(value.split())
 
 

@@ -29,7 +29,7 @@ class Answer:
     Attributes:
         text: The answer.
         finish: "stop", or "length" where the answer was cut off at `max_tokens`.
-        model: The model that was asked for.
+        model: The requested model.
         served_by: The model that the endpoint says it ran.
         endpoint: Base URL; empty for the library's default.
         prompt_hash: SHA-256 over messages, model, endpoint and sampling settings: the key of the cache.
@@ -48,7 +48,7 @@ class Answer:
 
 
 class _Unusable(Exception):
-    """The endpoint answered with something that is no chat completion; another try may help."""
+    """The endpoint answered with something other than a chat completion; another try may help."""
 
 
 class ChatClient:
@@ -64,7 +64,7 @@ class ChatClient:
         attempts: Tries a request; 429, 5xx, lost connections and unusable answers are tried again.
         backoff: Seconds before the second try, doubled each time, with jitter.
         max_wait: Longest pause, also when the endpoint asks for a longer one.
-        temperature: Of sampling; 0 takes the likeliest words.
+        temperature: Sampling temperature; 0 takes the likeliest words.
 
     Raises:
         MissingExtraError: The extra `llm` is not installed.
@@ -94,7 +94,7 @@ class ChatClient:
         key = api_key or os.environ.get("OPENAI_API_KEY")
         if not key and not self.endpoint:
             raise LanguageModelError(
-                "there is no API key; set OPENAI_API_KEY, or name your own server with --base-url http://…/v1"
+                "no API key; set OPENAI_API_KEY, or name your own server with --base-url http://…/v1"
             )
         self._client = self._openai.OpenAI(
             base_url=self.endpoint or None, api_key=key or "none", timeout=timeout, max_retries=0
@@ -133,7 +133,7 @@ class ChatClient:
         return self._recall(self._request(messages, max_tokens)[1])
 
     def forget(self, answer: Answer) -> None:
-        """Take an answer that was of no use out of the cache, so that it is asked for anew next time."""
+        """Remove a useless answer from the cache, so that it is requested again next time."""
         if self.cache is not None:
             self._path(answer.prompt_hash).unlink(missing_ok=True)
 
@@ -152,7 +152,7 @@ class ChatClient:
         return self.cache / f"{digest}.json"
 
     def _recall(self, digest: str) -> Answer | None:
-        """A cached answer; a file that is damaged or not ours counts as none, and is written anew."""
+        """A cached answer; a file that is damaged or not ours counts as missing and is written again."""
         if self.cache is None:
             return None
         try:
@@ -194,7 +194,7 @@ class ChatClient:
             return bool(error.code != "insufficient_quota")
         if isinstance(error, openai.APIStatusError):
             return error.status_code >= 500 or error.status_code in (408, 409)
-        # A body that is no JSON leaves the client library as ValueError.
+        # A body that is not JSON leaves the client library as ValueError.
         return isinstance(error, openai.APIConnectionError | openai.APIResponseValidationError | _Unusable | ValueError)
 
     def _pause(self, state: Any) -> float:

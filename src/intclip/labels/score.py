@@ -53,10 +53,10 @@ def score_forms(
         items: Embeddings (N, D) of photos or descriptions.
         targets: (N, K), 0/1; NaN where unknown.
         encode: The text tower of the same space.
-        forms: Of `intclip.labels.FORMS`.
+        forms: Some of `intclip.labels.FORMS`.
 
     Raises:
-        TaxonomyError: There is no such form.
+        TaxonomyError: The form is unknown.
         DatasetError: No item has a label.
     """
     if not (targets >= 0.5).any():
@@ -114,7 +114,7 @@ def join_descriptions(
     """Texts (N) and targets (N, K) of the ids that both know; several texts of an id are joined.
 
     Raises:
-        DatasetError: A description is no text, or no id is in both.
+        DatasetError: A description is not a text, or the two files share no id.
     """
     texts, targets = [], []
     for identifier, text in descriptions.items():

@@ -47,7 +47,7 @@ class IndexInfo(BaseModel, frozen=True, extra="forbid"):
     """What `index.json` holds.
 
     Attributes:
-        format: Of this layout.
+        format: Version of the layout.
         generation: Name of the folder that holds the photos.
         model: What computed them.
         identity: See `model_identity`.
@@ -77,7 +77,7 @@ class Updated:
         photos: That can be found now.
         computed: New or changed ones.
         kept: That were there already.
-        removed: That are no longer.
+        removed: Photos that are gone.
         errors: That could not be read.
     """
 

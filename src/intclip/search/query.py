@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from intclip.backbones.base import Backbone
 
 _FILTER = re.compile(r"\s*(?P<name>.*?)\s*(?P<sign>>=|<=|>|<)\s*(?P<value>[0-9.]+)\s*")
-_COMPARES = re.compile("[<>=]")  # left in a name: what follows is no number, or there are two filters in one
+_COMPARES = re.compile("[<>=]")  # left in a name: what follows is not a number, or there are two filters in one
 _SIGNS = {">": np.greater, ">=": np.greater_equal, "<": np.less, "<=": np.less_equal}
 
 
@@ -55,7 +55,7 @@ class PhotoIndex:
         taxonomy: Its K labels.
 
     Raises:
-        StorageError: There is no index, or it is damaged.
+        StorageError: The index is missing or damaged.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -114,7 +114,7 @@ class PhotoIndex:
             top: How many.
 
         Raises:
-            TaxonomyError: There is no such label; the nearest ones are named.
+            TaxonomyError: The label is unknown; the nearest ones are named.
             IntclipError: A filter is wrong.
         """
         scores = self._probabilities[:, self.taxonomy.index(label)]
@@ -129,7 +129,7 @@ class PhotoIndex:
             where: "Natural beauty>0.5" (also >=, <, <=), or a name alone: at or above the model's threshold.
 
         Raises:
-            IntclipError: A filter is no such thing.
+            IntclipError: A filter is malformed.
             TaxonomyError: It names no label.
         """
         mask = np.ones(len(self), dtype=bool)

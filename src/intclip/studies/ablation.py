@@ -39,7 +39,7 @@ class Cell:
 
     Attributes:
         row: Name of the row.
-        seed: Of the run.
+        seed: Seed of the run.
         recipe: What is run.
         out: Directory of the run.
     """
@@ -73,7 +73,7 @@ def plan_cells(
         study: What is changed.
         base: Content of the recipe that all rows start from, with the user's overrides.
         overrides: The same overrides, for rows that have a recipe of their own; there they come last.
-        task: Of the dataset: what the rows change on it.
+        task: Task of the dataset, which decides what the rows change.
         out: Directory of the study.
         seeds: One cell of each row for each.
         fine_taxonomy: Taxonomy file of the rows that need one.
@@ -81,7 +81,7 @@ def plan_cells(
         only: Names of the rows to run; all without any.
 
     Raises:
-        RecipeError: No row can be run, there is no such row, or a row does not fit the recipe.
+        RecipeError: No row can be run, a row is unknown, or a row does not fit the recipe.
     """
     names = [row.name for row in study.rows]
     if unknown := [name for name in only if name not in names]:
@@ -139,7 +139,7 @@ def slug(name: str) -> str:
 
 
 def choose_jobs(jobs: int, device: str) -> int:
-    """How many cells run at once: as asked for, else one on a GPU and one a core on a CPU."""
+    """How many cells run at once: `jobs` if given, else one on a GPU and one a core on a CPU."""
     if jobs > 0:
         return jobs
     import torch
@@ -166,7 +166,7 @@ def adopt_finished(cells: Sequence[Cell], folder: Path) -> int:
         try:
             recipe = load_recipe(metrics.parent / RECIPE)
         except IntclipError:
-            continue  # of another version, or damaged: train anew
+            continue  # of another version, or damaged: train again
         found.setdefault(json.dumps(learning_part(recipe), sort_keys=True), metrics.parent)
     adopted = 0
     for cell in wanted:
@@ -189,7 +189,7 @@ def run_cells(
     """Run the cells that are not finished.
 
     Args:
-        cells: Of `plan_cells`.
+        cells: From `plan_cells`.
         jobs: How many run at once.
         keep_bundles: Keep the trained models; without it only figures, logs and predictions stay.
         progress: Show a progress bar when standard error is a terminal.
@@ -274,7 +274,7 @@ def _run_cell(cell: Cell, threads: int, sender: Connection, work: Callable[[Cell
 def end_with_parent() -> None:
     """Leave when the process that began the study is gone: a run may stop anywhere, and nobody would read this one.
 
-    A terminal's Ctrl-C reaches all its processes; this one leaves it to the one that began the study, which tells of it
+    A terminal's Ctrl-C reaches all its processes; this one leaves it to the one that began the study, which reports it
     in one line and ends the others.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -310,7 +310,7 @@ def _fill_caches(cells: Sequence[Cell], threads: int) -> None:
         try:
             build_experiment(cell.recipe, connect(cell.recipe.train.device), *open_inputs(cell.recipe))
         except IntclipError:
-            continue  # the cell itself tells what is wrong
+            continue  # the cell itself says what is wrong
 
 
 def _one_seed(cells: Sequence[Cell]) -> list[Cell]:

@@ -38,7 +38,7 @@ class MomentumResult:
     """What one momentum gave, means over seeds.
 
     Attributes:
-        name: Of the row.
+        name: Name of the row.
         scores: Metric to its value on the scored split, as a share.
         unsteadiness: Standard deviation of validation macro F1 over the second half of the epochs, as a share.
         in_use: Stage to the number of prototypes in effective use at the end.

@@ -91,10 +91,10 @@ def load_study(name: str, task: str = "multilabel") -> Study:
 
     Args:
         name: One of `study_names`, or a part of Table 6.
-        task: Of the dataset: which part of Table 6 is meant.
+        task: Task of the dataset, which selects the part of Table 6.
 
     Raises:
-        RecipeError: There is no such study.
+        RecipeError: The study is unknown.
     """
     content = _content()
     key = TABLE6[task] if name == "table6" else name

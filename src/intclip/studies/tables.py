@@ -37,7 +37,7 @@ class RowResult:
     """One row: published and own figures, in percent.
 
     Attributes:
-        name: Of the row.
+        name: Name of the row.
         paper: Metric to its published figure.
         runs: Seed to the content of `metrics.json`.
         failed: Seed whose run failed to what went wrong.
@@ -121,9 +121,9 @@ def write_tables(
 
     Args:
         out: Directory of the study.
-        name: Of the study.
+        name: Name of the study.
         study: Its columns and notes.
-        rows: Of `collect`.
+        rows: From `collect`.
         command: That made them.
         protocol: What ours were obtained with, under the keys of `PAPER_SETTING`.
 
