@@ -15,7 +15,7 @@ from PIL import Image
 from intclip.backbones.preprocess import Preprocess
 from intclip.data.images import ImageInput, read_image
 from intclip.data.sample import Sample
-from intclip.data.transforms import Augment
+from intclip.data.transforms import PhotoChange
 from intclip.errors import ImageError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def array_batches(
     batch_size: int,
     *,
     indices: Sequence[int] | npt.NDArray[np.int64] | None = None,
-    augment: Augment | None = None,
+    augment: PhotoChange | None = None,
     epoch: int = 0,
     view: int = 0,
     workers: int | None = None,
@@ -74,7 +74,7 @@ def array_batches(
         preprocess: Gives the size S and the normalisation.
         batch_size: Photos a batch.
         indices: Read these positions, in this order; `sources` must then be a sequence. Without it: all, in order.
-        augment: Turns a photo into a training view before preprocessing.
+        augment: Turns a photo into a training view, or corrupts it, before preprocessing.
         epoch: Passed to `augment`.
         view: Passed to `augment`.
         workers: Threads; as many as there are usable cores by default.
@@ -98,7 +98,7 @@ def pixel_batches(
     batch_size: int,
     *,
     indices: Sequence[int] | npt.NDArray[np.int64] | None = None,
-    augment: Augment | None = None,
+    augment: PhotoChange | None = None,
     epoch: int = 0,
     view: int = 0,
     workers: int | None = None,
@@ -192,7 +192,7 @@ def _load(
     row: npt.NDArray[np.float32],
     *,
     preprocess: Preprocess,
-    augment: Augment | None,
+    augment: PhotoChange | None,
     epoch: int,
     view: int,
 ) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
@@ -11,6 +12,13 @@ from intclip.backbones.preprocess import Preprocess
 
 _FILL = (124, 116, 104)  # ImageNet's mean colour, where a shift or turn uncovers nothing
 _MAX_MAGNITUDE = 30
+
+
+class PhotoChange(Protocol):
+    """Turns a photo into another one before preprocessing: an `Augment`, or a `Corruption`."""
+
+    def __call__(self, image: Image.Image, *, epoch: int, index: int, view: int) -> Image.Image:
+        """The `index`-th photo, changed."""
 
 
 class AugmentConfig(BaseModel, frozen=True, extra="forbid"):

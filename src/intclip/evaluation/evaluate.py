@@ -11,6 +11,7 @@ from rich.progress import track
 
 from intclip.data.loading import pixel_batches
 from intclip.data.sample import Dataset, Sample, check_labelled, check_positive_share
+from intclip.data.transforms import PhotoChange
 from intclip.errors import DatasetError
 from intclip.evaluation.scoring import Report, Scores, Task, Thresholds, make_report
 from intclip.inference.predictor import Predictor
@@ -107,6 +108,7 @@ def score_photos(
     samples: Sequence[Sample],
     targets: npt.NDArray[np.float32],
     *,
+    change: PhotoChange | None = None,
     batch_size: int = 32,
     workers: int | None = None,
     progress: bool = True,
@@ -117,6 +119,7 @@ def score_photos(
         predictor: The model.
         samples: N of them.
         targets: (N, K), columns in the model's order.
+        change: Changes every photo first, such as a `Corruption`.
         batch_size: Photos computed at once.
         workers: Threads that decode.
         progress: Show a progress bar when standard error is a terminal.
@@ -124,7 +127,7 @@ def score_photos(
     Raises:
         DatasetError: No photo could be read.
     """
-    batches = pixel_batches(samples, predictor.card.preprocessing, batch_size, workers=workers)
+    batches = pixel_batches(samples, predictor.card.preprocessing, batch_size, augment=change, workers=workers)
     probabilities = np.full(targets.shape, np.nan, dtype=np.float32)
     shown = track(
         batches,
