@@ -15,7 +15,7 @@ MCCL = {"pool": {"prototypes": 12, "patches": 40}, "decoder": DECODER}
 SMALL: dict[str, dict[str, object]] = {
     "cocoop": {"reduction": 1, "scale": 10},  # one hidden unit may be a dead one
     "mccl": MCCL,
-    "sst": {"dim": 8},
+    "sst": {"dim": 8, "inner": 6},
     "intentonomy": WHERE,
     "pipnet": {"prototypes": 2},
     "cpad": {"dim": 8},
@@ -41,7 +41,7 @@ OTHERS: dict[str, tuple[str, dict[str, object]]] = {
         "query2label",
         {"decoder": {**DECODER, "self_attention": True}, "queries": "text", "visual": FROZEN},
     ),
-    "sst frozen": ("sst", {"dim": 8, "visual": FROZEN, "cooccurrence": 0}),
+    "sst frozen": ("sst", {"dim": 8, "inner": 6, "visual": FROZEN, "cooccurrence": 0}),
     "asl_resnet joint": ("asl_resnet", {"visual": {"space": "joint"}}),
     "multiguard mccl": ("multiguard", {"sigma": 0.1, "samples": 2, "method": "mccl", "options": MCCL}),
     "intentonomy hashtags": ("intentonomy", {**WHERE, "hashtags": True, "text_dropout": 0}),

@@ -53,19 +53,21 @@ def allocate(counts: npt.ArrayLike, total: int, *, power: float = 1.0) -> npt.ND
     return allotted
 
 
-def kmeans(points: Floats, clusters: int, *, seed: int = 0) -> Floats:
+def kmeans(points: Floats, clusters: int, *, seed: int = 0, starts: int = 1, rounds: int = 50) -> Floats:
     """Centres (k, d) of points (N, d); with fewer points than clusters, points are repeated.
 
     Args:
         points: At least one.
         clusters: k.
-        seed: Of the first centres.
+        seed: Seed of the first centres.
+        starts: How often it begins anew; the best centres are taken.
+        rounds: Rounds of one start at most.
     """
     from sklearn.cluster import KMeans  # half a second to import, and only needed before training
 
     if len(points) <= clusters:
         return points[np.arange(clusters) % len(points)]
-    fitted = KMeans(clusters, n_init=1, max_iter=50, random_state=seed).fit(points)
+    fitted = KMeans(clusters, n_init=starts, max_iter=rounds, random_state=seed).fit(points)
     centres: Floats = fitted.cluster_centers_.astype(np.float32)
     return centres
 

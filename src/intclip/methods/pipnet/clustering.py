@@ -6,6 +6,9 @@ from torch import Tensor
 
 from intclip.methods.prototypes import kmeans
 
+_STARTS, _ROUNDS = 10, 300
+"""Of K-means: what scikit-learn's did when the method was published, whose released code sets neither."""
+
 
 def class_prototypes(
     features: Tensor, votes: Tensor, count: int, *, least_share: float, discard: float
@@ -32,7 +35,7 @@ def class_prototypes(
             rows = share > 0
         points = typical(features[rows], share[rows], discard)
         # Each photo counts by its direction; the published code divides by the sum of the coordinates, which are ≥ 0.
-        found = kmeans(F.normalize(points, p=1, dim=1).numpy(), count, seed=label)
+        found = kmeans(F.normalize(points, p=1, dim=1).numpy(), count, seed=label, starts=_STARTS, rounds=_ROUNDS)
         centres[label] = F.normalize(torch.from_numpy(found).to(centres), dim=1)
     return centres, made
 

@@ -4,7 +4,7 @@ Chen, Pu, Wu, Xie, Lin: Structured Semantic Transfer for Multi-Label Recognition
 README.md beside this file has the equations and says where this differs from the released code.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from pydantic import Field
@@ -14,7 +14,7 @@ from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
 from intclip.losses import asymmetric_loss_with_logits, binary_cross_entropy_with_logits
 from intclip.methods.base import Method, Options, Output, ParameterGroup
-from intclip.methods.label_graph import count_labels, label_embeddings
+from intclip.methods.label_graph import LabelCounts, label_embeddings
 from intclip.methods.query_decoder import GroupLinear
 from intclip.methods.region_maps import attention_map
 from intclip.methods.sst.parts import (
@@ -27,6 +27,8 @@ from intclip.methods.sst.parts import (
 )
 from intclip.methods.visual_map import MapOptions, VisualMap, deep_and_rest
 
+_RISING = ("contrastive", "cooccurrence")
+
 
 class SstOptions(Options, frozen=True):
     """Options of SST; the defaults are the released code's.
@@ -34,6 +36,7 @@ class SstOptions(Options, frozen=True):
     Attributes:
         visual: Which map is read, and whether a copy of the deep layers trains.
         dim: Channels behind the 1×1 convolution, and width of the label features.
+        inner: Width at which regions meet label embeddings, and labels meet in pairs.
         steps: Of the gated graph network.
         sentence_form: Which sentences stand for the labels, read by the backbone's text tower.
         cooccurrence: Weight of the pairs' asymmetric loss (γ₊ 1, γ₋ 2).
@@ -48,6 +51,7 @@ class SstOptions(Options, frozen=True):
 
     visual: MapOptions = MapOptions()
     dim: int = Field(default=1024, gt=0)
+    inner: int = Field(default=512, gt=0)
     steps: int = Field(default=3, ge=1)
     sentence_form: str = "fine"
     cooccurrence: float = Field(default=10.0, ge=0)
@@ -66,12 +70,16 @@ class SST(Method):
     Attributes:
         adjacency: P(j | i) of the training labels (K, K), 1 on the diagonal.
         epochs: Epochs done, which decide the margin of pseudo labels.
+        photos: Photos of the training split.
+        seen: Photos that the first epoch has seen on this process.
     """
 
     Options = SstOptions
     label_text: Tensor
     adjacency: Tensor
     epochs: Tensor
+    photos: Tensor
+    seen: Tensor
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: SstOptions) -> None:
         super().__init__(backbone, taxonomy)
@@ -84,19 +92,25 @@ class SST(Method):
         self.register_buffer("label_text", text, persistent=False)
         self.register_buffer("adjacency", torch.eye(classes, device=text.device))
         self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
-        self.project = nn.Conv2d(self.visual.channels, dim, 1)
-        self.decoupling = SemanticDecoupling(dim, text.shape[1], dim)
+        self.register_buffer("photos", torch.ones((), dtype=torch.int64))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.project = nn.Sequential(nn.Conv2d(self.visual.channels, dim, 1, bias=False), nn.BatchNorm2d(dim))
+        self.decoupling = SemanticDecoupling(dim, text.shape[1], options.inner)
         # Not `graph`: a traced module has an attribute of that name, and OpenVINO then loses the layer.
         self.propagation = GatedGraph(dim, options.steps)
         self.joint = nn.Linear(2 * dim, dim)
         self.head = GroupLinear(classes, dim)
         # Only what has a weight is there, so that every parameter learns.
-        self.pairs = PairHead(classes, dim) if options.cooccurrence and classes > 1 else None
+        self.pairs = PairHead(classes, dim, options.inner) if options.cooccurrence and classes > 1 else None
 
     def prepare(self, batches: Iterable[tuple[Features, Tensor]]) -> None:
-        """Co-occurrence of the training labels."""
-        counts = count_labels((targets for _, targets in batches), len(self.taxonomy))
+        """Co-occurrence of the training labels, and how many photos an epoch has."""
+        counts, photos = LabelCounts(len(self.taxonomy)), 0
+        for _, targets in batches:
+            counts.add(targets)
+            photos += len(targets)
         self.adjacency.copy_(counts.conditional())
+        self.photos.fill_(max(photos, 1))
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
         """Logits (B, K); the map "fused" is each label's weight on the regions, above 0 where it exceeds an even share.
@@ -114,6 +128,16 @@ class SST(Method):
         if maps:
             output.maps["fused"] = attention_map(weights.view(*weights.shape[:2], *visual.shape[2:]))
         return output
+
+    def training_loss(self, views: Sequence[Features], targets: Tensor) -> dict[str, Tensor]:
+        """The loss; the terms of pairs and contrast rise from 0 to their weight over the first epoch."""
+        terms = super().training_loss(views, targets)
+        if self.epochs > 0:
+            return terms
+        processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        share = (processes * self.seen / self.photos).clamp(max=1)
+        self.seen += len(targets)
+        return {name: term * share if name in _RISING else term for name, term in terms.items()}
 
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
         """Partial cross-entropy; in training also pairs, contrast, and pseudo labels once their epoch has come."""

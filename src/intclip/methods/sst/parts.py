@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from intclip.methods.query_decoder import GroupLinear
+
 
 class SemanticDecoupling(nn.Module):
     """One feature a label: regions weighed by how well they fit the label's word vector.
@@ -32,7 +34,12 @@ class SemanticDecoupling(nn.Module):
 
 
 class GatedGraph(nn.Module):
-    """Gated graph neural network over the labels (Li et al., 2016): messages along both directions, then a GRU.
+    """Gated graph neural network over the labels (Li et al., 2016): messages along both directions, then a gate.
+
+        a = [A h, Aᵀ h];  z = σ(W_z a + U_z h + b_z);  r = σ(W_r a + U_r h + b_r)
+        h ← (1 − z) h + z tanh(W a + U (r h) + b)
+
+    The reset gate acts on the state before U. torch's GRU cell lets it act behind U, which is another function.
 
     Args:
         dim: Width d of a label's state.
@@ -43,44 +50,51 @@ class GatedGraph(nn.Module):
         super().__init__()
         self.steps = steps
         self.message = nn.Linear(2 * dim, 3 * dim)
-        self.state = nn.Linear(dim, 3 * dim)
+        self.gates = nn.Linear(dim, 2 * dim)
+        self.candidate = nn.Linear(dim, dim)
 
     def forward(self, states: Tensor, adjacency: Tensor) -> Tensor:
         """States (B, K, d) after the steps; adjacency (K, K), rows to columns."""
         for _ in range(self.steps):
             messages = torch.cat([adjacency @ states, adjacency.T @ states], dim=2)
-            message = self.message(messages).chunk(3, dim=2)
-            state = self.state(states).chunk(3, dim=2)
-            reset, update = torch.sigmoid(message[0] + state[0]), torch.sigmoid(message[1] + state[1])
-            states = (1 - update) * torch.tanh(message[2] + reset * state[2]) + update * states
+            for_update, for_reset, for_state = self.message(messages).chunk(3, dim=2)
+            update, reset = self.gates(states).chunk(2, dim=2)
+            update, reset = torch.sigmoid(for_update + update), torch.sigmoid(for_reset + reset)
+            proposed = torch.tanh(for_state + self.candidate(reset * states))
+            states = (1 - update) * states + update * proposed
         return states
 
 
 class PairHead(nn.Module):
-    """Logits of the K(K − 1)/2 label pairs occurring together: a two-layer network of both labels' features.
+    """Logits of the K(K − 1)/2 label pairs occurring together, each by a classifier of its own.
+
+    Each label's feature is projected, the two of a pair are stacked, and two layers follow: d → inner, 2 inner → d with
+    ReLU, d → d, then a linear score a pair.
 
     Args:
         classes: K.
         dim: Width d of a label's feature.
+        inner: Width of the projection.
     """
 
     first: Tensor
     second: Tensor
 
-    def __init__(self, classes: int, dim: int) -> None:
+    def __init__(self, classes: int, dim: int, inner: int) -> None:
         super().__init__()
         first, second = torch.triu_indices(classes, classes, offset=1)
         self.register_buffer("first", first, persistent=False)
         self.register_buffer("second", second, persistent=False)
-        # One linear layer of both features stacked, as the sum of two.
-        self.left = nn.Linear(dim, dim)
-        self.right = nn.Linear(dim, dim, bias=False)
-        self.score = nn.Linear(dim, 1)
+        self.project = nn.Linear(dim, inner)
+        self.joint = nn.Linear(2 * inner, dim)
+        self.out = nn.Linear(dim, dim)
+        self.score = GroupLinear(classes * (classes - 1) // 2, dim)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B, pairs), pairs (i, j) with i < j row by row, of label features (B, K, d)."""
-        hidden = torch.relu(self.left(features)[:, self.first] + self.right(features)[:, self.second])
-        logits: Tensor = self.score(hidden).squeeze(2)
+        projected = self.project(features)
+        both = torch.cat([projected[:, self.first], projected[:, self.second]], dim=2)
+        logits: Tensor = self.score(self.out(torch.relu(self.joint(both))))
         return logits
 
     def targets(self, targets: Tensor) -> Tensor:
@@ -96,21 +110,30 @@ class PairHead(nn.Module):
 
 
 def contrastive_loss(features: Tensor, targets: Tensor) -> Tensor:
-    """Mean over labels and pairs of photos of 1 − cos where both have the label, 1 + cos where one has (SST, Eq. 8).
+    """Mean of 1 − cos of a label's features in two photos that have it, and of 1 + cos in two where one or both do not.
+
+    As the released code mines them: where n pairs have a label in both photos, 2n random and the n most alike are taken
+    of the pairs with it in one photo, and as many of those with it in none; all of them where n is 0.
 
     Args:
         features: Label features (B, K, d).
-        targets: (B, K) in [0, 1]; NaN, where unknown, makes no pair.
+        targets: (B, K) in [0, 1]; from 1/2 on a photo has the label; NaN, where unknown, makes no pair.
     """
-    known = ~targets.isnan()
-    y = targets.nan_to_num(0)
-    cosines = same_label_cosines(features)
-    both = y[:, None] * y[None]
-    one = y[:, None] * (1 - y[None]) + (1 - y[:, None]) * y[None]
-    pairs = (known[:, None] & known[None]).float() * ~torch.eye(len(y), dtype=torch.bool, device=y.device)[..., None]
-    weights = pairs * (both + one)
-    total = pairs * (both * (1 - cosines) + one * (1 + cosines))
-    return total.sum() / weights.sum().clamp_min(1)
+    first, second = torch.triu_indices(len(targets), len(targets), offset=1, device=targets.device)
+    cosines = F.cosine_similarity(features[first], features[second], dim=2)
+    has, lacks = targets >= 0.5, targets < 0.5
+    alike = (1 - cosines)[has[first] & has[second]]
+    one = (1 + cosines)[(has[first] & lacks[second]) | (lacks[first] & has[second])]
+    none = (1 + cosines)[lacks[first] & lacks[second]]
+    parts = [alike, *(_mined(losses, len(alike)) if len(alike) else losses for losses in (one, none))]
+    chosen = torch.cat(parts)
+    return chosen.mean() if len(chosen) else features.sum() * 0
+
+
+def _mined(losses: Tensor, count: int) -> Tensor:
+    """2 · count losses at random and the `count` largest, as far as there are so many."""
+    order = torch.randperm(len(losses), device=losses.device)[: 2 * count]
+    return torch.cat([losses[order], losses.topk(min(count, len(losses))).values])
 
 
 def same_label_cosines(features: Tensor) -> Tensor:
