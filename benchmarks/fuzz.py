@@ -87,8 +87,10 @@ def main() -> None:
         raise SystemExit("atheris is not installed; install it with: pip install atheris")
     folder = Path(tempfile.mkdtemp(prefix="intclip-fuzzing-"))
     print(f"inputs that crash or hang: {folder}", file=sys.stderr)
-    results = {name: run(name, asked.seconds, folder / re.sub(r"\W+", "-", name)) for name in asked.parsers}
-    write_report(asked.out, {"parsers": results})
+    results: dict[str, Any] = {}
+    for name in asked.parsers:
+        results[name] = run(name, asked.seconds, folder / re.sub(r"\W+", "-", name))
+        write_report(asked.out, {"parsers": results})
 
 
 if __name__ == "__main__":

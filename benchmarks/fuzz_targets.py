@@ -10,13 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import tifffile
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
+from benchmarks.profiles import cmyk_profile, rgb_profile
 from intclip.batch.job import MANIFEST, JobOptions, Manifest, ShardRange, read_job
 from intclip.batch.references import references
 from intclip.batch.shards import read_info, read_shard
@@ -24,10 +28,12 @@ from intclip.data.images import read_image
 from intclip.data.layouts import index_tar
 from intclip.data.tables import read_rows
 from intclip.data.tabular import load_table
+from intclip.data.unlabelled import read_posts
 from intclip.errors import IntclipError
 from intclip.inference.bundle import JSON_FILE, WEIGHTS_FILE, load_bundle
 from intclip.inference.card import ModelCard
 from intclip.inference.loading import BUNDLES
+from intclip.inference.sidecars import merge_keywords
 from intclip.labels import load_taxonomy
 from intclip.training.checkpoint import read_tensors, write_tensors
 from intclip.training.recipe import load_recipe
@@ -93,6 +99,98 @@ def _images() -> list[bytes]:
     for mode in ("P", "LA", "CMYK", "I;16"):
         stream = io.BytesIO()
         photo.convert("L" if mode == "I;16" else "RGBA" if mode == "LA" else "RGB").convert(mode).save(stream, "TIFF")
+        found.append(stream.getvalue())
+    return found
+
+
+def _photo() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8))
+
+
+def _saved(format: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    _photo().save(stream, format, **options)
+    return stream.getvalue()
+
+
+def _heic() -> list[bytes]:
+    import pillow_heif
+
+    stream = io.BytesIO()
+    pillow_heif.from_pillow(_photo()).save(stream)
+    return [stream.getvalue()]
+
+
+def _jxl() -> list[bytes]:
+    import pillow_jxl  # noqa: F401 (adds the format to Pillow)
+
+    return [_saved("JXL"), _saved("JXL", use_container=True, lossless=True)]
+
+
+def _tiff(values: npt.NDArray[Any], **options: Any) -> bytes:
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, values, **options)
+    return stream.getvalue()
+
+
+def _deep_tiffs() -> list[bytes]:
+    pixels = np.asarray(_photo())
+    deep = pixels.astype(np.uint16) * 257
+    return [
+        _tiff(np.moveaxis(deep, 2, 0), photometric="rgb", planarconfig="separate"),
+        _tiff(pixels.astype(np.float32) / 255, photometric="rgb", compression="zlib"),
+        _tiff(deep[:, :, 0], photometric="miniswhite", rowsperstrip=5),
+        _tiff(deep[:, :, 0].astype(np.uint32), photometric="minisblack", tile=(16, 16)),
+    ]
+
+
+def _raws() -> list[bytes]:
+    sensor = np.random.default_rng(0).integers(0, 4096, (64, 64), dtype=np.uint16)
+    pattern = [(33421, "H", 2, (2, 2), True), (33422, "B", 4, (0, 1, 1, 2), True)]
+    version = [(50706, "B", 4, (1, 4, 0, 0), True)]
+    tags = [*pattern, *version]
+    return [_tiff(sensor, photometric="cfa", extratags=tags, **layout) for layout in ({}, {"tile": (32, 32)})]
+
+
+def _sidecar(path: Path) -> object:
+    return merge_keywords(path.read_bytes(), path.name, ["joy"], ["good|joy"])
+
+
+def _sidecars() -> list[bytes]:
+    made = merge_keywords(None, "", ["joy", "fear"], ["good|joy"])
+    assert made is not None
+    lines = (
+        '<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf='
+        '"http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" xmlns:dc='
+        '"http://purl.org/dc/elements/1.1/" dc:subject="sea"><!-- x --></rdf:Description></rdf:RDF></x:xmpmeta>'
+    )
+    return [made, lines.encode()]
+
+
+def _raw(path: Path) -> object:
+    return read_image(path, max_pixels=MOST_PIXELS)
+
+
+def _profile(data: bytes, folder: Path) -> object:
+    return read_image(_saved("PNG", icc_profile=data, compress_level=0))
+
+
+def _profiles() -> list[bytes]:
+    return [ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), rgb_profile(), cmyk_profile()]
+
+
+def _embedded(path: Path) -> object:
+    for image in read_posts([str(path)])[0]:
+        read_image(image, max_pixels=MOST_PIXELS)
+    return load_table(path, missing="keep")
+
+
+def _embedded_parquet() -> list[bytes]:
+    found = []
+    cells = [{"bytes": _saved("PNG"), "path": "a.png"}, {"bytes": _saved("JPEG"), "path": None}]
+    for column in (cells, [cell["bytes"] for cell in cells]):
+        stream = io.BytesIO()
+        pq.write_table(pa.table({"image": column, "labels": [["joy"], []]}), stream)
         found.append(stream.getvalue())
     return found
 
@@ -216,11 +314,19 @@ def _shard(path: Path) -> object:
     return read_shard(path)
 
 
+XML = (b"<", b"/>", b"<!DOCTYPE x [", b"<!ENTITY a 'b'>", b"&a;", b"<![CDATA[", b"]]>", b"<?xml ", b"xmlns:x=", b"--")
 YAML = (b"- ", b": ", b"&a ", b"*a", b"<<: ", b"!!python/object:os.system ", b"{", b"}", b"[", b"]", b"|\n", b"? ")
 JSON = (b"{", b"}", b"[", b"]", b'"', b"null", b"NaN", b"1e999", b"-1", b"\\ud800", b"../", b"/etc/passwd", b"true")
 
 PARSERS: dict[str, Parser] = {
     "image": Parser(_image, _images),
+    "image: HEIC": Parser(_image, _heic, (b"ftypheic", b"meta", b"iprp", b"ispe", b"hvc1", b"irot", b"colr")),
+    "image: JPEG XL": Parser(_image, _jxl, (b"jxlc", b"jxlp", b"jbrd", b"Exif")),
+    "image: deep TIFF": Parser(_image, _deep_tiffs),
+    "image: raw": Parser(_file("photo.dng", _raw), _raws),
+    "colour profile": Parser(_profile, _profiles, (b"A2B0", b"mft2", b"mAB ", b"para", b"curv", b"mpet", b"CMYK")),
+    "sidecar": Parser(_file("photo.jpg.xmp", _sidecar), _sidecars, (*XML, b"dc:subject", b"rdf:li", b"rdf:Bag")),
+    "embedded photos": Parser(_file("t.parquet", _embedded), _embedded_parquet, (b"PAR1",)),
     "bundle: JSON": Parser(_bundle_json, lambda: [_small_bundle()[0]], JSON),
     "bundle: weights": Parser(_bundle_weights, lambda: [_small_bundle()[1]], (*JSON, b'"F32"', b'"BF16"', b"shape")),
     "card of an exported model": Parser(_card, _cards, JSON),
