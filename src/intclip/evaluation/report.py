@@ -82,13 +82,13 @@ def write_report(out: Path, name: str, report: Mapping[str, Any], task: Task, ti
 
 
 def write_predictions(path: Path, scores: Scores, labels: Sequence[str]) -> None:
-    """Write ids, probabilities and targets as Parquet, a column a label, targets as `target: <label>`.
+    """Write ids, probabilities and targets as Parquet, a column a label (`score_columns`), targets as `target: <label>`.
 
     Raises:
         StorageError: It cannot be written.
     """
     columns = {"id": pa.array(scores.ids, pa.string())}
-    columns |= {name: pa.array(scores.probabilities[:, k]) for k, name in enumerate(labels)}
+    columns |= {name: pa.array(scores.probabilities[:, k]) for k, name in enumerate(score_columns(labels))}
     columns |= {f"target: {name}": pa.array(scores.targets[:, k]) for k, name in enumerate(labels)}
     with atomic_path(path) as partial:
         pq.write_table(pa.table(columns), partial)

@@ -77,7 +77,8 @@ def read_evaluation(folder: str | os.PathLike[str], split: str = "test") -> Save
         report = json.loads(report_file.read_text(encoding="utf-8"))
         table = pq.read_table(table_file)
         labels = tuple(report["labels"])
-        columns = [np.stack([table[prefix + name].to_numpy() for name in labels], 1) for prefix in ("", TARGET)]
+        names = (score_columns(labels), [TARGET + name for name in labels])
+        columns = [np.stack([table[name].to_numpy() for name in part], 1) for part in names]
         ids = table["id"].to_pylist()
     except (OSError, ValueError, KeyError, TypeError) as error:  # Arrow's own errors are of these kinds
         raise StorageError(f"{folder}: the evaluation of {split!r} is damaged ({error}); evaluate again") from error

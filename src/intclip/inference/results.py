@@ -7,8 +7,9 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, Protocol
 
+from intclip.data.tables import COLUMNS
 from intclip.extras import require
-from intclip.files import atomic_path
+from intclip.files import atomic_path, atomic_text
 from intclip.inference.prediction import Prediction
 
 FIXED_COLUMNS = ("source", "error", "labels")
@@ -16,6 +17,9 @@ FIXED_COLUMNS = ("source", "error", "labels")
 CONFLICT_COLUMN = "conflict"
 """Follows them in tables of a model that reads photos and words; empty where a post has only one of them."""
 LABEL_SEPARATOR = "; "
+LABEL_MARK = " (label)"
+"""Follows a label's name where a column of another meaning has that name."""
+_RESERVED = {*FIXED_COLUMNS, CONFLICT_COLUMN, *(name for names in COLUMNS.values() for name in names)}
 _ROWS_A_GROUP = 2048
 
 
@@ -25,6 +29,24 @@ class Writer(Protocol):
     def __call__(self, prediction: Prediction) -> None:
         """Write one row."""
         ...
+
+
+def score_columns(names: Sequence[str]) -> list[str]:
+    """The column of each label in a table: its name, marked where tables have a column of that name already.
+
+    Reserved are the columns that predictions have themselves, and those by which a table of posts is read (image, text
+    and their like): a reader would take a label's probabilities for them.
+    """
+    taken = {name.casefold() for name in names}
+    columns = []
+    for name in names:
+        column = name
+        if name.strip().casefold() in _RESERVED:
+            column += LABEL_MARK
+            while column.casefold() in taken:
+                column += LABEL_MARK
+        columns.append(column)
+    return columns
 
 
 def as_row(prediction: Prediction, level: str | None = None) -> dict[str, Any]:
@@ -62,14 +84,14 @@ def csv_writer(
     """A CSV file, whole or not at all: `FIXED_COLUMNS`, `CONFLICT_COLUMN` where it is wanted, then one column a name.
 
     Args:
-        path: The file.
-        names: The label names, or those of the level.
+        path: The file; a pipe, or "-" for standard output, gets the rows as they come.
+        names: The label names, or those of the level; for their columns see `score_columns`.
         level: See `as_row`.
         conflict: Write how far photo and words contradict each other.
     """
-    with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
+    with atomic_text(path) as stream:
         table = csv.writer(stream)
-        table.writerow([*FIXED_COLUMNS, *((CONFLICT_COLUMN,) if conflict else ()), *names])
+        table.writerow([*FIXED_COLUMNS, *((CONFLICT_COLUMN,) if conflict else ()), *score_columns(names)])
 
         def write(prediction: Prediction) -> None:
             row = as_row(prediction, level)
@@ -92,7 +114,8 @@ def parquet_writer(
     fields = [("source", arrow.string()), ("error", arrow.string()), ("labels", arrow.list_(arrow.string()))]
     if conflict:
         fields.append((CONFLICT_COLUMN, arrow.float32()))
-    schema = arrow.schema([*fields, *((name, arrow.float32()) for name in names)])
+    columns = score_columns(names)
+    schema = arrow.schema([*fields, *((column, arrow.float32()) for column in columns)])
     with atomic_path(path) as partial, parquet.ParquetWriter(partial, schema, compression="zstd") as table:
         rows: list[dict[str, Any]] = []
 
@@ -103,7 +126,7 @@ def parquet_writer(
         def write(prediction: Prediction) -> None:
             row = as_row(prediction, level)
             scores = row.pop("scores") or {}
-            rows.append(row | {name: scores.get(name) for name in names})
+            rows.append(row | {column: scores.get(name) for column, name in zip(columns, names, strict=True)})
             if len(rows) >= _ROWS_A_GROUP:
                 flush()
 

@@ -1,0 +1,128 @@
+"""Options that several commands share, as objects: a command that takes such an object has its fields as options."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+
+import typer
+
+if TYPE_CHECKING:
+    from intclip.batch.job import ModelOptions
+    from intclip.inference.predictor import Predictor
+
+Engine = Literal["auto", "torch", "openvino", "onnx"]
+Precision = Literal["f32", "bf16", "f16"]
+MODELS = "lite, lite2, lite+lite2, zero-shot:RN101, proxy, a bundle's folder, an exported file, or hf://owner/name."
+
+Threshold = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Probability from which a label holds; by default the model's own thresholds."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """The labels of a zero-shot model, and the weights of its backbone."""
+
+    taxonomy: Annotated[str | None, typer.Option(help="Labels of a zero-shot model: a name or a YAML file.")] = None
+    sentences: Annotated[
+        str, typer.Option(help="Words for a label in a zero-shot model: fine, consolidated, 3-5, 6-9, 11-15 or 16-20.")
+    ] = "11-15"
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights of the backbone, a file of your own.")] = None
+
+
+@dataclass(frozen=True)
+class ModelChoice(LabelOptions):
+    """A model, and what computes it."""
+
+    model: Annotated[str, typer.Option("--model", "-m", help=MODELS)] = "lite"
+    engine: Annotated[Engine, typer.Option(help="Library that computes.")] = "auto"
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto"
+    precision: Annotated[Precision, typer.Option(help="Arithmetic; f32 is exact.")] = "f32"
+
+    def load(self) -> "Predictor":
+        """The model.
+
+        Raises:
+            IntclipError: It cannot be loaded.
+        """
+        return load_model(self.model, self, engine=self.engine, device=self.device, precision=self.precision)
+
+    def options(self) -> "ModelOptions":
+        """The model as the manifest of a batch job keeps it."""
+        from intclip.batch.job import ModelOptions
+
+        content = dataclasses.asdict(self)
+        checkpoint = None if self.checkpoint is None else str(self.checkpoint)
+        return ModelOptions(**{**content, "spec": content.pop("model"), "checkpoint": checkpoint})
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How photos are found and read."""
+
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Leave out files and folders of this name or path inside a folder, such as '*_small.jpg' or drafts; "
+            "may be repeated.",
+            metavar="PATTERN",
+        ),
+    ] = None
+    lenient: Annotated[
+        bool, typer.Option("--lenient", help="Read truncated photos too; what is missing of them is grey.")
+    ] = False
+    batch_size: Annotated[int, typer.Option(min=1, help="Photos computed at once.")] = 32
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads that decode photos; with --runner ray, processes.")
+    ] = None
+
+
+def load_model(model: str, labels: LabelOptions, **how: Any) -> "Predictor":
+    """A model by name; `how` says what computes it.
+
+    Raises:
+        IntclipError: It cannot be loaded.
+    """
+    from intclip.inference.loading import load
+
+    return load(model, taxonomy=labels.taxonomy, sentences=labels.sentences, checkpoint=labels.checkpoint, **how)
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameters that are dataclasses are given field by field, each field an option."""
+    signature = inspect.signature(command)
+    kinds = {
+        name: parameter.annotation
+        for name, parameter in signature.parameters.items()
+        if dataclasses.is_dataclass(parameter.annotation)
+    }
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        if name not in kinds:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        hints = get_type_hints(kinds[name], include_extras=True)
+        parameters += [
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+            )
+            for field in sorted(dataclasses.fields(kinds[name]), key=lambda field: field.name != "model")
+        ]
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        objects = {
+            name: kind(**{field.name: values.pop(field.name) for field in dataclasses.fields(kind)})
+            for name, kind in kinds.items()
+        }
+        command(**values, **objects)
+
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
