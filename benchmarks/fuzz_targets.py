@@ -181,14 +181,16 @@ def _profiles() -> list[bytes]:
 
 def _embedded(path: Path) -> object:
     for image in read_posts([str(path)])[0]:
-        read_image(image, max_pixels=MOST_PIXELS)
+        if image is not None:
+            read_image(image, max_pixels=MOST_PIXELS)
     return load_table(path, missing="keep")
 
 
 def _embedded_parquet() -> list[bytes]:
     found = []
-    cells = [{"bytes": _saved("PNG"), "path": "a.png"}, {"bytes": _saved("JPEG"), "path": None}]
-    for column in (cells, [cell["bytes"] for cell in cells]):
+    photos = [_saved("PNG"), _saved("JPEG")]
+    cells = [{"bytes": photo, "path": path} for photo, path in zip(photos, ("a.png", None), strict=True)]
+    for column in (cells, photos):
         stream = io.BytesIO()
         pq.write_table(pa.table({"image": column, "labels": [["joy"], []]}), stream)
         found.append(stream.getvalue())

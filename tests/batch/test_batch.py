@@ -307,7 +307,7 @@ def test_a_flipped_byte_is_found_and_mended(listing, options, tmp_path, cli, bun
     job.shard_path(0).write_bytes(content)
     with pytest.raises(StorageError, match=r"part-0000000\.parquet is damaged"):
         verify_job(job)
-    arguments = ["--out", job.folder, "-m", bundle_path, "--compute", "torch", "--shard-size", 2]
+    arguments = ["--out", job.folder, "-m", bundle_path, "--engine", "torch", "--shard-size", 2]
     code, out, _ = cli("batch", listing, *arguments, "--verify", "--json")
     told = json.loads(out)
     assert (code, told["computed"], told["verified"]["photos"]) == (0, 2, 8)
@@ -449,10 +449,10 @@ def test_a_ray_that_cannot_be_joined_is_one_line(listing, bundle_path, tmp_path,
     ray = SimpleNamespace(is_initialized=lambda: False, init=init)
     monkeypatch.setattr(run, "require", lambda module, extra: ray)
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    arguments = ["batch", listing, "--out", tmp_path / "job", "-m", bundle_path, "--compute", "torch"]
-    code, out, err = cli(*arguments, "--engine", "ray")
+    arguments = ["batch", listing, "--out", tmp_path / "job", "-m", bundle_path, "--engine", "torch"]
+    code, out, err = cli(*arguments, "--runner", "ray")
     assert (code, out) == (2, "")
-    message = "Ray cannot be started or joined: Could not find any running Ray instance.; or use --engine local"
+    message = "Ray cannot be started or joined: Could not find any running Ray instance.; or use --runner local"
     assert err == f"intclip: {message}\n"
 
 

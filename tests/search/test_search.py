@@ -298,9 +298,9 @@ def test_inverted_lists_find_nearly_what_comparing_all_finds(tmp_path):
 
 def test_command_line(folder, photos, model, tmp_path, cli):
     place = tmp_path / "index"
-    code, out, _ = cli("index", folder, "--out", place, "-m", model.spec, "--compute", "torch", "--json")
+    code, out, _ = cli("index", folder, "--out", place, "-m", model.spec, "--engine", "torch", "--json")
     assert (code, json.loads(out)["photos"]) == (0, 5)
-    code, out, _ = cli("index", folder, "--out", place, "-m", model.spec, "--compute", "torch")
+    code, out, _ = cli("index", folder, "--out", place, "-m", model.spec, "--engine", "torch")
     assert out == f"{place}: 5 photos (0 new or changed, 5 kept, 0 removed); 1 could not be read\n"
     code, out, _ = cli("search", place, "--intent", "class 1", "--top", 2, "--json")
     best = reference_probabilities(photos)[:, 1].argmax()

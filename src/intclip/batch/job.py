@@ -66,6 +66,7 @@ class JobOptions(BaseModel, frozen=True, extra="forbid"):
             "perceptual" marks resized and recompressed twins too.
         batch_size: Photos that the model takes at once.
         shard_size: Photos in a shard.
+        lenient: Read truncated photos too.
     """
 
     model: ModelOptions = ModelOptions()
@@ -74,6 +75,7 @@ class JobOptions(BaseModel, frozen=True, extra="forbid"):
     dedupe: Dedupe = "off"
     batch_size: int = 32
     shard_size: int = SHARD_SIZE
+    lenient: bool = False
 
 
 class ShardRange(BaseModel, frozen=True, extra="forbid"):
@@ -119,6 +121,7 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
             self.options.embedding,
             self.options.dedupe,
             self.options.shard_size,
+            self.options.lenient,
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
@@ -292,7 +295,7 @@ def _difference(before: Manifest, now: Manifest) -> str:
         return f"its {before.photos:,} photos are not these {now.photos:,}"
     if before.model != now.model:
         return f"its model was {before.options.model.spec}"
-    for name in ("threshold", "embedding", "dedupe", "shard_size"):
+    for name in ("threshold", "embedding", "dedupe", "shard_size", "lenient"):
         if getattr(before.options, name) != getattr(now.options, name):
             return f"its {name} was {getattr(before.options, name)}"
     return "its thresholds differ"

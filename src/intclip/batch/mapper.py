@@ -14,6 +14,7 @@ from intclip.batch.shards import Row, ShardInfo, read_info, write_shard
 from intclip.data.duplicates import perceptual_hash
 from intclip.data.images import read_bytes, read_image
 from intclip.data.loading import usable_cores
+from intclip.data.sample import Lenient
 from intclip.errors import ImageError
 from intclip.inference.card import EMBEDDING
 from intclip.inference.pipeline import score
@@ -75,7 +76,7 @@ class ShardMapper:
         predictor = self._predictor
         levels = np.asarray(self._job.manifest.thresholds, dtype=np.float32)
         photos = score(
-            (reference.image() for reference in inputs),
+            (Lenient(image) if options.lenient else image for image in map(Reference.image, inputs)),
             predictor.card.preprocessing,
             predictor.engine(embedding=options.embedding),
             batch_size=options.batch_size,

@@ -3,19 +3,22 @@
 import re
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import IO, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path, PurePath
+from typing import IO, Any, NamedTuple
 
-from intclip.data.find import SUFFIXES, find_images
+from intclip.data.content import PhotoFile
+from intclip.data.find import SUFFIXES, find_images, is_excluded, is_hidden
 from intclip.data.naming import utf8_name
 from intclip.data.remote import filesystem, is_remote
-from intclip.data.sample import RemoteFile, TarMember
+from intclip.data.sample import EmbeddedPhoto, RemoteFile, TarMember
 from intclip.data.tables import SUFFIXES as TABLES
-from intclip.data.tables import find_columns, read_rows
+from intclip.data.tables import embeds_photos, find_columns, read_rows
+from intclip.data.unlabelled import read_standard_input
 from intclip.errors import DatasetError, ImageError, StorageError
 
-_TAR = ".tar"
+_TAR, _PARQUET = ".tar", ".parquet"
 _FOUND = SUFFIXES | {_TAR}
 _MEMBER = re.compile(r"(.*?\.tar(?:\?[^!]*)?)!(.*)", re.DOTALL | re.IGNORECASE)
 _BYTE = re.compile(r"\\udc([89a-f][0-9a-f])")
@@ -26,8 +29,8 @@ class Reference(NamedTuple):
     """One photo of a source.
 
     Attributes:
-        path: A path, an address, or "archive.tar!member".
-        offset: Where the bytes of a tar member begin.
+        path: A path, an address, "archive.tar!member", or "table.parquet!name" of a photo inside a table.
+        offset: Where the bytes of a tar member begin; the row of a photo inside a table.
         size: Number of bytes of a tar member.
     """
 
@@ -35,7 +38,7 @@ class Reference(NamedTuple):
     offset: int | None = None
     size: int | None = None
 
-    def image(self) -> str | TarMember | RemoteFile:
+    def image(self) -> PhotoFile:
         """What `read_image` and `read_bytes` read."""
         # A file name that is not UTF-8 cannot stand in a table; `_named` wrote its bytes as escapes.
         path = _BYTE.sub(lambda found: chr(0xDC00 + int(found[1], 16)), self.path)
@@ -44,17 +47,22 @@ class Reference(NamedTuple):
             if is_remote(archive):
                 return RemoteFile(archive, member, self.offset, self.size)
             return TarMember(Path(archive), member, self.offset, self.size)
+        if self.offset is not None:
+            table, _, name = path.rpartition(f"{_PARQUET}!")
+            place = Path(table + _PARQUET)
+            return EmbeddedPhoto(place, _photo_column(place), self.offset, name)
         return RemoteFile(path) if is_remote(path) else path
 
 
-def references(sources: Iterable[str]) -> Iterator[Reference]:
+def references(sources: Iterable[str], *, exclude: Sequence[str] = ()) -> Iterator[Reference]:
     """The photos of some sources, in order, as often as they are named; whether they can be read shows later.
 
     Args:
         sources: Folders and quoted patterns (of photos and .tar archives), photos, .txt lists (a path or address a
             line), tables (.csv, .tsv, .jsonl, .parquet, with a photo column), uncompressed .tar archives (WebDataset);
             each of them here or at an address such as s3://bucket/photos/ or https://host/list.txt. Relative paths in
-            lists and tables are relative to the list's or table's place.
+            lists and tables are relative to the list's or table's place. "-" is a list on standard input.
+        exclude: See `find_images`; of photos in archives and at addresses too.
 
     Raises:
         ImageError: Something named does not exist, or names no photo.
@@ -63,27 +71,37 @@ def references(sources: Iterable[str]) -> Iterator[Reference]:
         MissingExtraError: The package for its protocol is not installed.
     """
     for source in sources:
-        yield from _remote(source) if is_remote(source) else _local(source)
+        if source == "-":
+            yield from (Reference(utf8_name(str(photo))) for photo in _standard_input())
+        else:
+            yield from _remote(source, exclude) if is_remote(source) else _local(source, exclude)
 
 
-def _local(source: str) -> Iterator[Reference]:
+def _standard_input() -> Sequence[object]:
+    photos = read_standard_input()
+    if not all(isinstance(photo, Path) for photo in photos):
+        raise ImageError("standard input is not a list of paths; `intclip predict -` reads one photo")
+    return photos
+
+
+def _local(source: str, exclude: Sequence[str]) -> Iterator[Reference]:
     path = Path(source)
     suffix = path.suffix.lower()
     if path.is_file() and suffix in (_TAR, ".txt", *TABLES):
-        yield from _file(path, source, str(path.parent))
+        yield from _file(path, source, str(path.parent), exclude)
     elif suffix in (_TAR, ".txt", *TABLES) and _PATTERN.search(source):
         found = sorted(Path().glob(source) if not path.is_absolute() else Path("/").glob(source.lstrip("/")))
         if not found:
             raise ImageError(f"nothing matches {source}; check the pattern, and quote it")
         for file in found:
-            yield from _file(file, str(file), str(file.parent))
+            yield from _file(file, str(file), str(file.parent), exclude)
     else:
-        for file in find_images(source, _FOUND):
+        for file in find_images(source, _FOUND, exclude=exclude):
             tar = file.suffix.lower() == _TAR and file.is_file()  # a pipe would be waited for without end
-            yield from _file(file, str(file), "") if tar else [Reference(utf8_name(str(file)))]
+            yield from _file(file, str(file), "", exclude) if tar else [Reference(utf8_name(str(file)))]
 
 
-def _remote(source: str) -> Iterator[Reference]:
+def _remote(source: str, exclude: Sequence[str]) -> Iterator[Reference]:
     system, path = filesystem(source)
     suffix = Path(path.partition("?")[0]).suffix.lower()
     pattern = not source.startswith("http") and _PATTERN.search(path)  # there a question mark begins a query
@@ -99,34 +117,46 @@ def _remote(source: str) -> Iterator[Reference]:
             return
         if not files and suffix == _TAR:
             with system.open(path, "rb") as stream:
-                yield from _members(stream, source)
+                yield from _members(stream, source, exclude)
             return
         if not files and suffix in (".txt", *TABLES):
             with tempfile.TemporaryDirectory(prefix="intclip-") as folder:
                 local = Path(folder, f"list{suffix}")
                 system.get_file(path, str(local))
-                yield from _file(local, source, source.partition("?")[0].rpartition("/")[0])
+                yield from _file(local, source, source.partition("?")[0].rpartition("/")[0], exclude)
             return
     except FileNotFoundError as error:
         raise ImageError(f"nothing is at {source}; check the address") from error
     except OSError as error:
         raise StorageError(f"cannot read {source}: {error}; check the address and your credentials") from error
-    kept = [system.unstrip_protocol(file) for file in files if Path(file).suffix.lower() in _FOUND]
+    kept = [
+        system.unstrip_protocol(file)
+        for file in files
+        if PurePath(file).suffix.lower() in _FOUND and not _left_out(file.removeprefix(path), exclude)
+    ]
     if not kept:
         raise ImageError(f"no photos at {source}; check the address")
     for url in kept:
-        yield from _remote(url) if url.lower().endswith(_TAR) else [Reference(utf8_name(url))]
+        yield from _remote(url, exclude) if url.lower().endswith(_TAR) else [Reference(utf8_name(url))]
 
 
-def _file(path: Path, name: str, base: str) -> Iterator[Reference]:
+def _left_out(inside: str, exclude: Sequence[str]) -> bool:
+    path = PurePath(inside.lstrip("/"))
+    return is_hidden(path) or is_excluded(path, exclude)
+
+
+def _file(path: Path, name: str, base: str, exclude: Sequence[str]) -> Iterator[Reference]:
     """The photos that a list, table or archive names; `base` is what relative paths are relative to."""
     suffix = path.suffix.lower()
     if suffix == _TAR:
         try:
             with path.open("rb") as stream:
-                yield from _members(stream, name)
+                yield from _members(stream, name, exclude)
         except OSError as error:
             raise DatasetError(f"cannot read {name}: {error.strerror or error}; check the path") from error
+        return
+    if suffix == _PARQUET and not is_remote(name) and embeds_photos(_photo_type(path, name)):
+        yield from _embedded(path, name)
         return
     empty = True
     for cell in _lines(path, name) if suffix == ".txt" else _cells(path, name):
@@ -174,14 +204,48 @@ def _parquet_cells(path: Path, name: str) -> Iterator[object]:
         raise DatasetError(f"{name} is not a Parquet file that can be read ({reason}); write it again") from error
 
 
-def _members(stream: IO[bytes], name: str) -> Iterator[Reference]:
+def _photo_type(path: Path, name: str) -> Any:
+    """Arrow type of a table's photo column."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        schema = pyarrow.parquet.read_schema(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DatasetError(f"{name} is not a Parquet file that can be read ({reason}); write it again") from error
+    column = find_columns(schema.names, None, name).get("image")
+    if column is None:
+        raise DatasetError(f"{name} has no photo column; name one image or path")
+    return schema.field(column).type
+
+
+@lru_cache(maxsize=8)
+def _photo_column(table: Path) -> str:
+    import pyarrow.parquet
+
+    try:
+        return find_columns(pyarrow.parquet.read_schema(table).names, None, str(table))["image"]
+    except Exception:  # reading the photo will say what is wrong with its table
+        return ""
+
+
+def _embedded(path: Path, name: str) -> Iterator[Reference]:
+    """The photos whose files stand in a table itself."""
+    rows = read_rows(path)
+    for number, row in enumerate(rows):
+        photo = row.known["image"]
+        yield Reference(utf8_name(f"{name}!{photo.name}"), number)
+
+
+def _members(stream: IO[bytes], name: str, exclude: Sequence[str]) -> Iterator[Reference]:
     """The photos of an uncompressed tar, from its headers alone."""
     empty = True
     try:
         with tarfile.open(fileobj=stream, mode="r:") as archive:
             for info in archive:
-                file = Path(info.name)
-                if info.isreg() and file.suffix.lower() in SUFFIXES and not file.name.startswith("."):
+                wanted = PurePath(info.name).suffix.lower() in SUFFIXES and not _left_out(info.name, exclude)
+                if info.isreg() and wanted:
                     empty = False
                     yield Reference(utf8_name(f"{name}!{info.name}"), info.offset_data, info.size)
     except (tarfile.TarError, ValueError, OverflowError) as error:

@@ -17,7 +17,7 @@ from intclip.errors import IntclipError, StorageError
 from intclip.extras import require
 from intclip.files import write_text
 
-BatchEngine = Literal["local", "ray"]
+Runner = Literal["local", "ray"]
 Report = Callable[[int, int], None]
 _WRITE_EVERY = 2.0  # seconds between two writes of the progress file
 
@@ -44,7 +44,7 @@ class Summary:
 def run_job(
     job: Job,
     *,
-    engine: BatchEngine = "local",
+    runner: Runner = "local",
     workers: int | None = None,
     retry_errors: bool = False,
     check: bool = False,
@@ -54,7 +54,7 @@ def run_job(
 
     Args:
         job: Planned.
-        engine: "local" (this process) or "ray" (worker processes of a Ray cluster, started here where there is none).
+        runner: "local" (this process) or "ray" (worker processes of a Ray cluster, started here where there is none).
         workers: Threads that read photos (local), or processes (ray).
         retry_errors: Do the shards again that hold photos which could not be read.
         check: Read the shards that are there to the end, and do damaged ones again.
@@ -76,7 +76,7 @@ def run_job(
         done = 0
         if missing:
             progress.tell(done)
-            for info in _local(job, missing, workers, progress) if engine == "local" else _ray(job, missing, workers):
+            for info in _local(job, missing, workers, progress) if runner == "local" else _ray(job, missing, workers):
                 done += info.rows
                 progress.tell(done)
             progress.tell(done, last=True)
@@ -159,7 +159,7 @@ def _ray(job: Job, missing: Sequence[int], workers: int | None) -> Iterator[Shar
             ray.init(**(quiet | alone if here else quiet))
         except (OSError, RuntimeError, ValueError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise IntclipError(f"Ray cannot be started or joined: {reason}; or use --engine local") from error
+            raise IntclipError(f"Ray cannot be started or joined: {reason}; or use --runner local") from error
     context = data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)

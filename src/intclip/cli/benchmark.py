@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from intclip.cli.predict import Checkpoint, Device, Labels, Precision, PrecisionOption
+from intclip.cli.options import Checkpoint, Device, Labels, PrecisionOption
 
 _COLUMNS = {
     "load_s": "load s",
@@ -28,7 +28,7 @@ def benchmark(
     taxonomy: Labels = None,
     checkpoint: Checkpoint = None,
     device: Device = "auto",
-    precision: PrecisionOption = Precision.f32,
+    precision: PrecisionOption = "f32",
     batch_size: Annotated[int, typer.Option(min=1, help="Photos a batch.")] = 32,
     seconds: Annotated[float, typer.Option(min=0.1, help="About how long each figure is measured.")] = 3.0,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads to compute with; all cores by default.")] = None,
@@ -64,7 +64,7 @@ def benchmark(
             checkpoint=checkpoint,
             engine=engine,
             device=device,
-            precision=precision.value,
+            precision=precision,
             threads=threads,
         ),
         chosen,
@@ -73,7 +73,7 @@ def benchmark(
         seconds=seconds,
         announce=_announce,
     )
-    report = {"model": model, "precision": precision.value, **report}
+    report = {"model": model, "precision": precision, **report}
     text = json.dumps(report, indent=2, ensure_ascii=False)
     if out is not None:
         write_text(out, text + "\n")

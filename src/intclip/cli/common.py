@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import typer
+    from rich.console import Console
 
+    from intclip.data.images import ImageInput
     from intclip.data.sample import Dataset
     from intclip.inference.predictor import Predictor
 
@@ -100,6 +102,26 @@ def printable(text: str) -> str:
     return _STEERS.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
 
 
+def can_print(text: str) -> bool:
+    """Whether standard output's encoding has all characters of a text."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def open_console() -> "Console":
+    """Standard output with styles, where it is a terminal that has them."""
+    from rich.console import Console
+
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return Output(highlight=False, soft_wrap=True)
+
+
 def spare_inputs(out: Path, inputs: Iterable[str | Path | None]) -> None:
     """Refuse to write a result over what it is made from.
 
@@ -113,12 +135,12 @@ def spare_inputs(out: Path, inputs: Iterable[str | Path | None]) -> None:
 
 
 def words_read(
-    predictor: "Predictor", photos: Sequence[Path | None], words: Sequence[str | None]
+    predictor: "Predictor", photos: "Sequence[ImageInput | None]", words: Sequence[str | None]
 ) -> Sequence[str | None] | None:
     """The words of posts, None where no post has any.
 
-    A model that reads photos alone is given none where every post has its photo, which is told: a table's words are
-    often there for other models.
+    A model that reads photos alone is given none where every post has its photo, and a line says so: a table's words
+    are often there for other models.
     """
     if not any(words):
         return None

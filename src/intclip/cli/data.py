@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from intclip.data.check import Check
     from intclip.data.sample import Dataset, Sample
 
-app = typer.Typer(help="List, prepare and check datasets.", no_args_is_help=True)
+app = typer.Typer(name="data", help="List, prepare and check datasets.", no_args_is_help=True)
 _SHOWN = 10
 
 Name = Annotated[str, typer.Argument(help="A dataset's name (see `intclip data list`), or a file or folder of yours.")]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from intclip.cli.predict import Device, EngineOption, Labels
+from intclip.cli.options import Device, EngineOption, Labels
 
 
 def distill(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from intclip.evaluation.sentences import Progress, SentenceScores
     from intclip.labels.taxonomy import Taxonomy
 
-app = typer.Typer(help="Taxonomies: show, check, score and write their sentences.", no_args_is_help=True)
+app = typer.Typer(name="labels", help="Taxonomies: show, check, score and write their sentences.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(metavar="TAXONOMY", help="A built-in taxonomy's name, or a YAML file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]

@@ -1,11 +1,6 @@
-"""The `intclip` command: its groups, and how errors leave it."""
+"""The `intclip` command and its panels."""
 
-import errno
-import logging
-import re
-import sys
-from collections.abc import Callable
-from typing import Annotated, NoReturn
+from typing import Annotated, Any
 
 import typer
 
@@ -14,41 +9,63 @@ from intclip.cli.app import app as app_command
 from intclip.cli.batch import batch
 from intclip.cli.benchmark import benchmark
 from intclip.cli.calibrate import calibrate
-from intclip.cli.common import printable, wrong_number
 from intclip.cli.data import app as data_app
 from intclip.cli.demo import demo
 from intclip.cli.describe import describe
 from intclip.cli.distill import distill
 from intclip.cli.evaluate import evaluate
+from intclip.cli.explain import explain
+from intclip.cli.export import export
 from intclip.cli.fit import fit
 from intclip.cli.labels import app as labels_app
 from intclip.cli.lite_align import lite_align
 from intclip.cli.mccl import app as mccl_app
-from intclip.cli.predict import explain, export, predict
+from intclip.cli.predict import predict
+from intclip.cli.process import prepare_process, run_to_exit
 from intclip.cli.push import push
 from intclip.cli.report import report
 from intclip.cli.search import index, search
 from intclip.cli.serve import serve
 from intclip.cli.train import train
-from intclip.errors import IntclipError
-from intclip.machine import memory_is_short
 
-INTERRUPTED = 130
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
-_NO_MEMORY = re.compile("can(.t|not) allocate memory|out of memory|bad_alloc|can.t start new thread", re.IGNORECASE)
+PANELS = {
+    "Use": (predict, batch, index, search, explain, report, app_command, serve, demo),
+    "Learn": (fit, train, evaluate, calibrate, describe, data_app, labels_app),
+    "Research": (ablate, distill, benchmark, lite_align, mccl_app),
+    "Deploy": (export, push),
+}
+"""Commands and groups of commands, by what one wants."""
+
+
+class _Panels(typer.core.TyperGroup):
+    """Commands listed panel by panel; Typer does so with Rich alone, which is slow to import."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write a section a panel."""
+        width = max(map(len, self.commands))
+        for panel in PANELS:
+            rows = [
+                (name.ljust(width), command.get_short_help_str(formatter.width - 6 - width))
+                for name, command in self.commands.items()
+                if getattr(command, "rich_help_panel", None) == panel
+            ]
+            with formatter.section(panel):
+                formatter.write_dl(rows)
+
 
 app = typer.Typer(
     name="intclip",
-    help="Tells why a photo was taken or shared, and what it makes people feel.",
+    help="Predict why photos were taken or shared, and what they make people feel.",
+    cls=_Panels,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    rich_markup_mode=None,  # plain help: importing rich for it takes longer than everything else together
+    rich_markup_mode=None,
 )
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
         from intclip.version import __version__
 
@@ -56,79 +73,15 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-_COMMANDS = (
-    predict, batch, index, search, explain, report, app_command, export, push, fit, describe, train, distill, evaluate,
-    calibrate, ablate, benchmark, lite_align, serve, demo,
-)  # fmt: skip
-for _command in _COMMANDS:
-    app.command()(_command)
-app.add_typer(data_app, name="data")
-app.add_typer(labels_app, name="labels")
-app.add_typer(mccl_app, name="mccl")
+for _panel, _members in PANELS.items():
+    for _member in _members:
+        if isinstance(_member, typer.Typer):
+            app.add_typer(_member, rich_help_panel=_panel)
+        else:
+            app.command(rich_help_panel=_panel)(_member)
 
 
 def main() -> None:
-    """Run the command line: 0 on success, 2 with one line on wrong input, 130 when interrupted."""
-    _log_to_stderr()
+    """Run the command line; see `run_to_exit` for how it ends."""
+    prepare_process()
     run_to_exit(lambda: app(standalone_mode=False))
-
-
-class _Plain(logging.Formatter):
-    """Messages with nothing that a terminal obeys."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        return printable(super().formatMessage(record))
-
-
-def _log_to_stderr() -> None:
-    """Tell warnings, and of our own work what takes long and is done once. A service tells it in its own way."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Plain("%(message)s"))
-    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith("intclip."))
-    logging.basicConfig(handlers=[handler])
-    logging.getLogger("intclip").setLevel(logging.INFO)
-
-
-def run_to_exit(action: Callable[[], object]) -> NoReturn:
-    """Do something and leave the process as a command does; see `main`."""
-    try:
-        code = action()
-    except IntclipError as error:
-        _fail(str(error))
-    except typer.TyperException as error:
-        _usage(error)
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
-    except BrokenPipeError:
-        sys.exit(0)
-    except (OSError, MemoryError, RuntimeError) as error:
-        if (lack := _shortage(error)) is None:
-            raise
-        _fail(lack)
-    if code == INTERRUPTED:  # typer returns it for Ctrl-C
-        print("intclip: interrupted", file=sys.stderr)
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _shortage(error: Exception) -> str | None:
-    """What the machine lacked, where that is why something failed deep inside."""
-    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:  # a log, a lock: what is written in many places
-        return f"cannot use {error.filename or 'a file'}: {error.strerror}; free space or choose a writable place"
-    # torch and its libraries have no kind of their own for it, nor always a word.
-    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)) or memory_is_short():
-        place = " on the GPU" if "CUDA" in str(error) else ""
-        return f"no memory is left{place}; free some, or ask for smaller batches and fewer workers"
-    return None
-
-
-def _usage(error: typer.TyperException) -> None:
-    """A command without its arguments shows its help; any other misuse one line."""
-    if type(error).__name__ == "NoArgsIsHelpError":
-        print(error.format_message(), file=sys.stderr)
-        sys.exit(2)
-    _fail(wrong_number(error) or error.format_message())
-
-
-def _fail(message: str) -> None:
-    print(f"intclip: {printable(' '.join(message.split()))}", file=sys.stderr)
-    sys.exit(2)

@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from intclip.methods.mccl.model import MCCL
 
 app = typer.Typer(
-    help="Look into a trained MCCL: prototypes, momentum, attention.", no_args_is_help=True, rich_markup_mode=None
+    name="mccl",
+    help="Look into a trained MCCL: prototypes, momentum, attention.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 Run = Annotated[str, typer.Argument(help="Folder of a trained MCCL: a run or its bundle.")]

@@ -25,15 +25,23 @@ Threshold = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+Labels = Annotated[str | None, typer.Option("--taxonomy", help="Labels of a zero-shot model: a name or a YAML file.")]
+Sentences = Annotated[
+    str, typer.Option(help="Words for a label in a zero-shot model: fine, consolidated, 3-5, 6-9, 11-15 or 16-20.")
+]
+Checkpoint = Annotated[Path | None, typer.Option(help="Weights of the backbone, a file of your own.")]
+EngineOption = Annotated[Engine, typer.Option("--engine", help="Library that computes.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+PrecisionOption = Annotated[Precision, typer.Option("--precision", help="Arithmetic; f32 is exact.")]
+
+
 @dataclass(frozen=True)
 class LabelOptions:
     """The labels of a zero-shot model, and the weights of its backbone."""
 
-    taxonomy: Annotated[str | None, typer.Option(help="Labels of a zero-shot model: a name or a YAML file.")] = None
-    sentences: Annotated[
-        str, typer.Option(help="Words for a label in a zero-shot model: fine, consolidated, 3-5, 6-9, 11-15 or 16-20.")
-    ] = "11-15"
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights of the backbone, a file of your own.")] = None
+    taxonomy: Labels = None
+    sentences: Sentences = "11-15"
+    checkpoint: Checkpoint = None
 
 
 @dataclass(frozen=True)
@@ -41,9 +49,9 @@ class ModelChoice(LabelOptions):
     """A model, and what computes it."""
 
     model: Annotated[str, typer.Option("--model", "-m", help=MODELS)] = "lite"
-    engine: Annotated[Engine, typer.Option(help="Library that computes.")] = "auto"
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto"
-    precision: Annotated[Precision, typer.Option(help="Arithmetic; f32 is exact.")] = "f32"
+    engine: EngineOption = "auto"
+    device: Device = "auto"
+    precision: PrecisionOption = "f32"
 
     def load(self) -> "Predictor":
         """The model.
@@ -58,8 +66,10 @@ class ModelChoice(LabelOptions):
         from intclip.batch.job import ModelOptions
 
         content = dataclasses.asdict(self)
-        checkpoint = None if self.checkpoint is None else str(self.checkpoint)
-        return ModelOptions(**{**content, "spec": content.pop("model"), "checkpoint": checkpoint})
+        checkpoint = content.pop("checkpoint")
+        return ModelOptions(
+            spec=content.pop("model"), checkpoint=None if checkpoint is None else str(checkpoint), **content
+        )
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,7 @@ def load_model(model: str, labels: LabelOptions, **how: Any) -> "Predictor":
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """A command whose parameters that are dataclasses are given field by field, each field an option."""
     signature = inspect.signature(command)
-    kinds = {
+    kinds: dict[str, Any] = {
         name: parameter.annotation
         for name, parameter in signature.parameters.items()
         if dataclasses.is_dataclass(parameter.annotation)

@@ -69,7 +69,7 @@ def report(
     if against is not None or data is not None or data_root is not None:
         raise IntclipError("--against, --data and --data-root are about a model; add --evaluation")
     paths, texts = read_posts(photos)
-    spare_inputs(out, [*photos, *paths])
+    spare_inputs(out, [*photos, *(path for path in paths if isinstance(path, Path))])
     predictor = load(model, taxonomy=taxonomy, sentences=sentences)
     words = words_read(predictor, paths, texts)
     failures = write_folder_report(paths, predictor, out, texts=words, title=title)

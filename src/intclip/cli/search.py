@@ -5,12 +5,13 @@ from typing import Annotated
 
 import typer
 
-from intclip.cli.batch import BatchEngine, BatchSize, Compute, EngineChoice, Workers, model_options
-from intclip.cli.predict import Checkpoint, Device, Labels, Model, Precision, PrecisionOption, Sentences
+from intclip.cli.batch import Runner
+from intclip.cli.options import AsJson, ModelChoice, Reading, with_options
 
 _SHOWN = 3
 
 
+@with_options
 def index(
     sources: Annotated[
         list[str],
@@ -20,26 +21,20 @@ def index(
         ),
     ],
     out: Annotated[Path, typer.Option(help="The index's folder.")],
-    model: Model = "lite",
     add: Annotated[bool, typer.Option("--add", help="Keep indexed photos that SOURCE does not name.")] = False,
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Read photos again that could not be read.")
     ] = False,
-    engine: EngineChoice = BatchEngine.local,
-    taxonomy: Labels = None,
-    sentences: Sentences = "11-15",
-    checkpoint: Checkpoint = None,
-    compute: Compute = "auto",
-    device: Device = "auto",
-    precision: PrecisionOption = Precision.f32,
-    batch_size: BatchSize = 32,
-    workers: Workers = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    runner: Runner = "local",
+    as_json: AsJson = False,
+    *,
+    choice: ModelChoice,
+    reading: Reading,
 ) -> None:
     """Index photos for `intclip search`: their embeddings and the probabilities of their intents.
 
-    Run it again after photos came, changed or went: only those that are new or changed are computed. Stopped, it goes
-    on where it was.
+    Run it again after photos were added, changed or removed: only new and changed ones are computed. If it is stopped,
+    the same command continues.
 
     Examples:
 
@@ -55,17 +50,18 @@ def index(
     from intclip.cli.common import progress_bar
     from intclip.search.index import update_index
 
-    options = model_options(model, taxonomy, sentences, checkpoint, compute, device, precision)
     with progress_bar("indexing") as report:
         found = update_index(
             out,
             sources,
-            options,
+            choice.options(),
             add=add,
             retry_errors=retry_errors,
-            engine=engine.value,
-            workers=workers,
-            batch_size=batch_size,
+            exclude=reading.exclude or (),
+            lenient=reading.lenient,
+            runner=runner,
+            workers=reading.workers,
+            batch_size=reading.batch_size,
             on_progress=report,
         )
     if as_json:

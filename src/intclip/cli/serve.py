@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from intclip.cli.app import AllowHost
-from intclip.cli.predict import Checkpoint, Device, EngineOption, Labels, Precision, PrecisionOption, Sentences
+from intclip.cli.options import Checkpoint, Device, EngineOption, Labels, PrecisionOption, Sentences
 
 if TYPE_CHECKING:
     from intclip.inference.predictor import Predictor
@@ -50,7 +50,7 @@ def serve(
     checkpoint: Checkpoint = None,
     engine: EngineOption = "auto",
     device: Device = "auto",
-    precision: PrecisionOption = Precision.f32,
+    precision: PrecisionOption = "f32",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads to compute with; all cores by default.")] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
@@ -110,7 +110,7 @@ def serve(
                 checkpoint=checkpoint,
                 engine=engine,
                 device=device,
-                precision=precision.value,
+                precision=precision,
                 threads=threads,
             )
             for name, spec in specs.items()

@@ -26,7 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from intclip.data.reading import loader_option, parse_json, read_text
+from intclip.data.sample import EmbeddedPhoto
 from intclip.errors import DatasetError
+from intclip.extras import require
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "image": ("image", "path", "file", "filename", "file_name", "image_path", "photo"),
@@ -38,6 +40,9 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "id": ("id", "post_id"),
 }
 """What a column may be called, by what it holds."""
+
+LABEL_MARK = " (label)"
+"""Follows a label's name where a column of another meaning has that name."""
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
@@ -163,14 +168,38 @@ def _read_jsonl(path: Path, encoding: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _read_parquet(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    import pyarrow.parquet
-
+    """The rows; photos inside the table are named in them, and their bytes not read."""
+    parquet = require("pyarrow.parquet", "core")
     try:
-        records = pyarrow.parquet.read_table(path).to_pylist()
+        schema = parquet.read_schema(path)
+        photos = [field.name for field in schema if embeds_photos(field.type)]
+        names = [name for name in schema.names if name not in photos]
+        paths = {f"{name}.path" for name in photos if _has_path(schema.field(name).type)}
+        table = parquet.read_table(path, columns=[*names, *paths])
+        records = table.to_pylist() or [{} for _ in range(parquet.read_metadata(path).num_rows)]
     except Exception as error:  # Arrow raises its own errors, and Python's, on damaged files
         reason = " ".join(str(error).split())[:200]
         raise DatasetError(f"{path} is not a Parquet file that can be read ({reason}); write it again") from error
+    for row, record in enumerate(records):
+        for column in photos:
+            inner = record.get(column)
+            name = inner.get("path") if isinstance(inner, dict) else None
+            record[column] = EmbeddedPhoto(path, column, row, name or f"row {row + 1}")
     return [(f"{path}, row {number}", record) for number, record in enumerate(records, 1)]
+
+
+def embeds_photos(kind: Any) -> bool:
+    """Whether an Arrow type holds files: bytes, or a struct with a field `bytes` as on the Hugging Face hub."""
+    types = require("pyarrow", "core").types
+    if types.is_struct(kind):
+        place = kind.get_field_index("bytes")
+        return place >= 0 and embeds_photos(kind.field(place).type)
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+
+def _has_path(kind: Any) -> bool:
+    types = require("pyarrow", "core").types
+    return bool(types.is_struct(kind) and kind.get_field_index("path") >= 0)
 
 
 def listed(names: Iterable[Any], most: int = 12) -> str:

@@ -28,9 +28,9 @@ from intclip.data.reading import (
     settle_missing,
     share,
 )
-from intclip.data.sample import Dataset, Sample
+from intclip.data.sample import Dataset, EmbeddedPhoto, Sample
 from intclip.data.splitting import deal
-from intclip.data.tables import SUFFIXES, Row, listed, read_rows
+from intclip.data.tables import LABEL_MARK, SUFFIXES, Row, listed, read_rows
 from intclip.errors import DatasetError
 from intclip.labels import load_taxonomy
 from intclip.labels.taxonomy import Taxonomy
@@ -166,22 +166,21 @@ def _wide_columns(rows: Sequence[Row], taxonomy: Taxonomy | None) -> dict[str, s
         return {}
     names = list(dict.fromkeys(name for row in rows for name in row.other))
     if taxonomy is not None:
-        spellings = {" ".join(n.split()).casefold(): n for n in (*taxonomy.names, *taxonomy.aliases)}
+        words = {" ".join(n.split()).casefold(): n for n in (*taxonomy.names, *taxonomy.aliases)}
+        spellings = words | {f"{word}{LABEL_MARK}": name for word, name in words.items()}
         wide = {name: spellings[key] for name in names if (key := " ".join(name.split()).casefold()) in spellings}
         _refuse_twice(wide, taxonomy, rows[0].where.rpartition(", ")[0])
         for name in names:
             near = (
-                get_close_matches(" ".join(name.split()).casefold(), spellings, n=1, cutoff=0.8)
-                if name not in wide
-                else []
+                get_close_matches(" ".join(name.split()).casefold(), words, n=1, cutoff=0.8) if name not in wide else []
             )
             if near:
                 raise DatasetError(
                     f"{rows[0].where.rpartition(', ')[0]}: column {name!r} is no label of "
-                    f"{taxonomy.name}; did you mean {spellings[near[0]]!r}? Rename it"
+                    f"{taxonomy.name}; did you mean {words[near[0]]!r}? Rename it"
                 )
     else:
-        wide = {name: name for name in names if _is_label(rows, name)}
+        wide = {name: name.removesuffix(LABEL_MARK) for name in names if _is_label(rows, name)}
     where = rows[0].where.rpartition(", ")[0]
     if not wide:
         raise DatasetError(
@@ -267,6 +266,8 @@ def _share_map(row: Row) -> Any:
 
 def _sample(row: Row, base: Path, reader: Labels, wide: Mapping[str, str]) -> Sample:
     image, text = row.known.get("image"), row.known.get("text")
+    embedded = image if isinstance(image, EmbeddedPhoto) else None
+    image = embedded.name if embedded is not None else image
     for kind, value in (("photo", image), ("text", text)):
         if value is not None and not isinstance(value, str):
             raise DatasetError(f"{row.where}: its {kind} is {value!r:.60}, not text; write a path or a text")
@@ -278,7 +279,7 @@ def _sample(row: Row, base: Path, reader: Labels, wide: Mapping[str, str]) -> Sa
     return Sample(
         id=str(given) if given not in (None, "") else image or row.where.rpartition(", ")[2],
         targets=_targets(row, reader, wide),
-        image=base / image if image else None,
+        image=embedded or (base / image if image else None),
         text=text or None,
         where=row.where,
     )

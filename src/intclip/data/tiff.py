@@ -50,6 +50,8 @@ def read_deep(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image | No
             if page.photometric in _FROM_SENSOR or _DNG_VERSION in page.tags:
                 return None
             size = (page.imagewidth, page.imagelength)
+            if not all(isinstance(value, int) for value in (*size, page.samplesperpixel, page.imagedepth)):
+                raise ValueError("a size is not one number")
             if size[0] * size[1] > max_pixels or page.nbytes > max_pixels * _BYTES_A_PIXEL:
                 raise ImageError(
                     f"{name} is too large: {size[0]} × {size[1]} pixels, the limit is {max_pixels / 1e6:.0f} million; "

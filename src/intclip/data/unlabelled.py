@@ -1,13 +1,27 @@
-"""Posts without labels, from tables: what `intclip predict` reads."""
+"""Posts without labels: what `intclip predict` and `intclip report` read."""
 
+import io
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from intclip.data.images import find_images
+from intclip.data.find import find_images, list_paths
+from intclip.data.images import ImageInput
+from intclip.data.remote import MAX_BYTES, is_remote
+from intclip.data.sample import EmbeddedPhoto
 from intclip.data.tables import SUFFIXES, read_rows
-from intclip.errors import DatasetError
+from intclip.errors import DatasetError, ImageError
+
+STDIN = "-"
+"""As a path: standard input."""
+
+
+class _Named(io.BytesIO):
+    """Bytes in memory with a name for messages."""
+
+    name = "<stdin>"
 
 
 def is_table(path: str | os.PathLike[str]) -> bool:
@@ -15,40 +29,68 @@ def is_table(path: str | os.PathLike[str]) -> bool:
     return Path(path).suffix.lower() in SUFFIXES
 
 
-def read_posts(paths: Sequence[str]) -> tuple[list[Path | None], list[str | None]]:
+def read_posts(
+    paths: Sequence[str], *, exclude: Sequence[str] = ()
+) -> tuple[list[ImageInput | None], list[str | None]]:
     """Photos and words of posts, None where a post lacks one of them.
 
     Args:
         paths: Tables with columns image, text or both (their other names: `intclip.data.tables.COLUMNS`), and photos,
-            folders and patterns, which are posts without words. Photos of a table are relative to its folder.
+            folders, patterns and lists, which are posts without words; "-" reads a list, or one photo, from standard
+            input. Photos of a table are relative to its folder. Those that a list or a table names need not be there:
+            whoever reads them says so.
+        exclude: See `find_images`.
 
     Raises:
         DatasetError: A table is missing or malformed, or a row has neither photo nor words.
         ImageError: A folder holds no photo.
     """
-    images: list[Path | None] = []
+    images: list[ImageInput | None] = []
     texts: list[str | None] = []
-    for tabular, group in groupby(paths, is_table):
-        if not tabular:
-            found = find_images(list(group))
-            images += found
-            texts += [None] * len(found)
+    for kind, group in groupby(paths, lambda path: "stdin" if path == STDIN else is_table(path)):
+        if kind == "stdin":
+            found: Sequence[ImageInput] = read_standard_input()
+        elif not kind:
+            found = find_images(list(group), exclude=exclude, keep_missing=True)
+        else:
+            for table in map(Path, group):
+                for image, text in _read_table(table):
+                    images.append(image)
+                    texts.append(text)
             continue
-        for table in map(Path, group):
-            for image, text in _read_table(table):
-                images.append(image)
-                texts.append(text)
+        images += found
+        texts += [None] * len(found)
     return images, texts
 
 
-def _read_table(table: Path) -> Iterator[tuple[Path | None, str | None]]:
+def read_standard_input() -> Sequence[ImageInput]:
+    """The photos that standard input names, one path a line, or the one photo that it is.
+
+    Raises:
+        ImageError: It is empty, or larger than a photo is.
+    """
+    content = sys.stdin.buffer.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ImageError(f"standard input has more than {MAX_BYTES >> 20} MiB; give the photos as files")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return [_Named(content)]
+    if "\0" in text:
+        return [_Named(content)]
+    return list_paths(text, "standard input", Path(), keep_missing=True)
+
+
+def _read_table(table: Path) -> Iterator[tuple[ImageInput | None, str | None]]:
     if not table.is_file():
         raise DatasetError(f"no such table: {table}; check the path")
     for row in read_rows(table):
-        image, text = (_filled(row.known.get(kind)) for kind in ("image", "text"))
+        image, text = row.known.get("image"), _filled(row.known.get("text"))
+        if not isinstance(image, EmbeddedPhoto):
+            image = _filled(image)
         if image is None and text is None:
             raise DatasetError(f"{row.where}: there is neither photo nor text; fill one in or remove the row")
-        yield (None if image is None else table.parent / image), text
+        yield (table.parent / image if isinstance(image, str) and not is_remote(image) else image), text
 
 
 def _filled(cell: object) -> str | None:

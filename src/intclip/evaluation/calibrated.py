@@ -7,7 +7,7 @@ promised for exchangeable photos can be held against what comes out.
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from intclip.evaluation.scoring import Report, to_json
 from intclip.extras import require
 from intclip.files import atomic_path, write_text
 from intclip.inference.bundle import load_bundle, set_temperature
+from intclip.inference.results import score_columns
 from intclip.metrics import Floats, multilabel_report, positives
 from intclip.thresholds import tune_threshold
 
@@ -75,14 +76,16 @@ def read_predictions(path: Path) -> Predictions:
     except (OSError, pa.ArrowException) as error:
         hint = "train a model, or write it with `intclip evaluate RUN --split val --out FOLDER`"
         raise DatasetError(f"{path} cannot be read as predictions; {hint}") from error
-    labels = [name for name in table.column_names if f"{_TARGET}{name}" in table.column_names]
+    named = [name.removeprefix(_TARGET) for name in table.column_names if name.startswith(_TARGET)]
+    names = dict(zip(named, score_columns(named), strict=True))
+    labels = [label for label, column in names.items() if column in table.column_names]
     if not labels:
         raise DatasetError(f"{path} has no columns LABEL and '{_TARGET}LABEL'; give a predictions-SPLIT.parquet")
 
-    def columns(prefix: str) -> Floats:
-        return np.stack([table[prefix + name].to_numpy() for name in labels], axis=1).astype(np.float64)
+    def columns(names: Sequence[str]) -> Floats:
+        return np.stack([table[name].to_numpy() for name in names], axis=1).astype(np.float64)
 
-    scores, targets = columns(""), columns(_TARGET)
+    scores, targets = columns([names[label] for label in labels]), columns([_TARGET + label for label in labels])
     exclusive = bool(np.allclose(scores.sum(axis=1), 1, atol=1e-3) and (np.nansum(targets, axis=1) <= 1 + 1e-3).all())
     return Predictions(labels, scores, targets, exclusive)
 

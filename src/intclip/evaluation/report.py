@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from intclip.evaluation.scoring import SELECTION, Scores, Task
 from intclip.files import atomic_path, write_text
+from intclip.inference.results import score_columns
 
 TITLES = {
     "macro_f1": "Macro F1",
@@ -82,7 +83,7 @@ def write_report(out: Path, name: str, report: Mapping[str, Any], task: Task, ti
 
 
 def write_predictions(path: Path, scores: Scores, labels: Sequence[str]) -> None:
-    """Write ids, probabilities and targets as Parquet, a column a label (`score_columns`), targets as `target: <label>`.
+    """Write ids, probabilities and targets as Parquet: columns `score_columns`, and `target: <label>`.
 
     Raises:
         StorageError: It cannot be written.

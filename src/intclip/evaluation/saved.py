@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from intclip.errors import DatasetError, StorageError
 from intclip.evaluation.scoring import Report, Task
+from intclip.inference.results import score_columns
 from intclip.strict_yaml import parse_yaml
 
 TARGET = "target: "

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, Protocol
 
-from intclip.data.tables import COLUMNS
+from intclip.data.tables import COLUMNS, LABEL_MARK
 from intclip.extras import require
 from intclip.files import atomic_path, atomic_text
 from intclip.inference.prediction import Prediction
@@ -17,8 +17,6 @@ FIXED_COLUMNS = ("source", "error", "labels")
 CONFLICT_COLUMN = "conflict"
 """Follows them in tables of a model that reads photos and words; empty where a post has only one of them."""
 LABEL_SEPARATOR = "; "
-LABEL_MARK = " (label)"
-"""Follows a label's name where a column of another meaning has that name."""
 _RESERVED = {*FIXED_COLUMNS, CONFLICT_COLUMN, *(name for names in COLUMNS.values() for name in names)}
 _ROWS_A_GROUP = 2048
 

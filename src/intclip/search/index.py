@@ -26,10 +26,10 @@ from intclip.batch.job import (
     read_job,
 )
 from intclip.batch.references import Reference, references
-from intclip.batch.run import BatchEngine, Report, run_job
+from intclip.batch.run import Report, Runner, run_job
 from intclip.batch.shards import read_shard, to_matrix
 from intclip.data.remote import filesystem, is_remote
-from intclip.data.sample import RemoteFile, TarMember
+from intclip.data.sample import EmbeddedPhoto, RemoteFile, TarMember
 from intclip.errors import StorageError
 from intclip.extras import require
 from intclip.files import atomic_directory, hold_lock, write_text
@@ -112,7 +112,9 @@ def update_index(
     *,
     add: bool = False,
     retry_errors: bool = False,
-    engine: BatchEngine = "local",
+    exclude: Sequence[str] = (),
+    lenient: bool = False,
+    runner: Runner = "local",
     workers: int | None = None,
     batch_size: int = 32,
     exact_limit: int = EXACT_LIMIT,
@@ -128,7 +130,9 @@ def update_index(
         model: Must be the index's own, where there is one.
         add: Keep photos of the index that the sources do not name; without it, they leave it.
         retry_errors: Read photos again that could not be read, though they have not changed.
-        engine: As for `run_job`.
+        exclude: Of the sources, see `references`.
+        lenient: Read truncated photos too.
+        runner: As for `run_job`.
         workers: As for `run_job`.
         batch_size: Photos that the model takes at once.
         exact_limit: See `build_vectors`.
@@ -143,7 +147,7 @@ def update_index(
     require("faiss", "search")
     finished = _finished_job(sources)
     # Before the folder is touched: sources without photos leave nothing behind.
-    inputs = references(sources) if finished is None else _inputs(finished)
+    inputs = references(sources, exclude=exclude) if finished is None else _inputs(finished)
     named: dict[str, tuple[str, Reference]] = {}
     for reference in inputs:
         named.setdefault(reference.path, (_stamp(reference), reference))
@@ -166,9 +170,9 @@ def update_index(
             return Updated(before.photos, 0, before.photos, 0, before.errors)
         job = finished
         if job is None and new:
-            options = JobOptions(model=model, embedding=True, batch_size=batch_size)
+            options = JobOptions(model=model, embedding=True, batch_size=batch_size, lenient=lenient)
             job = _plan(folder / WORK, sources, options, new)
-            run_job(job, engine=engine, workers=workers, on_progress=on_progress)
+            run_job(job, runner=runner, workers=workers, on_progress=on_progress)
         fresh = {reference.path: named[reference.path][0] for reference in new}
         info = _write_generation(folder, before, keep, job, fresh, exact_limit, predictor, model, identity)
         write_text(folder / INDEX, info.model_dump_json(indent=1) + "\n")
@@ -232,7 +236,12 @@ def _plan(folder: Path, sources: Sequence[str], options: JobOptions, inputs: Seq
 def _stamp(reference: Reference) -> str:
     """What changes when a photo does: size and time of change, or what its store says."""
     image = reference.image()
-    path = str(image.archive) if isinstance(image, TarMember) else image.url if isinstance(image, RemoteFile) else image
+    if isinstance(image, TarMember):
+        path = str(image.archive)
+    elif isinstance(image, EmbeddedPhoto):
+        path = str(image.table)
+    else:
+        path = image.url if isinstance(image, RemoteFile) else str(image)
     place = f"{reference.offset}+{reference.size}@" if reference.offset is not None else ""
     if is_remote(path):
         try:

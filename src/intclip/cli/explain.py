@@ -1,0 +1,224 @@
+"""`intclip explain`."""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO, cast
+
+import typer
+
+from intclip.cli.options import MODELS, AsJson, Device, EngineOption, LabelOptions, load_model, with_options
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from intclip.data.images import ImageInput
+    from intclip.evidence.evidence import Evidence
+    from intclip.inference.predictor import Predictor
+
+Branch = Literal["fused", "sight", "semantic"]
+Kind = Literal["regions", "fine", "prompts", "positive", "negative", "gradcam", "rollout"]
+"""See `intclip.evidence.kinds`; `prompts` draws two of them, positive and negative."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What `explain` draws, and where."""
+
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="File to write: .png, .jpg or .webp (overlay.png), for a text alone .html; - is standard output."
+        ),
+    ] = None
+    branch: Annotated[
+        Branch, typer.Option(help="What decides (fused), what is seen (sight), or what is meant (semantic).")
+    ] = "fused"
+    kind: Annotated[
+        Kind,
+        typer.Option(
+            help="regions: the model's own maps, exact. fine: the mean of those of the photo and of its enlarged "
+            "parts; ten passes. prompts: how alike each region is to the label's positive and to its negative prompt, "
+            "side by side in the same colours; positive, negative: one of them. gradcam: needs captum. rollout: for a "
+            "ViT."
+        ),
+    ] = "regions"
+    neighbours: Annotated[
+        str | None,
+        typer.Option(help="Also list the nearest of known photos: a folder, or an index of `intclip index`."),
+    ] = None
+    plain: Annotated[bool, typer.Option("--plain", help="Draw the photo with its map alone, without a legend.")] = False
+
+    def evidence(self, predictor: "Predictor", photo: "ImageInput", label: str) -> "tuple[Evidence, Evidence | None]":
+        """The evidence, and with `prompts` that of the negative prompt."""
+        first = "positive" if self.kind == "prompts" else self.kind
+        evidence = predictor.explain(photo, label, kind=first)
+        if self.neighbours is not None:
+            from intclip.search.neighbours import nearest_photos
+
+            evidence = replace(evidence, neighbours=nearest_photos(predictor, photo, self.neighbours))
+        return evidence, predictor.explain(photo, label, kind="negative") if self.kind == "prompts" else None
+
+
+@dataclass(frozen=True)
+class ExplainedModel(LabelOptions):
+    """A model, and what computes it, in full precision."""
+
+    model: Annotated[str, typer.Option("--model", "-m", help=MODELS)] = "lite"
+    engine: EngineOption = "auto"
+    device: Device = "auto"
+
+    def load(self) -> "Predictor":
+        """The model.
+
+        Raises:
+            IntclipError: It cannot be loaded.
+        """
+        return load_model(self.model, self, engine=self.engine, device=self.device)
+
+
+@with_options
+def explain(
+    photo: Annotated[str | None, typer.Argument(help="A photo; - reads it from standard input.")] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(help="Text of a post, with its photo or alone; for lite and models of `intclip fit`."),
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="Name of a label; the most probable one by default.")] = None,
+    *,
+    drawing: Drawing,
+    how: Annotated[
+        str,
+        typer.Option(
+            help="How words are weighed: occlusion, or shapley (slower; repeated words share their weight, and all "
+            "weights add up)."
+        ),
+    ] = "occlusion",
+    choice: ExplainedModel,
+    as_json: AsJson = False,
+) -> None:
+    """Show where in a photo, and in which words, the evidence for a label lies.
+
+    The map is laid over the part of the photo that the model sees: from dark (least) to bright (most), by its own
+    range; the two maps of --kind prompts share one range, so that their colours compare. A word's weight is how much
+    the label's log-odds fall without it; for a zero-shot model, how much the cosine of text and label falls.
+
+    intclip explain photo.jpg --label "Natural beauty" --out overlay.png
+
+    intclip explain photo.jpg -m proxy --kind fine
+
+    intclip explain photo.jpg -m proxy --kind prompts
+
+    intclip explain photo.jpg -m proxy --kind gradcam --neighbours photos/
+
+    intclip explain --text "sunset over the sea, at last" --label "Natural beauty"
+
+    intclip explain photo.jpg --text "what a great day" --model models/mine
+    """
+    import json
+
+    from intclip.cli.common import spare_inputs
+    from intclip.cli.words import print_words
+    from intclip.data.images import read_image
+    from intclip.errors import IntclipError, StorageError
+    from intclip.evidence.words import words_page
+    from intclip.files import is_stdout, write_text
+
+    if photo is None and text is None:
+        raise IntclipError("give a photo, --text, or both")
+    out = drawing.out
+    if photo is None and out is not None and out.suffix.lower() != ".html" and not is_stdout(out):
+        raise StorageError(f"{out}: the evidence in a text alone is an .html file")
+    source = None if photo is None else _one_photo(photo)
+    picture = None if source is None else _picture_format(out or Path("overlay.png"))
+    image = None if source is None else read_image(source)
+    if picture is not None:
+        spare_inputs(picture[0], [photo])
+    predictor = choice.load()
+    label = label or _most_probable(predictor, source, text)
+    words = None if text is None else predictor.explain_words(text, label, how=how)
+    facts: dict[str, object] = {}
+    messages = sys.stderr if out is not None and is_stdout(out) else sys.stdout
+    if source is not None and image is not None and picture is not None:
+        evidence, other = drawing.evidence(predictor, source, label)
+        facts = {"photo": photo} | _draw(image, evidence, other, drawing, *picture)
+        if not as_json:
+            _print_evidence(facts, evidence, drawing.branch, messages)
+    if words is not None:
+        if photo is None and out is not None:
+            write_text(out, words_page(words))
+            facts["out"] = str(out)
+        found = words.to_dict()
+        facts |= {"label": found.pop("label"), "text": found}
+        if not as_json and messages is sys.stdout:
+            print_words(words)
+    if as_json:
+        print(json.dumps(facts, ensure_ascii=False), file=messages)
+
+
+def _one_photo(photo: str) -> "ImageInput":
+    from intclip.data.unlabelled import STDIN, read_standard_input
+    from intclip.errors import ImageError
+
+    if photo != STDIN:
+        return photo
+    photos = read_standard_input()
+    if len(photos) != 1:
+        raise ImageError(f"standard input names {len(photos)} photos; explain takes one")
+    return photos[0]
+
+
+def _print_evidence(facts: dict[str, object], evidence: "Evidence", branch: Branch, file: TextIO) -> None:
+    from intclip.cli.common import printable
+
+    known = branch == "fused" or branch in cast("tuple[str, ...]", facts["branches"])
+    note = "" if known else f" (this model has no {branch} branch of its own)"
+    print(f"{facts['label']}: {facts['probability']:.3f}; {branch} evidence in {facts['out']}{note}", file=file)
+    for near in evidence.neighbours:
+        print(f"  {near.cosine:.3f}  {printable(near.path)}  {', '.join(near.labels)}", file=file)
+
+
+def _picture_format(out: Path) -> tuple[Path, str]:
+    from intclip.errors import StorageError
+    from intclip.files import is_stream
+
+    formats = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+    if is_stream(out):
+        return out, "PNG"
+    if out.suffix.lower() not in formats:
+        raise StorageError(f"{out}: write to a .png, .jpg or .webp file")
+    return out, formats[out.suffix.lower()]
+
+
+def _most_probable(predictor: "Predictor", photo: "ImageInput | None", text: str | None) -> str:
+    from intclip.errors import IntclipError
+
+    if photo is None and "text" not in predictor.alone:
+        raise IntclipError(f"{predictor.card.model} predicts nothing from a text alone; name a label with --label")
+    texts = [text] if text is not None and "text" in predictor.channels else None
+    return predictor.predict(None if photo is None else [photo], texts=texts)[0].top(1)[0][0]
+
+
+def _draw(
+    image: "Image", evidence: "Evidence", other: "Evidence | None", drawing: Drawing, out: Path, format: str
+) -> dict[str, object]:
+    """Write the evidence in a photo, with that of the other prompt where it is given; what `explain --json` prints."""
+    from dataclasses import asdict
+
+    from intclip.evidence.evidence import overlay
+    from intclip.files import atomic_path
+    from intclip.reports.sheet import evidence_sheet, prompts_overlay, prompts_sheet
+
+    if other is not None:
+        drawn = (prompts_overlay if drawing.plain else prompts_sheet)(image, evidence, other, drawing.branch)
+    elif drawing.plain:
+        drawn = overlay(image, getattr(evidence, drawing.branch), evidence.box)
+    else:
+        drawn = evidence_sheet(image, evidence, drawing.branch)
+    with atomic_path(out) as partial:
+        drawn.save(partial, format=format)
+    facts: dict[str, object] = {"label": evidence.label, "probability": evidence.probability}
+    if evidence.neighbours:
+        facts["neighbours"] = [asdict(near) for near in evidence.neighbours]
+    kind = evidence.kind if other is None else "prompts"
+    return facts | {"branches": evidence.branches, "kind": kind, "out": str(out)}

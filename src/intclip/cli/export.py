@@ -1,0 +1,52 @@
+"""`intclip export`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from intclip.cli.options import MODELS, LabelOptions, load_model, with_options
+
+Format = Literal["onnx", "openvino"]
+
+
+@with_options
+def export(
+    model: Annotated[str, typer.Argument(help=MODELS)],
+    out: Annotated[Path, typer.Option(help="File to write: .onnx, or .xml for OpenVINO (with a .bin beside it).")],
+    format: Annotated[Format | None, typer.Option(help="By default decided by the file's suffix.")] = None,
+    maps: Annotated[bool, typer.Option("--maps", help="Keep the evidence maps among the outputs.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Quantise to int8; OpenVINO only; needs --calibrate.")] = False,
+    calibrate: Annotated[
+        Path | None, typer.Option(help="Folder with a few hundred typical photos, for --int8.")
+    ] = None,
+    *,
+    labels: LabelOptions,
+) -> None:
+    """Write a model as a file that runs without intclip, with labels, preprocessing and thresholds inside.
+
+    examples/predict_onnx.py shows how another program uses one.
+
+    intclip export lite --out lite.onnx
+
+    intclip export runs/my-model --out model.xml --int8 --calibrate photos/
+    """
+    from intclip.errors import IntclipError
+    from intclip.files import is_stream
+    from intclip.inference.exported import SUFFIXES, check_suffix
+
+    wanted = format or SUFFIXES.get(out.suffix)
+    if wanted is None or is_stream(out):
+        raise IntclipError(f"{out}: name the file *.onnx or *.xml")
+    check_suffix(out, wanted)
+    if int8 and (wanted != "openvino" or calibrate is None):
+        raise IntclipError("--int8 writes OpenVINO (*.xml) and needs --calibrate FOLDER with a few hundred photos")
+    if calibrate is not None and not int8:
+        raise IntclipError("--calibrate is for --int8 alone; add --int8, or leave it out for float32")
+    predictor = load_model(model, labels, engine="openvino" if int8 else "auto", device="cpu")
+    if int8 and calibrate is not None:
+        predictor = predictor.quantize(calibrate)
+    predictor.export(out, wanted, maps=maps)
+    size = out.stat().st_size + (out.with_suffix(".bin").stat().st_size if wanted == "openvino" else 0)
+    count = len(predictor.taxonomy.names)
+    print(f"{out}: {wanted}, {predictor.card.arithmetic}, {count} labels, {size / 1e6:.1f} MB")
