@@ -26,9 +26,9 @@ WIDE, PHONE = 1280, 390
 @contextmanager
 def app() -> Iterator[str]:
     """The address of the app, as `intclip app` opens it."""
-    from intclip.serving.app.server import create_app
+    from intclip.serving.app.routes import create_app
 
-    page = create_app({"lite": load("lite"), "proxy": load("proxy")}, demo_photos())
+    page = create_app({"lite": load("lite"), "proxy": load("proxy")}, demo_photos(), examples=True)
     server = uvicorn.Server(uvicorn.Config(page, port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -39,6 +39,14 @@ def app() -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+def find_browser() -> str:
+    """Path of Chromium."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        sys.exit("no browser: install chromium")
+    return path
 
 
 @contextmanager
@@ -56,18 +64,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the pictures")
     out = parser.parse_args().out
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        sys.exit("no browser: install chromium")
     with sync_playwright() as running, tempfile.TemporaryDirectory() as folder:
-        browser = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = running.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
         with app() as address:
-            for name, width, height in (("app", WIDE, None), ("app-phone", PHONE, 1240)):
-                with looking(browser, address, width, height or 900) as page:
-                    for part in (".ic-row", "#ic-own textarea", "#ic-labels input", "#ic-download"):
-                        page.locator(part).first.wait_for()
-                    page.wait_for_timeout(1000)  # the page says nowhere that it has settled
-                    page.screenshot(path=out / f"{name}.png", full_page=height is None)
+            for name, width, height in (("app", WIDE, 900), ("app-phone", PHONE, 844)):
+                with looking(browser, address, width, height) as page:
+                    page.locator("body[data-ready]").wait_for()
+                    page.wait_for_function("() => state.photos.every((photo) => photo.answers.has(reader().key))")
+                    page.wait_for_timeout(1000)  # small pictures come last
+                    page.screenshot(path=out / f"{name}.png")
         report = Path(folder) / "report.html"
         write_folder_report(demo_photos(), load("lite"), report)
         with looking(browser, report.as_uri(), WIDE, 1100) as page:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 import uvicorn
+from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import expect
 from screens import PHONE, WIDE
@@ -17,8 +18,8 @@ from screens import PHONE, WIDE
 from intclip.data.demo_photos import demo_photos
 from intclip.data.tabular import load_table
 from intclip.inference.loading import load
-from intclip.serving.app.own_intents import read_intents
-from intclip.serving.app.server import create_app
+from intclip.serving.app.own_labels import make_taxonomy
+from intclip.serving.app.routes import create_app
 
 pytestmark = pytest.mark.browser
 
@@ -27,9 +28,11 @@ LINE = "<img src=x onerror=alert(1)> ${value} {{value}}"
 
 
 @pytest.fixture(scope="module")
-def address(browser):
+def address(browser, tmp_path_factory):
     models = {"lite": load("lite", engine="torch"), "proxy": load("proxy", engine="torch")}
-    server = uvicorn.Server(uvicorn.Config(create_app(models, demo_photos()), port=0, log_level="error"))
+    folder = tmp_path_factory.mktemp("models")
+    app = create_app(models, demo_photos(), models_folder=folder, examples=True)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not (server.started and server.servers):
@@ -41,24 +44,21 @@ def address(browser):
     thread.join(timeout=30)
 
 
+def scored(page):
+    page.wait_for_function("() => state.photos.every((photo) => photo.answers.has(reader().key))")
+    page.wait_for_function("() => document.querySelector('#notice').innerText.startsWith('Reading') === false")
+    page.wait_for_timeout(200)  # the grid is drawn a moment after the last answer
+
+
 @pytest.fixture
 def opened(address, visit):
-    """The page at a size, once every part of it is there: they come one by one, each with a script of its own."""
-    parts = (".ic-row", ".ic-thumb", ".ic-frame img", "#ic-own textarea", "#ic-threshold input[type=range]")
-    parts += (
-        "#ic-branch label",
-        "#ic-level label",
-        "#ic-model input",
-        "#ic-labels input",
-        "#ic-keep",
-        "#ic-fine input",
-    )
+    """The page at a size, once its photos are scored."""
 
     @contextmanager
     def open_app(size: tuple[int, int]):
         with visit(address, size) as page:
-            for part in parts:
-                page.locator(part).first.wait_for()
+            page.locator("body[data-ready]").wait_for()
+            scored(page)
             yield page
 
     return open_app
@@ -66,7 +66,7 @@ def opened(address, visit):
 
 @pytest.mark.parametrize("background", [False, True])
 def test_ctrl_c_ends_the_app_while_its_page_is_open(browser, tmp_path, background):
-    """An open page keeps a stream open, and has torch loaded in a thread; a script's background job ignores SIGINT."""
+    """A script's background job ignores SIGINT, and uvicorn raises it again in vain."""
     told = tmp_path / "told"
     with told.open("w") as stream:
         command = [sys.executable, "-m", "intclip.cli", "app", "--port", "0"]
@@ -81,7 +81,7 @@ def test_ctrl_c_ends_the_app_while_its_page_is_open(browser, tmp_path, backgroun
             time.sleep(0.1)
         page = browser.new_page()
         page.goto(found[0])
-        page.locator(".ic-row").first.wait_for(timeout=60_000)
+        page.locator("#headline", has_text="Probably").wait_for(timeout=60_000)
         app.send_signal(signal.SIGINT)
         assert app.wait(120) == 130
         page.close()
@@ -96,183 +96,192 @@ def test_ctrl_c_ends_the_app_while_its_page_is_open(browser, tmp_path, backgroun
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two photos and what is none, as they lie in somebody's folder."""
+    """Two photos, one that the browser cannot decode, a damaged one and a text, as they lie in somebody's folder."""
     home = tmp_path / "trip"
     (home / "day 2").mkdir(parents=True)
     Image.linear_gradient("L").convert("RGB").save(home / "a.png")
     Image.new("RGB", (300, 200), (30, 90, 200)).save(home / "day 2" / "b.jpg")
-    (home / "broken.jpg").write_bytes(b"\xff\xd8\xff no photo")
     (home / "notes.txt").write_text("no photo")
     return home
 
 
-def values(page) -> dict[str, int]:
-    rows = page.locator(".ic-row")
-    names, percents = rows.locator(".ic-name").all_inner_texts(), rows.locator(".ic-value").all_inner_texts()
-    return {name: int(percent.split()[0]) for name, percent in zip(names, percents, strict=True)}
+def bars(page) -> dict[str, int]:
+    """What the bars say, in percent."""
+    if not page.locator("#bars").is_visible():
+        page.locator("#all summary").click()
+    cells = page.locator("#bars button").all_inner_texts()
+    return {name: int(float(value.split()[0])) for name, value in (cell.strip().rsplit("\n", 1) for cell in cells)}
 
 
-def picture(page) -> str:
-    return page.locator(".ic-frame img").get_attribute("src")
+def overlay(page) -> str:
+    page.wait_for_function("() => !document.querySelector('#overlay').hidden")
+    return page.locator("#overlay").evaluate("node => node.toDataURL()")
 
 
-def changed(page, selector, before):
-    """Wait until the picture, or a text, is another one."""
-    page.wait_for_function(
-        "([selector, before]) => { const node = document.querySelector(selector);"
-        " return node && (node.getAttribute('src') ?? node.innerText) !== before; }",
-        arg=[selector, before],
-    )
+def overlay_changed(page, before) -> str:
+    page.wait_for_function("before => document.querySelector('#overlay').toDataURL() !== before", arg=before)
+    return overlay(page)
 
 
 @pytest.mark.parametrize("size", [WIDE, PHONE])
-def test_it_opens_on_scored_examples_and_fits_the_screen(opened, size):
+def test_it_opens_with_the_answer_in_the_first_screen(opened, size):
     with opened(size) as page:
-        assert page.locator(".ic-thumb").count() == len(demo_photos())
+        assert page.locator("#grid li").count() == len(demo_photos())
         expected = load("lite", engine="torch").predict(demo_photos()[0])[0]
-        assert values(page) == {name: round(100 * value) for name, value in expected.scores.items()}
-        assert set(page.locator(".ic-row:not(.ic-below) .ic-name").all_inner_texts()) == set(expected.labels)
-        tops = page.locator(".ic-group h3").all_inner_texts()
-        assert set(tops) == set(expected.taxonomy.levels["super-category"])
-        assert page.locator(".ic-row[aria-pressed=true] .ic-name").inner_text() == expected.top(1)[0][0]
-        assert picture(page).startswith("data:image/jpeg")
+        headline = page.locator("#headline")
+        (first, value), *_ = expected.top(1)
+        assert f"Probably: {first} {value:.2f}" in headline.inner_text()
+        box = headline.bounding_box()
+        assert box["y"] + box["height"] <= size[1]
         assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
-        assert len(page.locator(".ic-head p").all_inner_texts()) == 1
+        expect(page.locator("#overlay")).to_be_hidden()  # the true photo first
+        assert bars(page) == {name: percent(share) for name, share in expected.scores.items()}
+        below = page.locator("#bars button:not(.below) > span:first-child").all_inner_texts()
+        assert set(below) == set(expected.labels)
 
 
-def test_uploads_by_button_by_folder_and_what_is_no_photo(opened, folder):
+def percent(share: float) -> int:
+    return int(100 * share + 0.5)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [WIDE, PHONE])
+def test_no_accessibility_violations(opened, size, scheme):
+    with opened(size) as page:
+        page.emulate_media(color_scheme=scheme)
+
+        def check():
+            found = Axe().run(page).response["violations"]
+            assert [(one["id"], [node["target"] for node in one["nodes"]]) for one in found] == []
+
+        check()
+        page.locator("#show-evidence").click()
+        overlay(page)
+        page.locator("#all summary").click()
+        page.locator("#own-box summary").click()
+        page.locator("#order").select_option("group")
+        page.locator("#select-all").click()
+        check()
+        for opening, closing in (("#help", "#help-close"), ("#full", "#full-close")):
+            page.locator(opening).click()
+            check()
+            page.locator(closing).click()
+
+
+def test_files_folders_and_what_is_no_photo(opened, folder):
     with opened(WIDE) as page:
-        page.set_input_files("#ic-files", [folder / "a.png", folder / "broken.jpg"])
-        page.get_by_text("1 photo added").wait_for()
-        told = page.locator(".ic-notice").inner_text()
-        assert "broken.jpg" in told
-        assert "/" not in told.replace("broken.jpg", "")  # no path of the server
-        expect(page.locator(".ic-thumb")).to_have_count(1)  # the examples have gone
-        page.set_input_files("#ic-folder", folder)
-        page.get_by_text("2 photos added").wait_for()
-        expect(page.locator(".ic-thumb")).to_have_count(3)
-        titles = [page.locator(".ic-thumb").nth(i).get_attribute("title") for i in range(3)]
-        assert titles[0] == "a.png"
-        assert set(titles[1:]) == {"trip/a.png", "trip/day 2/b.jpg"}
+        (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff no photo")
+        Image.new("RGB", (640, 480), (200, 30, 30)).save(folder / "c.tiff")
+        page.set_input_files("#folder", folder)
+        scored(page)
+        names = page.locator("#grid .name").evaluate_all("nodes => nodes.map((node) => node.title)")
+        assert names == ["trip/a.png", "trip/broken.jpg", "trip/c.tiff", "trip/day 2/b.jpg"]
+        tops = page.locator("#grid .top").all_inner_texts()
+        assert tops[1] == "cannot be read"
+        assert "cannot be read" not in tops[2]
+        page.locator("#grid .open").nth(2).click()  # drawn by the service
+        page.wait_for_function("() => document.querySelector('#photo').naturalWidth === 640")
+        page.set_input_files("#files", folder / "c.tiff")  # another name, the same bytes
+        scored(page)
+        expect(page.locator("#grid li")).to_have_count(5)
+        page.set_input_files("#folder", folder)
+        expect(page.locator("#notice")).to_contain_text("already here")
+        expect(page.locator("#grid li")).to_have_count(5)
 
 
 def test_thresholds_of_all_and_of_one(opened):
     with opened(WIDE) as page:
-        scores = values(page)
-        slider = page.locator("#ic-threshold input[type=range]")
-        slider.fill("20")
-        page.locator(".ic-track b[style='left: 20.0%']").nth(len(scores) - 1).wait_for(state="attached")
-        held = page.locator(".ic-row:not(.ic-below) .ic-name").all_inner_texts()
+        scores = bars(page)
+        page.locator("#threshold").fill("20")
+        held = page.locator("#bars button:not(.below) > span:first-child").all_inner_texts()
         assert {name for name, value in scores.items() if value > 20} <= set(held)
         assert not {name for name, value in scores.items() if value < 20} & set(held)
-        page.locator("#ic-only input").check()
-        slider.fill("100")
-        page.locator(".ic-row[aria-pressed=true].ic-below").wait_for()
-        expect(page.locator(".ic-track b[style='left: 20.0%']")).to_have_count(len(scores) - 1)
-        page.locator("#ic-reset").click()
-        page.locator(".ic-track b[style='left: 50.0%']").nth(len(scores) - 1).wait_for(state="attached")
+        page.locator("#only").check()
+        page.locator("#threshold").fill("100")
+        expect(page.locator("#bars button[aria-pressed=true]")).to_have_class("below")
+        page.locator("#reset").click()
+        expect(page.locator("#bars button[aria-pressed=true]")).not_to_have_class("below")
+        page.locator("#only").uncheck()
+        page.locator("#threshold").fill("100")
+        expect(page.locator("#headline")).to_have_text("No clear intent")
+        expect(page.locator("#doubt")).to_contain_text("Closest")
+        expect(page.locator("#grid .top").first).to_have_text("no clear intent")
 
 
-def test_a_threshold_typed_beyond_the_ends_is_the_end(opened):
+def test_evidence_on_demand_follows_the_label_the_map_and_the_opacity(opened):
     with opened(WIDE) as page:
-        box = page.locator("#ic-threshold input[type=number]")
-        for typed, end in (("250", "100"), ("-5", "0")):
-            box.fill(typed)
-            box.press("Tab")
-            expect(box).to_have_value(end)
-            expect(page.locator(f".ic-track b[style='left: {end}.0%']")).to_have_count(len(values(page)))
-        expect(page.locator(".toast-body")).to_have_count(0)
-
-
-def test_evidence_follows_the_label_and_the_branch(opened):
-    with opened(WIDE) as page:
-        expect(page.locator("#ic-branch label")).to_have_text(["Photo", "Sight"])
-        first = picture(page)
-        page.locator(".ic-row", has_text="Health").click()
-        changed(page, ".ic-frame img", first)
-        lite = picture(page)
-        page.locator("#ic-model input").click()
-        page.get_by_role("option", name="proxy").click()
-        page.locator("#ic-branch label", has_text="Fused").wait_for()
-        changed(page, ".ic-frame img", lite)
-        seen = {picture(page)}
-        for branch in ("Sight", "Semantic", "Photo"):
-            before = picture(page)
-            page.locator("#ic-branch label", has_text=branch).click()
-            changed(page, ".ic-frame img", before)
-            seen.add(picture(page))
-        assert len(seen) == 4
-        expect(page.locator(".ic-legend")).to_have_count(0)  # the photo alone has nothing to read off
-        expect(page.locator("#ic-fine")).not_to_be_visible()
-
-
-def test_finer_evidence_of_a_model_and_of_own_intents(opened):
-    with opened(WIDE) as page:
-        coarse = picture(page)
-        page.locator("#ic-fine input").check()
-        changed(page, ".ic-frame img", coarse)
-        fine = picture(page)
-        page.locator("#ic-fine input").uncheck()
-        changed(page, ".ic-frame img", fine)
-        assert picture(page) == coarse
-        page.locator("#ic-own textarea").fill("an astronaut")
-        page.locator(".ic-name", has_text="an astronaut").wait_for()
-        changed(page, ".ic-frame img", coarse)
-        coarse = picture(page)
-        page.locator("#ic-fine input").check()
-        changed(page, ".ic-frame img", coarse)
+        page.keyboard.press("e")
+        first = overlay(page)
+        bars(page)
+        page.locator("#bars button", has_text="Health").click()
+        health = overlay_changed(page, first)
+        page.locator("#opacity").fill("0")
+        expect(page.locator("#overlay")).to_have_css("opacity", "0")
+        page.locator("#fine").check()
+        fine = overlay_changed(page, health)
+        page.locator("#model").select_option("proxy")
+        expect(page.locator("#branches button")).to_have_count(3)
+        assert set(page.locator("#branches button").all_inner_texts()) == {"sight", "semantic", "fused"}
+        fused = overlay_changed(page, fine)
+        page.locator("#branches button", has_text="sight").click()
+        overlay_changed(page, fused)
+        page.locator("#show-evidence").click()
+        expect(page.locator("#overlay")).to_be_hidden()
 
 
 def test_the_bars_follow_the_level(opened):
     with opened(WIDE) as page:
         expected = load("lite", engine="torch").predict(demo_photos()[0])[0]
-        expect(page.locator("#ic-level label")).to_have_text(list(expected.taxonomy.levels))
-        for place, (level, names) in enumerate(expected.taxonomy.levels.items()):
-            page.locator("#ic-level label").nth(place).click()
-            page.wait_for_function("count => document.querySelectorAll('.ic-row').length === count", arg=len(names))
-            assert values(page) == {name: round(100 * value) for name, value in expected.level(level).items()}
+        bars(page)
+        for place, level in enumerate(expected.taxonomy.levels):
+            page.locator("#order").select_option("" if place == 0 else str(place))
+            assert bars(page) == {name: percent(value) for name, value in expected.level(level).items()}
+        page.locator("#order").select_option("group")
+        tops = page.locator("#bars h3 span:first-child").all_inner_texts()
+        assert set(tops) == set(expected.taxonomy.levels["super-category"])
 
 
 def test_own_intents_are_scored_as_they_are_written(opened):
     with opened(WIDE) as page:
-        box = page.locator("#ic-own textarea")
+        page.locator("#own-box summary").click()
+        box = page.locator("#own")
         box.press_sequentially("an astronaut\na bowl of soup\n")
-        page.wait_for_function("() => document.querySelectorAll('.ic-row').length === 2")
-        page.locator(".ic-name", has_text="a bowl of soup").wait_for()
-        own = read_intents("an astronaut\na bowl of soup")
+        page.wait_for_function("() => reader().names.length === 2")
+        scored(page)
+        own = make_taxonomy(["an astronaut", "a bowl of soup"])
         expected = load("lite", taxonomy=own, engine="torch").predict(demo_photos()[0])[0]
-        assert values(page) == {name: round(100 * value) for name, value in expected.scores.items()}
-        box.fill(f"an astronaut\na bowl of soup\n{LINE}")  # as pasting does, without a key
-        page.locator(".ic-name", has_text=LINE).wait_for()
-        box.fill("x " * 200)
-        page.locator("#ic-own-note", has_text="tokens").wait_for()
-        expect(page.locator(".ic-row")).to_have_count(3)  # what was there stays
+        assert bars(page) == {name: percent(value) for name, value in expected.scores.items()}
+        page.keyboard.press("Tab")
+        page.locator("#show-evidence").click()
+        overlay(page)
+        box.fill(f"an astronaut\na bowl of soup\n{LINE}")
+        page.wait_for_function("() => reader().names.length === 3")
+        scored(page)
+        assert LINE in bars(page)
+        box.fill("\n".join(f"intent {number}" for number in range(61)))
+        expect(page.locator("#own-note")).to_contain_text("at most 60")
+        assert page.evaluate("reader().names.length") == 3  # what was there stays
         box.fill("")
-        page.wait_for_function("() => document.querySelectorAll('.ic-row').length === 28")
+        page.wait_for_function("() => reader().names.length === 28")
 
 
 def test_corrections_are_a_table_that_our_own_loader_reads(opened, folder, tmp_path):
     with opened(WIDE) as page:
-        page.set_input_files("#ic-folder", folder)
-        page.get_by_text("2 photos added").wait_for()
-        expect(page.locator(".ic-thumb")).to_have_count(2)
-        for place, wanted in enumerate((["Natural beauty", "In love, emotional intimacy"], [])):
-            page.locator(".ic-thumb").nth(place).click()
-            page.locator(f".ic-thumb[data-choice='{place}'][aria-pressed=true]").wait_for()
-            read = folder.parent / page.locator(".ic-thumb").nth(place).get_attribute("title")
-            suggested = load("lite", engine="torch").predict(read)[0].labels
-            expect(page.locator("#ic-labels .token")).to_have_text(list(suggested))
-            if suggested:
-                page.locator("#ic-labels .token-remove.remove-all").click()
+        page.set_input_files("#folder", folder)
+        scored(page)
+        for wanted in (["Natural beauty", "In love, emotional intimacy"], []):
+            for chip in page.locator("#chips button[aria-pressed=true]").all_inner_texts():
+                page.locator("#chips button", has_text=chip.split("\n")[-1]).first.click()
             for name in wanted:
-                page.locator("#ic-labels input").click()
-                page.locator("#ic-labels input").fill(name)
-                page.get_by_role("option", name=name, exact=True).click()
-            page.locator("#ic-keep").click()
-            page.locator(f"#ic-download:has-text('({place + 1})')").wait_for()
-        expect(page.locator(".ic-tick")).to_have_count(2)
+                chip = page.locator("#chips button", has_text=name)
+                if chip.count():
+                    chip.click()
+                else:
+                    page.locator("#more-labels").select_option(name)
+            page.locator("#keep").click()
+        expect(page.locator("#progress-text")).to_have_text("2 of 2 answered")
         with page.expect_download() as got:
-            page.locator("#ic-download").click()
+            page.locator("#download").click()
         path = tmp_path / got.value.suggested_filename
         got.value.save_as(path)
     assert path.name == "corrections.csv"
@@ -284,23 +293,135 @@ def test_corrections_are_a_table_that_our_own_loader_reads(opened, folder, tmp_p
     assert sorted(held.values(), key=len) == [set(), {"Natural beauty", "In love, emotional intimacy"}]
 
 
+def test_answers_survive_another_model_a_reload_and_undo(opened, address):
+    with opened(WIDE) as page:
+        progress = page.locator("#progress-text")
+        photos = len(demo_photos())
+        page.keyboard.press("9")
+        page.keyboard.press("Enter")
+        expect(progress).to_have_text(f"1 of {photos} answered")
+        expect(page.locator("#place")).to_have_text(f"2 of {photos}")
+        expect(page.locator("#agreement-text")).to_contain_text("lite agrees with you on")
+        page.locator("#model").select_option("proxy")
+        scored(page)
+        expect(progress).to_have_text(f"0 of {photos} answered")
+        expect(page.locator("#agreement-text")).to_contain_text("1 answer with other labels")
+        page.locator("#model").select_option("lite")
+        expect(page.locator("#download")).to_be_enabled()
+        page.locator("#select-all").click()
+        page.locator("#bulk-accept").click()
+        expect(progress).to_have_text(f"{photos} of {photos} answered")
+        page.locator("#select-none").click()
+        page.keyboard.press("u")
+        expect(progress).to_have_text(f"1 of {photos} answered")
+        page.reload()
+        page.locator("body[data-ready]").wait_for()
+        expect(progress).to_have_text(f"1 of {photos} answered")
+        page.locator("#drop-answer").click()
+        expect(progress).to_have_text(f"0 of {photos} answered")
+        page.locator("#undo").click()
+        expect(progress).to_have_text(f"1 of {photos} answered")
+
+
+@pytest.mark.parametrize(
+    "labels", [[], ["joy"], ["joy", 'a "quoted", name'], ["sun; sand"], ["[rest]", "joy"], ["joy", "[rest]"]]
+)
+def test_every_label_comes_back_as_it_was_kept(opened, tmp_path, labels):
+    import json
+
+    with opened(WIDE) as page:
+        rows = [{"name": "trip/a, b.png", "labels": labels, "text": 'says "hi",\nand more'}]
+        table = page.evaluate("rows => answersTable(rows)", rows)
+    (tmp_path / "trip").mkdir()
+    (tmp_path / "trip" / "a, b.png").write_bytes(b"x")
+    (tmp_path / "table.csv").write_text(table, newline="")
+    own = make_taxonomy(["joy", "sun; sand", "[rest]", 'a "quoted", name'])
+    (sample,) = load_table(tmp_path / "table.csv", taxonomy=own).splits["train"]
+    assert sample.text == json.loads(json.dumps(rows[0]["text"]))
+    assert [name for name, share in zip(own.names, sample.targets, strict=True) if share == 1] == [
+        name for name in own.names if name in labels
+    ]
+
+
+def test_filters_order_and_selection(opened):
+    with opened(WIDE) as page:
+        models = load("lite", engine="torch").predict(demo_photos())
+        wanted = models[0].labels[0]
+        page.locator("#filter").select_option(wanted)
+        held = [photo.name for photo, one in zip(demo_photos(), models, strict=True) if wanted in one.labels]
+        expect(page.locator("#grid .name")).to_have_text(held)
+        page.locator("#sort").select_option("likely")
+        order = sorted(zip(demo_photos(), models, strict=True), key=lambda pair: -pair[1].scores[wanted])
+        expect(page.locator("#grid .name")).to_have_text([photo.name for photo, one in order if wanted in one.labels])
+        page.locator("#filter").select_option("")
+        boxes = page.locator("#grid input")
+        boxes.nth(0).click()
+        boxes.nth(3).click(modifiers=["Shift"])
+        expect(page.locator("#selected")).to_have_text("4 selected")
+        page.locator("#bulk-label").select_option(wanted)
+        page.locator("#bulk-add").click()
+        expect(page.locator("#grid .mine")).to_have_count(4)
+        page.locator("#open-only").check()
+        expect(page.locator("#grid li")).to_have_count(len(demo_photos()) - 4)
+        page.locator("#open-only").uncheck()
+        page.locator("#bulk-away").click()
+        expect(page.locator("#grid li")).to_have_count(len(demo_photos()) - 4)
+        page.keyboard.press("Escape")
+
+
 def test_the_keyboard_is_enough(opened):
     with opened(WIDE) as page:
-        page.locator(".ic-thumb").first.focus()
-        before = picture(page)
+        page.locator("#grid .open").first.focus()
         page.keyboard.press("ArrowRight")
-        page.keyboard.press("Enter")
-        page.locator(".ic-thumb[data-choice='1'][aria-pressed=true]").wait_for()
-        changed(page, ".ic-frame img", before)
-        # The focus is not lost by drawing anew.
-        page.wait_for_function("() => document.activeElement.dataset.choice === '1'")
-        before = picture(page)
-        page.locator(".ic-row").first.focus()
-        page.keyboard.press("ArrowDown")
-        page.keyboard.press("Enter")
-        page.wait_for_function("() => document.activeElement.getAttribute('aria-pressed') === 'true'")
-        changed(page, ".ic-frame img", before)
-        before = picture(page)
-        page.locator("#ic-branch input:not(:checked)").focus()
-        page.keyboard.press("Space")
-        changed(page, ".ic-frame img", before)
+        expect(page.locator("#grid .open").nth(1)).to_be_focused()
+        expect(page.locator("#place")).to_have_text(f"2 of {len(demo_photos())}")
+        chip = page.locator("#chips button").first
+        before = chip.get_attribute("aria-pressed")
+        page.keyboard.press("1")
+        expect(chip).not_to_have_attribute("aria-pressed", before)
+        page.keyboard.press("x")
+        expect(page.locator("#selected")).to_have_text("1 selected")
+        page.keyboard.press("Escape")
+        page.keyboard.press("f")
+        page.locator("#full-view[open]").wait_for()
+        page.keyboard.press("ArrowRight")
+        expect(page.locator("#place")).to_have_text(f"3 of {len(demo_photos())}")
+        page.keyboard.press("Escape")
+        page.keyboard.press("?")
+        page.locator("#keys").uncheck()
+        page.locator("#help-close").click()
+        page.keyboard.press("ArrowRight")
+        expect(page.locator("#place")).to_have_text(f"3 of {len(demo_photos())}")
+
+
+@pytest.mark.slow
+def test_corrections_train_a_model_that_the_page_switches_to(opened, tmp_path):
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    files = []
+    for number in range(24):
+        colour = (220, 40, 30) if number % 2 else (20, 60, 220)
+        noise = (rng.normal(scale=20, size=(64, 64, 3)) + colour).clip(0, 255).astype(np.uint8)
+        files.append(tmp_path / f"{number:02}.png")
+        Image.fromarray(noise).save(files[-1])
+    with opened(WIDE) as page:
+        page.set_input_files("#files", files)
+        scored(page)
+        expect(page.locator("#train")).to_be_disabled()
+        for parity, name in ((0, "Natural beauty"), (1, "Health")):
+            page.evaluate(
+                "([parity, name]) => { state.selected = new Set(state.photos.filter((_, i) => i % 2 === parity));"
+                " changeSelected(() => new Set([name])); state.selected.clear(); }",
+                [parity, name],
+            )
+        before = page.locator("#agreement-text").inner_text()
+        page.locator("#train").click()
+        page.wait_for_function("() => state.trained", timeout=250_000)
+        expect(page.locator("#model")).to_have_value("mine")
+        note = page.locator("#train-note").inner_text()
+        held, lite = (int(share) for share in re.findall(r"agrees? ?d? ?(?:with you )?on ([0-9]+) ?%", note))
+        assert held > 90 > lite
+        assert f"{lite} %" in before
+        scored(page)
+        assert "Health" in page.locator("#grid .open").nth(1).locator(".top").inner_text()

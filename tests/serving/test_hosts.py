@@ -10,7 +10,7 @@ from starlette.websockets import WebSocketDisconnect
 from watched import WatchedPredictor, photo
 
 from intclip.serving.api import create_api
-from intclip.serving.app.server import create_app
+from intclip.serving.app.routes import create_app
 from intclip.serving.hosts import LOCAL, allowed_hosts
 from intclip.serving.settings import Settings
 
@@ -95,8 +95,8 @@ def _get(url: str, path: str, host: str) -> int:
 
 
 def test_the_app_is_named_too():
-    with TestClient(create_app({"a": WatchedPredictor()}, hosts=LOCAL)) as client:
-        for path in ("/", "/config", "/gradio_api/info", "/gradio_api/file=/etc/passwd"):
+    with TestClient(create_app({"a": WatchedPredictor()}, settings=Settings(hosts=LOCAL))) as client:
+        for path in ("/", "/app/", "/app/app.js", "/app/facts", "/app/photos/0", "/app/training", "/favicon.ico"):
             assert client.get(path, headers={"Host": "evil.com"}).status_code == 421
         assert client.get("/", headers={"Host": "localhost:7860"}).status_code == 200
 

@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 LOOPBACK = "127.0.0.1"
+MODULES = ("fastapi", "fastapi_offline", "uvicorn", "python_multipart", "structlog", "prometheus_client", "cachetools")
+"""What the service needs from the extra `app`."""
 AllowHost = Annotated[
     list[str] | None,
     typer.Option(help="Answer to this host name too, such as one of a proxy; may be repeated. See docs/api.md."),
@@ -43,8 +45,6 @@ def app(
 
     intclip app --photos holiday/ --open
     """
-    import logging
-
     from intclip.cli.common import name_models
     from intclip.data.demo_photos import demo_photos
     from intclip.data.images import find_images
@@ -53,37 +53,39 @@ def app(
     from intclip.inference.loading import is_zero_shot, load
     from intclip.inference.predictor import Predictor
 
-    uvicorn = require("uvicorn", "app")
+    for module in MODULES:
+        require(module, "app")
     from intclip.serving.hosts import allowed_hosts
-    from intclip.serving.server import Server, address, bind
+    from intclip.serving.observe import configure_logs
+    from intclip.serving.server import address, bind, run
+    from intclip.serving.settings import Settings
 
-    listener = bind(host, port)
-    models: dict[str, Predictor] = {}
-    for name, spec in name_models(model or ["lite", "proxy"]).items():
-        models[name] = load(spec, taxonomy=taxonomy if is_zero_shot(spec) else None)
-    if photos:
-        examples = find_images(photos)
-    else:
-        try:
-            examples = demo_photos()
-        except MissingExtraError:
-            examples = list[Path]()  # the page says how to begin
+    with bind(host, port) as listener:
+        models: dict[str, Predictor] = {}
+        for name, spec in name_models(model or ["lite", "proxy"]).items():
+            models[name] = load(spec, taxonomy=taxonomy if is_zero_shot(spec) else None)
+        if photos:
+            shown = find_images(photos)
+        else:
+            try:
+                shown = demo_photos()
+            except MissingExtraError:
+                shown = list[Path]()  # the page says how to begin
 
-    from intclip.serving.app.server import create_app
+        from intclip.serving.app.routes import create_app
 
-    names = allowed_hosts(host, listener.getsockname()[0], guarded=False, extra=allow_host or ())
-    page = create_app(models, examples, hosts=names)
-    near = host in (LOOPBACK, "::1", "localhost")
-    shown = f"http://localhost:{listener.getsockname()[1]}" if near else address(listener)
-    print(f"intclip app: {shown}  (models: {', '.join(models)}; Ctrl-C ends it)", flush=True)
-    if not near:
-        print("intclip app: anybody who reaches this address may use it; there is no login", flush=True)
-    if open_page:
-        import webbrowser
+        hosts = allowed_hosts(host, listener.getsockname()[0], guarded=False, extra=allow_host or ())
+        page = create_app(models, shown, Settings(hosts=hosts), models_folder=Path("models"), examples=not photos)
+        near = host in (LOOPBACK, "::1", "localhost")
+        url = f"http://localhost:{listener.getsockname()[1]}" if near else address(listener)
+        listener.listen()  # who comes before the page is ready waits for it
+        print(f"intclip app: {url}  (models: {', '.join(models)}; Ctrl-C ends it)", flush=True)
+        if not near:
+            print("intclip app: anybody who reaches this address may use it; there is no login", flush=True)
+        if open_page:
+            import webbrowser
 
-        webbrowser.open(shown)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    server = Server(uvicorn.Config(page, log_level="warning"))
-    server.run(sockets=[listener])
-    if server.interrupted:
-        raise KeyboardInterrupt
+            webbrowser.open(url)
+        configure_logs("error")
+        if run(page, listener, connections=1024, grace_seconds=30):
+            raise KeyboardInterrupt

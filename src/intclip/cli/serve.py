@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from intclip.cli.app import AllowHost
+from intclip.cli.app import MODULES, AllowHost
 from intclip.cli.options import Checkpoint, Device, EngineOption, Labels, PrecisionOption, Sentences
 
 if TYPE_CHECKING:
     from intclip.inference.predictor import Predictor
     from intclip.serving.settings import Settings
 
-PAGE = "/app"
 KEY_VARIABLE = "INTCLIP_API_KEY"
 DAY = 86_400
 
@@ -71,10 +70,8 @@ def serve(
     from intclip.errors import IntclipError
     from intclip.extras import require
 
-    for module in ("fastapi", "fastapi_offline", "uvicorn", "python_multipart", "structlog", "prometheus_client"):
+    for module in MODULES:
         require(module, "app")
-    if page:
-        require("gradio", "app")
     from intclip.inference.loading import load
     from intclip.serving.api import create_api
     from intclip.serving.hosts import allowed_hosts
@@ -115,11 +112,13 @@ def serve(
             )
             for name, spec in specs.items()
         }
-        api = create_api(models, settings.model_copy(update={"hosts": hosts}))
+        settings = settings.model_copy(update={"hosts": hosts})
         if page:
-            from intclip.serving.app.server import mount_page
+            from intclip.serving.app.routes import create_app
 
-            api = mount_page(api, api.state.batcher, [], PAGE)
+            api = create_app(models, settings=settings)
+        else:
+            api = create_api(models, settings)
         run(
             api,
             bound,

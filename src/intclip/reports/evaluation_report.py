@@ -91,7 +91,9 @@ def render(
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = lambda value: "–" if value is None or value != value else f"{100 * value:.1f}"
     environment.filters["signed"] = lambda value: "–" if value != value else f"{100 * value:+.1f}".replace("-", "−")
-    style = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "evaluation.css"))
+    style = "".join(
+        (TEMPLATES / name).read_text(encoding="utf-8") for name in ("look.css", "report.css", "evaluation.css")
+    )
     content = page_content(evaluation, against, find_photo or (lambda _: None))
     script = (TEMPLATES / "evaluation.js").read_text(encoding="utf-8")
     return environment.get_template("evaluation.html").render(style=style, script=script, **content)

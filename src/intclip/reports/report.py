@@ -151,11 +151,15 @@ def render(title: str, predictor: Predictor, entries: list[PhotoEntry], failures
     return environment.get_template("report.html").render(
         title=title,
         legend=LEGEND,
-        style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
-        script=(TEMPLATES / "report.js").read_text(encoding="utf-8"),
+        style=_read("look.css") + _read("report.css"),
+        script=_read("overlay.js") + _read("report.js"),
         # A "<" could end the script element or open another, whatever stands in a file name or a post.
         data=json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
     )
+
+
+def _read(name: str) -> str:
+    return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
 def _members(predictor: Predictor, level: int) -> list[list[int]]:

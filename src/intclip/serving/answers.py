@@ -5,7 +5,7 @@ import binascii
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 Branch = Literal["fused", "sight", "semantic"]
 """A map of evidence."""
@@ -77,23 +77,31 @@ class PredictRequest(_Asked):
 
 
 class ExplainRequest(_Asked):
-    """Which photo and which label.
+    """A photo, or a text, and a label.
 
     Attributes:
-        image: The photo.
+        image: The photo; null to explain a text.
+        text: The text; null to explain a photo.
         label: Name or alias of a label.
-        model: Its name; the first of `/v1/models` by default.
+        model: The model's name; the first of `/v1/models` by default.
         picture: Send the photo with the map drawn over it.
         branch: Which map to draw.
-        fine: Read parts of the photo too, enlarged, for a finer map; ten passes in place of one.
+        fine: Read enlarged parts of the photo too, for a finer map; ten passes in place of one.
     """
 
-    image: Photo
+    image: Photo | None = None
+    text: str | None = None
     label: str
     model: str | None = None
     picture: Switch = False
     branch: Branch = "fused"
     fine: Switch = False
+
+    @model_validator(mode="after")
+    def _has_one(self) -> "ExplainRequest":
+        if (self.image is None) == (self.text is None):
+            raise ValueError("give either image or text")
+        return self
 
 
 class Result(BaseModel):
@@ -151,25 +159,27 @@ class Box(BaseModel):
 
 
 class Explanation(BaseModel):
-    """Where in a photo a label's evidence lies.
+    """Where in a photo, or in which words, a label's evidence lies.
 
     Attributes:
-        model: Who answered.
+        model: The model's name.
         label: The label's name.
-        probability: Of the label.
+        probability: Of the label; null where a model scores a text by similarity alone.
         branches: Maps that are the model's own.
         regions: Map to its region logits (h, w), of a fine map (4h, 4w): the sign tells for or against the label.
-        box: The part of the photo that the model saw.
-        picture: The photo with the map over it, JPEG in base64, longer side at most 1,024 pixels; null if not asked.
+        box: The part of the photo that the model saw; null for a text.
+        picture: The photo with the map over it, JPEG in base64, longer side at most 1,024 pixels; null by default.
+        words: The words of a text with their weights: above 0 a word speaks for the label, below 0 against it.
     """
 
     model: str
     label: str
-    probability: float
-    branches: list[str]
-    regions: dict[str, list[list[float]]]
-    box: Box
-    picture: str | None
+    probability: float | None
+    branches: list[str] = []
+    regions: dict[str, list[list[float]]] = {}
+    box: Box | None = None
+    picture: str | None = None
+    words: list[tuple[str, float]] = []
 
     def picture_bytes(self) -> bytes | None:
         """The picture as a JPEG file."""
@@ -186,7 +196,8 @@ class ModelInfo(BaseModel):
         taxonomy: Its labels; `/v1/taxonomies` lists them.
         task: Whether exactly one label holds or any number.
         reads: "image", "text" or both.
-        evidence: Whether `/v1/explain` can be asked.
+        explains_words: Whether `/v1/explain` takes a text.
+        evidence: Whether `/v1/explain` takes a photo.
         engine: Which library computes.
         arithmetic: "float32" or "int8".
         input_size: Side of the square it sees, in pixels.
@@ -199,6 +210,7 @@ class ModelInfo(BaseModel):
     taxonomy: str
     task: Literal["multilabel", "singlelabel"]
     reads: list[str]
+    explains_words: bool
     evidence: bool
     engine: str
     arithmetic: str

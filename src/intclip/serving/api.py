@@ -6,7 +6,6 @@ import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, TypeVar
 
@@ -21,17 +20,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from intclip.errors import IntclipError
-from intclip.inference.prediction import Prediction
+from intclip.errors import ImageError, IntclipError
 from intclip.inference.predictor import Predictor
 from intclip.serving.answers import (
-    Box,
     ExplainRequest,
     Explanation,
     ModelInfo,
     PredictAnswer,
     PredictRequest,
-    Result,
     State,
     TaxonomyInfo,
 )
@@ -44,9 +40,11 @@ from intclip.serving.replies import (
     describe_model,
     describe_taxonomies,
     draw_evidence,
+    make_explanation,
     make_posts,
-    make_result,
+    make_results,
     make_sources,
+    make_word_explanation,
     reason,
 )
 from intclip.serving.schema import REFUSALS, UNKNOWN, explain_body, predict_body
@@ -87,6 +85,8 @@ def create_api(models: Mapping[str, Predictor], settings: Settings | None = None
         yield
         api.state.status = "stopping"
         make_log().info("stopping", photos_inside=batcher.inside)
+        for end in api.state.ends:
+            await run_in_threadpool(end)
         await run_in_threadpool(batcher.close)
 
     api: FastAPI = FastAPIOffline(  # its page loads nothing from other hosts
@@ -96,11 +96,13 @@ def create_api(models: Mapping[str, Predictor], settings: Settings | None = None
         version=__version__,
         lifespan=lifespan,
     )
-    api.state.batcher, api.state.status = batcher, "starting"
+    api.state.batcher, api.state.settings, api.state.status = batcher, settings, "starting"
+    api.state.uploads = Uploads(settings.max_body_bytes, settings.max_bytes_inside)
+    api.state.ends = []  # calls that end what runs beside the queue
     api.state.guarded = settings.api_key is not None
     api.include_router(_open_routes(api))
     guard: list[Any] = [] if settings.api_key is None else [Depends(_Key(settings.api_key.get_secret_value()))]
-    guarded = _routes(batcher, settings, metrics)
+    guarded = _routes(batcher, settings, metrics, api.state.uploads)
     api.include_router(guarded, dependencies=guard, responses=UNKNOWN if guard else {})
     api.add_exception_handler(IntclipError, _wrong)
     if settings.cors_origins:
@@ -150,9 +152,8 @@ def _open_routes(api: FastAPI) -> APIRouter:
     return router
 
 
-def _routes(batcher: Batcher, settings: Settings, metrics: Metrics) -> APIRouter:
+def _routes(batcher: Batcher, settings: Settings, metrics: Metrics, uploads: Uploads) -> APIRouter:
     router = APIRouter()
-    uploads = Uploads(settings.max_body_bytes, settings.max_bytes_inside)
     models = batcher.models
 
     @router.post("/v1/predict", tags=["photos"], responses=REFUSALS, openapi_extra=predict_body(models, settings))
@@ -164,52 +165,22 @@ def _routes(batcher: Batcher, settings: Settings, metrics: Metrics) -> APIRouter
         """
         with uploads.counted(request) as counted:
             asked, names = await read_body(counted, PredictRequest, settings)
-            name, predictor = batcher.find(asked.model)
-            level = predictor.taxonomy.level_index(0 if asked.level is None else asked.level)
-            thresholds = predictor.resolve_thresholds(asked.threshold)
-            posts = make_posts(asked, settings.max_photos)
-            found = await _answers(batcher.submit_all(posts, model=name), settings.answer_seconds)
-        sources = make_sources(posts, names)
-        results = [
-            make_result(replace(one, thresholds=thresholds) if asked.threshold is not None else one, source, level)
-            if isinstance(one, Prediction)
-            else Result(source=source, error=reason(one, source), labels=[], scores=None)
-            for one, source in zip(found, sources, strict=True)
-        ]
-        errors = [one.error for one in results if one.error is not None]
-        failures = [one for one in found if isinstance(one, ModelFailure)]
+            answer, failures = await predict_posts(batcher, asked, names, settings)
+        errors = [one.error for one in answer.results if one.error is not None]
         metrics.failures.inc(len(errors) - len(failures))
-        if len(errors) == len(results):
+        if len(errors) == len(answer.results):
             if failures:
                 raise failures[0]
             more = f" (and {len(errors) - 1} more that cannot be read)" if len(errors) > 1 else ""
             raise HTTPException(422, errors[0] + more)
-        taxonomy = predictor.taxonomy
-        return PredictAnswer(model=name, taxonomy=taxonomy.name, level=list(taxonomy.levels)[level], results=results)
+        return answer
 
     @router.post("/v1/explain", tags=["photos"], responses=REFUSALS, openapi_extra=explain_body(models))
     async def explain(request: Request) -> Explanation:
-        """Where in a photo the evidence of a label lies: the model's own region logits, coarse or fine."""
+        """Where in a photo, or in which words of a text, a label's evidence lies, by the model's own region logits."""
         with uploads.counted(request) as counted:
             asked, names = await read_body(counted, ExplainRequest, settings)
-            name, _ = batcher.find(asked.model)
-            source = next((name for name in names if name), "the photo")
-            evidence = await _one(
-                batcher.explain(asked.image, asked.label, model=name, fine=asked.fine), source, settings
-            )
-            picture = None
-            if asked.picture:
-                draw = partial(draw_evidence, asked.image, evidence, asked.branch, settings.max_pixels)
-                picture = await _one(batcher.run(draw), source, settings)
-        return Explanation(
-            model=name,
-            label=evidence.label,
-            probability=evidence.probability,
-            branches=list(evidence.branches),
-            regions={branch: np.asarray(logits).tolist() for branch, logits in evidence.regions.items()},
-            box=Box(**dict(zip(Box.model_fields, evidence.box, strict=True))),
-            picture=picture,
-        )
+            return await explain_one(batcher, asked, names, settings)
 
     @router.get("/v1/models", tags=["models"])
     async def list_models() -> list[ModelInfo]:
@@ -234,7 +205,47 @@ def _routes(batcher: Batcher, settings: Settings, metrics: Metrics) -> APIRouter
     return router
 
 
-async def _answers(futures: Sequence[Future[Found]], seconds: float) -> list[Found | IntclipError | ModelFailure]:
+async def predict_posts(
+    batcher: Batcher, asked: PredictRequest, names: Sequence[str | None], settings: Settings
+) -> tuple[PredictAnswer, list[ModelFailure]]:
+    """A result for each post of a request, and those that broke the model.
+
+    Args:
+        batcher: The queue before the models.
+        asked: A valid request.
+        names: Of the files, see `read_body`.
+        settings: Limits of the service.
+    """
+    name, predictor = batcher.find(asked.model)
+    taxonomy = predictor.taxonomy
+    level = taxonomy.level_index(0 if asked.level is None else asked.level)
+    thresholds = None if asked.threshold is None else predictor.resolve_thresholds(asked.threshold)
+    posts = make_posts(asked, settings.max_photos)
+    found = await answer_all(batcher.submit_all(posts, model=name), settings.answer_seconds)
+    results = make_results(found, make_sources(posts, names), level, thresholds)
+    answer = PredictAnswer(model=name, taxonomy=taxonomy.name, level=list(taxonomy.levels)[level], results=results)
+    return answer, [one for one in found if isinstance(one, ModelFailure)]
+
+
+async def explain_one(
+    batcher: Batcher, asked: ExplainRequest, names: Sequence[str | None], settings: Settings
+) -> Explanation:
+    """Evidence of a label in a photo or in a text; arguments as for `predict_posts`."""
+    name, _ = batcher.find(asked.model)
+    if asked.image is None:
+        words = batcher.explain_words(asked.text or "", asked.label, model=name)
+        return make_word_explanation(name, await answer_one(words, "the text", settings))
+    source = next((name for name in names if name), "the photo")
+    found = batcher.explain(asked.image, asked.label, model=name, fine=asked.fine)
+    evidence = await answer_one(found, source, settings)
+    picture = None
+    if asked.picture:
+        draw = partial(draw_evidence, asked.image, evidence, asked.branch, settings.max_pixels)
+        picture = await answer_one(batcher.run(draw), source, settings)
+    return make_explanation(name, evidence, picture)
+
+
+async def answer_all(futures: Sequence[Future[Found]], seconds: float) -> list[Found | IntclipError | ModelFailure]:
     """Results, or why a photo has none; given up, and the futures cancelled, after some seconds."""
     try:
         async with asyncio.timeout(seconds):
@@ -256,10 +267,11 @@ async def _answers(futures: Sequence[Future[Found]], seconds: float) -> list[Fou
     return answers
 
 
-async def _one(future: Future[Found], source: str, settings: Settings) -> Found:
-    found = (await _answers([future], settings.answer_seconds))[0]
+async def answer_one(future: Future[Found], source: str, settings: Settings) -> Found:
+    """The one result; an error names the photo as `source`."""
+    found = (await answer_all([future], settings.answer_seconds))[0]
     if isinstance(found, IntclipError):
-        raise IntclipError(reason(found, source))
+        raise (ImageError if isinstance(found, ImageError) else IntclipError)(reason(found, source))
     if isinstance(found, ModelFailure):
         raise found
     return found

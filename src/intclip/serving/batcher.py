@@ -31,6 +31,7 @@ from intclip.inference.predictor import Predictor
 
 if TYPE_CHECKING:
     from intclip.evidence.evidence import Evidence
+    from intclip.evidence.words import WordEvidence
 
 Result = TypeVar("Result")
 Post = tuple[ImageInput | None, str | None]
@@ -200,6 +201,25 @@ class Batcher:
         predictor = self.find(model)[1]
         predictor.taxonomy.index(label)
         return self.run(partial(_explain, predictor, image, label, self._max_pixels, fine=fine))
+
+    def explain_words(self, text: str, label: str, *, model: str | None = None) -> "Future[WordEvidence]":
+        """Which words of a text speak for a label.
+
+        Args:
+            text: The words of a post.
+            label: Name or alias of a label.
+            model: The model's name; the default by default.
+
+        Raises:
+            TaxonomyError: There is no such label.
+            Busy, Closed, IntclipError: As `submit_all`; and the model does not read words alone.
+        """
+        name, predictor = self.find(model)
+        predictor.taxonomy.index(label)
+        if "text" not in predictor.alone:
+            raise IntclipError(f"{name} does not read words alone; `intclip fit` makes a model that does")
+        _check_post(name, predictor, None, text, self._max_characters)
+        return self.run(partial(predictor.explain_words, text, label))
 
     def run(self, work: Callable[[], Result]) -> Future[Result]:
         """Other work on a photo, such as drawing one, in the decoding threads; it takes the room of one photo.

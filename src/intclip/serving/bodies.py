@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_origin
 
 from fastapi import HTTPException
 from pydantic import BaseModel, ValidationError
@@ -110,15 +110,16 @@ def _parse_json(kind: type[Asked], body: bytes) -> Asked:
 
 async def _read_form(request: Request, kind: type[Asked], settings: Settings) -> tuple[Asked, list[str | None]]:
     # A photo may come as base64 in a plain field, so a field may be as large as the request.
-    limits = {"max_files": settings.max_photos, "max_fields": 2 * settings.max_photos + 8}
+    limits = {"max_files": settings.max_photos, "max_fields": 2 * settings.max_photos + 80}
     async with request.form(**limits, max_part_size=settings.max_body_bytes) as form:
+        lists = {name for name, field in kind.model_fields.items() if get_origin(field.annotation) is list}
         found: dict[str, Any] = {}
         names: list[str | None] = []
         for key, value in form.multi_items():
             content = await value.read() if isinstance(value, UploadFile) else value
             if key in ("images", "image"):
                 names.append(_base_name(value.filename) if isinstance(value, UploadFile) else None)
-            if key in ("images", "texts"):
+            if key in lists:
                 blank = not content and not isinstance(value, UploadFile)
                 found.setdefault(key, []).append(None if blank else content)
             elif key in found:

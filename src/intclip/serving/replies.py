@@ -1,14 +1,19 @@
 """From a request to posts, and from predictions and evidence to answers."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from intclip.data.images import describe, jpeg_base64, read_image
 from intclip.errors import IntclipError
 from intclip.evidence.evidence import Evidence, overlay
+from intclip.evidence.words import WordEvidence
 from intclip.inference.prediction import Prediction
 from intclip.inference.predictor import Predictor
-from intclip.serving.answers import Branch, ModelInfo, PredictRequest, Result, TaxonomyInfo
+from intclip.serving.answers import Box, Branch, Explanation, ModelInfo, PredictRequest, Result, TaxonomyInfo
 from intclip.serving.batcher import Post
 
 PICTURE_SIDE = 1024
@@ -44,8 +49,29 @@ def make_sources(posts: Sequence[Post], names: Sequence[str | None]) -> list[str
     return [name or f"{kind} {place}" for place, (kind, name) in enumerate(zip(kinds, kept, strict=True), start=1)]
 
 
-def make_result(prediction: Prediction, source: str, level: int) -> Result:
-    """A prediction with its scores read at a level of the taxonomy."""
+def make_results(
+    found: Sequence[Prediction | Exception],
+    sources: Sequence[str],
+    level: int,
+    thresholds: npt.NDArray[np.float32] | None = None,
+) -> list[Result]:
+    """Predictions, or why there is none, as the service answers them.
+
+    Args:
+        found: One for each post.
+        sources: What each post is called.
+        level: Level of the taxonomy at which the scores are read.
+        thresholds: (K,), in place of those of the predictions.
+    """
+    return [
+        _make_result(one if thresholds is None else replace(one, thresholds=thresholds), source, level)
+        if isinstance(one, Prediction)
+        else Result(source=source, error=reason(one, source), labels=[], scores=None)
+        for one, source in zip(found, sources, strict=True)
+    ]
+
+
+def _make_result(prediction: Prediction, source: str, level: int) -> Result:
     row = prediction.to_dict() | {"source": source}
     if level:
         row["scores"] = prediction.level(level)
@@ -72,6 +98,24 @@ def draw_evidence(image: bytes, evidence: Evidence, branch: Branch, max_pixels: 
     return jpeg_base64(drawn, quality=90)
 
 
+def make_explanation(model: str, evidence: Evidence, picture: str | None = None) -> Explanation:
+    """Evidence in a photo as `/v1/explain` answers it."""
+    return Explanation(
+        model=model,
+        label=evidence.label,
+        probability=evidence.probability,
+        branches=list(evidence.branches),
+        regions={branch: np.asarray(logits).tolist() for branch, logits in evidence.regions.items()},
+        box=Box(**dict(zip(Box.model_fields, evidence.box, strict=True))),
+        picture=picture,
+    )
+
+
+def make_word_explanation(model: str, evidence: WordEvidence) -> Explanation:
+    """Evidence in the words of a text as `/v1/explain` answers it."""
+    return Explanation(model=model, label=evidence.label, probability=evidence.probability, words=list(evidence.words))
+
+
 def describe_model(name: str, model: Predictor, default: bool) -> ModelInfo:
     """A model as `/v1/models` tells it."""
     card = model.card
@@ -82,6 +126,7 @@ def describe_model(name: str, model: Predictor, default: bool) -> ModelInfo:
         taxonomy=model.taxonomy.name,
         task=card.task,
         reads=list(model.channels),
+        explains_words="text" in model.alone,
         evidence=bool(model.maps),
         engine=model.engine_name,
         arithmetic=card.arithmetic,

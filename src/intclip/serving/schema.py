@@ -49,12 +49,17 @@ def predict_body(models: Mapping[str, Predictor], settings: Settings) -> dict[st
 def explain_body(models: Mapping[str, Predictor]) -> dict[str, Any]:
     """The request body of `/v1/explain`, for `openapi_extra`."""
     labels = list(dict.fromkeys(name for model in models.values() for name in model.taxonomy.names))
+    words = any("text" in model.alone for model in models.values())
 
     def shape(form: bool) -> dict[str, Any]:
         schema = _schema(ExplainRequest, form)
         fields = schema["properties"]
         _choose(fields["model"], list(models), form)
         fields["label"]["enum"] = labels
+        if not words:  # then a photo is all that can be explained
+            del fields["text"]
+            fields["image"] = _photo(form)
+            schema["required"] = ["image", "label"]
         return schema
 
     return _body(shape(form=False), shape(form=True))

@@ -47,11 +47,7 @@ def address(bound: socket.socket) -> str:
 
 
 class Server(uvicorn.Server):
-    """uvicorn that ends streams without end before it waits for what is under way: an open page would hold it up.
-
-    `app.state.streams` has what ends them, a call each. A second Ctrl-C waits for no more requests to come in; what was
-    taken is computed in any case, and answered.
-    """
+    """uvicorn, at whose second Ctrl-C no more requests are waited for; what was taken is computed and answered."""
 
     interrupted = False
     """Whether Ctrl-C ended it.
@@ -67,16 +63,14 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """See uvicorn."""
-        for end in getattr(getattr(self.config.app, "state", None), "streams", ()):
-            end()
         await super().shutdown(sockets)
         if self.force_exit:  # uvicorn goes without it then, and the queue would be closed when nobody can answer
             await self.lifespan.shutdown()
             await asyncio.sleep(0.1)  # the last answers are being written
 
 
-def run(api: FastAPI, bound: socket.socket, *, connections: int, grace_seconds: float) -> None:
-    """Serve until SIGINT or SIGTERM, then answer what was taken and return.
+def run(api: FastAPI, bound: socket.socket, *, connections: int, grace_seconds: float) -> bool:
+    """Serve until SIGINT or SIGTERM, then answer what was taken and return whether it was SIGINT.
 
     Args:
         api: See `create_api`.
@@ -97,9 +91,11 @@ def run(api: FastAPI, bound: socket.socket, *, connections: int, grace_seconds: 
         limit_concurrency=connections,
         timeout_graceful_shutdown=max(1, round(grace_seconds)),
     )
+    server = Server(config)
     gc.collect()
     gc.freeze()  # what is loaded stays: walking through it again and again took a fifth of the event loop's time
     gc.set_threshold(2_000, 10, 10)  # with 200 requests under way the usual 700 took another seventh
     with contextlib.suppress(KeyboardInterrupt):  # how uvicorn hands Ctrl-C on after it has finished
-        Server(config).run(sockets=[bound])
+        server.run(sockets=[bound])
     log.info("stopped")
+    return server.interrupted

@@ -1,27 +1,8 @@
-"use strict";
 // The page's state is four values; every change of one draws what depends on it. Text always goes in as text.
 const data = JSON.parse(document.getElementById("data").textContent);
 const PAGE = 120;      // photos drawn at once
 const SHOWN = 4;       // labels on a card
 const state = { level: 0, label: null, threshold: null, branch: data.branches.includes("fused") ? "fused" : data.branches[0], shown: PAGE };
-const $ = (id) => document.getElementById(id);
-
-function make(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [key, value] of Object.entries(attributes)) {
-    if (key === "onclick") node.addEventListener("click", value);
-    else if (value !== null && value !== false) node.setAttribute(key, value === true ? "" : value);
-  }
-  node.append(...children);
-  return node;
-}
-
-// Draw buttons anew; whoever is at one of them by the keyboard stays there.
-function refill(parent, nodes) {
-  const held = [...parent.querySelectorAll("button")].indexOf(document.activeElement);
-  parent.replaceChildren(...nodes);
-  if (held >= 0) parent.querySelectorAll("button")[held]?.focus();
-}
 
 const level = () => data.levels[state.level];
 // A post has thresholds of its own: those of the channels that it has.
@@ -48,12 +29,6 @@ function percent(photo, index, value) {
   return missed && whole * 10 >= threshold(photo, index) ? (value / 10).toFixed(1) : String(whole);
 }
 
-function bar(share) {
-  const fill = make("i");
-  fill.style.width = `${Math.round(share * 100)}%`;
-  return make("span", { class: "track", "aria-hidden": "true" }, fill);
-}
-
 function drawLevels() {
   if (data.levels.length < 2) return;
   refill($("levels"), data.levels.map((entry, index) => make("button", {
@@ -69,7 +44,7 @@ function drawBars() {
   refill($("bars"), order.map((index) => make("li", {}, make("button", {
     type: "button", "aria-pressed": String(state.label === index), title: level().labels[index],
     onclick: () => { state.label = state.label === index ? null : index; state.shown = PAGE; draw(); },
-  }, make("span", { class: "name" }, level().labels[index]), bar(counts[index] / most), make("span", { class: "count" }, String(counts[index]))))));
+  }, make("span", { class: "name" }, level().labels[index]), track(counts[index] / most), make("span", { class: "count" }, String(counts[index]))))));
   $("threshold-value").textContent = state.threshold === null ? "each label's own" : `${state.threshold} %`;
   $("own").hidden = state.threshold === null;
 }
@@ -103,7 +78,7 @@ function card(photo) {
     const button = make("button", {
       type: "button", class: holds(photo, members[index]) ? "label" : "label below", "aria-pressed": "false", disabled: !maps && !weights,
       title: maps || weights ? `Evidence for ${level().labels[index]}` : level().labels[index],
-    }, make("span", { class: "name" }, level().labels[index]), bar(value / 1000), make("span", { class: "value" }, `${percent(photo, index, value)} %`));
+    }, make("span", { class: "name" }, level().labels[index]), track(value / 1000), make("span", { class: "value" }, `${percent(photo, index, value)} %`));
     button.addEventListener("click", () => toggle({ frame, words, list, button, photo, maps, weights }));
     list.append(make("li", {}, button));
   }
@@ -123,23 +98,18 @@ function toggle({ frame, words, list, button, photo, maps, weights }) {
   const on = button.getAttribute("aria-pressed") === "true";
   for (const other of list.querySelectorAll("button")) other.setAttribute("aria-pressed", "false");
   frame.querySelectorAll("canvas, .asked").forEach((node) => node.remove());
-  for (const word of words.children) word.className = "";
+  tint(words.children, [...words.children].map(() => 0));
   if (on) return;
   button.setAttribute("aria-pressed", "true");
-  (weights ?? []).forEach((weight, place) => {
-    if (Math.abs(weight) < 8) return;
-    const word = words.children[place];
-    word.className = weight > 0 ? "for" : "against";
-    word.style.setProperty("--share", `${Math.abs(weight) * 0.6}%`);
-    word.title = `${weight} % of the strongest word`;
-  });
+  tint(words.children, weights ?? []);
   if (!maps) return;
   const canvas = make("canvas", { role: "img", "aria-label": `${button.title}, ${state.branch}` });
   frame.append(canvas);
   canvas.redraw = () => {
     const [values, rows, columns] = unpack(maps[state.branch] ?? maps[data.branches[0]]);
-    if (canvas.query === undefined) paint(canvas, photo, values, rows, columns);
-    else paint(canvas, photo, unpack(photo.attention)[0].subarray(canvas.query * rows * columns), rows, columns, canvas.query);
+    const asked = canvas.query !== undefined, map = asked ? unpack(photo.attention)[0].subarray(canvas.query * rows * columns) : values;
+    const context = paint(canvas, { size: photo.size, box: photo.box, values: map, rows, columns, palette: data.palette });
+    if (asked) outline(context, photo, rows, columns, canvas.query);
   };
   if (photo.attention) askable(canvas, photo, unpack(maps[data.branches[0]]));
   canvas.redraw();
@@ -186,41 +156,21 @@ function unpack(packed) {
   return [bytes.subarray(2), bytes[0], bytes[1]];
 }
 
-// Region logits become a small image in the palette's colours, stretched smoothly over what the model saw.
-function paint(canvas, photo, values, rows, columns, outlined) {
-  const small = new OffscreenCanvas(columns, rows);
-  const pixels = new ImageData(columns, rows);
-  for (let i = 0; i < rows * columns; i += 1) {
-    const value = values[i];
-    pixels.data.set([...data.palette[value], 30 + Math.round(value * 0.62)], i * 4);
-  }
-  small.getContext("2d").putImageData(pixels, 0, 0);
-  [canvas.width, canvas.height] = photo.size;
-  const context = canvas.getContext("2d");
+// The place that was asked about.
+function outline(context, photo, rows, columns, place) {
   const [left, top, right, bottom] = photo.box.map((share, index) => share * photo.size[index % 2]);
-  context.fillStyle = "rgba(10, 9, 13, .55)";
-  context.fillRect(0, 0, canvas.width, canvas.height);
-  context.clearRect(left, top, right - left, bottom - top);
-  context.imageSmoothingQuality = "high";
-  context.drawImage(small, left, top, right - left, bottom - top);
-  if (outlined === undefined) return;
   const [width, height] = [(right - left) / columns, (bottom - top) / rows];
-  const place = [left + (outlined % columns) * width, top + Math.floor(outlined / columns) * height, width, height];
   for (const [color, line] of [["#000", 4], ["#fff", 2]]) {
     context.strokeStyle = color;
     context.lineWidth = line;
-    context.strokeRect(...place);
+    context.strokeRect(left + (place % columns) * width, top + Math.floor(place / columns) * height, width, height);
   }
 }
 
 function drawBranches() {
   const legend = $("legend");
   legend.hidden = !data.branches.length;
-  const scale = legend.querySelector("canvas").getContext("2d");
-  for (let x = 0; x < 120; x += 1) {
-    scale.fillStyle = `rgb(${data.palette[Math.round((x / 119) * 255)].join(",")})`;
-    scale.fillRect(x, 0, 1, 10);
-  }
+  paintScale(legend.querySelector("canvas"), data.palette);
   if (data.branches.length < 2) return;
   const told = { sight: "what is seen", semantic: "what is meant", fused: "both, which decides" };
   refill($("branches"), data.branches.map((branch) => make("button", {

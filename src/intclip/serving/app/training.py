@@ -1,0 +1,172 @@
+"""Train a model on what a visitor corrected, and serve it beside the others."""
+
+import itertools
+import json
+import logging
+import re
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from intclip.data.tabular import load_table
+from intclip.errors import IntclipError
+from intclip.inference.loading import load
+from intclip.labels.taxonomy import Taxonomy
+from intclip.serving.batcher import Batcher
+
+MOST_ROWS = 1000
+"""Photos a model of the page is trained on; `intclip fit` takes any number."""
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,40}"
+_log = logging.getLogger(__name__)
+
+
+class Row(BaseModel):
+    """A corrected photo.
+
+    Attributes:
+        name: What the visitor calls the photo.
+        labels: The labels that hold; none is an answer too.
+        text: The words of the post.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    labels: list[str]
+    text: str | None = None
+
+
+class Training(BaseModel):
+    """How far a training has come.
+
+    Attributes:
+        state: "idle" before the first one.
+        stage: What is being done.
+        done: How much of the stage is done.
+        total: How much there is.
+        model: What the trained model is called among the served ones.
+        folder: Where its bundle lies.
+        photos: How many photos it learned from.
+        held_out: Metric to {"value", "low", "high"}, measured on photos that the model had not seen.
+        error: Why it failed.
+    """
+
+    state: Literal["idle", "running", "done", "failed"] = "idle"
+    stage: str = ""
+    done: int = 0
+    total: int = 0
+    model: str | None = None
+    folder: str | None = None
+    photos: int = 0
+    held_out: dict[str, dict[str, float]] = {}
+    error: str | None = None
+
+
+class _Stopped(Exception):
+    """The program ends."""
+
+
+class Trainer:
+    """Trains one model at a time in a thread of its own.
+
+    Args:
+        batcher: Takes the trained models among its own.
+        folder: Where bundles are written, a folder each.
+
+    Attributes:
+        status: Of the training that runs, or of the last one.
+    """
+
+    def __init__(self, batcher: Batcher, folder: Path) -> None:
+        self.status = Training()
+        self._batcher, self._folder = batcher, folder
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="intclip-training")
+        self._closing = False
+        self._lock = threading.Lock()
+
+    def start(
+        self, rows: Sequence[Row], photos: "tempfile.TemporaryDirectory[str]", taxonomy: Taxonomy | None, name: str
+    ) -> Training:
+        """Begin to train; `status` tells how it goes on.
+
+        Args:
+            rows: What is known of each photo.
+            photos: Folder with as many photos, called as `photo_file` says; removed at the end.
+            taxonomy: The labels; None takes those that the rows name.
+            name: What the model is called; a number is appended where the name is taken.
+
+        Raises:
+            IntclipError: A training runs already, or the name cannot be a folder's.
+        """
+        if not re.fullmatch(_NAME, name):
+            raise IntclipError(f"name: {name[:40]!r} cannot name a folder; use letters, digits, '-', '_' and '.'")
+        with self._lock:
+            if self.status.state == "running":
+                raise IntclipError("a model is being trained; wait until it is done")
+            name = self._free(name)
+            self.status = Training(state="running", stage="reading the photos", photos=len(rows))
+            self._pool.submit(self._train, list(rows), photos, taxonomy, name)
+        return self.status
+
+    def close(self) -> None:
+        """Stop at the next step of the training, and wait for that."""
+        self._closing = True
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _free(self, name: str) -> str:
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        return next(one for one in names if one not in self._batcher.models and not (self._folder / one).exists())
+
+    def _train(
+        self, rows: list[Row], photos: "tempfile.TemporaryDirectory[str]", taxonomy: Taxonomy | None, name: str
+    ) -> None:
+        folder = self._folder / name
+        try:
+            with photos as home:
+                held_out = _fit(rows, Path(home), taxonomy, folder, self._tell)
+            self._batcher.models[name] = load(folder)
+            self.status = self.status.model_copy(
+                update={"state": "done", "stage": "", "model": name, "folder": str(folder), "held_out": held_out}
+            )
+        except _Stopped:
+            self._fail("the app was closed before the training had finished")
+        except IntclipError as error:
+            self._fail(str(error))
+        except Exception:  # the page must hear of it, and the next training must be possible
+            _log.exception("training failed")
+            self._fail("the training failed unexpectedly; the log of the app has the details")
+
+    def _fail(self, error: str) -> None:
+        self.status = Training(state="failed", error=error, photos=self.status.photos)
+
+    def _tell(self, stage: str, done: int, total: int) -> None:
+        if self._closing:
+            raise _Stopped
+        self.status = self.status.model_copy(update={"stage": stage, "done": done, "total": total})
+
+
+def photo_file(number: int) -> str:
+    """What the photo of a row is called, counted from 0."""
+    return f"{number:06}.photo"
+
+
+def _fit(
+    rows: Sequence[Row], home: Path, taxonomy: Taxonomy | None, out: Path, tell: Callable[[str, int, int], None]
+) -> dict[str, dict[str, float]]:
+    """What `intclip fit` does with a table of these rows; returns the held-out metrics of all channels together."""
+    from intclip.inference.fitting import fit_dataset, write_fitted
+
+    table = home / "corrections.jsonl"
+    lines = [
+        {"image": photo_file(number), "labels": row.labels} | ({"text": row.text} if row.text else {})
+        for number, row in enumerate(rows)
+    ]
+    table.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    fitted = fit_dataset(load_table(table, taxonomy=taxonomy, task="multilabel"), report=tell)
+    write_fitted(fitted, out)
+    return dict(fitted.metrics.get("both") or next(iter(fitted.metrics.values()), {}))
