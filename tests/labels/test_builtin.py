@@ -6,6 +6,7 @@ from intclip.backbones import tokenize
 from intclip.labels import FORMS, builtin_taxonomies, load_taxonomy
 from intclip.labels.advice import advise
 from intclip.labels.lengths import WORD_RANGES, count_clip_tokens, count_words
+from intclip.labels.reading import parse_taxonomy
 
 SIZES = {
     "ekman6": (6, 2),
@@ -51,6 +52,14 @@ def test_sentences(name):
                 assert least <= count_words(sentence) <= most, sentence
                 assert sentence[0].isupper(), sentence
     assert taxonomy.sentences("fine") == list(taxonomy.names)
+
+
+def test_the_template_names_a_class_and_its_parent():
+    taxonomy = load_taxonomy("intentonomy")
+    name, parent = taxonomy.names[0], taxonomy.parents[taxonomy.names[0]][0]
+    assert taxonomy.sentences("template")[0] == f"An image showing {parent}, specifically {name}"
+    flat = parse_taxonomy({"classes": ["joy", "awe"]}, "here")
+    assert flat.sentences("template") == ["An image showing joy", "An image showing awe"]
 
 
 @pytest.mark.parametrize("name", SIZES)

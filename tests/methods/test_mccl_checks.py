@@ -14,11 +14,11 @@ from intclip.backbones import registry
 from intclip.cli.main import main
 from intclip.data.sample import Dataset, Sample
 from intclip.errors import IntclipError
-from intclip.evaluation import ablation
 from intclip.evidence.label_attention import Look, contrasting, label_attention, overlap
 from intclip.evidence.prototypes import choose_prototypes, nearest_patches
 from intclip.inference.bundle import load_bundle, save_bundle
 from intclip.methods.registry import build_method
+from intclip.studies import ablation
 from intclip.studies.momentum import unsteadiness
 from intclip.training import train
 

@@ -33,6 +33,7 @@ SMALL: dict[str, dict[str, object]] = {
 """Options without which a method is too large or too degenerate for five labels and eight channels."""
 
 OTHERS: dict[str, tuple[str, dict[str, object]]] = {
+    "intclip over levels": ("intclip", {"label_transformer": True, "period": True}),
     "mccl frozen, gated": ("mccl", {**MCCL, "train": "none", "stages": [1, 2, 3], "gates": "photo"}),
     "mccl learned prototypes": ("mccl", {**MCCL, "gates": "learned", "pool": {**MCCL["pool"], "update": "gradient"}}),
     "mccl added": ("mccl", {**MCCL, "graph_layers": 0, "pool": {**MCCL["pool"], "composition": "add"}}),

@@ -298,3 +298,17 @@ def test_plot_and_tables_are_written(tmp_path):
 def test_no_plot_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     assert draw(tmp_path / "x.png", STUDY, rows_of(("A", 40.0, 0.30))) is False
+
+
+def test_a_study_about_a_clip_takes_it_unless_another_backbone_was_chosen():
+    """`table-note` is about ViT-B/16, which a summary of the paper used; Table 6b about ViT-B/32."""
+    for name, clip in (("table-note", "ViT-B/16"), ("table6b", "ViT-B/32"), ("table2", "RN101")):
+        study = load_study(name)
+        for recipe, chosen, expected in (
+            ("paper", [], clip),
+            ("paper", ["backbone.name=RN101"], "RN101"),
+            ("proxy-lite", [], "lite"),
+        ):
+            base = read_recipe(recipe, chosen)
+            cells = plan_cells(study, base, Path("x"), [0], overrides=chosen)
+            assert {cell.recipe.backbone.name for cell in cells} == {expected}

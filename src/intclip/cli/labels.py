@@ -38,7 +38,7 @@ def list_taxonomies(as_json: AsJson = False) -> None:
 @app.command()
 def show(
     name: Name,
-    form: Annotated[str, typer.Option(help="Which words to print: fine, consolidated or a length.")] = "11-15",
+    form: Annotated[str, typer.Option(help="Words to print: fine, consolidated, template or a length.")] = "11-15",
     as_json: AsJson = False,
 ) -> None:
     """Print a taxonomy as a tree, with each class's words.
@@ -108,7 +108,7 @@ def score(
     ] = None,
     form: Annotated[
         list[str] | None,
-        typer.Option(help="fine, consolidated, 3-5, 6-9, 11-15, 16-20 or all; may be given several times."),
+        typer.Option(help="fine, consolidated, template, 3-5 … 16-20 or all; may be given several times."),
     ] = None,
     photos: Annotated[bool, typer.Option("--photos/--texts", help="Rank a dataset's photos, or its texts.")] = True,
     split: Annotated[str, typer.Option(help="Of the dataset.")] = "val",
@@ -308,7 +308,7 @@ def _levels(taxonomy: "Taxonomy") -> str:
 
 
 def _written(taxonomy: "Taxonomy", form: str) -> bool:
-    return form in ("fine", "consolidated", *taxonomy.written)
+    return form in ("fine", "consolidated", "template", *taxonomy.written)
 
 
 def _percent(*values: float) -> tuple[str, ...]:

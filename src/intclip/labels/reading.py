@@ -105,7 +105,11 @@ def parse_taxonomy(content: Any, where: str, *, name: str = "custom") -> Taxonom
         raise TaxonomyError(f"{where}: two levels are called {level!r}; rename one of them")
     _add_listed_sentences(classes, top.get("sentences"), where)
     _check_sentences(classes, where)
-    forms = {"fine": names, "consolidated": tuple(", ".join((c.name, *ancestors[c.name])) for c in classes)}
+    forms = {
+        "fine": names,
+        "consolidated": tuple(", ".join((c.name, *ancestors[c.name])) for c in classes),
+        "template": tuple(_in_template(c.name, ancestors[c.name]) for c in classes),
+    }
     for form in WORD_RANGES:
         forms[form] = tuple(_words_in(c, form) for c in classes)
     _check_tokens(classes, forms["consolidated"])
@@ -122,6 +126,10 @@ def parse_taxonomy(content: Any, where: str, *, name: str = "custom") -> Taxonom
         subsets=_subsets(top.get("subsets"), names, where),
         exclusive=_flag(top.get("exclusive", False), f"{where}: exclusive"),
     )
+
+
+def _in_template(name: str, ancestors: Sequence[str]) -> str:
+    return f"An image showing {ancestors[0]}, specifically {name}" if ancestors else f"An image showing {name}"
 
 
 def _classes(content: Any, where: str) -> Iterator[_Class]:

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from intclip.errors import TaxonomyError
 
-FORMS = ("fine", "consolidated", "3-5", "6-9", "11-15", "16-20")
-"""Forms of a class's words: its name, its levels concatenated, HCI sentences by number of words (paper, Table 3)."""
+FORMS = ("fine", "consolidated", "template", "3-5", "6-9", "11-15", "16-20")
+"""Forms of a class's words: its name, its levels concatenated, its name and parent in a template ("An image showing
+feelings, specifically joy"), HCI sentences by number of words (paper, Table 3)."""
 
 LiftRule = Literal["max", "noisy-or", "sum"]
 """How a parent's probability follows from its children's; see `Taxonomy.lift`."""

@@ -29,6 +29,8 @@ from intclip.training.recipe import Recipe, load_recipe, validate_recipe
 from intclip.training.recipe_file import Content, apply_overrides, merge, method_training
 
 MAX_JOBS = 8
+DEFAULT_CLIP = "RN101"
+"""The backbone of the recipes that take a CLIP."""
 PRELOAD = ("intclip.training.run", "torch._dynamo", "pandas")
 """Imported once for all cells: training itself, and what torch's optimisers and pyarrow import at their first call."""
 
@@ -91,7 +93,7 @@ def plan_cells(
         if not is_run(row, fine_taxonomy) or (only and row.name not in only):
             continue
         content = base if row.recipe is None else _with_training(base, method_training(row.recipe))
-        changed = merge(content, study.set)
+        changed = merge(_on_clip(content, study.clip, overrides), study.set)
         if task == "singlelabel" and not row.own_loss:
             changed = merge(changed, study.singlelabel)
         changed = merge(changed, row.set or {})
@@ -114,6 +116,12 @@ def plan_cells(
 def _with_training(base: Content, training: Content) -> Content:
     """Content with a method's own training, of which nothing stays that the base's method was trained by."""
     return base | training | {"train": base["train"] | training["train"]}
+
+
+def _on_clip(content: Content, clip: str | None, overrides: Sequence[str]) -> Content:
+    """Content on the CLIP that a study is about, where nobody chose another backbone than the recipes' own."""
+    chosen = content["backbone"]["name"] != DEFAULT_CLIP or any(o.startswith("backbone.name=") for o in overrides)
+    return content if clip is None or chosen else merge(content, {"backbone": {"name": clip}})
 
 
 def _warm_up_in_share(before: Content, after: Content) -> Content:

@@ -47,6 +47,7 @@ class Study(BaseModel, frozen=True, extra="forbid"):
         metrics: Columns, as `headline` names them.
         paper_metrics: Columns that have published figures, where not all have.
         setting: Where the published figures differ from IntCLIP's usual setting.
+        clip: The CLIP that it is about, where the base recipe has the default one, RN101.
         set: What all rows change in the recipe.
         singlelabel: What they change besides on data where one label holds a photo, but for those with `own_loss`.
         figures_of: Study whose rows of the same names have the published figures.
@@ -58,6 +59,7 @@ class Study(BaseModel, frozen=True, extra="forbid"):
     metrics: list[str]
     paper_metrics: list[str] | None = None
     setting: dict[str, str] = {}
+    clip: str | None = None
     set: dict[str, Any] = {}
     singlelabel: dict[str, Any] = {}
     figures_of: str | None = None

@@ -17,6 +17,7 @@ from intclip.methods.base import Method, Options, Output, ParameterGroup
 from intclip.methods.branches import Branch
 from intclip.methods.free_prompts import FreeHalfPrompts
 from intclip.methods.hierarchy_loss import Hierarchy, HierarchyOptions
+from intclip.methods.label_transformer import LabelTransformer
 from intclip.methods.logit_graph import LogitGraph, LogitGraphOptions
 from intclip.methods.loss_options import LossOptions
 from intclip.methods.prompts import PromptLearner
@@ -32,6 +33,7 @@ class LearningRates(BaseModel, frozen=True, extra="forbid"):
         aggregation: Sight-assisted aggregation (released code: 0.1).
         text_residual: Vectors added to the text features, and free negatives, where there are any.
         pooling: Learned scales and biases, where there are any.
+        label_transformer: The transformer over the levels of the labels, where there is one.
         graph: The label graph's two strengths, where there is one.
         hierarchy: Context vectors of the parents' prompts, where there are any.
     """
@@ -41,6 +43,7 @@ class LearningRates(BaseModel, frozen=True, extra="forbid"):
     aggregation: float = Field(default=0.1, gt=0)
     text_residual: float = Field(default=1.0, gt=0)
     pooling: float = Field(default=1.0, gt=0)
+    label_transformer: float = Field(default=0.1, gt=0)
     graph: float = Field(default=1.0, gt=0)
     hierarchy: float = Field(default=1.0, gt=0)
 
@@ -67,6 +70,7 @@ class IntclipOptions(Options, frozen=True):
         pooling: From region similarities to logits.
         loss: The classification loss.
         sight_loss: Weight λ of the same loss on the logits of the sight map alone.
+        label_transformer: Coarser labels add to the text features by a transformer, `../label_transformer.py`.
         graph: A label graph over the logits, `../logit_graph.py`; null for none.
         hierarchy: Losses that tie the labels' parents to them, `../hierarchy_loss.py`; null for none.
         lr: Multipliers of the learning rate.
@@ -87,6 +91,7 @@ class IntclipOptions(Options, frozen=True):
     pooling: PoolingOptions = PoolingOptions()
     loss: LossOptions = LossOptions()
     sight_loss: float = Field(default=0, ge=0)
+    label_transformer: bool = False
     graph: LogitGraphOptions | None = None
     hierarchy: HierarchyOptions | None = None
     lr: LearningRates = LearningRates()
@@ -118,6 +123,7 @@ class IntCLIP(Method):
         self.aggregation: SightAssistedAggregation | None = None
         if options.branches == "dual":
             self.aggregation = SightAssistedAggregation(backbone.embed_dim, variant=options.aggregation)
+        self.levels = LabelTransformer(backbone.text, taxonomy) if options.label_transformer else None
         self.graph = None if options.graph is None else LogitGraph(len(taxonomy), options.graph)
         self.hierarchy: Hierarchy | None = None
         if options.hierarchy is not None:
@@ -140,6 +146,8 @@ class IntCLIP(Method):
             maps: Fill the region logits.
         """
         text = self.prompts(self.backbone.text)
+        if self.levels is not None:
+            text = self.levels(text)
         sight = features.get("regions")
         semantic = self._semantic_map(features)
         fused, attention = semantic, None
@@ -187,6 +195,7 @@ class IntCLIP(Method):
             ParameterGroup("deep", _learnable(self.semantic), lr.deep),
             ParameterGroup("aggregation", _learnable(self.aggregation), lr.aggregation),
             ParameterGroup("pooling", _learnable(self.pooling), lr.pooling, weight_decay_multiplier=0),
+            ParameterGroup("label_transformer", _learnable(self.levels), lr.label_transformer),
             ParameterGroup("graph", _learnable(self.graph), lr.graph, weight_decay_multiplier=0),
             ParameterGroup("hierarchy", _learnable(self.hierarchy), lr.hierarchy),
         ]
