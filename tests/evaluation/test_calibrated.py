@@ -204,7 +204,7 @@ def test_what_cannot_be_calibrated_is_told(tmp_path):
     for words, message in ((["nowhere"], "no such file or folder"), ([str(tmp_path)], "cannot be read as predictions")):
         with pytest.raises(DatasetError, match=message):
             CliRunner().invoke(app, ["calibrate", *words], catch_exceptions=False)
-    with pytest.raises(DatasetError, match="3 photos cannot be parted"):
+    with pytest.raises(DatasetError, match="3 photos"):
         calibration_report(predictions(3))
     with pytest.raises(DatasetError, match="positive_share=0: choose a share"):
         calibration_report(predictions(8), positive_share=0)

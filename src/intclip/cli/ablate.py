@@ -16,7 +16,7 @@ def ablate(
         str | None, typer.Option("--data-root", help="Folder of the dataset; by default inside $INTCLIP_DATA.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The study's directory; ablations/STUDY-RECIPE by default.")] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds, parted by commas; every row runs once with each.")] = "0,1,2",
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas; every row runs once with each.")] = "0,1,2",
     rows: Annotated[
         list[str] | None, typer.Option("--row", metavar="NAME", help="Run only this row; may be repeated.")
     ] = None,
@@ -30,7 +30,7 @@ def ablate(
         Path | None, typer.Option(help="Taxonomy written by `labels integrate --fine-only`, for the row HCI-FG.")
     ] = None,
     keep_bundles: Annotated[bool, typer.Option("--keep-bundles", help="Keep the trained model of every run.")] = False,
-    show: Annotated[bool, typer.Option("--show", help="Print the rows and what they change, and leave.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Print the rows and what they change, and exit.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Run a study of the paper on any dataset and backbone, and set the paper's figures beside ours.
@@ -65,13 +65,13 @@ def ablate(
 
     if study is None:
         if not show:
-            raise RecipeError(f"name a study: {', '.join(study_names())}; `intclip ablate --help` tells more")
+            raise RecipeError(f"name a study: {', '.join(study_names())}; see `intclip ablate --help`")
         _print_studies(study_names())
         return
     if show:
         _print_studies([study])
         return
-    load_study(study)  # a name that is none is told before a recipe or a dataset is looked for
+    load_study(study)  # an unknown study is reported before a recipe or a dataset is read
     chosen_overrides = place_overrides(data_root, cache) + (overrides or [])
     content = read_recipe(recipe, chosen_overrides)
     base = validate_recipe(content, recipe)

@@ -101,7 +101,7 @@ def evaluate(
     predictor = load(model, taxonomy=labels, engine=engine, device=device, checkpoint=checkpoint)
     own_files = data not in DATASETS or data in KINDS
     if own_files and "taxonomy" not in chosen and set(dataset.taxonomy.names) < set(predictor.taxonomy.names):
-        # Own files tell the labels that they hold; that the model knows more, which none of their photos has, it tells.
+        # Own files name only the labels that their photos have; the model may know more.
         dataset = load_dataset(data, data_root, **chosen, taxonomy=predictor.taxonomy)
     result = score(
         predictor,

@@ -23,14 +23,14 @@ def train(
     ] = False,
     cache: Annotated[str | None, typer.Option(help="Where frozen features are kept: auto, off, or a folder.")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard events.")] = False,
-    show: Annotated[bool, typer.Option("--show", help="Print the whole recipe, defaults included, and leave.")] = False,
-    list_recipes: Annotated[bool, typer.Option("--list", help="List the built-in recipes and leave.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Print the whole recipe, defaults included, and exit.")] = False,
+    list_recipes: Annotated[bool, typer.Option("--list", help="List the built-in recipes and exit.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:
     """Train a model by a recipe, and score it once on the test split.
 
     A recipe says everything: data, backbone, method, optimiser, protocol. `--set` changes a key for one run; a typo is
-    told with the nearest key. Stopped at any moment, the same command with `--resume` goes on where it was, and on a
+    an error that names the nearest key. Stopped at any moment, the same command with `--resume` continues, and on a
     CPU ends with the same model, bit for bit.
 
     The run's directory gets recipe.yaml, log.jsonl (losses, rates, speed, validation), bundle/ (the model, for
@@ -62,9 +62,7 @@ def train(
             print(f"{name:<{width}}  {describe_recipe(name)}")
         return
     if recipe is None:
-        raise RecipeError(
-            f"name a recipe: {', '.join(builtin_recipes())}, or a YAML file; `intclip train --help` tells more"
-        )
+        raise RecipeError(f"name a recipe: {', '.join(builtin_recipes())}, or a YAML file; see `intclip train --help`")
     chosen = load_recipe(recipe, place_overrides(data_root, cache, tensorboard=tensorboard) + (overrides or []))
     if show:
         print(dump_recipe(chosen.model_dump(mode="json")), end="")

@@ -1,6 +1,6 @@
 """Fill a feature cache: one process alone, or several that each compute a part of it.
 
-The processes look for what is missing, tell each other, and share it out; then each builds its own shards, and all look
+The processes look for what is missing, tell each other and share the work; then each builds its own shards, and all look
 again, until nobody misses one. A shard is the work of one process, and its bytes do not depend on which. On a disk that
 all of them see, one round does. Where every machine has a disk of its own, a shard goes to one machine a round, and the
 others find it missing in the next: each disk is filled by the processes that see it, and nobody has to say which do.
@@ -123,12 +123,12 @@ def share_out(lacks: Sequence[Mapping[str, int]]) -> list[list[str]]:
 
 
 def check_room(missing: Sequence[Shard], folder: Path, bytes_per_photo: int, limit: int) -> None:
-    """Hold that what is missing fits a folder and its disk.
+    """Check that what is missing fits a folder and its disk.
 
     Args:
         missing: Shards to build.
-        folder: Of all caches.
-        bytes_per_photo: Of all features of one photo in one view.
+        folder: Folder of all caches.
+        bytes_per_photo: Size of all features of one photo in one view.
         limit: Bytes that the folder may hold.
 
     Raises:

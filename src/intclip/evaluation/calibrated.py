@@ -33,7 +33,7 @@ from intclip.thresholds import tune_threshold
 _TARGET = "target: "
 _F1 = ("macro_f1", "micro_f1", "samples_f1")
 _HALVES = 100
-"""Pairs of halves over which the coverage of label sets is told; those of one pair scatter by some points."""
+"""Pairs of halves over which the coverage of label sets is averaged; single pairs scatter by some points."""
 _SPREAD = ("coverage", "deviation")
 _MAPS = {"none": "as they are", "temperature": "temperature", "isotonic": "isotonic"}
 
@@ -69,7 +69,7 @@ def read_predictions(path: Path) -> Predictions:
     """Read what `write_predictions` wrote.
 
     Raises:
-        DatasetError: There is no such file, or it is no table of predictions.
+        DatasetError: The file is missing, or not a table of predictions.
     """
     try:
         table = pq.read_table(path)
@@ -180,12 +180,12 @@ def calibration_report(
     """Fit on one half of the photos, report on the other.
 
     Args:
-        predictions: Of a split that the model was not trained on.
+        predictions: On a split that the model was not trained on.
         miss_rate: What the label sets promise, in (0, 1).
-        shrinkage: Of the third kind of thresholds, see `tune_threshold`.
-        bins: Of the calibration error and the curves.
+        shrinkage: For the third kind of thresholds, see `tune_threshold`.
+        bins: Number of bins of the calibration error and the curves.
         positive_share: A target at or above it is a yes, in (0, 1]; calibration itself takes the shares of votes.
-        seed: Of the halves.
+        seed: Decides the halves.
 
     Returns:
         JSON values: "photos" (of each half), "temperature", "calibration" (by map: "ece", "ece_equal_count", "brier",
@@ -200,7 +200,7 @@ def calibration_report(
     check_positive_share(positive_share)
     if len(predictions.scores) < 4:
         number = len(predictions.scores)
-        raise DatasetError(f"{number} photos cannot be parted into one half to fit on and one to report on")
+        raise DatasetError(f"{number} photos cannot be split into a half to fit on and a half to report on")
     generator = np.random.default_rng(seed)
     fit, held = _halves(predictions, generator)
     if np.isnan(fit.targets).all() or np.isnan(held.targets).all():
@@ -329,10 +329,10 @@ def _sets_over_halves(
     for _ in range(_HALVES):
         for name, row in _sets(*_halves(predictions, generator), miss_rate, share).items():
             covered.setdefault(name, []).append(row["coverage"])
-    told = {name: [rate for rate in rates if not np.isnan(rate)] for name, rates in covered.items()}
+    known = {name: [rate for rate in rates if not np.isnan(rate)] for name, rates in covered.items()}
     return {
         name: {"coverage": np.mean(rates), "deviation": np.std(rates)} if rates else dict.fromkeys(_SPREAD, np.nan)
-        for name, rates in told.items()
+        for name, rates in known.items()
     }
 
 

@@ -65,7 +65,7 @@ def threshold_curves(decisions: Decisions, grid: npt.ArrayLike = GRID) -> dict[s
     """Macro, micro and samples F1 (T,) as `multilabel_report` defines them, if all labels had one threshold.
 
     Args:
-        decisions: Of one split.
+        decisions: On one split.
         grid: Thresholds (T,).
 
     Returns:
@@ -89,7 +89,7 @@ def precision_recall(decisions: Decisions, label: int, *, points: int = 60) -> t
     """Precision and recall of one label where its recall first reaches a value; empty without a positive.
 
     Args:
-        decisions: Of one split.
+        decisions: On one split.
         label: Column.
         points: At most so many, at even steps of recall.
     """

@@ -60,12 +60,12 @@ def evaluate(
         positive_share: A target at or above it is a yes, in (0, 1]; None takes the dataset's own.
         batch_size: Photos computed at once.
         workers: Threads that decode photos; as many as there are usable cores by default.
-        draws: Of the bootstrap for 95 % intervals; 0 for none.
-        seed: Of the bootstrap.
+        draws: Bootstrap draws for 95 % intervals; 0 for none.
+        seed: For the bootstrap.
         progress: Show a progress bar when standard error is a terminal.
 
     Raises:
-        DatasetError: There is no such split, it has no known label, its labels are not the model's, thresholds would be
+        DatasetError: The split is missing or has no known label, its labels are not the model's, thresholds would be
             tuned on the split that is scored, `positive_share` is out of its range, or no photo can be read.
     """
     task: Task = "singlelabel" if predictor.taxonomy.exclusive else "multilabel"

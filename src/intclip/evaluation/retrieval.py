@@ -13,8 +13,8 @@ class Recall(TypedDict):
     """Recall at 1, 5 and 10, in percent, by direction.
 
     Attributes:
-        text_to_image: Of the captions, the share whose photo is among the first.
-        image_to_text: Of the photos, the share with any own caption among the first.
+        text_to_image: Share of captions whose photo is among the first.
+        image_to_text: Share of photos with one of their captions among the first.
     """
 
     text_to_image: dict[str, float]
@@ -27,7 +27,7 @@ def retrieval_recall(images: Tensor, texts: Tensor, owner: Tensor) -> Recall:
     Args:
         images: (N, D), of any length.
         texts: (T, D), of any length.
-        owner: (T,) int64, each text's photo; every photo needs one at least.
+        owner: (T,) int64, each text's photo; every photo needs at least one.
 
     Raises:
         ValueError: A photo has no text.

@@ -1,4 +1,4 @@
-"""Evaluations on disk: what training and `intclip evaluate --out` leave in a folder, read back."""
+"""Evaluations on disk: read what training and `intclip evaluate --out` write."""
 
 import json
 import os
@@ -24,15 +24,15 @@ class SavedEvaluation:
     """One split of one model.
 
     Attributes:
-        name: Of the folder, or of the recipe that trained there.
+        name: Name of the folder.
         split: Name of the split.
         task: "multilabel" or "singlelabel".
         labels: K names.
-        ids: Of the photos, N.
+        ids: N ids of the photos.
         probabilities: (N, K) float32.
         targets: (N, K) float32; NaN where unknown.
         report: See `make_report`.
-        recipe: Of the training; None for a folder of `intclip evaluate --out`.
+        recipe: The training's; None for a folder of `intclip evaluate --out`.
     """
 
     name: str
@@ -144,5 +144,5 @@ def _recipe(folder: Path) -> dict[str, Any] | None:
     try:
         content = parse_yaml(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None  # a report needs no recipe; it only tells where the photos lie
+        return None  # a report needs no recipe; it only says where the photos are
     return content if isinstance(content, dict) else None

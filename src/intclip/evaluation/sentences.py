@@ -73,14 +73,14 @@ def score_dataset(
     Args:
         taxonomy: Its classes are the dataset's, perhaps in other words or order.
         dataset: Where the samples are.
-        split: Of the dataset.
+        split: Name of one of its splits.
         backbone: Both towers for photos, the text tower for texts.
         forms: Of `intclip.labels.FORMS`.
         photos: Rank the photos; else the texts.
         on_progress: Called with (done, total) items.
 
     Raises:
-        DatasetError: There is no such split, or no sample has what is to be ranked.
+        DatasetError: The split is missing, or no sample has what is to be ranked.
         TaxonomyError: A class is not among the dataset's labels.
     """
     if split not in dataset.splits:

@@ -63,14 +63,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Json) -> None
     """Write tensors and JSON to one safetensors file, with a checksum of the tensors."""
     whole = {key: value.detach().cpu().contiguous().clone() for key, value in sorted(tensors.items())}
     header = {"intclip": json.dumps({"version": VERSION, "sha256": _digest(whole), "meta": meta})}
-    path.write_bytes(save(whole, metadata=header))  # not save_file: it tells of a full disk by no OSError
+    path.write_bytes(save(whole, metadata=header))  # not save_file, which raises no OSError on a full disk
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Json]:
     """What `write_tensors` wrote.
 
     Raises:
-        CheckpointError: The file is damaged, no checkpoint, or of another version.
+        CheckpointError: The file is damaged, not a checkpoint, or of another version.
     """
     mend = "delete it to fall back to an older one or start again"
     try:
@@ -80,7 +80,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Json]:
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); {mend}") from error
     if not isinstance(header, dict) or header.get("version") != VERSION:
-        raise CheckpointError(f"{path} is no checkpoint of this version of intclip; {mend}")
+        raise CheckpointError(f"{path} is not a checkpoint of this version of intclip; {mend}")
     if header["sha256"] != _digest(tensors):
         raise CheckpointError(f"{path} is damaged (its checksum differs); {mend}")
     meta: Json = header["meta"]

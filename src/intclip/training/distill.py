@@ -60,7 +60,7 @@ def distill(
         teacher: Any model.
         photos: The user's own; a tenth is held out to choose the epoch and to measure the agreement.
         out: The run's directory, as `train` writes it, and `agreement.json`.
-        recipe: Of the student.
+        recipe: The student's.
         overrides: Changes of the recipe, "key=value".
         resume: Go on from the newest checkpoint; the teacher reads the photos again.
 

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @contextmanager
 def _others() -> Iterator[None]:
-    """Around what all processes do together: tells in one line that one of them is gone."""
+    """Wrap what all processes do together: one clear line where another process has ended."""
     try:
         yield
     except RuntimeError as error:
@@ -31,7 +31,7 @@ def _others() -> Iterator[None]:
         if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
             raise
         raise TrainingError(
-            "another process of this run has ended; see what it told, mend that, and go on with --resume"
+            "another process of this run has ended; read its message, fix the cause, and continue with --resume"
         ) from error
 
 
@@ -100,24 +100,24 @@ class Processes:
         """What some work gives in every process, in order of rank, once all have done it.
 
         Raises:
-            IntclipError: Of the first process that failed, in every process.
+            IntclipError: The error of the first process that failed, raised in every process.
             TrainingError: Another process failed by any other error, which it raises itself.
         """
         if self.world == 1:
             return [work()]
         result: T | None = None
-        told: IntclipError | None = None
+        failed: IntclipError | None = None
         try:
             result = work()
         except IntclipError as error:
-            told = error
+            failed = error
         except Exception as error:
             self.gather((None, TrainingError(f"process {self.rank} failed: {type(error).__name__}: {error}")))
             raise
-        outcomes = self.gather((result, told))
+        outcomes = self.gather((result, failed))
         for _, failure in outcomes:
             if failure is not None:
-                raise failure from told
+                raise failure from failed
         return [cast(T, outcome) for outcome, _ in outcomes]
 
     @_others()
@@ -135,11 +135,11 @@ def connect(device: str = "auto") -> Processes:
         device: "auto" takes a GPU when there is one; else a torch device such as "cpu" or "cuda:1".
 
     Raises:
-        RecipeError: There is no such device.
+        RecipeError: This machine does not have the device.
         MissingExtraError: Several processes were started and accelerate is not installed.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # Told of the CPU even where there is nothing else: else accelerate finds no backend and each stands alone.
+        # Say "cpu" even where there is nothing else: otherwise accelerate finds no backend, and each is alone.
         # Hours, because each waits until all have filled their part of a cache.
         cpu = pick_device(device).type == "cpu"
         state = require("accelerate", "train").PartialState(cpu=cpu, timeout=timedelta(hours=12))
@@ -151,7 +151,7 @@ def pick_device(name: str) -> torch.device:
     """The torch device of a name, "auto" being a GPU when there is one.
 
     Raises:
-        RecipeError: There is no such device on this machine.
+        RecipeError: This machine does not have the device.
     """
     if name == "auto":
         if torch.cuda.is_available():

@@ -63,7 +63,7 @@ def open_inputs(
     data = recipe.data
     if dataset is None:
         dataset = load_dataset(data.name, data.root, **data.options)
-    # A folder of photos may have one label a photo under any taxonomy; the model is told by its taxonomy.
+    # A folder of photos may have one label a photo under any taxonomy; a model knows it from its taxonomy.
     taxonomy = replace(choose_taxonomy(dataset, data.taxonomy), exclusive=dataset.task == "singlelabel")
     share = data.positive_share if data.positive_share is not None else dataset.positive_share
     splits = choose_splits(dataset, data)
@@ -144,7 +144,7 @@ def choose_taxonomy(dataset: Dataset, name: str | None) -> Taxonomy:
 
     Raises:
         DatasetError: The other one lacks a class, or has them in another order.
-        TaxonomyError: There is no such taxonomy.
+        TaxonomyError: The taxonomy is unknown.
     """
     if name is None:
         return dataset.taxonomy

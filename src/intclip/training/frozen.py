@@ -48,7 +48,7 @@ class FrozenFeatures:
 
     @property
     def arithmetic(self) -> str:
-        """In what the features are computed: "fp32", "bf16" or "fp16"; a cache of one is no cache of another."""
+        """The number format of the computation: "fp32", "bf16" or "fp16"; each has its own cache."""
         with self._precision():
             kind = self._device.type
             if self._engine_name != "torch" or not torch.is_autocast_enabled(kind):

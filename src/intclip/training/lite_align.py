@@ -201,7 +201,7 @@ class AlignReport:
     Attributes:
         photos: Photos trained on.
         captions: Captions trained on.
-        loss: Of the last step.
+        loss: The last step's.
         recall: On the photos kept for it; None without any.
         recall_photos: How many photos `recall` is about.
     """

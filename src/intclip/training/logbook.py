@@ -1,4 +1,4 @@
-"""What a run tells while it goes: `log.jsonl`, TensorBoard where asked, and a progress line on a terminal."""
+"""What a run writes while it trains: `log.jsonl`, TensorBoard events if wanted, and a progress line on a terminal."""
 
 import json
 import sys

@@ -78,7 +78,7 @@ class MethodSection(Section, frozen=True):
 
     Attributes:
         name: Registry name of the method.
-        options: Of the method's own `Options`.
+        options: The method's own; see its `Options`.
     """
 
     name: str
@@ -93,7 +93,7 @@ class CacheSection(Section, frozen=True):
             step; anything else is a folder.
         views: Augmented views kept per photo, which the epochs take in turn, whether they are cached or not; 0 makes
             new views in every epoch, which cannot be cached.
-        dtype: Of the training split's features on disk; what is scored is kept in float32.
+        dtype: Number format of the training split's features on disk; scored splits are kept in float32.
     """
 
     path: str
@@ -178,7 +178,7 @@ class TrainSection(Section, frozen=True):
         mixup: α of Beta(α, α), of which the share is drawn that each photo's features and targets keep when they are
             mixed with another photo's; 0 does not mix. Pairs lie within one process's part of a batch.
         accumulate: Pieces into which a process's share of a batch is cut, to save memory; the result is the same.
-        seed: Of initial weights, order, augmentation and dropout.
+        seed: Decides initial weights, order, augmentation and dropout.
         precision: "auto" is bf16 on a GPU that has it, else fp32; "fp16" has no gradient scaler, as the released code.
         matmul: torch's float32 matmul precision in a training step, forward and backward: "high" and "medium" round the
             factors of float32 products of matrices where the hardware is faster for it (TF32 on a GPU, bf16 on a CPU

@@ -47,7 +47,7 @@ PLACE_KEYS = (
     ("train", "tensorboard"),
     ("train", "store"),
 )
-"""What may differ between the starts of one run: where it runs and what it tells, not what it learns."""
+"""What may differ between the starts of one run: where it runs and what it logs, not what it learns."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def _claimed(out: Path, recipe: Recipe, data: Fingerprint, *, active: bool) -> I
 
 
 def check_directory(out: Path, recipe: Recipe, *, resume: bool) -> None:
-    """Hold that a directory may take this run.
+    """Check that a directory may take this run.
 
     Raises:
         StorageError: It holds a run, and `resume` is not asked for.

@@ -68,9 +68,9 @@ def choose_thresholds(
     """The protocol's thresholds, tuned on these scores where it tunes any.
 
     Args:
-        scores: Of the validation split; None where there is none, then the fixed threshold is used.
+        scores: The validation split's; None where there is no such split, then the fixed threshold is used.
         task: Without meaning for "singlelabel", where the most probable class is taken.
-        protocol: Of the recipe.
+        protocol: The recipe's.
         positive_share: A target at or above it is a yes.
     """
     if scores is None or not scores.ids or task == "singlelabel" or protocol.thresholds == "fixed":
