@@ -1,6 +1,6 @@
 """Fill a feature cache: one process alone, or several that each compute a part of it.
 
-The processes look for what is missing, tell each other and share the work; then each builds its own shards, and all look
+The processes look for what is missing, tell each other and share the work; each builds its own shards, and all look
 again, until nobody misses one. A shard is the work of one process, and its bytes do not depend on which. On a disk that
 all of them see, one round does. Where every machine has a disk of its own, a shard goes to one machine a round, and the
 others find it missing in the next: each disk is filled by the processes that see it, and nobody has to say which do.
