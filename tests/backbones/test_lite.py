@@ -11,10 +11,12 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from intclip.backbones import load_backbone
-from intclip.backbones.lite import build_lite, imagenet_classifier, read_projection, write_projection
+from intclip.backbones.lite import build_lite, imagenet_classes, read_projection, write_projection
 from intclip.backbones.lite_towers import LITE_BACKBONES
 from intclip.errors import CheckpointError, IntclipError
 from intclip.methods.branches import Branch
+from intclip.training.captioned import imagenet_names
+from intclip.training.lite_align import NAME_FORMS
 
 SENTENCES = [
     "a cup of coffee",
@@ -66,11 +68,28 @@ def test_contract(lite, photos):
 
 def test_the_map_is_the_same_everywhere(lite):
     deep = torch.rand(2, CHANNELS[lite.name][3], 7, 7, generator=torch.Generator().manual_seed(0)) * 6
-    regions = lite.head.regions(deep)
-    single = lite.head.pooled(deep[:, :, 3:4, 5:6])
-    assert_close(regions[:, :, 3, 5], single, rtol=1e-5, atol=1e-4)
     flat = deep.mean(dim=(2, 3), keepdim=True).expand(-1, -1, 7, 7)
     assert_close(lite.head.regions(flat).mean(dim=(2, 3)), lite.head.pooled(deep), rtol=1e-5, atol=1e-4)
+    assert lite.head.regions(flat).std(dim=(2, 3)).max() < 1e-5
+
+
+def test_the_head_against_a_slow_reference(lite):
+    deep = torch.rand(1, CHANNELS[lite.name][3], 2, 3, generator=torch.Generator().manual_seed(1)) * 6
+    weight, bias, names = imagenet_classes(lite.name)
+    names = names * lite.head.class_share
+    head, mean = lite.head, deep.mean(dim=(2, 3))[0]
+    whole = (weight @ mean + bias).softmax(dim=0)
+    top = whole.argsort(descending=True)[:10].tolist()
+    linear = F.normalize(head.projection.weight @ mean.sqrt() + head.projection.bias, dim=0)
+    assert_close(head.pooled(deep)[0], linear + sum(whole[k] * names[k] for k in top), rtol=1e-4, atol=1e-5)
+    x = deep[0, :, 1, 2]
+    # Other classes keep the mass that they have in the whole photo.
+    logits = weight @ mean + bias
+    logits[top] = (weight @ x + bias)[top]
+    shares = logits.softmax(dim=0)
+    linear = F.normalize(head.projection.weight @ x.sqrt() + head.projection.bias, dim=0)
+    expected = linear + sum(shares[k] * names[k] for k in top)
+    assert_close(head.regions(deep)[0, :, 1, 2], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_released_split_is_the_same_network(lite, photos):
@@ -89,7 +108,7 @@ def test_alone_and_in_a_batch(lite, photos):
 
 
 def test_image_tower_knows_imagenet(lite, photos):
-    weight, bias = imagenet_classifier(lite.name)
+    weight, bias, _ = imagenet_classes(lite.name)
     deep = lite.deep(lite.trunk(lite.pixels(photos)))
     classes = (deep.mean(dim=(2, 3)) @ weight.T + bias).topk(2).indices.tolist()
     assert classes[0][0] == 967  # espresso
@@ -174,13 +193,13 @@ def test_building_is_quick(lite):
 
 
 def test_projection_files(tmp_path):
-    head, moments = read_projection(PROJECTION)
+    head, moments = read_projection(PROJECTION, imagenet_classes())
     write_projection(tmp_path / "mine.safetensors", head, moments)
     assert_close(load_file(tmp_path / "mine.safetensors"), load_file(PROJECTION), rtol=0, atol=0)
     state = load_file(PROJECTION)
     del state["moments.mean"]
     save_file(state, tmp_path / "short.safetensors")
-    with pytest.raises(CheckpointError, match=r"holds no projection of lite: 'moments\.mean'"):
+    with pytest.raises(CheckpointError, match=r"short\.safetensors.*moments\.mean"):
         build_lite(projection=tmp_path / "short.safetensors")
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         build_lite(projection=tmp_path / "none.safetensors")
@@ -201,3 +220,10 @@ def test_lite_takes_photos_of_other_sizes():
     assert backbone.feature_map(pixels).shape == (1, 384, 9, 9)
     with pytest.raises(IntclipError, match="multiple of 32 pixels a side, not 300"):
         backbone.take(backbone.preprocess.model_copy(update={"size": 300}))
+
+
+def test_shipped_class_names_are_those_of_the_sentence_tower():
+    lite = build_lite()
+    names = imagenet_names()[::199]
+    forms = torch.stack([lite.embed_texts([form.format(name) for name in names]) for form in NAME_FORMS])
+    assert_close(imagenet_classes().names[::199], F.normalize(forms.mean(dim=0), dim=1), rtol=0, atol=2e-3)

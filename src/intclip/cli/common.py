@@ -209,3 +209,24 @@ def name_models(specs: Sequence[str]) -> dict[str, str]:
             raise IntclipError(f"two models are called {name!r}; name them: --model NAME={spec}")
         found[name] = spec
     return found
+
+
+CLIP_HINT = "CLIP answers better: add --model zero-shot:ViT-B/32 (downloads 605 MB once). This line is shown once."
+
+
+def print_note(predictor: "Predictor") -> None:
+    """Say what a reader of the answers should know; on a terminal, the first time, also where better ones come from."""
+    from intclip.files import cache_home
+
+    if predictor.note is None:
+        return
+    print(predictor.note, file=sys.stderr)
+    home = cache_home()
+    if home is None or not sys.stderr.isatty() or (home / "clip-hint-shown").exists():
+        return
+    print(CLIP_HINT, file=sys.stderr)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        (home / "clip-hint-shown").touch()
+    except OSError:
+        pass  # then it is shown again

@@ -17,7 +17,9 @@ def lite_align(
         "captions_train.json"
     ),
     val: Annotated[str, typer.Option(help='Captions to measure recall on; "" for none.')] = "captions_val.json",
-    limit: Annotated[int, typer.Option(min=1, help="Measure on the first so many of their photos.")] = 1000,
+    also: Annotated[
+        Path | None, typer.Option(help="A second folder of captioned photos, mixed in as the recipe says.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Another seed than the recipe's.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -28,9 +30,9 @@ def lite_align(
 
     Examples:
 
-    intclip lite-align --root flickr8k --out lite_projection.safetensors
+    intclip lite-align --root flickr8k --also wide --out lite_projection.safetensors
 
-    intclip lite-align --root flickr8k --backbone lite2 --out lite2.safetensors
+    intclip lite-align --root flickr8k --also wide --backbone lite2 --out lite2.safetensors
 
     intclip lite-align --root my --train texts.json --val "" --out my.safetensors
     """
@@ -49,7 +51,7 @@ def lite_align(
             bars.close()
             return bars.enter_context(progress_bar(what))
 
-        report = align(root, out, chosen, train=train, val=val or None, limit=limit, name=backbone, progress=bar)
+        report = align(root, out, chosen, files=(train, val or None), also=also, name=backbone, progress=bar)
     if as_json:
         print(json.dumps(asdict(report), indent=1))
         return

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from intclip.cli.common import can_print, open_console, printable, spare_inputs
+from intclip.cli.common import can_print, open_console, print_note, printable, spare_inputs
 from intclip.cli.options import Threshold
 from intclip.cli.process import silence_stdout
 from intclip.errors import IntclipError, StorageError
@@ -110,6 +110,7 @@ class Results:
             self._printer = stack.enter_context(json_writer(sys.stdout, shown.level))
         elif not (self._files or outputs.xmp):
             self._printer = _table_writer(shown.top, shown.level)
+        self._predictor = predictor
 
     def write(self, image: "ImageInput | None", prediction: "Prediction") -> None:
         """Take the next prediction.
@@ -140,6 +141,7 @@ class Results:
         """
         failed, count = len(self._failures), self._count
         if not self._outputs.as_json:
+            print_note(self._predictor)
             for path in self._outputs.tables:
                 if not is_stdout(path):
                     unread = f", {failed:,} of which could not be read" if failed else ""
@@ -182,6 +184,8 @@ def _table_writer(top: int, level: str | None) -> "Writer":
     """Prints a block for each photo: its path, then the most probable labels with a bar."""
     from rich.markup import escape
 
+    from intclip.inference.prediction import UNCLEAR
+
     console = open_console()
     holds_sign, below_sign, bar_sign = _SIGNS if can_print("".join(_SIGNS)) else _PLAIN_SIGNS
 
@@ -189,6 +193,8 @@ def _table_writer(top: int, level: str | None) -> "Writer":
         if prediction.error is not None:
             return
         console.print(f"[bold]{escape(printable(prediction.source))}[/bold]")
+        if not prediction.clear:
+            console.print(f"  {UNCLEAR}; nearest:")
         for name, probability, holds in _best(prediction, top, level):
             bar = bar_sign * round(_BAR * probability)
             sign, style = (holds_sign, "green") if holds else (below_sign, "dim")

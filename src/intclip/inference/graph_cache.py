@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from intclip.backbones.lite_towers import LITE_BACKBONES, LITE_TOWERS, TEXT_PACKAGE, package_folder
+from intclip.backbones.lite_towers import CLASS_NAMES, LITE_BACKBONES, LITE_TOWERS, TEXT_PACKAGE, package_folder
 from intclip.errors import BundleError, StorageError
 from intclip.files import atomic_directory, cache_home
 from intclip.inference.exported import SUFFIXES, Graph, GraphFormat, open_graph
@@ -73,7 +73,7 @@ def weights_identity(backbone: str, checkpoint: str | os.PathLike[str] | None) -
     if embedded := LITE_BACKBONES.get(backbone):
         packages = [LITE_TOWERS[tower].package for tower in embedded.towers]
         folders = [package_folder(name) for name in (*packages, TEXT_PACKAGE)]
-        return _stamps([*folders, embedded.projection], code=False)
+        return _stamps([*folders, embedded.projection, CLASS_NAMES], code=False)
     stem = backbone.replace("/", "-").replace("@", "-")
     folder = os.environ.get("INTCLIP_WEIGHTS")
     local = sorted(Path(folder).glob(f"{stem}*")) if folder else []

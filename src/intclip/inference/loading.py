@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 ZERO_SHOT = "zero-shot"
 ZERO_SHOT_THRESHOLD = 0.5
-"""The zero-shot method places p = 0.5 where a label begins to stand out from ordinary photos."""
+"""Of labels read through scenes, p is the expected share of plausible answers; from sentences alone p = 0.5 is where a
+label begins to stand out from ordinary photos."""
 SENTENCES = "11-15"
 """Words of a label by default; what a trained model was asked with stands in its bundle."""
 BUNDLES = Path(__file__).parents[1] / "bundles"
@@ -172,6 +173,7 @@ def _zero_shot(
 ) -> _Model:
     backbone = "lite" if spec == ZERO_SHOT else spec.removeprefix(f"{ZERO_SHOT}:")
     labels = _read_taxonomy("intentonomy" if taxonomy is None else taxonomy)
+    options = {"sentence_form": sentences, "scenes": backbone in LITE_BACKBONES}
 
     def build() -> "Method":
         from intclip.backbones import load_backbone
@@ -181,11 +183,12 @@ def _zero_shot(
             "zero_shot",
             load_backbone(backbone, checkpoint=checkpoint),
             labels,
-            {"sentence_form": sentences},
+            options,
         )
 
     identity = {
         "method": "zero_shot",
+        "options": options,
         "sentences": labels.sentences(sentences),
         "backbone": backbone,
         "weights": weights_identity(backbone, checkpoint),

@@ -9,6 +9,9 @@ import numpy.typing as npt
 
 from intclip.labels.taxonomy import LiftRule, Taxonomy
 
+UNCLEAR = "no clear intent"
+"""The answer where no label reaches its threshold."""
+
 
 @dataclass(frozen=True)
 class Conflict:
@@ -54,6 +57,11 @@ class Prediction:
         return [name for name, holds in zip(self.taxonomy.names, self._holds(), strict=True) if holds]
 
     @property
+    def clear(self) -> bool:
+        """Whether any label holds. Where none does, the answer is "no clear intent", not the most probable label."""
+        return bool(self.labels)
+
+    @property
     def scores(self) -> dict[str, float]:
         """Name to probability, in the taxonomy's order."""
         return dict(zip(self.taxonomy.names, self.probabilities.tolist(), strict=True))
@@ -88,10 +96,11 @@ class Prediction:
         return dict(zip(names, lifted.tolist(), strict=True))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values: source, error, labels, scores; conflict and disputed of a post with photo and words."""
+        """JSON values: source, error, labels, clear, scores; conflict and disputed of a post with photo and words."""
         if self.error is not None:
-            return {"source": self.source, "error": self.error, "labels": [], "scores": None}
-        row: dict[str, Any] = {"source": self.source, "error": None, "labels": self.labels, "scores": self.scores}
+            return {"source": self.source, "error": self.error, "labels": [], "clear": False, "scores": None}
+        row: dict[str, Any] = {"source": self.source, "error": None}
+        row |= {"labels": self.labels, "clear": self.clear, "scores": self.scores}
         if self.conflict is not None:
             row["conflict"] = self.conflict.score
             row["disputed"] = {name: list(pair) for name, pair in self.conflict.disputed.items()}

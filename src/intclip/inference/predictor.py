@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from intclip.backbones.lite_towers import LITE_BACKBONES
 from intclip.data.images import ImageInput
 from intclip.errors import IntclipError
 from intclip.inference.card import ATTENTION_OUTPUT, EMBEDDING, MAP_PREFIX, ModelCard
@@ -231,6 +232,13 @@ class Predictor(WordReading):
                 f"{self.card.model} is an exported graph; load the bundle or backbone it came from for this"
             )
         return self._build()
+
+    @property
+    def note(self) -> str | None:
+        """What a reader of its answers should know, in one sentence; None where there is nothing to say."""
+        if self.card.method != "zero_shot" or self.card.backbone not in LITE_BACKBONES:
+            return None
+        return f"{self.card.backbone} is a small model that was not trained on these labels; its answers are guesses."
 
     @property
     def maps(self) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ def score_columns(names: Sequence[str]) -> list[str]:
 
 
 def as_row(prediction: Prediction, level: str | None = None) -> dict[str, Any]:
-    """One prediction as JSON values: source, error, labels, scores; of a post with photo and words also conflict.
+    """One prediction as JSON values, see `Prediction.to_dict`.
 
     Args:
         prediction: Of one photo.

@@ -76,12 +76,15 @@ class PhotoIndex:
             top: How many.
 
         Raises:
-            IntclipError: The sentence is empty or too long, or a filter is wrong.
+            IntclipError: The sentence is empty, too long or in unknown words, or a filter is wrong.
         """
         import torch
 
+        from intclip.backbones.unknown_words import check_known
+
         if not text.strip():
             raise IntclipError("the sentence is empty; write what the photos should show")
+        check_known(self._backbone, [text], "describe the photos in English")
         with torch.inference_mode():
             embedding = self._backbone.encode_text(self._backbone.tokenize([text]))[0]
         return self._near(embedding.numpy(), where, top)

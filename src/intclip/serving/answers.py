@@ -111,6 +111,7 @@ class Result(BaseModel):
         source: The file's name, or "image 1", "text 1", counted in the request.
         error: Why the photo could not be read; null when it could.
         labels: Names at or above their thresholds.
+        clear: Whether there are any; false means "no clear intent".
         scores: Name to probability; null where there is an error.
         conflict: How far photo and words contradict each other, from 0 to 1, of a post that has both, by a model that
             reads either alone; null elsewhere.
@@ -121,6 +122,7 @@ class Result(BaseModel):
     source: str
     error: str | None
     labels: list[str]
+    clear: bool = False
     scores: dict[str, float] | None
     conflict: float | None = None
     disputed: dict[str, tuple[float, float]] = {}

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intclip.backbones.base import Backbone, TextTower
+from intclip.backbones.base import Backbone
 from intclip.data.loading import pixel_batches
 from intclip.data.reading import read_json
 from intclip.errors import DatasetError
@@ -28,19 +28,22 @@ class CaptionedPhotos:
         photos: N files.
         captions: T texts.
         owner: (T,) int64, each caption's photo; captions of one photo stand together.
+        group: (N,) int64, equal for photos whose first captions are equal, such as photos of one class.
     """
 
     photos: list[Path]
     captions: list[str]
     owner: Tensor
+    group: Tensor
 
 
-def read_captions(root: Path, file: str) -> CaptionedPhotos:
+def read_captions(root: Path, file: str, leave_out: Sequence[str] = ()) -> CaptionedPhotos:
     """Read a JSON file of photo name to captions; the photos lie in `images/` beside it.
 
     Args:
         root: The folder of both.
         file: Name of the JSON file. A photo's name may leave out ".jpg".
+        leave_out: Photos whose names start with one of these are passed over.
 
     Raises:
         DatasetError: The file is missing or of another form, or a photo is not there.
@@ -52,7 +55,11 @@ def read_captions(root: Path, file: str) -> CaptionedPhotos:
     photos: list[Path] = []
     captions: list[str] = []
     owner: list[int] = []
+    first: dict[str, int] = {}
+    group: list[int] = []
     for name, texts in content.items():
+        if name.startswith(tuple(leave_out)):
+            continue
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
             raise DatasetError(f"{path}: {name!r} needs a list of captions, none of them empty")
         photo = root / "images" / name
@@ -60,9 +67,10 @@ def read_captions(root: Path, file: str) -> CaptionedPhotos:
         if not photo.is_file():
             raise DatasetError(f"{path}: no photo {photo}")
         owner += [len(photos)] * len(texts)
+        group.append(first.setdefault(texts[0], len(first)))
         photos.append(photo)
         captions += texts
-    return CaptionedPhotos(photos, captions, torch.tensor(owner))
+    return CaptionedPhotos(photos, captions, torch.tensor(owner), torch.tensor(group))
 
 
 def imagenet_names() -> list[str]:
@@ -113,16 +121,3 @@ def _views(engine: Engine, pixels: Tensor, window: int) -> Iterator[Tensor]:
     yield deep.mean(dim=(2, 3))
     parts = F.avg_pool2d(deep, min(window, *deep.shape[2:]), stride=1)
     yield from parts.flatten(2).unbind(2)
-
-
-@torch.inference_mode()
-def sentence_features(text: TextTower, sentences: Sequence[str], progress: Progress | None = None) -> Tensor:
-    """Normalised features (T, D) of sentences, computed in order of length, which wastes no time on padding."""
-    order = sorted(range(len(sentences)), key=lambda index: len(sentences[index]))
-    out = torch.empty(len(sentences), text.embed_dim)
-    for start in range(0, len(order), 128):
-        rows = order[start : start + 128]
-        out[rows] = F.normalize(text(text.tokenize([sentences[row] for row in rows])), dim=1)
-        if progress is not None:
-            progress(min(start + 128, len(order)), len(order))
-    return out

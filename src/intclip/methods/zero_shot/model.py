@@ -1,6 +1,7 @@
-"""Zero-shot multi-label classification: cosine similarity to each class's sentence, made a probability of its own.
+"""Zero-shot multi-label classification, from the labels' sentences alone or through everyday scenes.
 
-The scale, which takes no labels either, is `sentence_scoring.py`'s.
+From sentences: the cosine of photo and sentence, on a scale of its own that takes no labels (`sentence_scoring.py`).
+Through scenes: `scene_scoring.py`, what `intclip.load("lite")` does.
 """
 
 import torch.nn.functional as F
@@ -8,6 +9,7 @@ from pydantic import field_validator
 from torch import Tensor
 
 from intclip.backbones.base import Backbone, Features
+from intclip.backbones.unknown_words import check_known
 from intclip.labels.taxonomy import Taxonomy
 from intclip.losses import binary_cross_entropy_with_logits
 from intclip.methods.base import Method, Output
@@ -17,6 +19,7 @@ from intclip.methods.sentence_scoring import (
     SentenceScoring,
     encode_classes,
 )
+from intclip.methods.zero_shot.scene_scoring import SceneScoring
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "plain": ("{}",),
@@ -40,10 +43,12 @@ class ZeroShotOptions(ScoringOptions, frozen=True):
     Attributes:
         sentence_form: Which words of a class; "fine" are the names.
         templates: Name of a set of `TEMPLATES`, or templates; text features are averaged over them.
+        scenes: Whether labels are read through everyday scenes; for embedded backbones.
     """
 
     sentence_form: str = "11-15"
     templates: str | tuple[str, ...] = "plain"
+    scenes: bool = False
 
     @field_validator("templates")
     @classmethod
@@ -57,7 +62,11 @@ class ZeroShotOptions(ScoringOptions, frozen=True):
 
 
 class ZeroShot(Method):
-    """Nothing trains; text features are computed once, when it is built."""
+    """Nothing trains; text features are computed once, when it is built.
+
+    Attributes:
+        text: Directions (K, D) of the labels' sentences.
+    """
 
     Options = ZeroShotOptions
     needs = ("pooled", "regions")
@@ -69,12 +78,15 @@ class ZeroShot(Method):
         super().__init__(backbone, taxonomy)
         self.options = options
         templates = TEMPLATES[options.templates] if isinstance(options.templates, str) else options.templates
-        text = encode_classes(backbone, taxonomy.sentences(options.sentence_form), templates)
+        sentences = taxonomy.sentences(options.sentence_form)
+        check_known(backbone, sentences, "write the labels in English, or give each an English `sentence:` in the file")
+        text = encode_classes(backbone, sentences, templates)
         direction, center, gain = SentenceScoring(backbone, options).scales(text)
         # Not stored: they follow from the backbone, the sentences and the options, which a bundle keeps.
         self.register_buffer("text", direction, persistent=False)
         self.register_buffer("center", center, persistent=False)
         self.register_buffer("gain", gain, persistent=False)
+        self.scenes = SceneScoring(backbone, taxonomy, text) if options.scenes else None
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
         """Logits (B, K); "sight" maps are the logits of single regions in place of the photo."""
@@ -88,4 +100,7 @@ class ZeroShot(Method):
         return {"classification": binary_cross_entropy_with_logits(output.logits, targets, reduction="mean")}
 
     def _logits(self, embeddings: Tensor) -> Tensor:
+        if self.scenes is not None:
+            logits: Tensor = self.scenes(embeddings)
+            return logits
         return self.gain * (F.normalize(embeddings, dim=-1) @ self.text.T - self.center)

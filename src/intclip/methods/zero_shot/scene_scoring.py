@@ -1,0 +1,140 @@
+"""Labels read through everyday scenes: first which scenes a photo looks like, then which labels go with these.
+
+A sentence such as "a person resting comfortably, free of worry" is far from every photo, and near to few; a scene
+("a cup of tea on a table") is near to the photos that show it. So a photo is first compared with S scenes,
+
+    a_s = softmax over s of SCALE · cos(x − μ, t_s − t̄)
+
+with μ the mean photo and t̄ the mean scene, which closes the gap between the modalities (Liang et al., NeurIPS 2022).
+SCALE is that of the loss which trained the joint space, so a is the posterior that the training fitted.
+
+A label that was judged scene by scene (Intentonomy's, `labels/scenes.yaml`) has p = Σ_s a_s · [plausible in s]: the
+expected share of plausible answers. Any other label k is compared with the scenes by its sentence: with z_ks the cosine
+in deviations above the label's mean over scenes, r_ks = sigmoid(SLOPE · z_ks + OFFSET) is how plausible the label is in
+the scene; what a judged label would have got from its sentence alone set the two numbers. Then p_k = Σ_s a_s r_ks, and
+
+    e_k = logit p_k − logit r̄_k + DIRECT · (deviations of the photo's cosine with the sentence above ordinary photos)
+    logit_k = logit r̄_k + e_k − Σ_j e_j / (K + SHRINK)
+
+where the last term standardises over the labels (as SPARC does, CVPR 2025): what speaks for all labels speaks for none.
+"""
+
+from importlib.resources import as_file, files
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from intclip.backbones.base import Backbone
+from intclip.backbones.lite_towers import LITE_BACKBONES
+from intclip.errors import CheckpointError, RecipeError
+from intclip.labels.scenes import Scenes, load_scenes
+from intclip.labels.taxonomy import Taxonomy
+from intclip.methods.zero_shot.scene_embeddings import FILE, TENSOR, fingerprint
+
+SCALE = 20.0
+"""`logit_scale` of the recipe that trained the joint space."""
+SLOPE, OFFSET = 0.87, -2.49
+"""Logistic regression of Intentonomy's judged scenes on its sentences' deviations (tests/methods/test_scenes.py)."""
+DIRECT = 0.4
+SHRINK = 5
+_LEAST = 1e-4
+
+
+class SceneScoring(nn.Module):
+    """Logits of a taxonomy's labels from photos' embeddings; nothing trains and nothing is stored.
+
+    Args:
+        backbone: An embedded one, whose sentence tower the scenes were embedded with.
+        taxonomy: K labels.
+        text: Unit embeddings (K, D) of the labels' sentences.
+
+    Raises:
+        RecipeError: The backbone is not an embedded one.
+    """
+
+    mean: Tensor
+    scenes: Tensor
+    relevance: Tensor
+    judged: Tensor
+    direction: Tensor
+    center: Tensor
+    base: Tensor
+
+    def __init__(self, backbone: Backbone, taxonomy: Taxonomy, text: Tensor) -> None:
+        super().__init__()
+        if backbone.name not in LITE_BACKBONES or backbone.image_moments is None:
+            raise RecipeError(f"backbone {backbone.name} does not read scenes; choose {', '.join(LITE_BACKBONES)}")
+        bank = load_scenes()
+        embeddings = scene_embeddings(bank).to(text)
+        mean, covariance = (moment.to(text) for moment in backbone.image_moments)
+        center = embeddings.mean(dim=0)
+        relevance, judged = _relevance(bank, taxonomy, embeddings @ text.T)
+        direction = F.normalize(text - center, dim=1)
+        deviation = ((direction @ covariance) * direction).sum(dim=1).clamp_min(1e-12).sqrt()
+        direction = DIRECT * direction / deviation[:, None]
+        values = {
+            "mean": mean,
+            "scenes": SCALE * F.normalize(embeddings - center, dim=1),
+            "relevance": relevance,
+            "judged": judged,
+            "direction": direction,
+            "center": direction @ mean,
+            "base": _logit(relevance.mean(dim=0)),
+        }
+        # Not stored: they follow from the backbone, the scenes and the labels' sentences, which a bundle keeps.
+        for name, value in values.items():
+            self.register_buffer(name, value, persistent=False)
+
+    def shares(self, embeddings: Tensor) -> Tensor:
+        """How much a photo looks like each scene, (…, S) with sum 1, of embeddings (…, D) of any length."""
+        x = F.normalize(F.normalize(embeddings, dim=-1) - self.mean, dim=-1)
+        return (x @ self.scenes.T).softmax(dim=-1)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Logits (…, K) of embeddings (…, D) of any length."""
+        found = _logit(self.shares(embeddings) @ self.relevance)
+        direct = F.normalize(embeddings, dim=-1) @ self.direction.T - self.center
+        evidence = (found - self.base + direct) * ~self.judged
+        count = (~self.judged).sum()
+        others = evidence.sum(dim=-1, keepdim=True) / (count + SHRINK)
+        return torch.where(self.judged, found, self.base + evidence - others)
+
+
+def scene_embeddings(bank: Scenes) -> Tensor:
+    """Unit embeddings (S, D) of the scenes by the sentence tower of the embedded backbones, from the package.
+
+    Raises:
+        CheckpointError: They are of other scenes.
+    """
+    with (
+        as_file(files("intclip.methods.zero_shot").joinpath(FILE)) as path,
+        safe_open(path, framework="pt") as stored,
+    ):
+        if (stored.metadata() or {}).get("scenes") != fingerprint(bank):
+            raise CheckpointError(f"{path} is of other scenes; write it with {fingerprint.__module__}")
+        return F.normalize(stored.get_tensor(TENSOR).float(), dim=1)
+
+
+def _relevance(bank: Scenes, taxonomy: Taxonomy, cosines: Tensor) -> tuple[Tensor, Tensor]:
+    """How plausible each label is in each scene (S, K), and which labels people judged (K,).
+
+    Args:
+        bank: The scenes.
+        taxonomy: The labels.
+        cosines: (S, K) of scenes with the labels' sentences.
+    """
+    deviations = (cosines - cosines.mean(dim=0)) / cosines.std(dim=0).clamp_min(1e-6)
+    relevance = torch.sigmoid(SLOPE * deviations + OFFSET)
+    known = bank.judged(taxonomy)
+    for place, plausible in known.items():
+        relevance[:, place] = torch.from_numpy(plausible.astype(np.float32)).to(relevance)
+    judged = torch.tensor([place in known for place in range(len(taxonomy))], device=relevance.device)
+    return relevance, judged
+
+
+def _logit(probability: Tensor) -> Tensor:
+    inside = probability.clamp(_LEAST, 1 - _LEAST)
+    return inside.log() - (1 - inside).log()  # not torch.logit, which converters do not know
