@@ -20,7 +20,7 @@ SCALED = {
     *("intclip", "intclip free negative", "intclip_words", "ensemble", "sparc"),
 }
 """Their logits are small differences times a large scale, of which bfloat16, with 8 bits, keeps the sign at best."""
-ONE_REGION = {"cpad frozen, equal"}
+ONE_REGION = {"cpad frozen, equal", "wseip frozen", "msrca frozen"}
 """Variants that read the tiny backbone's own last stage, which has one region."""
 
 

@@ -23,6 +23,10 @@ SMALL: dict[str, dict[str, object]] = {
     "hleg": {"levels": "sum"},
     "multiguard": {"sigma": 0.1},
     "sparc": {"partners": 2},
+    "wseip": {"dim": 8},
+    "msrca": {"dim": 8, "heads": 2, "regions": [3, 2, 1]},
+    "cglf_net": {"dim": 8, "heads": 2},
+    "fame_vil": {"bottleneck": 4},
     "ensemble": {
         "members": [
             {"method": "intclip", "options": {"context_length": 3}},
@@ -55,6 +59,9 @@ OTHERS: dict[str, tuple[str, dict[str, object]]] = {
     "intclip free negative": ("intclip", {"context_length": 3, "negative": "free"}),
     "dualcoop_pp boost": ("dualcoop_pp", {"context_length": 3, "winner": "boost"}),
     "fdil without teacher": ("fdil", {"distillation": 0, "rerank": 0}),
+    "wseip frozen": ("wseip", {"dim": 8, "train": "none"}),
+    "msrca frozen": ("msrca", {"dim": 8, "heads": 2, "train": "none"}),
+    "fame_vil without cross-attention": ("fame_vil", {"bottleneck": 4, "cross_attention": False}),
     "tip_adapter_f": ("tip_adapter", {"fine_tune": True}),
 }
 """Further variants by name: method and options."""

@@ -38,6 +38,11 @@ METHODS: dict[str, str] = {
     "cpad": "intclip.methods.cpad.model:CPAD",
     "hleg": "intclip.methods.hleg.model:HLEG",
     "labcr": "intclip.methods.labcr.model:LabCR",
+    "ecwa": "intclip.methods.ecwa.model:Ecwa",
+    "wseip": "intclip.methods.wseip.model:Wseip",
+    "msrca": "intclip.methods.msrca.model:Msrca",
+    "cglf_net": "intclip.methods.cglf_net.model:CglfNet",
+    "fame_vil": "intclip.methods.fame_vil.model:FameVil",
     "multiguard": "intclip.methods.multiguard.model:MultiGuard",
     "ensemble": "intclip.methods.ensemble.model:Ensemble",
 }

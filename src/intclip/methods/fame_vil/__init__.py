@@ -1,0 +1,1 @@
+"""The adapters of FAME-ViL (CVPR 2023)."""

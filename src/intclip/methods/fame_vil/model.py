@@ -1,0 +1,148 @@
+"""The adapters of FAME-ViL, in the frozen deep layers of any backbone, for labels in place of fashion tasks.
+
+Han, Zhu, Yu, Zhang, Song, Xiang: FAME-ViL: Multi-Tasking Vision-Language Model for Heterogeneous Fashion Tasks, CVPR
+2023. README.md beside this file has the equations and what differs.
+"""
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from intclip.backbones.base import Backbone, Features
+from intclip.labels.taxonomy import Taxonomy
+from intclip.methods.base import Method, Options, Output
+from intclip.methods.label_graph import label_embeddings
+from intclip.methods.loss_options import LossOptions
+from intclip.methods.region_maps import region_map
+
+
+class FameVilOptions(Options, frozen=True):
+    """Options of the adapters.
+
+    Attributes:
+        bottleneck: Width inside an adapter; 64 in the released code.
+        cross_attention: Add adapters that let the photo's tokens read the labels' sentences.
+        sentence_form: Which sentences they read.
+        loss: The classification loss.
+    """
+
+    bottleneck: int = Field(default=64, gt=0)
+    cross_attention: bool = True
+    sentence_form: str = "11-15"
+    loss: LossOptions = LossOptions(reduction="batch")
+
+
+class BottleneckAdapter(nn.Module):
+    """s · W_up relu(W_down LN(x)), s from 1, W_up from 0: nothing at first (TSA).
+
+    Args:
+        dim: Channels of the tokens.
+        bottleneck: Inner width.
+    """
+
+    def __init__(self, dim: int, bottleneck: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.down = nn.Linear(dim, bottleneck)
+        self.up = nn.Linear(bottleneck, dim)
+        self.scale = nn.Parameter(torch.ones(()))
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """What is added to tokens (B, N, C)."""
+        added: Tensor = self.scale * self.up(torch.relu(self.down(self.norm(tokens))))
+        return added
+
+
+class CrossAttentionAdapter(nn.Module):
+    """tanh(g) · W_o softmax(q kᵀ / √d) v, q of the tokens, k and v of the labels' sentences, g from 0 (XAA).
+
+    Args:
+        dim: Channels of the tokens.
+        words: Width of the sentences' embeddings.
+        bottleneck: Width d of queries, keys and values.
+    """
+
+    def __init__(self, dim: int, words: int, bottleneck: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.query = nn.Linear(dim, bottleneck)
+        self.key = nn.Linear(words, bottleneck)
+        self.value = nn.Linear(words, bottleneck)
+        self.out = nn.Linear(bottleneck, dim)
+        self.gate = nn.Parameter(torch.zeros(()))
+        self.scale = bottleneck**-0.5
+
+    def forward(self, tokens: Tensor, sentences: Tensor) -> Tensor:
+        """What is added to tokens (B, N, C), of sentences (K, words)."""
+        attention = (self.query(self.norm(tokens)) @ self.key(sentences).T * self.scale).softmax(dim=2)
+        added: Tensor = torch.tanh(self.gate) * self.out(attention @ self.value(sentences))
+        return added
+
+
+class FameVil(Method):
+    """Frozen deep layers with adapters behind every block, and a linear head."""
+
+    Options = FameVilOptions
+    needs = ("trunk",)
+    label_text: Tensor
+
+    def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: FameVilOptions) -> None:
+        super().__init__(backbone, taxonomy)
+        self.options = options
+        self.loss_reduction = options.loss.over_photos
+        # Not stored: it follows from the sentences, which a bundle keeps.
+        text = label_embeddings(backbone.text, taxonomy, options.sentence_form)
+        self.register_buffer("label_text", text, persistent=False)
+        widths = _widths(backbone)
+        self.adapters = nn.ModuleList(BottleneckAdapter(width, options.bottleneck) for width in widths)
+        crossed = widths if options.cross_attention else []
+        self.cross = nn.ModuleList(CrossAttentionAdapter(width, text.shape[1], options.bottleneck) for width in crossed)
+        self.head = nn.Linear(backbone.embed_dim, len(taxonomy))
+
+    def forward(self, features: Features, *, maps: bool = False) -> Output:
+        """Logits (B, K); the map "fused" is the head at every region."""
+        x = features["trunk"]
+        for number, block in enumerate(_blocks(self.backbone)):
+            x = block(x)
+            tokens = _as_tokens(x)
+            added = self.adapters[number](tokens)
+            if self.options.cross_attention:
+                added = added + self.cross[number](tokens, self.label_text)
+            x = x + _as_input(added, x)
+        output = Output(self.head(self.backbone.head.pooled(x)))
+        if maps:
+            output.maps["fused"] = region_map(self.head, self.backbone.head.regions(x))
+        return output
+
+    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
+        """The classification loss."""
+        return {"classification": self.options.loss(output.logits, targets)}
+
+
+def _blocks(backbone: Backbone) -> list[nn.Module]:
+    """The deep layers one by one, or as one where they do not come in a row."""
+    return list(backbone.deep) if isinstance(backbone.deep, nn.Sequential) else [backbone.deep]
+
+
+@torch.no_grad()
+def _widths(backbone: Backbone) -> list[int]:
+    """Channels behind each block; one black photo is computed."""
+    size, parameter = backbone.image_size, next(backbone.parameters())
+    x = backbone.trunk(torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype))
+    widths = []
+    for block in _blocks(backbone):
+        x = block(x)
+        widths.append(_as_tokens(x).shape[2])
+    return widths
+
+
+def _as_tokens(x: Tensor) -> Tensor:
+    """Tokens (B, N, C) of tokens, or of a map (B, C, H, W)."""
+    return x.flatten(2).transpose(1, 2) if x.dim() == 4 else x
+
+
+def _as_input(tokens: Tensor, x: Tensor) -> Tensor:
+    """Tokens (B, N, C) in the shape of what they were made of."""
+    return tokens.transpose(1, 2).reshape(x.shape) if x.dim() == 4 else tokens
