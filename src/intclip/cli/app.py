@@ -1,20 +1,59 @@
 """`intclip app`."""
 
+import socket
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from intclip.cli.options import with_options
+
 LOOPBACK = "127.0.0.1"
 MODULES = ("fastapi", "fastapi_offline", "uvicorn", "python_multipart", "structlog", "prometheus_client", "cachetools")
 """What the service needs from the extra `app`."""
-AllowHost = Annotated[
-    list[str] | None,
-    typer.Option(help="Answer to this host name too, such as one of a proxy; may be repeated. See docs/api.md."),
-]
+MODELS = Path("models")
+"""Where the page writes the models that it trains."""
 
 
+@dataclass(frozen=True)
+class Address:
+    """Where a service listens, and the names it answers to."""
+
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for all networks, without a login.")] = (
+        LOOPBACK
+    )
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one. 8000 for serve, 7860 for app.")
+    ] = None
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Answer to this host name too, such as a proxy's; may be repeated. See docs/api.md."),
+    ] = None
+
+    def bind(self, port: int) -> socket.socket:
+        """A bound socket.
+
+        Args:
+            port: Where the user gave none.
+
+        Raises:
+            IntclipError: The address is wrong, not of this machine, or in use.
+        """
+        from intclip.serving.server import bind
+
+        return bind(self.host, port if self.port is None else self.port)
+
+    def hosts(self, bound: socket.socket, *, guarded: bool) -> tuple[str, ...]:
+        """Host names that the service answers to; see `intclip.serving.hosts.allowed_hosts`."""
+        from intclip.serving.hosts import allowed_hosts
+
+        return allowed_hosts(self.host, bound.getsockname()[0], guarded=guarded, extra=self.allow_host or ())
+
+
+@with_options
 def app(
+    address: Address,
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -26,16 +65,11 @@ def app(
     ] = None,
     taxonomy: Annotated[str | None, typer.Option(help="Labels of the zero-shot models: a name or a YAML file.")] = None,
     photos: Annotated[
-        list[str] | None, typer.Option(help="Photos the page opens with, in place of the examples. May be repeated.")
+        list[str] | None, typer.Option(help="Photos that the page opens with, in place of examples; may be repeated.")
     ] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen at; 0.0.0.0 lets the network in, without login.")
-    ] = LOOPBACK,
-    allow_host: AllowHost = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 7860,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
-    """Look at photos, their intents and the evidence in the browser; correct labels and take them along.
+    """Look at photos, their intents and the evidence in the browser; correct labels and train a model on them.
 
     Nothing leaves this machine. See docs/app.md.
 
@@ -51,33 +85,31 @@ def app(
     from intclip.errors import MissingExtraError
     from intclip.extras import require
     from intclip.inference.loading import is_zero_shot, load
-    from intclip.inference.predictor import Predictor
 
     for module in MODULES:
         require(module, "app")
-    from intclip.serving.hosts import allowed_hosts
     from intclip.serving.observe import configure_logs
-    from intclip.serving.server import address, bind, run
+    from intclip.serving.server import address as address_of
+    from intclip.serving.server import run
     from intclip.serving.settings import Settings
 
-    with bind(host, port) as listener:
-        models: dict[str, Predictor] = {}
-        for name, spec in name_models(model or ["lite", "proxy"]).items():
-            models[name] = load(spec, taxonomy=taxonomy if is_zero_shot(spec) else None)
+    with address.bind(7860) as listener:
+        specs = name_models(model or ["lite", "proxy"])
+        models = {name: load(spec, taxonomy=taxonomy if is_zero_shot(spec) else None) for name, spec in specs.items()}
         if photos:
             shown = find_images(photos)
         else:
             try:
                 shown = demo_photos()
             except MissingExtraError:
-                shown = list[Path]()  # the page says how to begin
+                shown = []  # the page says how to begin
 
         from intclip.serving.app.routes import create_app
 
-        hosts = allowed_hosts(host, listener.getsockname()[0], guarded=False, extra=allow_host or ())
-        page = create_app(models, shown, Settings(hosts=hosts), models_folder=Path("models"), examples=not photos)
-        near = host in (LOOPBACK, "::1", "localhost")
-        url = f"http://localhost:{listener.getsockname()[1]}" if near else address(listener)
+        settings = Settings(hosts=address.hosts(listener, guarded=False))
+        page = create_app(models, shown, settings, models_folder=MODELS, examples=not photos)
+        near = address.host in (LOOPBACK, "::1", "localhost")
+        url = f"http://localhost:{listener.getsockname()[1]}" if near else address_of(listener)
         listener.listen()  # who comes before the page is ready waits for it
         print(f"intclip app: {url}  (models: {', '.join(models)}; Ctrl-C ends it)", flush=True)
         if not near:
