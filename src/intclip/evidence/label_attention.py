@@ -88,6 +88,7 @@ def draw_attention(method: MCCL, photo: Path, looks: Sequence[Look], path: Path,
     draw = ImageDraw.Draw(canvas)
     for column, (text, tile) in enumerate(tiles):
         left = gap + column * (width + gap)
-        draw.text((left, gap), shorten(text, width), fill=INK if column else QUIET, font=font(15))
+        shown = shorten(text, width)
+        draw.text((left, gap), shown, fill=INK if column else QUIET, font=font(15, shown))
         canvas.paste(tile.resize((width, height), Image.Resampling.BICUBIC), (left, gap + caption))
     save_picture(canvas, path)

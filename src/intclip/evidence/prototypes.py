@@ -11,7 +11,7 @@ from torch import Tensor
 
 from intclip.data.images import read_image
 from intclip.errors import ImageError, IntclipError
-from intclip.evidence.pictures import INK, PAPER, font, save_picture
+from intclip.evidence.pictures import INK, PAPER, drawable, font, save_picture
 from intclip.methods.mccl.model import MCCL
 
 TILE = 112
@@ -152,7 +152,7 @@ def draw_prototypes(method: MCCL, prototypes: Sequence[Prototype], path: Path) -
         text = (
             f"stage {prototype.stage}, prototype {prototype.index}, {made}, nearest to {prototype.usage:.1%} of patches"
         )
-        draw.text((gap, top), text, fill=INK, font=font(13))
+        draw.text((gap, top), drawable(text), fill=INK, font=font(13, drawable(text)))
         for column, patch in enumerate(prototype.patches):
             canvas.paste(_cut(method, patch), (gap + column * (TILE + gap), top + caption))
     save_picture(canvas, path)

@@ -1,5 +1,7 @@
 """Evidence as one picture: one map or two prompts' side by side, what it shows, a legend, nearest known photos."""
 
+import math
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
@@ -10,7 +12,9 @@ from intclip.evidence.pictures import INK, PAPER, QUIET, font, shorten
 
 NARROWEST = 360
 """Width that the legend needs, in pixels: a smaller photo is centred over it."""
-_GAP, _LINE, _BAR, _TILE = 10, 22, 12, 96
+_GAP, _LINE, _BAR, _TILE, _TEXT, _SMALL = 10, 22, 12, 96, 15, 13
+_ORDINARY = 800
+"""Side, in pixels, of a square as large as a photo beside which these lengths are right; they grow with larger ones."""
 
 
 def evidence_sheet(photo: Image.Image, evidence: Evidence, branch: str = "fused") -> Image.Image:
@@ -61,40 +65,49 @@ def _common_range(positive: Evidence, negative: Evidence, branch: str) -> list[H
 
 def _sheet(drawn: Image.Image, evidence: Evidence, what: str, captions: tuple[str, ...] = ()) -> Image.Image:
     """The drawn maps above all that is said of them; captions belong to as many maps side by side."""
-    width = max(drawn.width, NARROWEST)
-    rows = (3 if captions else 2) * _LINE + _BAR + 2 * _GAP
-    strip = _TILE + 2 * _LINE + _GAP if evidence.neighbours else 0
+    scale = _scale(drawn.size)
+    gap, line, bar, tile = (round(scale * length) for length in (_GAP, _LINE, _BAR, _TILE))
+    text, small = round(scale * _TEXT), round(scale * _SMALL)
+    width = max(drawn.width, round(scale * NARROWEST))
+    rows = (3 if captions else 2) * line + bar + 2 * gap
+    strip = tile + 2 * line + gap if evidence.neighbours else 0
     sheet = Image.new("RGB", (width, drawn.height + rows + strip), PAPER)
     sheet.paste(drawn, ((width - drawn.width) // 2, 0))
     draw = ImageDraw.Draw(sheet)
-    top = drawn.height + _GAP // 2
+    top = drawn.height + gap // 2
     for column, caption in enumerate(captions):
         share = width // len(captions)
-        draw.text((_GAP + column * share, top), shorten(caption, share - 2 * _GAP, 13), fill=QUIET, font=font(13))
-    top += _LINE if captions else 0
-    title = f"{evidence.label}  {evidence.probability:.2f}   {what}"
-    draw.text((_GAP, top), shorten(title, width - 2 * _GAP), fill=INK, font=font(15))
-    top += _LINE
-    bar = np.broadcast_to(colors(np.linspace(0, 1, width - 2 * _GAP)), (_BAR, width - 2 * _GAP, 3))
-    sheet.paste(Image.fromarray(bar.round().astype(np.uint8)), (_GAP, top))
-    top += _BAR + 2
-    draw.text((_GAP, top), LEGEND[0], fill=QUIET, font=font(13))
-    draw.text((width - _GAP, top), LEGEND[1], fill=QUIET, font=font(13), anchor="ra")
+        draw.text((gap + column * share, top), shorten(caption, share - 2 * gap, small), fill=QUIET, font=font(small))
+    top += line if captions else 0
+    title = shorten(f"{evidence.label}  {evidence.probability:.2f}   {what}", width - 2 * gap, text)
+    draw.text((gap, top), title, fill=INK, font=font(text, title))
+    top += line
+    colours = np.broadcast_to(colors(np.linspace(0, 1, width - 2 * gap)), (bar, width - 2 * gap, 3))
+    sheet.paste(Image.fromarray(colours.round().astype(np.uint8)), (gap, top))
+    top += bar + 2
+    draw.text((gap, top), LEGEND[0], fill=QUIET, font=font(small))
+    draw.text((width - gap, top), LEGEND[1], fill=QUIET, font=font(small), anchor="ra")
     if evidence.neighbours:
-        _draw_neighbours(sheet, draw, evidence, top + _LINE)
+        _draw_neighbours(sheet, draw, evidence, top + line, scale)
     return sheet
 
 
-def _draw_neighbours(sheet: Image.Image, draw: ImageDraw.ImageDraw, evidence: Evidence, top: int) -> None:
+def _scale(size: tuple[int, int]) -> float:
+    """How much larger than on a small photo all that is written on a sheet must be, to be read beside this one."""
+    return max(1.0, math.sqrt(size[0] * size[1]) / _ORDINARY)
+
+
+def _draw_neighbours(sheet: Image.Image, draw: ImageDraw.ImageDraw, evidence: Evidence, top: int, scale: float) -> None:
     """Tiles with their cosines, as many as the width holds."""
-    draw.text((_GAP, top), "nearest known photos, by cosine", fill=QUIET, font=font(13))
+    gap, line, side, small = (round(scale * length) for length in (_GAP, _LINE, _TILE, _SMALL))
+    draw.text((gap, top), "nearest known photos, by cosine", fill=QUIET, font=font(small))
     for column, neighbour in enumerate(evidence.neighbours):
-        left = _GAP + column * (_TILE + _GAP)
-        if left + _TILE > sheet.width:
+        left = gap + column * (side + gap)
+        if left + side > sheet.width:
             return
         try:
-            tile = ImageOps.fit(read_image(neighbour.path, min_side=_TILE), (_TILE, _TILE))
+            tile = ImageOps.fit(read_image(neighbour.path, min_side=side), (side, side))
         except ImageError:  # indexed once, and gone since
-            tile = Image.new("RGB", (_TILE, _TILE), QUIET)
-        sheet.paste(tile, (left, top + _LINE))
-        draw.text((left, top + _LINE + _TILE + 2), f"{neighbour.cosine:.2f}", fill=INK, font=font(13))
+            tile = Image.new("RGB", (side, side), QUIET)
+        sheet.paste(tile, (left, top + line))
+        draw.text((left, top + line + side + 2), f"{neighbour.cosine:.2f}", fill=INK, font=font(small))
