@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from intclip.backbones.preprocess import Preprocess
-from intclip.data import cache_filling, cache_shards, feature_cache
+from intclip.data import cache_shards, feature_cache
 from intclip.data.cache_key import CacheKey, cache_key, weights_hash
 from intclip.data.feature_cache import open_or_build
 from intclip.data.loading import pixel_batches
@@ -294,7 +294,7 @@ def test_size_limit_counts_what_the_folder_holds(tmp_path, samples):
 
 
 def test_full_disk_is_named(tmp_path, samples, monkeypatch):
-    monkeypatch.setattr(cache_filling.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    monkeypatch.setattr(cache_shards.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
     with pytest.raises(StorageError, match=r"the disk has 0\.00 GB free"):
         build(tmp_path / "cache", samples)
 

@@ -7,8 +7,8 @@
 View 0 is the plain photo; view v ≥ 1 is what `pixel_batches(…, augment=augment, epoch=0, view=v)` gives, so the
 augmentation comes before the cache and training goes through the K views in turn. A shard that is there and whole is
 never computed again: a killed build goes on at the next missing one, further views or photos add to it, and a change of
-weights, preprocessing, augmentation or photos leaves the old shards aside. `cache_shards.py` has the files,
-`cache_filling.py` who computes which.
+weights, preprocessing, augmentation or photos leaves the old shards aside. `cache_shards.py` has the files, and
+who computes which.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,14 +25,17 @@ import torch
 from torch import Tensor
 
 from intclip.backbones.base import Backbone, FeatureName, Features
-from intclip.data.cache_filling import Alone, Crew, check_room, fill
 from intclip.data.cache_key import CacheKey, Dtype
 from intclip.data.cache_shards import (
     SHARD_BYTES,
     SHARD_PHOTOS,
+    Alone,
     Arrays,
+    Crew,
     Shapes,
     Shard,
+    check_room,
+    fill,
     photo_hashes,
     plan,
     read_manifest,

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from intclip.data.cache_filling import Alone, fill, share_out
-from intclip.data.cache_shards import Shard
+from intclip.data.cache_shards import Alone, Shard, fill, share_out
 from intclip.errors import StorageError
 from intclip.files import atomic_directory
 
