@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from texts import TEXTS
 
 from intclip.backbones import tokenize
-from intclip.backbones.tokenizer import END, START, clean, encode
+from intclip.backbones.tokenizer import encode
+from intclip.clip_tokens import END, START, clean
 from intclip.errors import IntclipError
 
 RECORDED = [tuple(row) for row in json.loads((Path(__file__).parent / "recorded/tokens.json").read_text("utf-8"))]

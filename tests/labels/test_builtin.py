@@ -17,7 +17,7 @@ SIZES = {
     "mikels8": (8, 2),
     "openmoji": (69, 7),
     "persuasion": (22, 3),
-    "proxy-intents": (17, 9),
+    "proxy-intents": (16, 9),
     "sentiment3": (3,),
 }
 
@@ -76,6 +76,11 @@ def test_tokens_are_counted_as_the_text_tower_reads_them():
             sentences = taxonomy.sentences(form)
             counted = [count_clip_tokens(sentence) for sentence in sentences]
             assert (tokenize(sentences) != 0).sum(dim=1).tolist() == counted
+
+
+def test_tokens_are_counted_of_the_text_that_the_tower_sees():
+    assert count_clip_tokens("caf\u00c3\u00a9 &amp; bar") == count_clip_tokens("café & bar") == 5  # mended, unescaped
+    assert count_clip_tokens("A  PHOTO\n") == count_clip_tokens("a photo") == 4
 
 
 def test_intentonomy_is_the_published_tree():

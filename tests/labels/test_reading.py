@@ -4,10 +4,12 @@ import json
 
 import pytest
 
-from intclip.errors import TaxonomyError
+from intclip.backbones import load_backbone
+from intclip.errors import IntclipError, TaxonomyError
 from intclip.labels import FORMS, load_taxonomy
 from intclip.labels.advice import advise
 from intclip.labels.writing import taxonomy_yaml
+from intclip.methods.registry import build_method
 
 FULL = """
 name: pets
@@ -207,12 +209,6 @@ LONG = " ".join(["wonderful"] * 80)
             "classes: [a, b]\nsentences: {3-5: [one two three, One two three]}",
             "class 2 'b': its 3-5 sentence is that of 'a'",
         ),
-        (f"a: {LONG}\n", "class 1 'a': its sentence has 82 CLIP tokens, over 77; shorten it"),
-        (
-            f"- {{name: a, sentences: {{16-20: {'incomprehensibilities ' * 20}}}}}\n",
-            "16-20 sentence has .* CLIP tokens, over",
-        ),
-        (f"- {LONG}\n", "its name has 82 CLIP tokens"),
         # subsets
         ("classes: [a, b]\nsubsets: {s: {x: [a], y: [c]}}", "subsets: s: 'c' is no class"),
         ("classes: [a, b]\nsubsets: {s: {x: [a]}}", "subsets: s: 'b' is in no part"),
@@ -232,6 +228,15 @@ def test_what_is_wrong_is_told_in_one_line(tmp_path, text, message):
         load_taxonomy(path)
     assert str(caught.value).startswith(str(path)), caught.value
     assert "\n" not in str(caught.value)
+
+
+def test_long_sentences_are_for_the_text_tower_to_refuse(tmp_path):
+    taxonomy = load_taxonomy(write(tmp_path, f"a: {LONG}\n"))
+    assert any("'a' has 80 CLIP tokens" in line for line in advise(taxonomy))
+    lite, clip = load_backbone("lite"), load_backbone("RN50@random")
+    build_method("zero_shot", lite, taxonomy, {})  # which reads 256 tokens
+    with pytest.raises(IntclipError, match="82 tokens, more than 77"):
+        build_method("zero_shot", clip, taxonomy, {})
 
 
 def test_no_such_taxonomy(tmp_path):

@@ -1,26 +1,12 @@
-"""Text to the token ids of OpenAI's CLIP.
+"""Texts to padded rows of CLIP's token ids; the ids are `intclip.clip_tokens`'."""
 
-OpenAI cleans a text (mojibake, HTML entities, whitespace, case) and splits it by byte-pair encoding. The splitting is
-`instant-clip-tokenizer`'s; the cleaning, and the two special tokens that OpenAI's tokenizer knows when a text spells
-them out, are done here. `tests/backbones/recorded/tokens.json` has OpenAI's own ids to compare with.
-"""
+from collections.abc import Sequence
 
-import html
-import re
-import unicodedata
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
-
-import ftfy
 import torch
-from instant_clip_tokenizer import Tokenizer
 from torch import Tensor
 
+from intclip.clip_tokens import END, token_ids
 from intclip.errors import IntclipError
-
-START, END = 49406, 49407
-_SPECIAL = {"<|startoftext|>": START, "<|endoftext|>": END}
-_SPECIAL_PATTERN = re.compile("|".join(map(re.escape, _SPECIAL)))
 
 
 def tokenize(texts: str | Sequence[str], context_length: int = 77, *, truncate: bool = False) -> Tensor:
@@ -48,7 +34,7 @@ def encode(text: str, context_length: int, *, truncate: bool = False) -> list[in
     Raises:
         IntclipError: There are more than `context_length`, and `truncate` is off.
     """
-    ids = [START, *_pieces(clean(text)), END]
+    ids = token_ids(text)
     if len(ids) <= context_length:
         return ids
     if not truncate:
@@ -66,31 +52,3 @@ def pad(rows: Sequence[Sequence[int]], length: int | None = None) -> Tensor:
     for row, ids in zip(tokens, rows, strict=True):
         row[: len(ids)] = torch.tensor(ids)
     return tokens
-
-
-def clean(text: str) -> str:
-    """A text as OpenAI's tokenizer sees it: mended, unescaped twice, single blanks, lower case."""
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return re.sub(r"\s+", " ", text).strip().lower()
-
-
-def _pieces(text: str) -> Iterator[int]:
-    """Ids of a clean text; a special token that is spelled out is one id."""
-    done = 0
-    for match in _SPECIAL_PATTERN.finditer(text):
-        # Behind punctuation OpenAI's pattern has already taken the "<|" into a run of signs.
-        if match.start() > done and _is_sign(text[match.start() - 1]):
-            continue
-        yield from _tokenizer().encode(text[done : match.start()])
-        yield _SPECIAL[match[0]]
-        done = match.end()
-    yield from _tokenizer().encode(text[done:])
-
-
-def _is_sign(character: str) -> bool:
-    return not character.isspace() and unicodedata.category(character)[0] not in "LN"
-
-
-@lru_cache(maxsize=1)
-def _tokenizer() -> Tokenizer:
-    return Tokenizer()

@@ -194,7 +194,7 @@ def load_proxy_intents(
 ) -> Dataset:
     """Proxy intents: 6,091 / 1,008 Flickr8k photos, 16 intents read from five captions each by word lists.
 
-    The taxonomy has the labels that the files name: version 1 of the data had a 17th, "distress".
+    The taxonomy has the labels that the files name.
 
     Args:
         root: Folder with `intents_{train,val}.json`, `captions_{train,val}.json`, if there are any those of `test`, and

@@ -20,7 +20,9 @@ def advise(taxonomy: Taxonomy) -> list[str]:
     free = CONTEXT_LENGTH - PROMPT_TOKENS
     for form, sentences in taxonomy.sentence_forms.items():
         for name, sentence in zip(taxonomy.names, sentences, strict=True):
-            if (tokens := count_clip_tokens(sentence) - 2) > free:
+            if (tokens := count_clip_tokens(sentence) - 2) > CONTEXT_LENGTH - 2:
+                advice.append(f"{form}: {name!r} has {tokens} CLIP tokens; CLIP reads {CONTEXT_LENGTH - 2}, lite more")
+            elif tokens > free:
                 advice.append(f"{form}: {name!r} has {tokens} CLIP tokens; prompts of 16 context vectors leave {free}")
     for form in taxonomy.written:
         words = [set(sentence.casefold().replace(",", "").split()) for sentence in taxonomy.sentence_forms[form]]

@@ -1,8 +1,6 @@
 """How long a sentence is: in words, which the forms of the paper's Table 3 count, and in CLIP tokens."""
 
-from functools import lru_cache
-
-from instant_clip_tokenizer import Tokenizer
+from intclip.clip_tokens import token_ids
 
 WORD_RANGES: dict[str, tuple[int, int]] = {"3-5": (3, 5), "6-9": (6, 9), "11-15": (11, 15), "16-20": (16, 20)}
 """Form to the least and largest number of words of its sentences."""
@@ -12,11 +10,6 @@ PROMPT_TOKENS = 18
 """Tokens that a learned prompt takes besides its sentence: 16 context vectors, start and end."""
 
 
-@lru_cache(maxsize=1)
-def _tokenizer() -> Tokenizer:
-    return Tokenizer()
-
-
 def count_words(text: str) -> int:
     """Number of words: runs of characters between blanks, so that "hard-working" is one."""
     return len(text.split())
@@ -24,4 +17,4 @@ def count_words(text: str) -> int:
 
 def count_clip_tokens(text: str) -> int:
     """Number of CLIP tokens, start and end marks included."""
-    return len(_tokenizer().encode(text)) + 2
+    return len(token_ids(text))

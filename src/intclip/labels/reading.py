@@ -15,7 +15,7 @@ from typing import Any
 
 from intclip.errors import TaxonomyError
 from intclip.labels.hierarchy import Node, resolve_levels
-from intclip.labels.lengths import CONTEXT_LENGTH, WORD_RANGES, count_clip_tokens, count_words
+from intclip.labels.lengths import WORD_RANGES, count_words
 from intclip.labels.taxonomy import Taxonomy
 from intclip.strict_yaml import parse_yaml
 
@@ -36,7 +36,7 @@ def load_taxonomy(name_or_path: str | os.PathLike[str]) -> Taxonomy:
 
     Raises:
         TaxonomyError: There is no such taxonomy, or the file is wrong: a cycle, an orphan, a name twice, a wrong
-            number of sentences, a sentence outside its word range or over 77 CLIP tokens. The message names the file,
+            number of sentences, or a sentence outside its word range. The message names the file,
             the entry and the remedy.
     """
     text = os.fspath(name_or_path)
@@ -112,7 +112,6 @@ def parse_taxonomy(content: Any, where: str, *, name: str = "custom") -> Taxonom
     }
     for form in WORD_RANGES:
         forms[form] = tuple(_words_in(c, form) for c in classes)
-    _check_tokens(classes, forms["consolidated"])
     return Taxonomy(
         name=_text(top.get("name", name), f"{where}: name"),
         names=names,
@@ -271,17 +270,6 @@ def _check_sentences(classes: Sequence[_Class], where: str) -> None:
             first = owner.setdefault(c.sentences[form].casefold(), c.name)
             if first != c.name:
                 raise TaxonomyError(f"{c.entry}: its {form} sentence is that of {first!r}; tell the two apart")
-
-
-def _check_tokens(classes: Sequence[_Class], consolidated: Sequence[str]) -> None:
-    for c, joined in zip(classes, consolidated, strict=True):
-        texts = {"name": c.name, "sentence": c.sentence or "", "name with its parents": joined}
-        texts |= {f"{form} sentence": sentence for form, sentence in c.sentences.items()}
-        for what, text in texts.items():
-            if (tokens := count_clip_tokens(text)) > CONTEXT_LENGTH:
-                raise TaxonomyError(
-                    f"{c.entry}: its {what} has {tokens} CLIP tokens, over {CONTEXT_LENGTH}; shorten it"
-                )
 
 
 def _words_in(c: _Class, form: str) -> str:
