@@ -2,11 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+
+if TYPE_CHECKING:
+    pass
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from intclip.data.images import ImageInput
 
 Heat = npt.NDArray[np.float32]
 """A map (H, W), float32 in [0, 1]."""
@@ -74,6 +82,27 @@ class Evidence:
     kind: str = "regions"
     attention: Heat | None = field(default=None, repr=False)
     neighbours: tuple[Neighbour, ...] = ()
+
+    def plot(self, photo: "ImageInput | None" = None, *, branch: str = "fused", ax: "Axes | None" = None) -> "Axes":
+        """Draw the photo under a map.
+
+        Args:
+            photo: The photo; by default it is read again from `source`, and without it the map is drawn alone.
+            branch: "fused", "sight" or "semantic".
+            ax: Axes of matplotlib to draw into; new ones by default.
+
+        Raises:
+            IntclipError: There is no such map.
+            MissingExtraError: matplotlib is not installed.
+        """
+        from intclip.evidence.display import plot_evidence
+
+        return plot_evidence(self, photo, branch=branch, ax=ax)
+
+    def _repr_html_(self) -> str:
+        from intclip.evidence.display import evidence_html
+
+        return evidence_html(self)
 
 
 def make_evidence(

@@ -46,6 +46,9 @@ class WordEvidence:
     unit: Unit
     words: list[tuple[str, float]]
 
+    def _repr_html_(self) -> str:
+        return f"<div><p><b>{escape(self.label)}</b></p><p>{highlight(self)}</p></div>"
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         words = [{"word": word, "weight": weight} for word, weight in self.words]

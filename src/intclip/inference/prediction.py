@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from intclip.labels.taxonomy import LiftRule, Taxonomy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
 
 UNCLEAR = "no clear intent"
 """The answer where no label reaches its threshold."""
@@ -106,5 +110,45 @@ class Prediction:
             row["disputed"] = {name: list(pair) for name, pair in self.conflict.disputed.items()}
         return row
 
+    def plot(self, *, count: int = 10, ax: "Axes | None" = None) -> "Axes":
+        """Draw the most probable labels as bars, with their thresholds.
+
+        Args:
+            count: How many labels.
+            ax: Axes of matplotlib to draw into; new ones by default.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        from intclip.inference.display import plot_prediction
+
+        return plot_prediction(self, count=count, ax=ax)
+
+    def _repr_html_(self) -> str:
+        from intclip.inference.display import prediction_html
+
+        return prediction_html(self)
+
     def _holds(self) -> npt.NDArray[np.bool_]:
         return self.probabilities >= self.thresholds
+
+
+class Predictions(list[Prediction]):
+    """Predictions in order, of one model."""
+
+    def to_pandas(self) -> "DataFrame":
+        """A row for each prediction: source, error, labels (a list), then the probability of each label.
+
+        A label that is called like another column has a mark behind its name, as in the CSV of `intclip predict`.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        from intclip.inference.display import predictions_frame
+
+        return predictions_frame(self)
+
+    def _repr_html_(self) -> str:
+        from intclip.inference.display import predictions_html
+
+        return predictions_html(self)

@@ -16,7 +16,7 @@ from intclip.inference.card import ATTENTION_OUTPUT, EMBEDDING, MAP_PREFIX, Mode
 from intclip.inference.engines import Arrays, Engine, EngineName, Precision, TorchEngine, compile_module
 from intclip.inference.exported import Graph, check_format, check_suffix
 from intclip.inference.pipeline import Images, Texts, expand, pair_posts, score_posts
-from intclip.inference.prediction import Prediction
+from intclip.inference.prediction import Prediction, Predictions
 from intclip.inference.word_reading import WordReading
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Predictor(WordReading):
         thresholds: Thresholds | None = None,
         errors: Literal["raise", "collect"] = "raise",
         workers: int | None = None,
-    ) -> list[Prediction]:
+    ) -> Predictions:
         """Predictions of photos, in order.
 
         A photo alone and the same photo in a batch agree within 1e-5 (f32).
@@ -103,7 +103,7 @@ class Predictor(WordReading):
             ImageError: A photo cannot be read; the message names it.
             IntclipError: There are texts and the model reads none, not as many texts as photos, or neither of both.
         """
-        return list(
+        return Predictions(
             self.predict_iter(
                 images, texts=texts, batch_size=batch_size, thresholds=thresholds, errors=errors, workers=workers
             )
