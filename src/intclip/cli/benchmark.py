@@ -50,7 +50,7 @@ def benchmark(
     """
     from intclip.data.images import find_images
     from intclip.errors import IntclipError
-    from intclip.files import write_text
+    from intclip.files import is_stdout, write_text
     from intclip.inference.loading import load
     from intclip.inference.speed import installed_engines, measure
 
@@ -79,7 +79,7 @@ def benchmark(
         write_text(out, text + "\n")
     if as_json:
         print(text)
-    else:
+    elif out is None or not is_stdout(out):
         _print_table(report)
 
 

@@ -122,6 +122,14 @@ def open_console() -> "Console":
     return Output(highlight=False, soft_wrap=True)
 
 
+def print_written(out: Path, text: str) -> None:
+    """Print what was written where; on standard error where standard output has the result already."""
+    from intclip.files import is_stdout
+
+    size = f", {out.stat().st_size / 1e6:.1f} MB" if out.is_file() else ""
+    print(f"{out}: {text}{size}", file=sys.stderr if is_stdout(out) else sys.stdout)
+
+
 def spare_inputs(out: Path, inputs: Iterable[str | Path | None]) -> None:
     """Refuse to write a result over what it is made from.
 

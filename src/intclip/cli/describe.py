@@ -47,9 +47,10 @@ def describe(
     """
     import json
 
-    from intclip.cli.common import progress_bar
+    from intclip.cli.common import print_written, progress_bar
     from intclip.data.images import find_images
     from intclip.errors import IntclipError, StorageError
+    from intclip.files import is_stream
     from intclip.labels.llm import ChatClient
     from intclip.posts.describing import (
         Price,
@@ -59,11 +60,11 @@ def describe(
         privacy_statement,
     )
 
-    if out.suffix not in (".jsonl", ".csv"):
+    if out.suffix not in (".jsonl", ".csv") and not is_stream(out):
         raise StorageError(f"{out}: write to a .jsonl or .csv file")
     if max_cost is not None and prices == (0.0, 0.0):
         raise IntclipError("--max-cost needs --prices PROMPT ANSWER, the endpoint's prices of a million tokens")
-    if out.exists():
+    if out.is_file():
         _check_own(out)
     labels: list[str] = []
     if taxonomy is not None:
@@ -71,7 +72,7 @@ def describe(
 
         labels = list(load_taxonomy(taxonomy).names)
     paths = [str(path) for path in find_images(photos)]
-    folder = cache or out.with_name(f"{out.name}.cache")
+    folder = cache or (Path("descriptions.cache") if is_stream(out) else out.with_name(f"{out.name}.cache"))
     client = ChatClient(model, base_url=base_url, cache=folder, timeout=timeout, attempts=attempts)
     if not is_local(client.endpoint):
         print(privacy_statement(len(paths), client.endpoint, model), file=sys.stderr)
@@ -101,7 +102,7 @@ def describe(
         print(json.dumps(facts | {"cost_at_most": fresh * price.per_photo, "errors": errors}, ensure_ascii=False))
     else:
         cost = f", at most {fresh * price.per_photo:.4f} spent" if price.per_photo else ""
-        print(f"{out}: {len(rows)} descriptions, {len(rows) - fresh} of them from the cache{cost}")
+        print_written(out, f"{len(rows)} descriptions, {len(rows) - fresh} of them from the cache{cost}")
     if failed:
         raise IntclipError(f"{len(failed)} of {len(paths)} photos were not described; the first: {failed[0].error}")
 
@@ -128,7 +129,7 @@ def _write(out: Path, rows: list[dict[str, str]]) -> None:
     for row in rows:
         photo = Path(row["image"]).absolute()
         row["image"] = str(photo.relative_to(base) if photo.is_relative_to(base) else photo)
-    if out.suffix == ".jsonl":
+    if out.suffix != ".csv":
         write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         return
     stream = io.StringIO(newline="")

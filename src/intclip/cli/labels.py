@@ -1,6 +1,7 @@
 """`intclip labels list`, `show`, `check`, `score` and `integrate`."""
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -247,7 +248,7 @@ def integrate(
     intclip labels integrate intentonomy --model llama3.1 --out my.yaml
     """
     from intclip.errors import StorageError
-    from intclip.files import write_text
+    from intclip.files import is_stdout, is_stream, write_text
     from intclip.labels.hci import integrate as run
     from intclip.labels.lengths import WORD_RANGES
     from intclip.labels.llm import ChatClient
@@ -257,9 +258,15 @@ def integrate(
     wanted = [f for f in WORD_RANGES if length and ("all" in length or f in length)] or ["11-15"]
     if unknown := [f for f in length or [] if f not in (*WORD_RANGES, "all")]:
         raise typer.BadParameter(f"{unknown[0]!r} is none of: {', '.join(WORD_RANGES)}, all")
-    if out.exists() and not overwrite:
+    if out.is_file() and not overwrite:
         raise StorageError(f"{out} exists already; choose another path or give --overwrite")
-    kept = cache if cache is not None else out.with_name(out.name + ".answers")
+    kept = (
+        cache
+        if cache is not None
+        else Path("labels.answers")
+        if is_stream(out)
+        else out.with_name(f"{out.name}.answers")
+    )
     client = ChatClient(model, base_url=base_url, cache=kept, timeout=timeout, attempts=attempts)
     comments, report = [], []
     for form in wanted:
@@ -273,14 +280,15 @@ def integrate(
         report.append(_integration_facts(form, done))
     write_text(out, taxonomy_yaml(taxonomy, comments))
     client.close()
+    messages = sys.stderr if is_stdout(out) else sys.stdout
     if as_json:
-        print(json.dumps({"out": str(out), "answers": str(kept), "forms": report}, indent=1, ensure_ascii=False))
+        facts = {"out": str(out), "answers": str(kept), "forms": report}
+        print(json.dumps(facts, indent=1, ensure_ascii=False), file=messages)
         return
     for facts in report:
-        print(
-            f"{facts['form']} words: {len(taxonomy)} sentences, {facts['asked']} answers asked, {facts['cached']} kept"
-        )
-    print(f"{out} written; measure it with: intclip labels score {out} DATA")
+        asked = f"{facts['asked']} answers asked, {facts["cached"]} kept"
+        print(f"{facts['form']} words: {len(taxonomy)} sentences, {asked}", file=messages)
+    print(f"{out} written; measure it with: intclip labels score {out} DATA", file=messages)
 
 
 def _integration_facts(form: str, done: Any) -> dict[str, Any]:

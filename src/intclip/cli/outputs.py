@@ -147,7 +147,7 @@ class Results:
                     unread = f", {failed:,} of which could not be read" if failed else ""
                     print(f"{path}: {count:,} photos{unread}", file=sys.stderr)
             if self._outputs.xmp:
-                print(f"{self._sidecars:,} sidecars written or changed", file=sys.stderr)
+                print(f"sidecars written or changed: {self._sidecars:,}", file=sys.stderr)
         _list("could not be read:", [] if count == failed == 1 else self._failures)
         _list("sidecars could not be written:", self._unwritten)
         if count == failed == 1:

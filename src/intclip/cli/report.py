@@ -60,7 +60,7 @@ def report(
     if evaluation:
         _evaluation(photos, out, split, against, data, data_root)
         return
-    from intclip.cli.common import printable, spare_inputs, words_read
+    from intclip.cli.common import print_written, printable, spare_inputs, words_read
     from intclip.data.unlabelled import read_posts
     from intclip.errors import IntclipError
     from intclip.inference.loading import load
@@ -74,7 +74,7 @@ def report(
     words = words_read(predictor, paths, texts)
     failures = write_folder_report(paths, predictor, out, texts=words, title=title)
     what = "photos" if words is None else "posts"
-    print(f"{out}: {len(paths) - len(failures)} {what}, {out.stat().st_size / 1e6:.1f} MB")
+    print_written(out, f"{len(paths) - len(failures)} {what}")
     if failures:
         for failure in failures:
             print(f"  {printable(str(failure))}", file=sys.stderr)
@@ -84,7 +84,7 @@ def report(
 def _evaluation(
     folders: list[str], out: Path, split: str, against: Path | None, data: str | None, data_root: str | None
 ) -> None:
-    from intclip.cli.common import spare_inputs
+    from intclip.cli.common import print_written, spare_inputs
     from intclip.errors import IntclipError
     from intclip.evaluation.saved import evaluation_files, read_evaluation
     from intclip.reports.evaluation_report import write_evaluation_report
@@ -99,7 +99,7 @@ def _evaluation(
         ours, theirs = replace(ours, name=names[0]), replace(theirs, name=names[1])
     find_photo = _photo_finder(ours, data, data_root)
     write_evaluation_report(ours, out, against=theirs, find_photo=find_photo)
-    print(f"{out}: {len(ours.ids)} photos of {split}, {out.stat().st_size / 1e6:.1f} MB")
+    print_written(out, f"{len(ours.ids)} photos of {split}")
 
 
 def names_apart(first: Path, second: Path) -> tuple[str, str]:
