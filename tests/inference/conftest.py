@@ -6,3 +6,17 @@ import pytest
 @pytest.fixture(autouse=True)
 def _own_cache(own_cache):
     """See `own_cache`."""
+
+
+@pytest.fixture(scope="session")
+def exported(bundle_path, tmp_path_factory):
+    """The bundle as an OpenVINO file with maps: the fastest model to load."""
+    import intclip
+    from fakes import TinyBackbone
+    from intclip.backbones import registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.BUILDERS, "tiny", lambda name, checkpoint, split: TinyBackbone())
+        patch.setenv("INTCLIP_CACHE", "off")
+        model = intclip.load(bundle_path, engine="openvino")
+        return model.export(tmp_path_factory.mktemp("cli") / "tiny.xml", "openvino", maps=True)

@@ -17,20 +17,6 @@ from tiny_models import reference_probabilities
 NAMES = list(tiny_taxonomy().names)
 
 
-@pytest.fixture(scope="module")
-def exported(bundle_path, tmp_path_factory):
-    """The bundle as an OpenVINO file with maps: the fastest model to load."""
-    import intclip
-    from fakes import TinyBackbone
-    from intclip.backbones import registry
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry.BUILDERS, "tiny", lambda name, checkpoint, split: TinyBackbone())
-        patch.setenv("INTCLIP_CACHE", "off")
-        model = intclip.load(bundle_path, engine="openvino")
-        return model.export(tmp_path_factory.mktemp("cli") / "tiny.xml", "openvino", maps=True)
-
-
 @pytest.fixture
 def mixed(photos, tmp_path):
     """Two good photos, then a text that claims to be one, then a good one."""

@@ -79,10 +79,15 @@ def check(name: Name, as_json: AsJson = False) -> None:
 
     intclip labels check my-intents.yaml
     """
+    from intclip.inference.results import score_columns
     from intclip.labels.advice import advise
 
     taxonomy = _load(name)
-    advice = advise(taxonomy)
+    advice = advise(taxonomy) + [
+        f"tables write label {name!r} as column {column!r}, as they have a column {name!r} of their own"
+        for name, column in zip(taxonomy.names, score_columns(taxonomy.names), strict=True)
+        if name != column
+    ]
     if as_json:
         facts = {
             "name": taxonomy.name,
@@ -286,7 +291,7 @@ def integrate(
         print(json.dumps(facts, indent=1, ensure_ascii=False), file=messages)
         return
     for facts in report:
-        asked = f"{facts['asked']} answers asked, {facts["cached"]} kept"
+        asked = f"{facts['asked']} answers asked, {facts['cached']} kept"
         print(f"{facts['form']} words: {len(taxonomy)} sentences, {asked}", file=messages)
     print(f"{out} written; measure it with: intclip labels score {out} DATA", file=messages)
 

@@ -171,12 +171,12 @@ def _read_parquet(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """The rows; photos inside the table are named in them, and their bytes not read."""
     parquet = require("pyarrow.parquet", "core")
     try:
-        schema = parquet.read_schema(path)
-        photos = [field.name for field in schema if embeds_photos(field.type)]
-        names = [name for name in schema.names if name not in photos]
-        paths = {f"{name}.path" for name in photos if _has_path(schema.field(name).type)}
-        table = parquet.read_table(path, columns=[*names, *paths])
-        records = table.to_pylist() or [{} for _ in range(parquet.read_metadata(path).num_rows)]
+        with parquet.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            photos = [field.name for field in schema if embeds_photos(field.type)]
+            paths = [f"{name}.path" for name in photos if _has_path(schema.field(name).type)]
+            table = file.read(columns=[*(name for name in schema.names if name not in photos), *paths])
+            records = table.to_pylist() or [{} for _ in range(file.metadata.num_rows)]
     except Exception as error:  # Arrow raises its own errors, and Python's, on damaged files
         reason = " ".join(str(error).split())[:200]
         raise DatasetError(f"{path} is not a Parquet file that can be read ({reason}); write it again") from error
