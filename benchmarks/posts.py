@@ -10,50 +10,71 @@ Encoded posts are kept in `--cache`. Times are of the processor (all threads), a
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from sklearn.linear_model import LogisticRegression
 
 from intclip.backbones import load_backbone
 from intclip.data.check import check_dataset
 from intclip.data.registry import load_dataset
-from intclip.inference.fitting import encode_samples, usable_samples
+from intclip.data.sample import Dataset
+from intclip.data.splitting import stratified_folds
+from intclip.evaluation.scoring import Scores, headline, make_report
 from intclip.labels.taxonomy import Taxonomy
-from intclip.posts.crossval import figures, nested
-from intclip.posts.encoders import Raw, class_sentences
-from intclip.posts.heads import Array
-from intclip.posts.model import fit_posts
-from intclip.posts.selection import deal
+from intclip.methods.post_heads.fusion import probabilities
+from intclip.methods.post_heads.heads import fit_heads
+from intclip.methods.post_heads.inputs import Inputs
+from intclip.methods.post_heads.model import PostHeads, PostHeadsOptions
+from intclip.metrics import mean_average_precision
 from intclip.thresholds import tune_threshold
+from intclip.training.crossval import nested
+from intclip.training.fitting import encode_samples, usable_samples
 
 SEEDS = (0, 1, 2)
-Posts = tuple[dict[str, Raw], Array, list[str]]
+Array = npt.NDArray[np.float64]
+Posts = tuple[dict[str, Inputs], Array, list[str]]
 
 
-def encoded(name: str, split: str, cache: Path, sentences: list[list[str]], tag: str = "") -> Posts:
-    """Raw channels, targets (N, K) and ids of a split, from the cache where they are there."""
+def dataset_of(name: str) -> Dataset:
+    """The dataset, its taxonomy exclusive where exactly one label holds."""
     dataset = load_dataset(name, missing="keep")
+    return replace(dataset, taxonomy=replace(dataset.taxonomy, exclusive=dataset.task == "singlelabel"))
+
+
+def encoded(dataset: Dataset, split: str, cache: Path, tag: str = "") -> Posts:
+    """Inputs of both channels, targets (N, K) and ids of a split, from the cache where they are there."""
     samples, used = usable_samples(dataset, [split], ("text", "image"))
-    targets = (np.stack([s.targets for s in samples]) >= dataset.positive_share).astype(np.float64)
-    file = cache / f"{name}-{split}{tag}.npz"
-    texts = [sample.text or "" for sample in samples]
+    file = cache / f"{dataset.name}-{split}{tag}.npz"
     if not file.is_file():
-        raw = encode_samples(samples, used, load_backbone("lite"), "minilm", sentences)
-        arrays = {f"{c}/{block}": array for c, r in raw.items() for block, array in r.dense.items()}
+        method = PostHeads(load_backbone("lite"), dataset.taxonomy, PostHeadsOptions(channels=tuple(used)))
+        method.encode_labels()
+        inputs, kept = encode_samples(method, samples)
+        arrays = {f"{c}/{block}": array for c, r in inputs.items() for block, array in r.blocks.items()}
+        arrays |= {f"{c}/anchors": r.anchors for c, r in inputs.items()} | {"kept": np.array(kept)}
         cache.mkdir(parents=True, exist_ok=True)
-        arrays |= {f"{c}/anchors": r.anchors for c, r in raw.items()}
         np.savez(file, allow_pickle=False, **arrays)
     stored = np.load(file)
-    raw = {}
+    samples = [samples[row] for row in stored["kept"]]
+    targets = (np.stack([s.targets for s in samples]) >= dataset.positive_share).astype(np.float64)
+    texts = [sample.text or "" for sample in samples]
+    inputs = {}
     for channel in used:
         blocks = {k.partition("/")[2]: stored[k] for k in stored.files if k.startswith(f"{channel}/")}
-        raw[channel] = Raw(blocks, blocks.pop("anchors"), texts if channel == "text" else None)
-    return raw, targets, [sample.id for sample in samples]
+        inputs[channel] = Inputs(blocks, blocks.pop("anchors"), texts if channel == "text" else None)
+    return inputs, targets, [sample.id for sample in samples]
 
 
-def row(found: dict[str, dict[str, float]]) -> str:
-    return " | ".join(f"{100 * v['value']:.1f} [{100 * v['low']:.1f}, {100 * v['high']:.1f}]" for v in found.values())
+def row(found: Array, thresholds: float | Array, targets: Array, taxonomy: Taxonomy) -> str:
+    """Headline figures with 95 % intervals."""
+    ids = [str(i) for i in range(len(targets))]
+    scores = Scores(ids, found.astype(np.float32), targets.astype(np.float32), [])
+    task = "singlelabel" if taxonomy.exclusive else "multilabel"
+    report = make_report(scores, task, taxonomy, thresholds, positive_share=0.5, draws=1000)
+    bounds = {key: report["intervals"][key] for key in headline(report, task)}
+    return " | ".join(f"{100 * report[k]:.1f} [{100 * low:.1f}, {100 * high:.1f}]" for k, (low, high) in bounds.items())
 
 
 def logistic(x: Array, targets: Array, seed: int, weight: str | None, thresholds: str) -> tuple[Array, Array]:
@@ -66,68 +87,72 @@ def logistic(x: Array, targets: Array, seed: int, weight: str | None, thresholds
             scores[:, k] = model.predict_proba(x[test])[:, 1]
         return scores
 
-    found, chosen = np.zeros(targets.shape), np.zeros(targets.shape)
-    for train, test in deal(targets, 5, seed):
+    found, levels = np.zeros(targets.shape), np.full(targets.shape, 0.5)
+    for train, test in stratified_folds(targets, 5, seed):
         found[test] = fit(train, test)
-        level: float | Array = 0.5
         if thresholds != "0.5":
             inner = np.zeros((len(train), targets.shape[1]))
-            for a, b in deal(targets[train], 5, seed + 1):
+            for a, b in stratified_folds(targets[train], 5, seed + 1):
                 inner[b] = fit(train[a], train[b])
             one = thresholds == "one"
             grid = np.arange(0.02, 0.98, 0.02)
-            level = tune_threshold(inner, targets[train], grid=grid, per_class=not one, shrinkage=10.0)
-        chosen[test] = found[test] >= level
-    return found, chosen
+            levels[test] = tune_threshold(inner, targets[train], grid=grid, per_class=not one, shrinkage=10.0)
+    return found, levels
 
 
 def descriptions(cache: Path) -> None:
-    taxonomy = load_dataset("intentonomy", missing="keep").taxonomy
-    sentences = class_sentences(taxonomy)
-    kinds = {"": sentences, "-definitions": sentences[-1:], "-names": [list(taxonomy.names)]}
+    dataset = dataset_of("intentonomy")
+    taxonomy = dataset.taxonomy
+    kinds = {
+        "": taxonomy,
+        "-definitions": replace(taxonomy, written=()),
+        "-names": replace(taxonomy, written=(), definitions={}),
+    }
     print("| head | macro F1 | micro F1 | samples F1 | mAP |\n|---|---|---|---|---|")
-    raw, targets, _ = encoded("intentonomy", "val", cache, sentences)
-    x = raw["text"].dense["text"].astype(np.float64)
+    inputs, targets, _ = encoded(dataset, "val", cache)
+    x = inputs["text"].blocks["text"].astype(np.float64)
     for weight in (None, "balanced"):
         for thresholds in ("0.5", "one", "per class"):
-            found, chosen = logistic(x, targets, 0, weight, thresholds)
-            scores = figures(found, chosen, targets)
-            print(f"| logistic regression, weights {weight}, thresholds {thresholds} | {row(scores)} |", flush=True)
-    for tag, forms in kinds.items():
-        raw, targets, _ = encoded("intentonomy", "val", cache, forms, tag)
+            found, levels = logistic(x, targets, 0, weight, thresholds)
+            scores = row(found, levels, targets, taxonomy)
+            print(f"| logistic regression, weights {weight}, thresholds {thresholds} | {scores} |", flush=True)
+    for tag, labels in kinds.items():
+        inputs, targets, _ = encoded(replace(dataset, taxonomy=labels), "val", cache, tag)
         start = time.process_time()
-        held = nested(raw, targets, taxonomy)
+        held = nested(inputs, targets, labels)["text"]
         spent = time.process_time() - start
-        scores = figures(held.probabilities["text"], held.decisions["text"], targets)
-        print(f"| fit{tag or ' (sentences and definitions)'}, {spent:.0f} s | {row(scores)} |", flush=True)
+        scores = row(held.probabilities, held.thresholds, targets, labels)
+        print(f"| fit{tag or ' (sentences and definitions)'}, {spent:.0f} s | {scores} |", flush=True)
 
 
 def curve(cache: Path) -> None:
-    taxonomy = load_dataset("intentonomy", missing="keep").taxonomy
-    raw, targets, _ = encoded("intentonomy", "val", cache, class_sentences(taxonomy)[-1:], "-definitions")
-    print("| posts | seconds | rank | ensemble | best single head | logistic regression |\n|---|---|---|---|---|---|")
+    dataset = dataset_of("intentonomy")
+    dataset = replace(dataset, taxonomy=replace(dataset.taxonomy, written=()))
+    inputs, targets, _ = encoded(dataset, "val", cache, "-definitions")
+    print("| posts | seconds | rank | `fit` | best single head | logistic regression |\n|---|---|---|---|---|---|")
     for count in (50, 100, 200, len(targets) - 100):
         values: dict[str, list[float]] = {}
         ranks, seconds = [], []
         for seed in SEEDS:
             train, test = _draw(targets, count, seed)
-            small = {name: channel.take(train) for name, channel in raw.items()}
-            big = {name: channel.take(test) for name, channel in raw.items()}
+            small = {name: channel.take(train) for name, channel in inputs.items()}
+            big = {name: channel.take(test) for name, channel in inputs.items()}
             start = time.process_time()
-            model = fit_posts(small, targets[train], taxonomy, seed=seed)
+            fitted = fit_heads(small, targets[train], dataset.taxonomy, seed=seed)
             seconds.append(time.process_time() - start)
-            by_head = {"default": _map(model.probabilities(big), targets[test])}
-            for head in model.channels["text"].ranking:
-                one = fit_posts(small, targets[train], taxonomy, seed=seed, head=head)
-                by_head[head] = _map(one.channels["text"].scores(big["text"]), targets[test])
-            x = raw["text"].dense["text"]
-            scores = np.zeros((len(test), len(taxonomy)))
+            ranking = fitted.choices["text"].ranking
+            by_head = {"default": _map(fitted.logits(big)["text"], targets[test])}
+            for head in ranking:
+                one = fit_heads(small, targets[train], dataset.taxonomy, seed=seed, head=head)
+                by_head[head] = _map(one.logits(big)["text"], targets[test])
+            x = inputs["text"].blocks["text"]
+            scores = np.zeros((len(test), len(dataset.taxonomy)))
             for k in np.flatnonzero(targets[train].sum(axis=0)):
                 lr = LogisticRegression(class_weight="balanced", max_iter=500).fit(x[train], targets[train, k])
                 scores[:, k] = lr.predict_proba(x[test])[:, 1]
             by_head["logistic regression"] = _map(scores, targets[test])
             names = [h for h in by_head if h not in ("default", "logistic regression")]
-            ranks.append(1 + sum(by_head[h] > by_head[next(iter(model.channels["text"].ranking))] for h in names))
+            ranks.append(1 + sum(by_head[h] > by_head[next(iter(ranking))] for h in names))
             for name, value in by_head.items():
                 values.setdefault(name, []).append(value)
         mean = {name: 100 * float(np.mean(v)) for name, v in values.items()}
@@ -145,51 +170,41 @@ def _draw(targets: Array, count: int, seed: int) -> tuple[np.ndarray, np.ndarray
 
 
 def _map(scores: Array, targets: Array) -> float:
-    from intclip.posts.selection import mean_ap
-
-    return mean_ap(scores, targets)
+    return mean_average_precision(scores, targets)
 
 
 def channels(cache: Path, names: list[str]) -> None:
     print("| dataset | seed | reads | posts | fit | figures |\n|---|---|---|---|---|---|")
     for name in names:
-        dataset = load_dataset(name, missing="keep")
+        dataset = dataset_of(name)
         alike = [group for group in check_dataset(dataset).leaks if {"train", "val"} <= {split for split, _ in group}]
         near = {sample for group in alike for split, sample in group if split == "val"}
-        taxonomy: Taxonomy = dataset.taxonomy
-        exclusive = dataset.task == "singlelabel"
-        sentences = class_sentences(taxonomy)
-        train, y, _ = encoded(name, "train", cache, sentences)
-        test, z, ids = encoded(name, "val", cache, sentences)
+        taxonomy = dataset.taxonomy
+        train, y, _ = encoded(dataset, "train", cache)
+        test, z, ids = encoded(dataset, "val", cache)
         for seed in SEEDS:
             start = time.process_time()
-            model = fit_posts(train, y, taxonomy, exclusive=exclusive, seed=seed)
+            fitted = fit_heads(train, y, taxonomy, seed=seed)
             spent = time.process_time() - start
-            for mode, decision in model.decisions.items():
-                read = {c: r for c, r in test.items() if mode in (c, "both")}
-                found = model.probabilities(read)
+            for mode, logits in fitted.logits(test).items():
+                found = probabilities(logits, exclusive=taxonomy.exclusive)
                 parts = {"": np.ones(len(ids), dtype=bool)}
                 if near:
                     parts[" without near-duplicates"] = np.array([i not in near for i in ids])
                 for what, kept in parts.items():
-                    chosen = (found[kept] >= decision.thresholds).astype(np.float64)
-                    scores = figures(found[kept], chosen, z[kept], exclusive=exclusive)
-                    print(
-                        f"| {name}{what} | {seed} | {mode} | {kept.sum()} | {spent:.0f} s | {row(scores)} |", flush=True
-                    )
+                    scores = row(found[kept], fitted.thresholds[mode], z[kept], taxonomy)
+                    print(f"| {name}{what} | {seed} | {mode} | {kept.sum()} | {spent:.0f} s | {scores} |", flush=True)
 
 
 def within_train(cache: Path, names: list[str]) -> None:
     print("| dataset | seed | reads | posts | figures |\n|---|---|---|---|---|")
     for name in names:
-        dataset = load_dataset(name, missing="keep")
-        exclusive = dataset.task == "singlelabel"
-        raw, targets, _ = encoded(name, "train", cache, class_sentences(dataset.taxonomy))
+        dataset = dataset_of(name)
+        inputs, targets, _ = encoded(dataset, "train", cache)
         for seed in SEEDS:
-            held = nested(raw, targets, dataset.taxonomy, exclusive=exclusive, seed=seed)
-            for mode, found in held.probabilities.items():
-                scores = figures(found, held.decisions[mode], targets, exclusive=exclusive)
-                print(f"| {name} | {seed} | {mode} | {len(targets)} | {row(scores)} |", flush=True)
+            for mode, held in nested(inputs, targets, dataset.taxonomy, seed=seed).items():
+                scores = row(held.probabilities, held.thresholds, targets, dataset.taxonomy)
+                print(f"| {name} | {seed} | {mode} | {len(targets)} | {scores} |", flush=True)
 
 
 def main() -> None:

@@ -18,7 +18,6 @@ from intclip.evidence.words import (
     word_evidence,
     words_page,
 )
-from intclip.inference.word_reading import WordReading
 
 WEIGHTS = {"sea": (2.0, -1.0), "sun": (0.5, 0.25), "tax": (-1.5, 3.0)}
 
@@ -126,7 +125,5 @@ def test_a_zero_shot_model_tells_which_words_are_near_a_label():
 
 
 def test_a_model_of_photos_alone_says_so():
-    model = WordReading()
-    model.card = type("Card", (), {"method": "intclip", "model": "runs/mine"})()
-    with pytest.raises(IntclipError, match="runs/mine reads photos alone"):
-        model.word_scores(["sea"])
+    with pytest.raises(IntclipError, match="proxy reads photos alone"):
+        intclip.load("proxy", engine="torch").word_scores(["sea"])

@@ -11,7 +11,6 @@ import intclip
 from hub_server import COMMIT, Hub
 from intclip.errors import BundleError, IntclipError, StorageError
 from intclip.inference.bundle import load_bundle
-from intclip.inference.loading import POSTS_FILE
 from intclip.inference.loading import bundle_path as bundle_path_of
 from intclip.inference.push import model_card, push
 from intclip.labels.taxonomy import Taxonomy
@@ -184,9 +183,6 @@ def test_what_is_no_model_or_no_repository(hub, bundle_path, tmp_path):
         push(bundle_path, "tiny")
     (tmp_path / "empty").mkdir()
     with pytest.raises(BundleError, match="not a bundle"):
-        push(tmp_path / "empty", REPOSITORY)
-    (tmp_path / "empty" / POSTS_FILE).write_text("{}")
-    with pytest.raises(IntclipError, match="is a model of posts, which the hub does not take"):
         push(tmp_path / "empty", REPOSITORY)
     with pytest.raises(IntclipError, match="lite was not trained, everybody loads it by its name"):
         push("lite", REPOSITORY)

@@ -10,9 +10,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from intclip.cli.main import app
+from intclip.data.describing import Price, describe_photos, is_local, photo_prompt
 from intclip.errors import IntclipError, LanguageModelError, StorageError
 from intclip.labels import load_taxonomy
-from intclip.posts.describing import Price, describe_photos, is_local, photo_prompt
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from fakes import TinyBackbone
 from intclip.errors import RecipeError
 
 NO_MAPS = {"prior", "mlp_probe", "ridge_probe", "linear_probe", "fdil"}
-UNTRAINED = {"prior", "zero_shot", "tip_adapter", "ridge_probe", "sparc"}
+UNTRAINED = {"prior", "zero_shot", "tip_adapter", "ridge_probe", "sparc", "post_heads"}
 """Methods that have nothing to learn by gradients."""
 STEPS = 3
 """Some parameters only take a gradient once others have left zero."""

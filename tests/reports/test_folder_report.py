@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from intclip.reports.report import per_mille, thresholds_per_mille
+from intclip.reports.entries import per_mille, thresholds_per_mille
 
 
 def test_a_label_holds_in_the_page_where_it_holds_by_the_model():

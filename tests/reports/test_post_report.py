@@ -9,11 +9,11 @@ from PIL import Image
 
 import intclip
 from fakes import tiny_taxonomy
+from intclip.data import load_dataset
 from intclip.errors import IntclipError
-from intclip.inference.post_bundle import PostBundle, save_posts
-from intclip.posts.encoders import encode_classes, encode_photos, encode_texts, tower_encoder
-from intclip.posts.model import fit_posts
+from intclip.methods.post_heads.model import PostHeadsOptions
 from intclip.reports.report import write_folder_report
+from intclip.training.fitting import fit_dataset, write_fitted
 
 WORDS = ("joy in nature near water", "old books with friends")
 NASTY = "joy </script><script>alert(1)</script> nature"
@@ -22,26 +22,17 @@ NASTY = "joy </script><script>alert(1)</script> nature"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    backbone = intclip.backbones.load_backbone("lite")
     rng = np.random.default_rng(0)
-    photos = [
-        Image.fromarray((rng.normal(scale=15, size=(48, 48, 3)) + colour).clip(0, 255).astype(np.uint8))
-        for i in range(24)
-        for colour in [[(30, 60, 200), (200, 60, 30)][i % 2]]
-    ]
-    photos[0].save(folder / "0.png")
-    taxonomy = tiny_taxonomy(2)
-    sentences = [list(taxonomy.names)]
-    texts = [f"{WORDS[i % 2]} {i}" for i in range(24)]
-    encode = tower_encoder(backbone)
-    classes = encode_classes(sentences, encode)
-    raw = {
-        "text": encode_texts(texts, encode, classes),
-        "image": encode_photos(photos, backbone, classes),
-    }
-    targets = np.eye(2)[np.arange(24) % 2]
-    fitted = fit_posts(raw, targets, taxonomy, head="ridge")
-    save_posts(folder / "m", PostBundle(fitted, "lite", "minilm", sentences))
+    rows = []
+    for i in range(24):
+        colour = [(30, 60, 200), (200, 60, 30)][i % 2]
+        photo = (rng.normal(scale=15, size=(48, 48, 3)) + colour).clip(0, 255).astype(np.uint8)
+        Image.fromarray(photo).save(folder / f"{i}.png")
+        rows.append({"image": f"{i}.png", "text": f"{WORDS[i % 2]} {i}", "labels": [f"class {i % 2}"]})
+    (folder / "posts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dataset = load_dataset(folder / "posts.jsonl", taxonomy=tiny_taxonomy(2))
+    options = PostHeadsOptions(channels=("image", "text"), head="ridge")
+    write_fitted(fit_dataset(dataset, options, folds=0), folder / "m")
     return intclip.load(folder / "m"), folder
 
 
@@ -80,7 +71,7 @@ def test_a_post_is_shown_with_its_words_their_weights_and_the_conflict(model, tm
 
 
 def test_words_need_a_model_that_reads_them(model, tmp_path):
-    with pytest.raises(IntclipError, match="takes a model of `intclip fit`"):
+    with pytest.raises(IntclipError, match="lite reads photos alone"):
         write_folder_report(
             [model[1] / "0.png"], intclip.load("lite", engine="torch"), tmp_path / "r.html", texts=["sea"]
         )

@@ -11,7 +11,7 @@ from fakes import TinyBackbone
 from intclip.data.masks import Masks
 from intclip.data.sample import Sample
 from intclip.data.transforms import Augment, AugmentConfig
-from intclip.posts.beside import text_vectors
+from intclip.methods.beside import text_vectors
 from intclip.training.source import PLAIN, Beside, FeatureSource, pixel_reader
 
 GEOMETRY = AugmentConfig(scale=(0.3, 0.9), cutout=0, operations=0)

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from intclip.backbones.preprocess import Preprocess
 from intclip.errors import IntclipError
 
-FeatureName = Literal["pixels", "trunk", "regions", "pooled", "stages", "stage1", "stage2", "stage3", "stage4"]
+FeatureName = Literal["pixels", "trunk", "deep", "regions", "pooled", "stages", "stage1", "stage2", "stage3", "stage4"]
 """What a method may ask of a backbone, per photo:
 
 pixels: the preprocessed photo (3, S, S), for methods that train the trunk; it cannot be cached.
 trunk: the trunk's output, any shape without the batch.
+deep: what the frozen deep layers make of it: the last feature map, or the last tokens of a ViT.
 regions: the frozen sight map in the joint space (D, H, W).
 pooled: the backbone's own image embedding (D,), unnormalised.
 stages: the maps of the last four stages, fine to coarse, as `stage1` … `stage4`, each (C_i, H_i, W_i).
@@ -240,7 +241,7 @@ class Backbone(nn.Module, ABC):
         with torch.no_grad():
             trunk = deep = None
             numbers = [i for i in range(1, 5) if wanted & {"stages", f"stage{i}"}]
-            others = bool(wanted & {"trunk", "regions", "pooled"})
+            others = bool(wanted & {"trunk", "deep", "regions", "pooled"})
             if numbers:
                 if others:
                     trunk, deep, stages = self.run_stages(pixels)
@@ -251,8 +252,10 @@ class Backbone(nn.Module, ABC):
                 trunk = self.trunk(pixels)
             if trunk is not None and "trunk" in wanted:
                 out["trunk"] = trunk
-            if trunk is not None and wanted & {"regions", "pooled"}:
+            if trunk is not None and wanted & {"deep", "regions", "pooled"}:
                 deep = self.deep(trunk) if deep is None else deep
+                if "deep" in wanted:
+                    out["deep"] = deep
                 if "regions" in wanted:
                     out["regions"] = self.head.regions(deep)
                 if "pooled" in wanted:

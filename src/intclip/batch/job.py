@@ -14,14 +14,14 @@ from pydantic import BaseModel, ValidationError
 
 from intclip.batch.references import Reference, references
 from intclip.data.tables import listed
-from intclip.errors import IntclipError, StorageError
+from intclip.errors import StorageError
 from intclip.extras import require
 from intclip.files import atomic_path, hold_lock, sha256_file, write_text
 from intclip.inference.bundle import JSON_FILE
 from intclip.inference.engines import Precision
 from intclip.inference.exported import SUFFIXES
-from intclip.inference.loading import POSTS_FILE, bundle_path, is_zero_shot, load
-from intclip.inference.predictor import Predictor
+from intclip.inference.loading import bundle_path, is_zero_shot, load
+from intclip.inference.predictor import PHOTOS, Predictor
 from intclip.machine import memory_is_short
 
 FORMAT = 1
@@ -47,12 +47,12 @@ class ModelOptions(BaseModel, frozen=True, extra="forbid"):
         """The model.
 
         Raises:
-            IntclipError: It cannot be loaded, or reads posts.
+            IntclipError: It cannot be loaded, or reads no photos.
         """
-        if Path(self.spec, POSTS_FILE).is_file():
-            raise IntclipError(f"{self.spec} is a model of posts; batch jobs take models of photos")
         options = self.model_dump()
-        return load(options.pop("spec"), **options)
+        predictor = load(options.pop("spec"), **options)
+        predictor.check_photos()
+        return predictor
 
 
 class JobOptions(BaseModel, frozen=True, extra="forbid"):
@@ -211,7 +211,7 @@ def _plan(folder: Path, sources: Sequence[str], options: JobOptions, inputs: Ite
         options=options,
         model=model_identity(predictor, options.model),
         labels=list(predictor.taxonomy.names),
-        thresholds=[float(level) for level in predictor.resolve_thresholds(options.threshold)],
+        thresholds=[float(level) for level in predictor.resolve_thresholds(options.threshold, PHOTOS)],
         shards=[
             ShardRange(file=f"part-{number:07d}.parquet", start=start, stop=min(start + size, photos))
             for number, start in enumerate(range(0, photos, size))

@@ -48,17 +48,17 @@ def describe(
     import json
 
     from intclip.cli.common import print_written, progress_bar
-    from intclip.data.images import find_images
-    from intclip.errors import IntclipError, StorageError
-    from intclip.files import is_stream
-    from intclip.labels.llm import ChatClient
-    from intclip.posts.describing import (
+    from intclip.data.describing import (
         Price,
         describe_photos,
         is_local,
         photo_prompt,
         privacy_statement,
     )
+    from intclip.data.images import find_images
+    from intclip.errors import IntclipError, StorageError
+    from intclip.files import is_stream
+    from intclip.labels.llm import ChatClient
 
     if out.suffix not in (".jsonl", ".csv") and not is_stream(out):
         raise StorageError(f"{out}: write to a .jsonl or .csv file")

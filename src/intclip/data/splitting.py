@@ -1,6 +1,7 @@
 """Splits for datasets that come without: seeded, stratified by each sample's rarest label."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +9,9 @@ import numpy.typing as npt
 from intclip.data.reading import Splits
 from intclip.data.sample import Sample
 from intclip.errors import DatasetError
+
+Floats = npt.NDArray[np.floating[Any]]
+Rows = npt.NDArray[np.int64]
 
 
 def strata(samples: Sequence[Sample]) -> npt.NDArray[np.int64]:
@@ -96,3 +100,34 @@ def fold_out(samples: Sequence[Sample], folds: int, fold: int, seed: int = 0) ->
     parts = hold_out(samples, {str(part): 1 / folds for part in range(folds)}, seed)
     test = {sample.id for sample in parts[str(fold)]}
     return {"train": [s for s in samples if s.id not in test], "test": [s for s in samples if s.id in test]}
+
+
+def stratified_folds(targets: Floats, folds: int, seed: int) -> Iterator[tuple[Rows, Rows]]:
+    """Train and test rows of each fold; the positives of every label, rarest first, are spread over the folds evenly.
+
+    Args:
+        targets: (N, K); above 0 is a positive.
+        folds: How many; one without rows, or with all of them, is left out.
+        seed: Of the shuffle.
+
+    Source: Sechidis et al., On the stratification of multi-label data, ECML 2011, without its tie-breaking.
+    """
+    rng = np.random.default_rng(seed)
+    assigned = np.full(len(targets), -1)
+    sizes = np.zeros(folds)
+    positive = targets > 0
+    for k in np.argsort(positive.sum(axis=0), kind="stable"):
+        rows = rng.permutation(np.flatnonzero(positive[:, k] & (assigned < 0)))
+        counts = np.bincount(assigned[positive[:, k] & (assigned >= 0)], minlength=folds).astype(float)
+        for row in rows:
+            fold = int(np.lexsort((rng.random(folds), sizes, counts))[0])
+            assigned[row] = fold
+            counts[fold] += 1
+            sizes[fold] += 1
+    for row in rng.permutation(np.flatnonzero(assigned < 0)):
+        fold = int(sizes.argmin())
+        assigned[row] = fold
+        sizes[fold] += 1
+    for fold in range(folds):
+        if (assigned == fold).any() and (assigned != fold).any():
+            yield np.flatnonzero(assigned != fold), np.flatnonzero(assigned == fold)

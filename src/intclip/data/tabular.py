@@ -279,10 +279,18 @@ def _sample(row: Row, base: Path, reader: Labels, wide: Mapping[str, str]) -> Sa
     return Sample(
         id=str(given) if given not in (None, "") else image or row.where.rpartition(", ")[2],
         targets=_targets(row, reader, wide),
-        image=embedded or (base / image if image else None),
+        image=embedded or (_photo_path(base, image) if image else None),
         text=text or None,
         where=row.where,
     )
+
+
+def _photo_path(base: Path, image: str) -> Path:
+    """Where a row's photo lies; a path that Windows wrote is found elsewhere too."""
+    path = base / image
+    if "\\" in image and not path.exists() and (other := base / image.replace("\\", "/")).exists():
+        return other
+    return path
 
 
 def _targets(row: Row, reader: Labels, wide: Mapping[str, str]) -> npt.NDArray[np.float32]:

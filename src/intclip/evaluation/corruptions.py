@@ -47,7 +47,7 @@ def corruption_curves(
     for kind in CORRUPTIONS:
         corrupted[kind] = []
         for strength in STRENGTHS:
-            scores = score_photos(
+            scores, _ = score_photos(
                 predictor,
                 dataset.splits[split],
                 targets,

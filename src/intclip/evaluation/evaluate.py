@@ -3,13 +3,14 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 from rich.progress import track
 
-from intclip.data.loading import pixel_batches
+from intclip.data.images import ImageInput
 from intclip.data.sample import Dataset, Sample, check_labelled, check_positive_share
 from intclip.data.transforms import PhotoChange
 from intclip.errors import DatasetError
@@ -72,7 +73,7 @@ def evaluate(
     share = dataset.positive_share if positive_share is None else positive_share
     check_positive_share(share)
 
-    def score_split(name: str) -> Scores:
+    def score_split(name: str) -> tuple[Scores, Thresholds]:
         if not dataset.splits.get(name):
             known = ", ".join(dataset.splits)
             raise DatasetError(f"dataset {dataset.name} has no photos in split {name!r}; its splits: {known}")
@@ -87,18 +88,17 @@ def evaluate(
             progress=progress,
         )
 
-    levels: Thresholds
+    levels: Thresholds = 0.5
     if isinstance(thresholds, str):
         if thresholds == split:
             raise DatasetError(f"thresholds cannot be tuned on {split!r} itself; name another split, or score another")
-        tuning = score_split(thresholds)
+        tuning, _ = score_split(thresholds)
         levels = tune_threshold(tuning.probabilities, tuning.targets, per_class=per_class, positive_share=share)
-    elif thresholds is None:
-        own = np.asarray(predictor.thresholds, dtype=np.float64).round(6)
-        levels = float(own[0]) if (own == own[0]).all() else own
-    else:
+    elif thresholds is not None:
         levels = thresholds
-    scores = score_split(split)
+    scores, own = score_split(split)
+    if thresholds is None:
+        levels = own
     report = make_report(scores, task, predictor.taxonomy, levels, positive_share=share, draws=draws, seed=seed)
     return Evaluation(task, scores, report)
 
@@ -112,8 +112,8 @@ def score_photos(
     batch_size: int = 32,
     workers: int | None = None,
     progress: bool = True,
-) -> Scores:
-    """Probabilities of samples by the model's engine, with the words beside the photos where it reads words.
+) -> tuple[Scores, Thresholds]:
+    """Probabilities of samples by the model's engine, each read by the channels that it has and the model reads.
 
     Args:
         predictor: The model.
@@ -124,33 +124,43 @@ def score_photos(
         workers: Threads that decode.
         progress: Show a progress bar when standard error is a terminal.
 
+    Returns:
+        The scores, and the model's own thresholds: one for all labels, (K,), or (N, K) where samples have different
+        channels whose thresholds differ.
+
     Raises:
-        DatasetError: No photo could be read.
+        DatasetError: Nothing could be read.
     """
-    batches = pixel_batches(samples, predictor.card.preprocessing, batch_size, augment=change, workers=workers)
-    probabilities = np.full(targets.shape, np.nan, dtype=np.float32)
+    posts = ((_photo(sample), sample.text) for sample in samples)
     shown = track(
-        batches,
+        predictor.score(posts, batch_size=batch_size, workers=workers, augment=change),
         "scoring",
-        total=-(-len(samples) // batch_size),
+        total=len(samples),
         console=Console(stderr=True),
         transient=True,
         disable=not (progress and sys.stderr.isatty()),
     )
-    reads_words = "text" in predictor.channels
-    for batch in shown:
-        if len(batch.indices):
-            texts = [samples[index].text for index in batch.indices] if reads_words else []
-            probabilities[batch.indices] = predictor.predict_pixels(batch.pixels.numpy(), texts)
-    read: npt.NDArray[np.bool_] = np.isfinite(probabilities[:, 0])
-    if not read.any():
-        raise DatasetError(f"none of the {len(samples)} photos could be read; check the dataset's folder and its files")
-    return Scores(
-        ids=[sample.id for sample, there in zip(samples, read, strict=True) if there],
-        probabilities=probabilities[read],
-        targets=targets[read],
-        unreadable=[sample.id for sample, there in zip(samples, read, strict=True) if not there],
-    )
+    there, unreadable, probabilities, levels = list[int](), list[str](), [], []
+    for row, scored in enumerate(shown):
+        if scored.error is not None:
+            unreadable.append(samples[row].id)
+            continue
+        there.append(row)
+        probabilities.append(scored.outputs["probabilities"].astype(np.float32))
+        levels.append(predictor.resolve_thresholds(None, scored.channels).astype(np.float64).round(6))
+    if not there:
+        raise DatasetError(f"none of the {len(samples)} posts could be read; check the dataset's folder and its files")
+    scores = Scores([samples[row].id for row in there], np.stack(probabilities), targets[there], unreadable)
+    own = np.stack(levels)
+    if (own != own[0]).any():
+        return scores, own
+    return scores, float(own[0, 0]) if (own[0] == own[0, 0]).all() else own[0]
+
+
+def _photo(sample: Sample) -> ImageInput | None:
+    """The sample's photo; one whose file is not there is left out, as if the sample had none."""
+    gone = isinstance(sample.image, Path) and not sample.image.exists()
+    return None if gone and sample.text else sample.image
 
 
 def align_targets(targets: npt.NDArray[np.float32], given: Taxonomy, wanted: Taxonomy) -> npt.NDArray[np.float32]:

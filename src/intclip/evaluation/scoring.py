@@ -81,7 +81,8 @@ def make_report(
                 seed=seed,
                 positive_share=positive_share,
             )
-        report["thresholds"] = thresholds
+        levels = np.asarray(thresholds)
+        report["thresholds"] = levels.mean(axis=0) if levels.ndim == 2 else thresholds
         report["positive_share"] = positive_share
     report["labels"] = list(taxonomy.names)
     report["unreadable"] = scores.unreadable

@@ -24,6 +24,8 @@ from intclip.methods.base import Method
 from intclip.methods.branches import Branch
 
 _TINY = 1e-12
+_DEEP = {"deep", "regions", "pooled"}
+"""Features that follow from the frozen deep layers."""
 
 
 def gradcam(method: Method, pixels: Tensor, index: int) -> dict[str, npt.NDArray[np.float32]]:
@@ -70,7 +72,7 @@ class _Logits(nn.Module):
         self.stage = max((name for name in needs if name.startswith("stage")), default=None)
         self.branches = [module for module in method.modules() if isinstance(module, Branch)]
         # With a trained copy of the last stage, a method's other stages only add detail.
-        sight = needs & {"regions", "pooled"} or (self.stage is not None and not self.branches)
+        sight = needs & _DEEP or (self.stage is not None and not self.branches)
         # A method that runs the frozen deep layers itself.
         self.reads_deep = not sight and not self.branches and "trunk" in needs
         self.taps = nn.ModuleDict({"sight": nn.Identity()} if sight or self.reads_deep else {})
@@ -108,13 +110,13 @@ class _Logits(nn.Module):
         if stages:
             maps = backbone.stage_maps(pixels)
             found |= {f"stage{i}": maps[i - 1] for i in stages}
-            if "sight" in self.taps and not set(needs) & {"regions", "pooled"}:
+            if "sight" in self.taps and not set(needs) & _DEEP:
                 last = f"stage{max(stages)}"
                 found[last] = self.taps["sight"](found[last])
         found["trunk"] = backbone.trunk(pixels)
-        if set(needs) & {"regions", "pooled"}:
+        if set(needs) & _DEEP:
             deep = self._through("sight", backbone.deep(found["trunk"]))
-            found |= {"regions": backbone.head.regions(deep), "pooled": backbone.head.pooled(deep)}
+            found |= {"deep": deep, "regions": backbone.head.regions(deep), "pooled": backbone.head.pooled(deep)}
         return found
 
     def _through(self, name: str, deep: Tensor) -> Tensor:

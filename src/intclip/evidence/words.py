@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 from intclip.errors import IntclipError
 from intclip.extras import require
+from intclip.methods.base import WordUnit
 
 Array = npt.NDArray[np.float64]
 Score = Callable[[Sequence[str]], Array]
 """T texts to (T, K), a number a label: log-odds or cosines."""
 How = Literal["occlusion", "shapley"]
-Unit = Literal["log-odds", "cosine"]
 
 MOST_PARTS = 128
 """A longer text is parted into so many runs of words: every part costs a reading of the text."""
@@ -43,7 +43,7 @@ class WordEvidence:
     label: str
     probability: float | None
     score: float
-    unit: Unit
+    unit: WordUnit
     words: list[tuple[str, float]]
 
     def _repr_html_(self) -> str:
@@ -57,7 +57,9 @@ class WordEvidence:
         }
 
 
-def word_evidence(text: str, label: str, index: int, score: Score, unit: Unit, how: str = "occlusion") -> WordEvidence:
+def word_evidence(
+    text: str, label: str, index: int, score: Score, unit: WordUnit, how: str = "occlusion"
+) -> WordEvidence:
     """Weights of a text's words for one label.
 
     Args:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from intclip.backbones.preprocess import Preprocess
 from intclip.errors import BundleError, IntclipError
 from intclip.files import atomic_directory, sha256_file, write_text
+from intclip.inference.card import Channel
 from intclip.inference.weights import DAMAGED, TensorInfo, read_weights, write_weights
 from intclip.labels.taxonomy import Taxonomy
 from intclip.version import __version__
@@ -91,6 +92,8 @@ class BundleInfo(_Part):
         sentences: The K sentences that the prompts were built from.
         preprocessing: From photo to pixels.
         thresholds: One for all labels, or K of them.
+        channels: What the method reads of a post.
+        channel_thresholds: See `ModelCard`.
         temperature: Logits are divided by it before they become probabilities.
         scales: The fixed scales of the method's logits, by option name.
         recipe: The training recipe; None for a model that was not trained here.
@@ -108,6 +111,8 @@ class BundleInfo(_Part):
     sentences: list[str]
     preprocessing: Preprocess
     thresholds: Probability | list[Probability]
+    channels: list[Channel] = ["image"]
+    channel_thresholds: dict[Channel, list[Probability]] = {}
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     scales: dict[str, float] = {}
     recipe: dict[str, Any] | None = None
@@ -193,6 +198,7 @@ def save_bundle(
     options: Mapping[str, Any] | BaseModel,
     backbone_name: str,
     thresholds: float | Sequence[float] | npt.NDArray[np.floating[Any]],
+    channel_thresholds: Mapping[Channel, npt.NDArray[np.floating[Any]]] | None = None,
     recipe: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
     dtype: Literal["float32", "float16"] = "float32",
@@ -209,6 +215,7 @@ def save_bundle(
         options: The options it was built with; they must survive JSON.
         backbone_name: The backbone's name in the registry of backbones.
         thresholds: In [0, 1]: one for all labels, or K.
+        channel_thresholds: Channel to thresholds (K,) of posts that have only this one.
         recipe: The training recipe.
         metrics: What was measured; NaN becomes null.
         dtype: Of floats on disk; float16 halves the file.
@@ -242,6 +249,8 @@ def save_bundle(
             sentences=sentences_of(taxonomy, plain_options),
             preprocessing=method.backbone.preprocess,
             thresholds=levels.tolist(),
+            channels=list(method.channels),
+            channel_thresholds={name: found.tolist() for name, found in (channel_thresholds or {}).items()},
             scales=_scales(plain_options),
             recipe=None if recipe is None else _plain(recipe),
             metrics=None if metrics is None else _plain(metrics),
@@ -265,11 +274,17 @@ def set_temperature(path: str | os.PathLike[str], temperature: float) -> None:
     info = load_bundle(path).info
     if info.temperature != 1:
         raise BundleError(f"{path} has a temperature already, {info.temperature:.3g}; train it anew to fit another")
-    levels = np.asarray(info.thresholds, dtype=np.float64)
-    if info.task == "multilabel":
-        with np.errstate(divide="ignore", over="ignore"):  # 0 and 1 stay
-            levels = 1 / (1 + ((1 - levels) / levels) ** (1 / temperature))
-    new = BundleInfo.model_validate(info.model_dump() | {"temperature": temperature, "thresholds": levels.tolist()})
+
+    def moved(thresholds: float | list[float]) -> Any:
+        levels = np.asarray(thresholds, dtype=np.float64)
+        if info.task == "multilabel":
+            with np.errstate(divide="ignore", over="ignore"):  # 0 and 1 stay
+                levels = 1 / (1 + ((1 - levels) / levels) ** (1 / temperature))
+        return levels.tolist()
+
+    change = {"temperature": temperature, "thresholds": moved(info.thresholds)}
+    change["channel_thresholds"] = {name: moved(levels) for name, levels in info.channel_thresholds.items()}
+    new = BundleInfo.model_validate(info.model_dump() | change)
     write_text(Path(path) / JSON_FILE, _to_text(new))
 
 
@@ -302,8 +317,9 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     except IntclipError as error:
         raise BundleError(f"{path / JSON_FILE}: taxonomy: {error}; {DAMAGED}") from error
     classes = len(taxonomy.names)
-    if isinstance(info.thresholds, list) and len(info.thresholds) != classes:
-        raise BundleError(f"{path / JSON_FILE}: {len(info.thresholds)} thresholds for {classes} labels; {DAMAGED}")
+    for levels in (info.thresholds, *info.channel_thresholds.values()):
+        if isinstance(levels, list) and len(levels) != classes:
+            raise BundleError(f"{path / JSON_FILE}: {len(levels)} thresholds for {classes} labels; {DAMAGED}")
     if len(info.sentences) != classes:
         raise BundleError(f"{path / JSON_FILE}: {len(info.sentences)} sentences for {classes} labels; {DAMAGED}")
     state = read_weights(path / WEIGHTS_FILE, info.weights.tensors, sha256=info.weights.sha256)

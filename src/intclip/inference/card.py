@@ -1,6 +1,7 @@
 """What a graph does not say about itself: labels, preprocessing, thresholds. It travels inside every exported file."""
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -21,6 +22,10 @@ ATTENTION_OUTPUT = "attention"
 """The output that says which sight regions answer which semantic query (B, N, N)."""
 EMBEDDING = "embedding"
 """The output that holds a photo's embedding (B, D), of unit length."""
+CHANNEL_PREFIX = "channel_"
+"""An output that starts so holds the probabilities (B, K) that one channel of a post gives by itself."""
+Channel = Literal["image", "text"]
+Threshold = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class ModelCard(BaseModel, frozen=True, extra="forbid"):
@@ -38,8 +43,10 @@ class ModelCard(BaseModel, frozen=True, extra="forbid"):
         preprocessing: From photo to pixels, the graph's input "pixels" (B, 3, S, S), float32.
         maps: Names of the evidence maps the model has ("sight", "semantic", "fused").
         attention: Whether it has an "attention" (B, N, N) between regions too, among the outputs where the maps are.
-        words: Whether the method reads words beside photos too. A graph reads the photos alone: a post without words is
-            what the method was trained to do without, so the graph tells the same of it.
+        channels: What the model reads of a post. A graph reads photos alone.
+        alone: Which of these channels suffice without the other.
+        channel_thresholds: Of a model whose channels each suffice: channel to the K thresholds of posts that have only
+            this one. `thresholds` are of posts that have them all.
         arithmetic: "float32", or "int8" after quantisation.
         taxonomy: All of `Taxonomy.to_dict`.
     """
@@ -51,11 +58,13 @@ class ModelCard(BaseModel, frozen=True, extra="forbid"):
     method: str
     task: Literal["multilabel", "singlelabel"]
     labels: list[str]
-    thresholds: list[Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]]
+    thresholds: list[Threshold]
     preprocessing: Preprocess
     maps: list[str]
     attention: bool = False
-    words: bool = False
+    channels: list[Channel] = ["image"]
+    alone: list[Channel] = ["image"]
+    channel_thresholds: dict[Channel, list[Threshold]] = {}
     arithmetic: Literal["float32", "int8"] = "float32"
     taxonomy: dict[str, Any]
 
@@ -63,9 +72,17 @@ class ModelCard(BaseModel, frozen=True, extra="forbid"):
         """The K labels as a taxonomy."""
         return Taxonomy.from_dict(self.taxonomy)
 
-    def threshold_array(self) -> npt.NDArray[np.float32]:
-        """Thresholds (K,), float32."""
+    def threshold_array(self, channels: Sequence[Channel] | None = None) -> npt.NDArray[np.float32]:
+        """Thresholds (K,), float32, of posts that have these channels; all of the model's by default."""
+        if channels is not None and len(channels) == 1 and channels[0] in self.channel_thresholds:
+            return np.array(self.channel_thresholds[channels[0]], dtype=np.float32)
         return np.array(self.thresholds, dtype=np.float32)
+
+    def photos_alone(self) -> "ModelCard":
+        """The card of the same model as a graph, which reads no words."""
+        thresholds = self.channel_thresholds.get("image", self.thresholds)
+        change = {"channels": ["image"], "alone": ["image"], "channel_thresholds": {}, "thresholds": thresholds}
+        return self.model_copy(update=change)
 
     def to_json(self) -> str:
         """The card as one line of JSON."""
@@ -95,7 +112,8 @@ class ModelCard(BaseModel, frozen=True, extra="forbid"):
             raise BundleError(
                 f"{where}: its intclip metadata is damaged ({_first_line(error)}); export it again"
             ) from error
-        if tuple(card.labels) != names or len(card.thresholds) != len(names):
+        levels = [card.thresholds, *card.channel_thresholds.values()]
+        if tuple(card.labels) != names or any(len(each) != len(names) for each in levels):
             raise BundleError(f"{where}: its labels, thresholds and taxonomy do not agree; export it again")
         return card
 

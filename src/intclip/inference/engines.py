@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -150,16 +150,15 @@ class TorchEngine:
         self.outputs = () if outputs is None else tuple(outputs)
         self._lock = threading.Lock()
 
-    def __call__(self, batch: npt.NDArray[Any], beside: "Mapping[str, torch.Tensor] | None" = None) -> Arrays:
-        """See `Engine`; `beside` is handed on to the module."""
+    def __call__(self, batch: npt.NDArray[Any]) -> Arrays:
+        """See `Engine`."""
         torch = self._torch
         tensor = torch.from_numpy(np.ascontiguousarray(batch)).to(self._device)
-        further = [{name: rows.to(self._device) for name, rows in beside.items()}] if beside else []
         if tensor.dim() == 4:
             tensor = tensor.to(memory_format=torch.channels_last)
         cast = torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None)
         with self._lock, self._told_threads(), torch.inference_mode(), cast:
-            out = self._module(tensor, *further)
+            out = self._module(tensor)
         named = out if isinstance(out, dict) else {"output": out}
         self.outputs = self.outputs or tuple(named)
         return {name: named[name].float().cpu().contiguous().numpy() for name in self.outputs}

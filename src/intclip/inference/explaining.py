@@ -23,6 +23,7 @@ def explain(
     kind: str = "regions",
 ) -> Evidence:
     """See `Predictor.explain`."""
+    predictor.check_photos()
     index = predictor.taxonomy.index(label)
     preprocess = predictor.card.preprocessing
     photo = read_for_model(image, preprocess.size)

@@ -1,19 +1,23 @@
 """From a torch method to a graph that any machine runs: the step that `load` caches and `Predictor.export` writes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from intclip.inference.card import ModelCard
+from intclip.inference.card import Channel, ModelCard
 from intclip.inference.conversion import to_onnx, to_openvino
 from intclip.inference.exported import Graph, GraphFormat
 from intclip.inference.graph import PhotoGraph, evidence_of, example_pixels
-from intclip.inference.word_engine import reads_words
 from intclip.methods.base import Method
 
 
 def make_card(
-    method: Method, *, model: str, method_name: str, thresholds: float | Sequence[float] | np.ndarray
+    method: Method,
+    *,
+    model: str,
+    method_name: str,
+    thresholds: float | Sequence[float] | np.ndarray,
+    channel_thresholds: Mapping[Channel, list[float]] | None = None,
 ) -> ModelCard:
     """The card of a method.
 
@@ -22,6 +26,7 @@ def make_card(
         model: What the user asked for.
         method_name: Its name in the registry.
         thresholds: One for all labels, or K.
+        channel_thresholds: See `ModelCard`.
     """
     taxonomy, backbone = method.taxonomy, method.backbone
     maps, attention = evidence_of(method)
@@ -36,7 +41,9 @@ def make_card(
         preprocessing=backbone.preprocess,
         maps=maps,
         attention=attention,
-        words=reads_words(method),
+        channels=list(method.channels),
+        alone=list(method.alone),
+        channel_thresholds=dict(channel_thresholds or {}),
         taxonomy=taxonomy.to_dict(),
     )
 

@@ -7,10 +7,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from intclip.backbones.base import Backbone, FeatureName, Features
-from intclip.inference.card import ATTENTION_OUTPUT, EMBEDDING, MAP_PREFIX
+from intclip.backbones.base import Backbone, FeatureName
+from intclip.inference.card import ATTENTION_OUTPUT, CHANNEL_PREFIX, EMBEDDING, MAP_PREFIX
 from intclip.methods.aggregation import ATTENTION
-from intclip.methods.base import Method
+from intclip.methods.base import Method, Output
 
 
 class PhotoGraph(nn.Module):
@@ -30,24 +30,31 @@ class PhotoGraph(nn.Module):
         self.method, self.exclusive, self.maps = method.eval(), exclusive, maps
         self.embedding = embedding
 
-    def forward(self, pixels: Tensor, beside: Features | None = None) -> dict[str, Tensor]:
-        """Outputs "probabilities", "logits" (B, K), "embedding" (B, D), maps (B, K, H, W), of pixels (B, 3, S, S).
-
-        Args:
-            pixels: Normalised.
-            beside: What stands beside the photos, see `intclip.methods.base.Beside`; converted graphs have none.
-        """
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Outputs "probabilities", "logits" (B, K), "embedding" (B, D), maps (B, K, H, W), of pixels (B, 3, S, S)."""
         needs: tuple[FeatureName, ...] = (*self.method.needs, *(("pooled",) if self.embedding else ()))
         features = self.method.backbone.features(pixels, needs)
-        output = self.method(features if beside is None else features | beside, maps=self.maps)
-        logits = output.logits.float() / self.method.temperature
-        probabilities = logits.softmax(dim=1) if self.exclusive else logits.sigmoid()
-        named = {"probabilities": probabilities, "logits": logits}
+        output = self.method(features, maps=self.maps)
+        named = probabilities_of(self.method, output, exclusive=self.exclusive)
         if self.embedding:
             named[EMBEDDING] = nn.functional.normalize(features["pooled"].float(), dim=1)
         if self.maps and ATTENTION in output.extras:
             named[ATTENTION_OUTPUT] = output.extras[ATTENTION].float()
         return named | {MAP_PREFIX + name: value.float() for name, value in output.maps.items()}
+
+
+def probabilities_of(method: Method, output: Output, *, exclusive: bool) -> dict[str, Tensor]:
+    """Outputs "probabilities" and "logits" (B, K), and those of single channels where the method gives them."""
+
+    def squash(logits: Tensor) -> Tensor:
+        return logits.softmax(dim=1) if exclusive else logits.sigmoid()
+
+    logits = output.logits.float() / method.temperature
+    named = {"probabilities": squash(logits), "logits": logits}
+    for name in method.alone if len(method.alone) > 1 else ():
+        if name in output.extras:
+            named[CHANNEL_PREFIX + name] = squash(output.extras[name].float() / method.temperature)
+    return named
 
 
 class FeatureGraph(nn.Module):
@@ -64,6 +71,8 @@ class FeatureGraph(nn.Module):
 
 def evidence_of(method: Method) -> tuple[list[str], bool]:
     """Names of the evidence maps that a method gives, and whether it gives an aggregation's attention."""
+    if "image" not in method.channels:
+        return [], False
     with torch.no_grad():
         features = method.backbone.features(torch.from_numpy(example_pixels(method.backbone)), method.needs)
         output = method(features, maps=True)

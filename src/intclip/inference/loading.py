@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -14,7 +14,7 @@ from intclip.backbones.lite_towers import LITE_BACKBONES
 from intclip.errors import BundleError, CheckpointError, IntclipError
 from intclip.files import atomic_directory, cache_home
 from intclip.inference.bundle import JSON_FILE, WEIGHTS_FILE, Bundle, load_bundle
-from intclip.inference.card import ModelCard
+from intclip.inference.card import Channel, ModelCard
 from intclip.inference.engines import Precision, choose_engine
 from intclip.inference.exported import SUFFIXES, GraphFormat, open_graph
 from intclip.inference.graph_cache import cached_graph, graph_key, keep_graph, weights_identity
@@ -34,8 +34,6 @@ BUNDLES = Path(__file__).parents[1] / "bundles"
 SHORT_NAMES = {"proxy": "proxy-lite"}
 """Spec to the folder of a bundle inside the package."""
 HUB = "hf://"
-POSTS_FILE = "posts.json"
-"""Marks the folder of a model of posts; see `post_bundle`, which is not imported for anything else."""
 _ENGINES: dict[GraphFormat, str] = {"openvino": "OpenVINO", "onnx": "ONNX Runtime"}
 _log = logging.getLogger(__name__)
 
@@ -50,6 +48,8 @@ class _Model:
         thresholds: One, or K.
         identity: What its numbers depend on, as plain data: the key of its cached graph.
         build: Makes the torch method.
+        channels: What it reads of a post.
+        channel_thresholds: See `ModelCard`.
     """
 
     name: str
@@ -57,6 +57,8 @@ class _Model:
     thresholds: Any
     identity: dict[str, Any]
     build: "Callable[[], Method]"
+    channels: tuple[Channel, ...] = ("image",)
+    channel_thresholds: dict[Channel, list[float]] = field(default_factory=dict)
 
 
 def load(
@@ -74,9 +76,9 @@ def load(
 
     Args:
         spec: "lite", "lite2" or "lite+lite2" (embedded, offline, zero-shot); "zero-shot:NAME" with a backbone such as
-            RN101; "proxy" (the trained bundle inside the package); the folder of a bundle, or of a model of posts
-            (`intclip fit`); an exported file (`*.onnx`, `*.xml`); "hf://owner/name", a bundle on the Hugging Face hub,
-            "@revision" appended or not.
+            RN101; "proxy" (the trained bundle inside the package); the folder of a bundle, or of the run that made it
+            (`intclip train`, `intclip fit`); an exported file (`*.onnx`, `*.xml`); "hf://owner/name", a bundle on the
+            Hugging Face hub, "@revision" appended or not.
         taxonomy: For zero-shot models: a built-in name, a YAML file, or a `Taxonomy`; Intentonomy by default. A trained
             model brings its own.
         engine: "auto" (a GPU by torch; on a CPU OpenVINO where it is installed, else torch), "torch", "openvino",
@@ -85,7 +87,7 @@ def load(
         precision: "f32" is exact; "bf16" and "f16" where the machine has them.
         sentences: For zero-shot models: which words of a label; see `Taxonomy.sentences`. A trained model has its own.
         checkpoint: The backbone's weights file, where it is not the registry's own.
-        threads: Threads to compute with; all cores by default. A model of posts leaves that to torch.
+        threads: Threads to compute with; all cores by default.
 
     Raises:
         IntclipError: One line says what is missing or wrong, and how to mend it.
@@ -101,20 +103,21 @@ def load(
     if not text:
         raise IntclipError("the model's name is empty; give lite, proxy, zero-shot:NAME, or a bundle's folder")
     path = Path(text)
-    exported, posts = path.suffix in SUFFIXES, (path / POSTS_FILE).is_file()
-    if checkpoint is not None and (exported or posts or text in LITE_BACKBONES):
+    exported = path.suffix in SUFFIXES
+    if checkpoint is not None and (exported or text in LITE_BACKBONES):
         raise IntclipError(f"{text} brings its own weights; it takes no checkpoint")
     if exported:
         _refuse_labels(text, taxonomy, sentences)
         return _load_exported(path, engine, device, precision, threads)
-    if posts:
-        _refuse_labels(text, taxonomy, sentences)
-        return _load_posts(text, engine, device, precision)
     if is_zero_shot(text):
         model = _zero_shot(text, taxonomy, sentences, checkpoint)
     else:
         _refuse_labels(text, taxonomy, sentences)
         model = _bundle_model(text, load_bundle(bundle_path(text)), checkpoint)
+    if "image" not in model.channels:
+        if engine not in ("auto", "torch"):
+            raise IntclipError(f"{text} reads words alone, which torch computes; leave engine at auto")
+        engine = "torch"
     name = choose_engine(engine, device)
     if name == "torch":
         method = model.build()
@@ -127,17 +130,6 @@ def load(
 def is_zero_shot(spec: str) -> bool:
     """Whether a model is a backbone alone, which takes any taxonomy, and no bundle."""
     return spec in LITE_BACKBONES or spec.startswith(ZERO_SHOT)
-
-
-def _load_posts(spec: str, engine: str, device: str, precision: Precision) -> Predictor:
-    from intclip.inference.post_bundle import load_post_bundle
-    from intclip.inference.post_predictor import PostPredictor
-
-    if engine not in ("auto", "torch") or device not in ("auto", "cpu"):
-        raise IntclipError(f"{spec} is a model of posts and runs in torch on the CPU; leave engine and device at auto")
-    if precision != "f32":
-        raise IntclipError(f"{spec} is a model of posts and computes in f32; leave precision there")
-    return PostPredictor(load_post_bundle(spec), name=spec)
 
 
 def _load_exported(path: Path, engine: str, device: str, precision: Precision, threads: int | None) -> Predictor:
@@ -203,7 +195,15 @@ def _bundle_model(spec: str, bundle: Bundle, checkpoint: str | os.PathLike[str] 
         "bundle": hashlib.sha256((bundle.path / JSON_FILE).read_bytes()).hexdigest(),
         "weights": weights_identity(info.backbone.name, checkpoint),
     }
-    return _Model(spec, info.method.name, info.thresholds, identity, lambda: bundle.build_method(checkpoint))
+    return _Model(
+        spec,
+        info.method.name,
+        info.thresholds,
+        identity,
+        lambda: bundle.build_method(checkpoint),
+        tuple(info.channels),
+        info.channel_thresholds,
+    )
 
 
 def bundle_path(spec: str) -> Path:
@@ -263,7 +263,13 @@ def _fetch_bundle(spec: str) -> Path:
 def _card(model: _Model, method: "Method") -> ModelCard:
     from intclip.inference.export import make_card
 
-    return make_card(method, model=model.name, method_name=model.method_name, thresholds=model.thresholds)
+    return make_card(
+        method,
+        model=model.name,
+        method_name=model.method_name,
+        thresholds=model.thresholds,
+        channel_thresholds=model.channel_thresholds,
+    )
 
 
 def _once(method: "Method", build: "Callable[[], Method]") -> "Callable[[], Method]":

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,9 @@ from intclip.backbones.preprocess import Preprocess
 from intclip.data.images import ImageInput, describe, find_images, is_photo
 from intclip.data.loading import array_batches
 from intclip.data.naming import has_name
+from intclip.data.transforms import PhotoChange
 from intclip.errors import ImageError, IntclipError
+from intclip.inference.card import Channel
 from intclip.inference.engines import Arrays, Engine
 
 Texts = str | Iterable[str | None]
@@ -22,23 +24,34 @@ Images = ImageInput | Iterable[ImageInput | None]
 """Photos; None where a post has none."""
 Post = tuple[ImageInput | None, str | None]
 """A photo, the words beside it, or both."""
-Compute = Callable[[npt.NDArray[np.float32], Sequence[str | None]], Arrays]
-"""From the pixels of a batch and the words beside each photo to outputs."""
+Pixels = npt.NDArray[np.float32]
+Compute = Callable[[Pixels | None, Sequence[str] | None], Arrays]
+"""From the pixels of a batch, the words of its posts, or both to outputs; all its posts have the same channels."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """One photo's way through the pipeline.
+    """One post's way through the pipeline.
 
     Attributes:
         source: The photo's path, or what kind of object it was and where in the list it stood.
-        outputs: The engine's outputs for this photo, by name, without the batch; empty where it could not be read.
+        outputs: The outputs for this post, by name, without the batch; empty where it could not be read.
         error: Why it could not be read.
+        channels: What of the post was read: "image", "text" or both.
     """
 
     source: str
     outputs: dict[str, npt.NDArray[Any]]
     error: ImageError | None = None
+    channels: tuple[Channel, ...] = ("image",)
+
+
+class _Waiting(NamedTuple):
+    """A post whose photo is being decoded: its name, whether it has a photo, and its words."""
+
+    source: str
+    photo: bool
+    words: str | None
 
 
 def score(
@@ -58,8 +71,13 @@ def score(
         batch_size: Photos the engine takes at once.
         workers: Threads that decode; as many as there are usable cores by default.
     """
+
+    def compute(pixels: Pixels | None, _: Sequence[str] | None) -> Arrays:
+        assert pixels is not None
+        return engine(pixels)
+
     posts = ((source, None) for source in sources)
-    return score_posts(posts, preprocess, lambda pixels, _: engine(pixels), batch_size=batch_size, workers=workers)
+    return score_posts(posts, preprocess, compute, batch_size=batch_size, workers=workers)
 
 
 def score_posts(
@@ -68,39 +86,89 @@ def score_posts(
     compute: Compute,
     *,
     batch_size: int,
+    channels: Sequence[Channel] = ("image",),
+    alone: Sequence[Channel] = ("image",),
     workers: int | None = None,
+    augment: PhotoChange | None = None,
 ) -> Iterator[Scored]:
-    """Score photos with the words beside them, in order; a photo that cannot be read takes its place with its error.
+    """Score posts in order; one that cannot be read takes its place with its error.
 
     Posts are read as they are needed, two batches ahead of the engine, and nothing is kept behind it: memory does not
     grow with their number.
 
     Args:
-        posts: Photos as `read_image` takes them, and words; any iterable. One without a photo cannot be read.
+        posts: Photos as `read_image` takes them, words, or both; any iterable.
         preprocess: From photo to pixels.
         compute: From pixels and words to outputs.
         batch_size: Posts computed at once.
+        channels: What the model reads; the other part of a post is left out.
+        alone: Which of these suffice without the other.
         workers: Threads that decode; as many as there are usable cores by default.
+        augment: Changes every photo before preprocessing.
     """
-    ahead: deque[tuple[str, str | None]] = deque()
+    ahead: deque[_Waiting] = deque()
 
     def photos() -> Iterator[ImageInput | None]:
-        for position, (source, text) in enumerate(posts):
-            ahead.append((name_source(source, position), text))
-            yield source
+        for position, (image, text) in enumerate(posts):
+            seen = image if "image" in channels else None
+            words = text if text and text.strip() and "text" in channels else None
+            ahead.append(_Waiting(name_source(image, position), seen is not None, words))
+            yield seen
 
-    for batch in array_batches(photos(), preprocess, batch_size, workers=workers):
-        rows = {int(index): row for row, index in enumerate(batch.indices)}
+    for batch in array_batches(photos(), preprocess, batch_size, augment=augment, workers=workers):
+        place = {int(index): row for row, index in enumerate(batch.indices)}
         errors = dict(batch.errors)
-        order = sorted([*rows, *errors])
-        taken = {index: ahead.popleft() for index in order}
-        outputs = compute(batch.pixels, [taken[index][1] for index in rows]) if rows else {}
+        order = sorted([*place, *errors])
+        waiting = {index: ahead.popleft() for index in order}
+        by_words = [index for index in errors if not waiting[index].photo and waiting[index].words and "text" in alone]
+        computed = sorted([*place, *by_words])
+        rows = [place.get(index) for index in computed]
+        found = dict(
+            zip(computed, score_batch(batch.pixels, rows, [waiting[i].words for i in computed], compute), strict=True)
+        )
         for index in order:
-            source = taken[index][0]
-            if index in errors:
-                yield Scored(source, {}, _renamed(errors[index], source))
+            post = waiting[index]
+            if index in found:
+                read = [name for name, there in (("image", index in place), ("text", post.words)) if there]
+                yield Scored(post.source, found[index], channels=cast("tuple[Channel, ...]", tuple(read)))
+            elif post.photo:
+                yield Scored(post.source, {}, _renamed(errors[index], post.source))
             else:
-                yield Scored(source, {name: values[rows[index]] for name, values in outputs.items()})
+                yield Scored(post.source, {}, ImageError(f"{post.source}: {_lacking(alone)}"))
+
+
+def score_batch(
+    pixels: Pixels, rows: Sequence[int | None], texts: Sequence[str | None], compute: Compute
+) -> list[dict[str, npt.NDArray[Any]]]:
+    """Outputs of B posts, by name, without the batch; posts with the same channels are computed at once.
+
+    Args:
+        pixels: (P, 3, S, S), of those that have a photo.
+        rows: The row in `pixels` of each post's photo; None where a post has none.
+        texts: The words of each post; None where a post has none.
+        compute: From pixels and words to outputs.
+    """
+    found: list[dict[str, npt.NDArray[Any]]] = [{} for _ in rows]
+    kinds: dict[tuple[bool, bool], list[int]] = {}
+    for post, (row, text) in enumerate(zip(rows, texts, strict=True)):
+        kinds.setdefault((row is not None, text is not None), []).append(post)
+    for (photo, words), members in kinds.items():
+        some: Pixels | None = None
+        if photo:
+            chosen = [rows[post] for post in members]
+            some = pixels if chosen == list(range(len(pixels))) else pixels[cast("list[int]", chosen)]
+        outputs = compute(some, cast("list[str]", [texts[post] for post in members]) if words else None)
+        for number, post in enumerate(members):
+            found[post] = {name: values[number] for name, values in outputs.items()}
+    return found
+
+
+def _lacking(alone: Sequence[Channel]) -> str:
+    if len(alone) > 1:
+        return "there is neither a photo nor words"
+    if "image" in alone:
+        return "there is no photo, and the model does not read words by themselves"
+    return "there are no words, and the model reads words alone"
 
 
 def pair_posts(images: Images | None, texts: Texts | None) -> Iterator[Post]:

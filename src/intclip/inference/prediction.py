@@ -1,12 +1,12 @@
 """What the model says of one photo, or of one post."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from intclip.inference.conflict import Conflict
 from intclip.labels.taxonomy import LiftRule, Taxonomy
 
 if TYPE_CHECKING:
@@ -15,20 +15,6 @@ if TYPE_CHECKING:
 
 UNCLEAR = "no clear intent"
 """The answer where no label reaches its threshold."""
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """How far photo and words of a post contradict each other.
-
-    Attributes:
-        score: In [0, 1], see `intclip.posts.conflict.conflict`: 0 where they agree on every label.
-        disputed: Labels that one of them holds and the other does not: name to (probability by the photo alone, by the
-            words alone), the widest gap first.
-    """
-
-    score: float
-    disputed: Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, eq=False)

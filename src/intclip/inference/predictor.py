@@ -3,32 +3,38 @@
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from intclip.backbones.lite_towers import LITE_BACKBONES
 from intclip.data.images import ImageInput
+from intclip.data.transforms import PhotoChange
 from intclip.errors import IntclipError
-from intclip.inference.card import ATTENTION_OUTPUT, EMBEDDING, MAP_PREFIX, ModelCard
+from intclip.inference.card import ATTENTION_OUTPUT, CHANNEL_PREFIX, EMBEDDING, MAP_PREFIX, Channel, ModelCard
+from intclip.inference.conflict import Conflict, find_conflict
 from intclip.inference.engines import Arrays, Engine, EngineName, Precision, TorchEngine, compile_module
 from intclip.inference.exported import Graph, check_format, check_suffix
-from intclip.inference.pipeline import Images, Texts, expand, pair_posts, score_posts
+from intclip.inference.pipeline import Images, Pixels, Post, Scored, Texts, expand, pair_posts, score_batch, score_posts
 from intclip.inference.prediction import Prediction, Predictions
-from intclip.inference.word_reading import WordReading
 
 if TYPE_CHECKING:
     from intclip.evidence.evidence import Evidence
+    from intclip.evidence.words import WordEvidence
     from intclip.inference.word_engine import WordEngine
-    from intclip.methods.base import Method
+    from intclip.methods.base import Method, WordUnit
 
 Thresholds = float | Mapping[str, float] | Sequence[float] | npt.NDArray[np.floating[Any]]
 """One for all labels, K of them, or some by name (the others keep the model's own)."""
+PHOTOS: tuple[Channel, ...] = ("image",)
+"""The channels of a photo without words."""
 
 
-class Predictor(WordReading):
+class Predictor:
     """Intents of photos; made by `intclip.load`.
 
     It may be shared by threads; each batch is answered to the thread that asked.
@@ -45,7 +51,7 @@ class Predictor(WordReading):
     Attributes:
         card: See above.
         taxonomy: The K labels and their hierarchy.
-        thresholds: (K,) float32, one a label.
+        thresholds: (K,) float32, one a label, of posts with all channels that the model reads.
     """
 
     def __init__(
@@ -123,29 +129,105 @@ class Predictor(WordReading):
         if errors not in ("raise", "collect"):
             raise ValueError(f"errors must be 'raise' or 'collect', not {errors!r}")
         if texts is not None:
-            self._check_words()
-        posts = pair_posts(images, texts)
-        levels = self.resolve_thresholds(thresholds)
-        unknown = np.full(len(self.taxonomy.names), np.nan, dtype=np.float32)
-        photos = score_posts(posts, self.card.preprocessing, self._compute, batch_size=batch_size, workers=workers)
-        for photo in photos:
-            if photo.error is not None:
-                if errors == "raise":
-                    raise photo.error
-                yield Prediction(unknown.copy(), levels, self.taxonomy, photo.source, str(photo.error))
-            else:
-                yield Prediction(photo.outputs["probabilities"].copy(), levels, self.taxonomy, photo.source)
+            self.check_words()
+        self.resolve_thresholds(thresholds)  # wrong ones are refused before anything is read
+        for scored in self.score(pair_posts(images, texts), batch_size=batch_size, workers=workers):
+            if scored.error is not None and errors == "raise":
+                raise scored.error
+            yield self.prediction(scored, thresholds)
 
-    def predict_pixels(
-        self, pixels: npt.NDArray[np.float32], texts: Sequence[str | None] = ()
-    ) -> npt.NDArray[np.float32]:
-        """Probabilities (B, K) of normalised pixels (B, 3, S, S): the engine alone, for servers and batch jobs.
+    def score(
+        self,
+        posts: Iterable[Post],
+        *,
+        batch_size: int = 32,
+        workers: int | None = None,
+        maps: bool = False,
+        augment: PhotoChange | None = None,
+    ) -> Iterator[Scored]:
+        """Outputs of posts, in order, each with what of it was read; see `score_posts`.
 
         Args:
-            pixels: Of B photos.
-            texts: B of them, for a model that reads words; none at all where no photo has words.
+            posts: Photos, words, or both.
+            batch_size: Posts computed at once.
+            workers: Threads that decode.
+            augment: Changes every photo before preprocessing.
+            maps: With the evidence maps of photos among the outputs, where the model has any.
         """
-        return self._compute(pixels, texts)["probabilities"].astype(np.float32, copy=False)
+        return score_posts(
+            posts,
+            self.card.preprocessing,
+            partial(self._compute, maps=maps and bool(self.card.maps)),
+            batch_size=batch_size,
+            channels=self.channels,
+            alone=self.alone,
+            workers=workers,
+            augment=augment,
+        )
+
+    def prediction(self, scored: Scored, thresholds: Thresholds | None = None) -> Prediction:
+        """What the outputs of a post say.
+
+        Args:
+            scored: From `score`, or computed by `read_batch`.
+            thresholds: In place of the model's own.
+        """
+        levels = self.resolve_thresholds(thresholds, scored.channels)
+        if scored.error is not None:
+            unknown = np.full(len(self.taxonomy.names), np.nan, dtype=np.float32)
+            return Prediction(unknown, levels, self.taxonomy, scored.source, str(scored.error))
+        found = scored.outputs["probabilities"].astype(np.float32)
+        return Prediction(found, levels, self.taxonomy, scored.source, conflict=self._conflict(scored.outputs))
+
+    def read_batch(
+        self, pixels: Pixels, rows: Sequence[int | None], texts: Sequence[str | None], sources: Sequence[str]
+    ) -> list[Prediction]:
+        """Predictions of posts whose photos are decoded already, for servers.
+
+        Args:
+            pixels: (P, 3, S, S), normalised.
+            rows: The row in `pixels` of each post's photo; None where a post has none.
+            texts: The words of each post; None where a post has none.
+            sources: What each post is called.
+        """
+        words = [text if text and text.strip() and "text" in self.channels else None for text in texts]
+        found = score_batch(pixels, rows, words, self._compute)
+        posts = []
+        for outputs, row, text, source in zip(found, rows, words, sources, strict=True):
+            read = [name for name, there in (("image", row is not None), ("text", text is not None)) if there]
+            posts.append(Scored(source, outputs, channels=cast("tuple[Channel, ...]", tuple(read))))
+        return [self.prediction(post) for post in posts]
+
+    def predict_pixels(self, pixels: Pixels) -> Pixels:
+        """Probabilities (B, K) of normalised pixels (B, 3, S, S): the engine alone, for batch jobs and benchmarks."""
+        return self.engine()(pixels)["probabilities"].astype(np.float32, copy=False)
+
+    def word_scores(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
+        """How much texts alone speak for each label (T, K): log-odds, or cosines of a zero-shot model.
+
+        Raises:
+            IntclipError: The model reads no words, or reads them only beside a photo.
+        """
+        self._word_unit()
+        return self.torch_method().word_scores(texts)
+
+    def explain_words(self, text: str, label: str, *, how: str = "occlusion") -> "WordEvidence":
+        """Which words of a text carry a label.
+
+        Args:
+            text: The words of a post.
+            label: Name or alias of a label.
+            how: "occlusion" or "shapley"; see `intclip.evidence.words.word_evidence`.
+
+        Raises:
+            TaxonomyError: There is no such label; the nearest ones are named.
+            IntclipError: The model reads no words by themselves, or the text has none.
+            MissingExtraError: "shapley" without captum.
+        """
+        from intclip.evidence.words import word_evidence
+
+        index = self.taxonomy.index(label)
+        return word_evidence(text, self.taxonomy.names[index], index, self.word_scores, self._word_unit(), how)
 
     def explain(
         self,
@@ -189,6 +271,7 @@ class Predictor(WordReading):
         """
         wanted = check_format(format)
         check_suffix(path, wanted)
+        self.check_photos()
         if maps:
             self._check_maps()
         graph = self._graph
@@ -198,7 +281,7 @@ class Predictor(WordReading):
             from intclip.inference.export import build_graph
 
             graph = build_graph(self.method(), self.card, wanted, maps=maps)
-        return graph.save(path, maps=maps)
+        return replace(graph, card=self.card.photos_alone()).save(path, maps=maps)
 
     def quantize(self, photos: ImageInput | Iterable[ImageInput], *, limit: int = 300) -> "Predictor":
         """The same model in int8 (OpenVINO), its ranges measured on some of the user's photos.
@@ -213,12 +296,13 @@ class Predictor(WordReading):
         """
         from intclip.inference.quantization import quantize_graph
 
+        self.check_photos()
         graph = self._graph
         if graph is None or graph.format != "openvino":
             from intclip.inference.export import build_graph
 
             graph = build_graph(self.method(), self.card, "openvino", maps=bool(self.card.maps))
-        quantized = quantize_graph(graph, expand(photos), limit=limit)
+        quantized = quantize_graph(replace(graph, card=self.card.photos_alone()), expand(photos), limit=limit)
         return Predictor(quantized.card, engine="openvino", graph=quantized, threads=self._threads)
 
     def method(self) -> "Method":
@@ -251,9 +335,14 @@ class Predictor(WordReading):
         return bool(self.card.maps)
 
     @property
-    def channels(self) -> tuple[str, ...]:
-        """See `WordReading`. Words beside photos take the torch method, which an exported file has not."""
-        return ("image", "text") if self.card.words and self._build is not None else ("image",)
+    def channels(self) -> tuple[Channel, ...]:
+        """What the model reads of a post: photos ("image"), words ("text"), or both."""
+        return tuple(self.card.channels)
+
+    @property
+    def alone(self) -> tuple[Channel, ...]:
+        """Which of its channels suffice without the other."""
+        return tuple(self.card.alone)
 
     def torch_method(self) -> "Method":
         """The torch method behind the model on the CPU, built at first use and kept; raises as `method`."""
@@ -272,6 +361,7 @@ class Predictor(WordReading):
         Raises:
             IntclipError: Maps or embeddings are asked for and there are none.
         """
+        self.check_photos()
         with self._lock:
             if (maps, embedding) not in self._engines:
                 if maps:
@@ -279,14 +369,20 @@ class Predictor(WordReading):
                 self._engines[maps, embedding] = self._make_engine(maps, embedding)
             return self._engines[maps, embedding]
 
-    def resolve_thresholds(self, thresholds: Thresholds | None) -> npt.NDArray[np.float32]:
+    def resolve_thresholds(
+        self, thresholds: Thresholds | None, channels: Sequence[Channel] | None = None
+    ) -> npt.NDArray[np.float32]:
         """Thresholds (K,) from what a caller gives; see `Thresholds`.
+
+        Args:
+            thresholds: In place of the model's own.
+            channels: What a post has, for the model's own; all that the model reads by default.
 
         Raises:
             IntclipError: Not one or K of them, or outside [0, 1].
             TaxonomyError: A name is no label.
         """
-        levels = self.thresholds.copy()
+        levels = self.card.threshold_array(channels)
         if thresholds is None:
             return levels
         if isinstance(thresholds, Mapping):
@@ -301,10 +397,10 @@ class Predictor(WordReading):
             raise IntclipError("thresholds are probabilities: they lie in [0, 1]")
         return levels
 
-    def _compute(self, pixels: npt.NDArray[np.float32], texts: Sequence[str | None]) -> Arrays:
+    def _compute(self, pixels: Pixels | None, texts: Sequence[str] | None, *, maps: bool = False) -> Arrays:
         """Outputs of a batch. Photos alone need no torch, even of a model that reads words."""
-        if not any(text and text.strip() for text in texts):
-            return self.engine()(pixels)
+        if texts is None and pixels is not None:
+            return self.engine(maps=maps)(pixels)
         with self._lock:
             if self._words is None:
                 from intclip.inference.word_engine import WordEngine
@@ -316,14 +412,51 @@ class Predictor(WordReading):
                     precision=self._precision,
                     threads=self._threads,
                 )
-        return self._words(pixels, texts)
+        outputs = self._words(pixels, texts or [])
+        if maps and pixels is not None:
+            photos = self.engine(maps=True)(pixels)
+            outputs |= {name: values for name, values in photos.items() if name.startswith(MAP_PREFIX)}
+        return outputs
 
-    def _check_words(self) -> None:
+    def _word_unit(self) -> "WordUnit":
+        """What `word_scores` are."""
+        unit = self.torch_method().word_unit
+        if unit is None:
+            reads = "words only beside a photo" if "text" in self.channels else "photos alone"
+            hint = "lite, zero-shot:NAME and models of `intclip fit` explain words"
+            raise IntclipError(f"{self.card.model} reads {reads}; {hint}")
+        return unit
+
+    def _conflict(self, outputs: Mapping[str, npt.NDArray[Any]]) -> Conflict | None:
+        """Of a post whose photo and words were read each by itself, too."""
+        parts = {name: outputs.get(CHANNEL_PREFIX + name) for name in self.channels}
+        photo, words = parts.get("image"), parts.get("text")
+        if photo is None or words is None:
+            return None
+        levels = [self.card.threshold_array([name]) for name in ("image", "text")]
+        exclusive = self.taxonomy.exclusive
+        return find_conflict(self.taxonomy.names, (photo, levels[0]), (words, levels[1]), exclusive=exclusive)
+
+    def check_photos(self) -> None:
+        """Hold that the model reads photos.
+
+        Raises:
+            IntclipError: It reads words alone.
+        """
+        if "image" not in self.channels:
+            raise IntclipError(f"{self.card.model} reads words alone; this takes a model that reads photos")
+
+    def check_words(self) -> None:
+        """Hold that the model reads words.
+
+        Raises:
+            IntclipError: It does not.
+        """
         if "text" in self.channels:
             return
-        if self.card.words:
+        if self._build is None:
             raise IntclipError(f"{self.card.model} was exported and reads photos alone; load its bundle to give words")
-        raise IntclipError(f"{self.card.model} reads photos alone; `intclip fit` makes a model that reads words too")
+        raise IntclipError(f"{self.card.model} reads photos alone; `intclip fit` makes models that read words")
 
     def _make_engine(self, maps: bool, embedding: bool) -> Engine:
         outputs = ["probabilities", "logits"]

@@ -2,13 +2,13 @@
 
 import os
 import re
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from intclip.errors import IntclipError, StorageError
 from intclip.extras import require
 from intclip.inference.bundle import JSON_FILE, WEIGHTS_FILE, Bundle, load_bundle
-from intclip.inference.loading import POSTS_FILE, bundle_path, is_zero_shot
+from intclip.inference.loading import bundle_path, is_zero_shot
 
 CARD_FILE = "README.md"
 TITLES = {
@@ -17,6 +17,11 @@ TITLES = {
     "samples_f1": "Samples F1",
     "mAP": "mAP",
     "accuracy": "Accuracy",
+}
+_READS: dict[tuple[str, ...], str] = {
+    ("image",): "photos",
+    ("text",): "texts",
+    ("image", "text"): "photos, texts, or both",
 }
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -54,8 +59,6 @@ def push(
     spec = os.fspath(model)
     if is_zero_shot(spec):
         raise IntclipError(f"{spec} was not trained, everybody loads it by its name; push a trained bundle's folder")
-    if (Path(spec) / POSTS_FILE).is_file():
-        raise IntclipError(f"{spec} is a model of posts, which the hub does not take; push a bundle of `intclip train`")
     bundle = load_bundle(bundle_path(spec))
     hub, errors = require("huggingface_hub", "hub"), require("huggingface_hub.errors", "hub")
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
@@ -94,21 +97,22 @@ def model_card(bundle: Bundle, repository: str, *, license: str | None = None) -
         license: Identifier; left out without one.
     """
     info, taxonomy = bundle.info, bundle.taxonomy
+    reads = _READS[tuple(sorted(info.channels))]
     hub = require("huggingface_hub", "hub")
     metadata = hub.ModelCardData(
         library_name="intclip",
-        pipeline_tag="image-classification",
+        pipeline_tag="image-classification" if "image" in info.channels else "text-classification",
         license=license,
         tags=["intclip", info.method.name, "multi-label" if info.task == "multilabel" else "single-label"],
     )
     lines = [
         "---", metadata.to_yaml(), "---", "",
         f"# {repository.split('/')[1]}", "",
-        f"Tells {len(taxonomy.names)} labels of {taxonomy.name} in photos: method {info.method.name} over the frozen "
-        f"backbone {info.backbone.name}. Made with intclip {info.intclip}.", "",
+        f"Predicts {len(taxonomy.names)} labels of {taxonomy.name} from {reads}: method "
+        f"{info.method.name} over the frozen backbone {info.backbone.name}. Made with intclip {info.intclip}.", "",
         "## Use", "",
         "```python", "import intclip", "", f'model = intclip.load("hf://{repository}")',
-        'for prediction in model.predict("photos/"):', "    print(prediction.source, prediction.labels)", "```", "",
+        _example(info.channels), "    print(prediction.source, prediction.labels)", "```", "",
     ]  # fmt: skip
     if info.backbone.checkpoint is not None:
         identity = info.backbone.checkpoint
@@ -130,6 +134,15 @@ def model_card(bundle: Bundle, repository: str, *, license: str | None = None) -
         "person, and they carry the leanings of the data they were learned from.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _example(channels: Sequence[str]) -> str:
+    posts: dict[tuple[str, ...], str] = {
+        ("image",): '"photos/"',
+        ("text",): 'texts=["what a great day"]',
+        ("image", "text"): '["photo.jpg"], texts=["what a great day"]',
+    }
+    return f"for prediction in model.predict({posts[tuple(sorted(channels))]}):"
 
 
 def _figures(metrics: dict[str, Any] | None) -> list[str]:

@@ -1,21 +1,21 @@
-"""Methods that read the words beside a photo, at inference."""
+"""Posts with words at inference: the photos' frozen features by an engine, the words and the heads in torch."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from intclip.inference.engines import Arrays, Precision, TorchEngine
-from intclip.inference.graph import PhotoGraph
+from intclip.inference.engines import Arrays, Engine, Precision, TorchEngine
+from intclip.inference.graph import FeatureGraph, probabilities_of
 from intclip.methods.base import Method
-from intclip.posts.beside import READERS
 
 
 class WordEngine:
-    """Photos with the words beside them, in torch: a converted graph has one input, the pixels.
+    """Computes posts that have words; a converted graph has one input, the pixels.
 
     Args:
-        method: One that reads words, see `intclip.methods.base.Beside`.
+        method: A method that reads words.
         exclusive: Whether exactly one label holds.
         device: As for `TorchEngine`.
         precision: As for `TorchEngine`.
@@ -25,17 +25,24 @@ class WordEngine:
     def __init__(
         self, method: Method, *, exclusive: bool, device: str, precision: Precision, threads: int | None
     ) -> None:
-        self._backbone = method.backbone
-        self._readers = {name: READERS[name] for name in method.beside if name in READERS}
-        graph = PhotoGraph(method, exclusive=exclusive, maps=False)
-        self._engine = TorchEngine(graph, device=device, precision=precision, threads=threads)
+        self._method, self._exclusive = method.eval(), exclusive
+        self._features: Engine | None = None
+        if method.needs:
+            graph = FeatureGraph(method.backbone, method.needs)
+            self._features = TorchEngine(graph, device=device, precision=precision, threads=threads)
+            method.to(next(method.backbone.parameters()).device)
 
-    def __call__(self, pixels: npt.NDArray[np.float32], texts: Sequence[str | None]) -> Arrays:
-        """Outputs "probabilities" and "logits" (B, K) of pixels (B, 3, S, S) and B texts, None where there are none."""
-        found = {name: read(texts, self._backbone) for name, read in self._readers.items()}
-        return self._engine(pixels, {name: rows for name, rows in found.items() if rows is not None})
+    def __call__(self, pixels: npt.NDArray[np.float32] | None, texts: Sequence[str | None]) -> Arrays:
+        """Outputs "probabilities", "logits" (B, K) and those of single channels.
 
-
-def reads_words(method: Method) -> bool:
-    """Whether a method reads words beside photos at inference."""
-    return any(name in READERS for name in method.beside)
+        Args:
+            pixels: (B, 3, S, S); None where no post has a photo.
+            texts: B texts.
+        """
+        device = next(self._method.backbone.parameters()).device
+        arrays = {} if pixels is None or self._features is None else self._features(pixels)
+        with torch.inference_mode():
+            features = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+            features |= {name: rows.to(device) for name, rows in self._method.read_texts(texts).items()}
+            named = probabilities_of(self._method, self._method(features), exclusive=self._exclusive)
+        return {name: values.float().cpu().numpy() for name, values in named.items()}

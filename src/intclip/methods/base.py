@@ -10,11 +10,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel
 from torch import Tensor, nn
 
 from intclip.backbones.base import Backbone, FeatureName, Features
+from intclip.errors import IntclipError
 from intclip.labels.taxonomy import Taxonomy
+from intclip.methods.beside import READERS
 
 
 class Options(BaseModel, frozen=True, extra="forbid"):
@@ -28,6 +32,10 @@ mask: where its objects are, (1, S, S) in [0, 1], laid out as the view is, NaN w
 text: the embedding of its words by the backbone's text tower, (D,), of length √D; 0 where there are none.
 words: that text and its words one by one, embedded likewise, (L, D); rows of 0 where there are fewer.
 """
+
+Channel = Literal["image", "text"]
+"""What a method reads of a post: its photo, or its words."""
+WordUnit = Literal["log-odds", "cosine"]
 
 
 @dataclass
@@ -88,6 +96,38 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.backbone = backbone
         self.taxonomy = taxonomy
+
+    @property
+    def channels(self) -> tuple[Channel, ...]:
+        """What it reads at inference."""
+        return ("image", "text") if any(name in READERS for name in self.beside) else ("image",)
+
+    @property
+    def alone(self) -> tuple[Channel, ...]:
+        """Which of its channels suffice without the other."""
+        return ("image",)
+
+    def read_texts(self, texts: Sequence[str | None]) -> Features:
+        """What `forward` reads of the words of posts, as further entries of the features.
+
+        Args:
+            texts: One a post; None or blank where a post has none, which a channel of `alone` never meets.
+        """
+        found = {name: read(texts, self.backbone) for name, read in READERS.items() if name in self.beside}
+        return {name: rows for name, rows in found.items() if rows is not None}
+
+    @property
+    def word_unit(self) -> WordUnit | None:
+        """What `word_scores` are; None where the method reads no words by themselves."""
+        return None
+
+    def word_scores(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
+        """How much texts alone speak for each label (T, K), in `word_unit`.
+
+        Raises:
+            IntclipError: `word_unit` is None.
+        """
+        raise IntclipError(f"{type(self).__name__} reads no words by themselves")
 
     @abstractmethod
     def forward(self, features: Features, *, maps: bool = False) -> Output:

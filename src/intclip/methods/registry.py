@@ -44,6 +44,7 @@ METHODS: dict[str, str] = {
     "cglf_net": "intclip.methods.cglf_net.model:CglfNet",
     "fame_vil": "intclip.methods.fame_vil.model:FameVil",
     "multiguard": "intclip.methods.multiguard.model:MultiGuard",
+    "post_heads": "intclip.methods.post_heads.model:PostHeads",
     "ensemble": "intclip.methods.ensemble.model:Ensemble",
 }
 """Method name to its class as "module:Class"; the module is imported when the method is first used."""

@@ -312,7 +312,7 @@ def _write_generation(
         model=model,
         identity=identity,
         taxonomy=predictor.taxonomy.to_dict(),
-        thresholds=[float(level) for level in predictor.thresholds],
+        thresholds=[float(level) for level in predictor.resolve_thresholds(None, ("image",))],
         photos=counts[PHOTOS],
         errors=counts[ERRORS],
         dim=dim,

@@ -385,27 +385,21 @@ def _check_post(name: str, predictor: Predictor, image: ImageInput | None, text:
 
 
 def _predict(predictor: Predictor, jobs: list[_Job], kept: _Pixels, most: int) -> list[Prediction | Exception]:
-    if predictor.card.method == "posts":
-        return _predict_posts(predictor, jobs)
     preprocess = predictor.card.preprocessing
     size = preprocess.size
     if size not in kept:
         kept[size] = np.empty((most, 3, size, size), dtype=np.float32)
-    pixels = kept[size][: len(jobs)]
-    for row, job in zip(pixels, jobs, strict=True):
-        assert job.pixels is not None  # `submit_all` lets no post without a photo come here
-        normalize_into(row, job.pixels, preprocess)
-    rows = predictor.predict_pixels(pixels, [job.text for job in jobs])
-    thresholds, taxonomy = predictor.thresholds, predictor.taxonomy
-    return [Prediction(row.copy(), thresholds, taxonomy, job.source) for row, job in zip(rows, jobs, strict=True)]
-
-
-def _predict_posts(predictor: Predictor, jobs: list[_Job]) -> list[Prediction | Exception]:
-    found = predictor.predict(
-        [job.pixels for job in jobs], texts=[job.text for job in jobs], batch_size=len(jobs), errors="collect"
-    )
-    pairs = zip(found, jobs, strict=True)
-    return [IntclipError(one.error) if one.error is not None else replace(one, source=job.source) for one, job in pairs]
+    rows: list[int | None] = []
+    photos = 0
+    for job in jobs:
+        if job.pixels is None or "image" not in predictor.channels:
+            rows.append(None)
+            continue
+        normalize_into(kept[size][photos], job.pixels, preprocess)
+        rows.append(photos)
+        photos += 1
+    texts, sources = [job.text for job in jobs], [job.source for job in jobs]
+    return [*predictor.read_batch(kept[size][:photos], rows, texts, sources)]
 
 
 def _read(image: ImageInput, predictor: Predictor, max_pixels: int) -> npt.NDArray[np.uint8]:

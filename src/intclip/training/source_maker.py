@@ -18,7 +18,7 @@ from intclip.data.transforms import Augment
 from intclip.errors import StorageError
 from intclip.files import cache_home
 from intclip.methods.base import Method
-from intclip.posts.beside import text_vectors, word_table
+from intclip.methods.beside import text_vectors, word_table
 from intclip.training.distributed import Processes
 from intclip.training.frozen import FrozenFeatures
 from intclip.training.plan import Indices

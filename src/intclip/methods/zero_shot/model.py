@@ -4,6 +4,10 @@ From sentences: the cosine of photo and sentence, on a scale of its own that tak
 Through scenes: `scene_scoring.py`, what `intclip.load("lite")` does.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
 import torch.nn.functional as F
 from pydantic import field_validator
 from torch import Tensor
@@ -12,7 +16,7 @@ from intclip.backbones.base import Backbone, Features
 from intclip.backbones.unknown_words import check_known
 from intclip.labels.taxonomy import Taxonomy
 from intclip.losses import binary_cross_entropy_with_logits
-from intclip.methods.base import Method, Output
+from intclip.methods.base import Method, Output, WordUnit
 from intclip.methods.region_maps import region_map
 from intclip.methods.sentence_scoring import (
     ScoringOptions,
@@ -94,6 +98,16 @@ class ZeroShot(Method):
         if maps and "regions" in features:
             output.maps["sight"] = region_map(self._logits, features["regions"])
         return output
+
+    @property
+    def word_unit(self) -> WordUnit | None:
+        """Cosines, not probabilities: those are about photos."""
+        return "cosine"
+
+    def word_scores(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
+        """Cosines (T, K) of texts and the labels' sentences."""
+        found = self.backbone.embed_texts(texts, long="average") @ self.text.T
+        return found.double().cpu().numpy()
 
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
         """Binary cross-entropy, for the log only."""

@@ -7,9 +7,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.svm import SVC
 
-from intclip.posts.fusion import fit_logits, fit_sharpness, probabilities
-from intclip.posts.heads import fit_head, label_graph
-from intclip.posts.selection import ANCHORS, choose_head, deal, mean_ap
+from intclip.data.splitting import stratified_folds
+from intclip.methods.post_heads.fusion import fit_logits, fit_sharpness, probabilities
+from intclip.methods.post_heads.selection import ANCHORS, choose_head
+from intclip.methods.post_heads.solver import fit_head, label_graph
+from intclip.metrics import mean_average_precision
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +80,13 @@ def test_mean_average_precision_is_scikit_learns():
     rng = np.random.default_rng(1)
     scores, targets = rng.random((50, 4)), (rng.random((50, 4)) < 0.3).astype(float)
     reference = np.mean([average_precision_score(targets[:, k], scores[:, k]) for k in range(4)])
-    assert mean_ap(scores, targets) == pytest.approx(reference, abs=1e-12)
+    assert mean_average_precision(scores, targets) == pytest.approx(reference, abs=1e-12)
 
 
 def test_folds_part_the_posts_and_spread_every_class():
     rng = np.random.default_rng(2)
     targets = (rng.random((203, 6)) < [0.5, 0.3, 0.1, 0.05, 0.03, 0.02]).astype(float)
-    folds = list(deal(targets, 5, seed=0))
+    folds = list(stratified_folds(targets, 5, seed=0))
     tests = np.concatenate([test for _, test in folds])
     assert sorted(tests) == list(range(203))
     for train, test in folds:
@@ -93,7 +95,7 @@ def test_folds_part_the_posts_and_spread_every_class():
     counts = np.array([targets[test].sum(axis=0) for _, test in folds])
     rarest = int(targets.sum(axis=0).argmin())
     assert np.ptp(counts[:, rarest]) <= 1
-    assert all(np.array_equal(a[1], b[1]) for a, b in zip(folds, deal(targets, 5, seed=0), strict=True))
+    assert all(np.array_equal(a[1], b[1]) for a, b in zip(folds, stratified_folds(targets, 5, seed=0), strict=True))
 
 
 def test_the_election_never_gives_class_sentences_more_than_half(posts):
@@ -132,7 +134,7 @@ def test_fusion_weighs_each_channel_by_class():
 def test_sharpness_of_exclusive_classes():
     rng = np.random.default_rng(6)
     logits = rng.normal(size=(20_000, 3))
-    truth = probabilities(logits, 2.5)
+    truth = probabilities(2.5 * logits, exclusive=True)
     drawn = (rng.random(20_000)[:, None] > truth.cumsum(axis=1)).sum(axis=1)
     targets = np.eye(3)[drawn]
     assert fit_sharpness(logits, targets) == pytest.approx(2.5, rel=0.05)

@@ -1,11 +1,12 @@
 """Which head: inner cross-validation of every head and setting, and an ensemble of the best that agree least."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from intclip.posts.heads import GRIDS, SLOW, SLOW_LIMIT, Array, Params, fit_head
+from intclip.data.splitting import stratified_folds
+from intclip.methods.post_heads.solver import GRIDS, SLOW, SLOW_LIMIT, Array, Params, fit_head
+from intclip.metrics import mean_average_precision
 
 ANCHORS, ENSEMBLE = "anchors", "ensemble"
 INNER_FOLDS = 5
@@ -70,7 +71,7 @@ def choose_head(
         head: Take this one, whatever the figures.
     """
     candidates = {ANCHORS: _candidate(ANCHORS, (), anchors, targets)}
-    folds = list(deal(targets, 3 if len(targets) > LARGE else INNER_FOLDS, seed))
+    folds = list(stratified_folds(targets, 3 if len(targets) > LARGE else INNER_FOLDS, seed))
     for name, grid in GRIDS.items():
         if name in SLOW and targets.size > SLOW_LIMIT:
             continue
@@ -83,48 +84,14 @@ def choose_head(
         candidates[name] = max(tried, key=lambda found: found.value)
     votes = _elect(candidates, targets)
     joined = sum((share * candidates[name].scores for name, share in votes.items()), np.zeros(targets.shape))
-    values = {name: found.value for name, found in candidates.items()} | {ENSEMBLE: mean_ap(joined, targets)}
+    values = {name: found.value for name, found in candidates.items()} | {
+        ENSEMBLE: mean_average_precision(joined, targets)
+    }
     ranking = dict(sorted(values.items(), key=lambda item: -item[1]))
     winner = head or next(iter(ranking))
     if winner != ENSEMBLE:
         votes, joined = {winner: 1.0}, candidates[winner].scores
     return Choice(winner, votes, candidates, joined, ranking)
-
-
-def deal(targets: Array, folds: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Train and test rows of folds; the posts of every class, rarest first, are spread over them evenly.
-
-    Source: Sechidis et al., On the stratification of multi-label data, ECML 2011, without its tie-breaking.
-    """
-    rng = np.random.default_rng(seed)
-    assigned = np.full(len(targets), -1)
-    sizes = np.zeros(folds)
-    positive = targets > 0
-    for k in np.argsort(positive.sum(axis=0), kind="stable"):
-        rows = rng.permutation(np.flatnonzero(positive[:, k] & (assigned < 0)))
-        counts = np.bincount(assigned[positive[:, k] & (assigned >= 0)], minlength=folds).astype(float)
-        for row in rows:
-            fold = int(np.lexsort((rng.random(folds), sizes, counts))[0])
-            assigned[row] = fold
-            counts[fold] += 1
-            sizes[fold] += 1
-    for row in rng.permutation(np.flatnonzero(assigned < 0)):
-        fold = int(sizes.argmin())
-        assigned[row] = fold
-        sizes[fold] += 1
-    for fold in range(folds):
-        if (assigned == fold).any() and (assigned != fold).any():
-            yield np.flatnonzero(assigned != fold), np.flatnonzero(assigned == fold)
-
-
-def mean_ap(scores: Array, targets: Array) -> float:
-    """Mean average precision over classes with a positive; equal scores in the order of the posts."""
-    order = np.argsort(-scores, axis=0, kind="stable")
-    hits = np.take_along_axis(targets, order, axis=0)
-    precision = np.cumsum(hits, axis=0) / np.arange(1, len(hits) + 1)[:, None]
-    count = targets.sum(axis=0)
-    seen = count > 0
-    return float(((precision * hits).sum(axis=0)[seen] / count[seen]).mean()) if seen.any() else 0.0
 
 
 def _held_out(
@@ -145,7 +112,7 @@ def _held_out(
 def _candidate(name: str, params: Params, raw: Array, targets: Array) -> Candidate:
     mean, deviation = raw.mean(axis=0), np.maximum(raw.std(axis=0), 1e-6)
     scores = (raw - mean) / deviation
-    return Candidate(name, params, scores, mean, deviation, mean_ap(scores, targets))
+    return Candidate(name, params, scores, mean, deviation, mean_average_precision(scores, targets))
 
 
 def _elect(candidates: dict[str, Candidate], targets: Array) -> dict[str, float]:
@@ -155,7 +122,7 @@ def _elect(candidates: dict[str, Candidate], targets: Array) -> dict[str, float]
     total = sum((found.scores for found in learned[:2]), np.zeros(targets.shape))
     while sum(votes.values()) < VOTES:
         options = [c for c in candidates.values() if c.name != ANCHORS or votes.get(ANCHORS, 0) < MOST_ANCHOR_VOTES]
-        best = max(options, key=lambda found: mean_ap(total + found.scores, targets))
+        best = max(options, key=lambda found: mean_average_precision(total + found.scores, targets))
         votes[best.name] = votes.get(best.name, 0) + 1
         total = total + best.scores
     return {name: count / VOTES for name, count in votes.items()}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from intclip.posts.heads import Array
+from intclip.methods.post_heads.solver import Array
 
 _STEPS = 25
 _STRENGTH = 5.0
@@ -102,16 +102,9 @@ def _sigmoid(x: Array) -> Array:
     return np.asarray(0.5 * (1 + np.tanh(x / 2)), dtype=np.float64)
 
 
-def log_odds(found: Array) -> Array:
-    """Log-odds of probabilities, cut at ±36, where a double no longer tells them apart."""
-    low = float(np.exp(-36))
-    kept = found.clip(low, 1 - low)
-    return np.asarray(np.log(kept) - np.log1p(-kept), dtype=np.float64)
-
-
-def probabilities(logits: Array, sharpness: float | None) -> Array:
-    """Sigmoid, or with a sharpness the softmax over classes."""
-    if sharpness is None:
+def probabilities(logits: Array, *, exclusive: bool) -> Array:
+    """Sigmoid of logits (N, K), or where exactly one label holds their softmax."""
+    if not exclusive:
         return _sigmoid(logits)
-    scaled = np.exp(sharpness * (logits - logits.max(axis=1, keepdims=True)))
+    scaled = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(scaled / scaled.sum(axis=1, keepdims=True), dtype=np.float64)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import jensenshannon
 
-from intclip.posts.conflict import conflict
+from intclip.inference.conflict import conflict
 
 
 def one(photo, words, **options):

@@ -1,4 +1,4 @@
-"""Words that stand beside a photo, as the entries of its features that a method may read: see `methods.base.Beside`."""
+"""Words beside a photo, as entries of its features that a method may read: see `methods.base.Beside`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from intclip.backbones.base import Backbone
-from intclip.posts.encoders import tower_encoder
 
 MOST_WORDS = 32
 """Vectors of a post: its text as a whole and its first words."""
@@ -77,5 +76,5 @@ READERS: dict[str, Callable[[Texts, Backbone], Tensor | None]] = {"text": text_v
 
 def _embedded(texts: Sequence[str], backbone: Backbone) -> Tensor:
     """Embeddings (T, D) of length √D."""
-    found = torch.from_numpy(tower_encoder(backbone)(texts))
-    return torch.mul(F.normalize(found, dim=1), found.shape[1] ** 0.5)
+    found = backbone.embed_texts(texts, long="average").cpu()
+    return found.mul(found.shape[1] ** 0.5)

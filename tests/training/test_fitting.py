@@ -1,23 +1,19 @@
-"""From a table to a bundle to predictions: photos alone, words alone, both, by the embedded backbone."""
+"""From a table to a model to predictions: photos alone, words alone, both, by the embedded backbone."""
 
 import csv
 import json
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 import intclip
-from intclip.backbones import load_backbone
 from intclip.cli.main import app
 from intclip.data import load_dataset
-from intclip.errors import IntclipError
-from intclip.inference.fitting import usable_samples
-from intclip.inference.post_predictor import PostPredictor
-from intclip.posts.conflict import conflict
-from intclip.posts.encoders import encode_classes, encode_photos, tower_encoder, without_regions
+from intclip.errors import DatasetError, IntclipError
+from intclip.inference.conflict import conflict
+from intclip.training.fitting import fit_dataset, usable_samples
 from labelled_posts import KINDS, write_posts
 
 
@@ -42,8 +38,9 @@ def model(home):
 def test_fit_tells_what_it_chose_and_how_good_it_is(home):
     _, facts = home
     assert facts["posts"] == 24
-    assert set(facts["metrics"]) == {"text", "image", "both"}
-    assert 0 <= facts["metrics"]["both"]["mAP"]["low"] <= facts["metrics"]["both"]["mAP"]["high"] <= 1
+    assert {"val", "val-image", "val-text"} <= set(facts)
+    low, high = facts["val"]["intervals"]["mAP"]
+    assert 0 <= low <= facts["val"]["headline"]["mAP"] <= high <= 1
     assert set(facts["heads"]) == {"text", "image"}
 
 
@@ -66,7 +63,7 @@ def test_fit_tells_how_many_posts_it_leaves_out(tmp_path, caplog):
 
 
 def test_photo_alone_words_alone_and_both(model, home):
-    assert isinstance(model, PostPredictor)
+    assert model.channels == model.alone == ("image", "text")
     photo = home[0] / "2.png"
     words = "waves on a blue sea"
     by_photo, by_words = model.predict(photo)[0], model.predict(texts=words)[0]
@@ -81,7 +78,7 @@ def test_photo_alone_words_alone_and_both(model, home):
 
 
 def test_what_cannot_be_read(model, home):
-    with pytest.raises(IntclipError, match="neither a photo nor words"):
+    with pytest.raises(IntclipError, match="text 1: there is neither a photo nor words"):
         model.predict([None], texts=[" "])
     with pytest.raises(IntclipError, match="more photos than texts"):
         model.predict([home[0] / "0.png"] * 2, texts=["one"])
@@ -92,13 +89,18 @@ def test_what_cannot_be_read(model, home):
     found = model.predict([home[0] / "no.png", None], texts=["sea", "sea"], errors="collect")
     assert "no.png" in found[0].error
     assert found[1].error is None
-    with pytest.raises(IntclipError, match="does not export, and is scored by what it predicts"):
-        model.method()
-    for wrong in ({"engine": "onnx"}, {"device": "cuda"}, {"precision": "bf16"}):
-        with pytest.raises(IntclipError, match="is a model of posts and"):
-            intclip.load(home[0] / "model", **wrong)
-    with pytest.raises(IntclipError, match="photos alone"):
+    with pytest.raises(IntclipError, match="lite reads photos alone"):
         intclip.load("lite", engine="torch").predict(home[0] / "0.png", texts=["sea"])
+
+
+def test_every_engine_gives_the_same_numbers(model, home):
+    photos = [home[0] / f"{i}.png" for i in range(5)]
+    words = [None, "a blue sea", None, "a hot fire", "sea"]
+    expected = model.predict(photos, texts=words)
+    for engine in ("torch", "onnx"):
+        other = intclip.load(home[0] / "model", engine=engine).predict(photos, texts=words)
+        for found, one in zip(other, expected, strict=True):
+            np.testing.assert_allclose(found.probabilities, one.probabilities, atol=1e-4)
 
 
 def test_thresholds_of_the_caller(model):
@@ -174,24 +176,7 @@ def test_evidence_in_the_photo_lies_where_the_label_is(model, tmp_path):
     assert regions.shape == (7, 7)
     assert regions[:3, :3].mean() > regions[4:, 4:].mean()
     assert evidence.probability == pytest.approx(model.predict(file)[0].scores["sea"], abs=1e-4)
-    with pytest.raises(IntclipError, match="model of posts"):
-        model.explain(file, "sea", kind="gradcam")
-
-
-def test_a_region_left_out_is_the_mean_of_the_others():
-    backbone = load_backbone("lite")
-    photo = Image.fromarray(np.random.default_rng(2).integers(0, 256, (224, 224, 3), dtype=np.uint8))
-    classes = encode_classes([["a photo", "a dog"]], tower_encoder(backbone))
-    raw, (height, width) = without_regions(photo, backbone, classes)
-    with torch.no_grad():
-        last = backbone.deep_map(backbone.deep(backbone.trunk(backbone.preprocess(photo)[None])))
-    cells = last[0].flatten(1).T.numpy()
-    assert len(raw) == 1 + len(cells) == 1 + height * width
-    for row, kept in ((0, cells), (1, cells[1:]), (height * width, cells[:-1])):
-        np.testing.assert_allclose(raw.dense["deep"][row], np.sqrt(kept.mean(axis=0)), atol=1e-5)
-    whole = encode_photos([photo], backbone, classes)
-    np.testing.assert_allclose(raw.take([0]).dense["joint"], whole.dense["joint"], atol=1e-5)
-    np.testing.assert_allclose(raw.take([0]).anchors, whole.anchors, atol=1e-5)
+    assert model.explain(file, "sea", kind="fine").fused.max() == 1
 
 
 def test_explain_shows_words_and_photo(home, tmp_path):
@@ -242,11 +227,11 @@ def test_predict_a_table(home):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--head", "magic"], "no head 'magic'"),
-        (["--channel", "sound"], "no channel 'sound'"),
-        (["--folds", 1], "holds nothing out"),
-        (["--text-encoder", "nowhere"], "no text encoder"),
-        (["--split", "test"], "no split 'test'"),
+        (["--head", "magic"], "'magic'"),
+        (["--channel", "sound"], "'sound'"),
+        (["--folds", 1], "--folds 1"),
+        (["--text-encoder", "nowhere"], "'nowhere'"),
+        (["--split", "test"], "'test'"),
     ],
 )
 def test_fit_refuses_in_one_line(home, tmp_path, words, message):
@@ -258,3 +243,58 @@ def test_fit_refuses_in_one_line(home, tmp_path, words, message):
             standalone_mode=False,
         )
     assert not (tmp_path / "m").exists()
+
+
+def test_fit_goes_on_past_a_damaged_photo_and_names_it(tmp_path, caplog):
+    caplog.set_level("INFO", logger="intclip")
+    table = write_posts(tmp_path, 24)
+    (tmp_path / "5.png").write_bytes(b"no photo")
+    (tmp_path / "7.png").unlink()
+    fitted = fit_dataset(load_dataset(table, missing="keep"), folds=0)
+    assert len(fitted.ids) == 22
+    assert "5.png" not in fitted.ids
+    told = " ".join(caplog.messages)
+    assert "5.png" in told
+    assert "7.png" in told
+
+
+def test_paths_with_backslashes_are_found(tmp_path):
+    table = write_posts(tmp_path, 24)
+    (tmp_path / "photos").mkdir()
+    for i in range(24):
+        (tmp_path / f"{i}.png").rename(tmp_path / "photos" / f"{i}.png")
+    table.write_text("".join(f"photos\\{line}" if line[0].isdigit() else line for line in table.open()))
+    samples, used = usable_samples(load_dataset(table), ["train"], ("image", "text"))
+    assert len(samples) == 24
+    assert samples[3].image == tmp_path / "photos" / "3.png"
+    assert used == ["image", "text"]
+
+
+def test_missing_photos_are_named(tmp_path):
+    table = write_posts(tmp_path, 24)
+    for i in range(24):
+        (tmp_path / f"{i}.png").unlink()
+    rows = table.read_text().splitlines()
+    table.write_text("\n".join(",".join([cells[0], "", cells[2]]) for cells in (row.split(",") for row in rows)))
+    with pytest.raises(DatasetError, match=r"0\.png"):
+        usable_samples(load_dataset(table, missing="keep"), ["train"], ("image", "text"))
+
+
+@pytest.mark.parametrize("beside", ["", "sea;"])
+def test_a_label_without_negatives_is_refused_by_name(tmp_path, beside):
+    rows = ["text,labels", *(f"number {i},{beside if i % 2 else ''}always" for i in range(24))]
+    (tmp_path / "posts.csv").write_text("\n".join(rows))
+    with pytest.raises(DatasetError, match="'always'"):
+        fit_dataset(load_dataset(tmp_path / "posts.csv"), folds=0)
+
+
+def test_the_heads_of_posts_are_not_imported_for_other_models():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, intclip; m = intclip.load('proxy', engine='torch'); "
+        "print([name for name in sys.modules if 'post_heads' in name or name.startswith('sklearn')])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,132 @@
+"""What the heads read of a post: per channel some vectors, and how much it resembles each label's sentences."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from intclip.labels.taxonomy import Taxonomy
+
+Floats = npt.NDArray[np.float32]
+MAX_TERMS = 2000
+_COUNTERS: dict[str, dict[str, Any]] = {
+    "words": {"analyzer": "word", "ngram_range": (1, 2), "stop_words": "english"},
+    "letters": {"analyzer": "char_wb", "ngram_range": (3, 5)},
+}
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
+_SENTENCE_SHARE = 0.5
+"""Weight of a post's best sentence beside the whole post, where both are compared with a label's sentence."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """One channel of N posts, before anything is fitted.
+
+    Attributes:
+        blocks: Block name to vectors (N, D).
+        anchors: Similarity (N, K) to the labels' sentences.
+        texts: The texts, for word counts; None for photos.
+    """
+
+    blocks: dict[str, Floats]
+    anchors: Floats
+    texts: list[str] | None = None
+
+    def __len__(self) -> int:
+        """Number of posts N."""
+        return len(self.anchors)
+
+    def take(self, rows: npt.ArrayLike) -> "Inputs":
+        """Some of the posts."""
+        index = np.asarray(rows, dtype=np.int64)
+        texts = None if self.texts is None else [self.texts[i] for i in index]
+        return Inputs({name: block[index] for name, block in self.blocks.items()}, self.anchors[index], texts)
+
+
+@dataclass(frozen=True)
+class WordCounts:
+    """Fitted vocabularies.
+
+    Attributes:
+        terms: Kind of terms ("words", "letters") to its terms, in the order of the columns.
+        idf: Kind of terms to their inverse document frequencies.
+    """
+
+    terms: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    idf: Mapping[str, Floats] = field(default_factory=dict)
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, Floats]:
+        """One block (N, terms) a kind: logarithmic counts times inverse document frequency, of unit length."""
+        return {
+            kind: _weighted(_counter(kind, vocabulary=list(terms)).transform(texts), self.idf[kind])
+            for kind, terms in self.terms.items()
+        }
+
+
+def fit_word_counts(texts: Sequence[str]) -> WordCounts:
+    """The most frequent words, pairs of words and runs of letters that two texts have; labels are not looked at."""
+    terms: dict[str, list[str]] = {}
+    idf: dict[str, Floats] = {}
+    for kind in _COUNTERS:
+        counter = _counter(kind, max_features=MAX_TERMS, min_df=2)
+        try:
+            counts = counter.fit_transform(texts)
+        except ValueError:  # no term is in two texts
+            continue
+        terms[kind] = list(map(str, counter.get_feature_names_out()))
+        seen = np.asarray((counts > 0).sum(axis=0)).ravel()
+        idf[kind] = (np.log((1 + len(texts)) / (1 + seen)) + 1).astype(np.float32)
+    return WordCounts(terms, idf)
+
+
+def label_sentences(taxonomy: Taxonomy) -> list[list[str]]:
+    """Every form of words written for the K labels: HCI sentences and definitions, or else the names."""
+    forms = [list(taxonomy.sentence_forms[form]) for form in taxonomy.written]
+    if taxonomy.definitions:
+        forms.append([taxonomy.definitions.get(name, name) for name in taxonomy.names])
+    return forms or [list(taxonomy.names)]
+
+
+def text_inputs(texts: Sequence[str], embed: Callable[[Sequence[str]], Floats], labels: Floats) -> Inputs:
+    """The text channel of N posts: each text as a whole, and the mean of its sentences.
+
+    Args:
+        texts: N texts.
+        embed: Texts to unit embeddings.
+        labels: (F, K, D) embeddings of F forms of the labels' sentences, by the same encoder.
+    """
+    whole = [" ".join(text.split()) or " " for text in texts]
+    parts = [[part for part in _SENTENCE_END.split(text.strip()) if part.strip()] for text in texts]
+    sentences = [[" ".join(part.split()) for part in group] or [text] for group, text in zip(parts, whole, strict=True)]
+    owner = np.repeat(np.arange(len(whole)), [len(group) for group in sentences])
+    # In one call: most texts are one sentence, which an encoder then reads once.
+    found = embed([*whole, *(part for group in sentences for part in group)])
+    text, split = found[: len(whole)], found[len(whole) :]
+    mean = np.zeros_like(text)
+    np.add.at(mean, owner, split)
+    anchors = np.zeros((len(whole), labels.shape[1]), dtype=np.float32)
+    for form in labels:
+        best = np.full(anchors.shape, -1.0, dtype=np.float32)
+        np.maximum.at(best, owner, split @ form.T)
+        anchors += (text @ form.T + _SENTENCE_SHARE * best) / len(labels)
+    return Inputs({"text": text, "sentences": unit(mean)}, anchors, list(texts))
+
+
+def unit(rows: npt.NDArray[np.floating[Any]]) -> Floats:
+    """Rows of length one; a row of zeros stays."""
+    length = np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
+    return np.asarray(rows / length, dtype=np.float32)
+
+
+def _counter(kind: str, **options: Any) -> Any:
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    return CountVectorizer(**_COUNTERS[kind], **options)
+
+
+def _weighted(counts: Any, idf: Floats) -> Floats:
+    dense = np.asarray(counts.toarray(), dtype=np.float32)
+    return unit(np.where(dense > 0, 1 + np.log(np.maximum(dense, 1)), 0) * idf)

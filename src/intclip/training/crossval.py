@@ -1,0 +1,64 @@
+"""Honest figures of `intclip fit`: all that is fitted or chosen is fitted and chosen anew inside each outer fold."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from intclip.data.splitting import stratified_folds
+from intclip.labels.taxonomy import Taxonomy
+from intclip.methods.post_heads.fusion import probabilities
+from intclip.methods.post_heads.heads import fit_heads
+from intclip.methods.post_heads.inputs import Inputs
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """One mode ("image", "text" or "both") of all outer folds together.
+
+    Attributes:
+        probabilities: (N, K), of each post by the heads that were fitted without it.
+        thresholds: (N, K), of these heads.
+    """
+
+    probabilities: Array
+    thresholds: Array
+
+
+def nested(
+    inputs: Mapping[str, Inputs],
+    targets: npt.ArrayLike,
+    taxonomy: Taxonomy,
+    *,
+    folds: int = 5,
+    seed: int = 0,
+    head: str | None = None,
+    report: Callable[[int, int], None] | None = None,
+) -> dict[str, HeldOut]:
+    """Nested cross-validation of `fit_heads`, whose arguments these are, by mode.
+
+    Args:
+        inputs: "text", "image" or both, N posts each.
+        targets: (N, K), 0 or 1.
+        taxonomy: The K labels.
+        folds: Number of outer folds.
+        seed: Of the outer folds, and in each of the inner ones.
+        head: Take this head in place of the best one.
+        report: Called with the number of folds done and of all.
+    """
+    target = np.asarray(targets, dtype=np.float64)
+    found: dict[str, HeldOut] = {}
+    for done, (train, test) in enumerate(stratified_folds(target, folds, seed), start=1):
+        learned = {name: channel.take(train) for name, channel in inputs.items()}
+        fitted = fit_heads(learned, target[train], taxonomy, seed=seed + done, head=head)
+        logits = fitted.logits({name: channel.take(test) for name, channel in inputs.items()})
+        for mode, values in logits.items():
+            held = found.setdefault(mode, HeldOut(np.zeros(target.shape), np.zeros(target.shape)))
+            held.probabilities[test] = probabilities(values, exclusive=taxonomy.exclusive)
+            held.thresholds[test] = fitted.thresholds[mode]
+        if report is not None:
+            report(done, folds)
+    return found

@@ -1,0 +1,285 @@
+"""`intclip fit`: from a table of labelled posts to a model, with figures that were held out."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from intclip.backbones.registry import load_backbone
+from intclip.data.loading import pixel_batches
+from intclip.data.sample import Dataset, Sample, check_both_sides
+from intclip.errors import DatasetError
+from intclip.evaluation.report import write_predictions, write_report
+from intclip.evaluation.scoring import Report, Scores, headline, make_report
+from intclip.files import atomic_directory, write_text
+from intclip.inference.bundle import save_bundle
+from intclip.methods.post_heads.heads import BOTH, FittedHeads, fit_heads
+from intclip.methods.post_heads.inputs import Inputs
+from intclip.methods.post_heads.model import PostHeads, PostHeadsOptions, join_inputs
+from intclip.training.crossval import HeldOut, nested
+from intclip.training.frozen import FrozenFeatures
+from intclip.training.recipe_file import dump_recipe
+from intclip.training.run import BUNDLE, METRICS, RECIPE
+
+FEWEST_POSTS = 20
+METHOD = "post_heads"
+SPLIT = "val"
+"""The split that the cross-validated figures are saved as; those of one channel alone have its name behind it."""
+_BATCH = 32
+_NAMED = 3
+_log = logging.getLogger(__name__)
+Progress = Callable[[str, int, int], None]
+"""Called with the stage, how much of it is done and how much there is."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What `fit_dataset` did.
+
+    Attributes:
+        method: The fitted model.
+        heads: What was chosen, and the thresholds.
+        dataset: What it was fitted on, its taxonomy exclusive where exactly one label holds.
+        ids: Of the N posts it was fitted on.
+        targets: (N, K), 0 or 1.
+        held_out: Mode to its cross-validated probabilities; empty without folds.
+        reports: Mode to the metrics of these; see `make_report`.
+        facts: How it was fitted, as plain data: splits, folds, seed.
+        seconds: Stage ("encode", "cross-validate", "fit") to the time it took.
+    """
+
+    method: PostHeads
+    heads: FittedHeads
+    dataset: Dataset
+    ids: list[str]
+    targets: npt.NDArray[np.float32]
+    held_out: Mapping[str, HeldOut]
+    reports: Mapping[str, Report]
+    facts: Mapping[str, Any]
+    seconds: dict[str, float]
+
+    @property
+    def mode(self) -> str:
+        """What a post with all channels is read by."""
+        return BOTH if len(self.method.channels) > 1 else self.method.channels[0]
+
+    def metrics(self) -> dict[str, Any]:
+        """Splits as in the metrics of a training run, and each channel's heads."""
+        splits = {}
+        for mode, report in self.reports.items():
+            figures = headline(report, self.dataset.task)
+            intervals = {key: report["intervals"].get(key) for key in figures}
+            splits[self.split(mode)] = {"photos": len(self.ids), "headline": figures, "intervals": intervals}
+        choices = self.heads.choices.items()
+        heads = {name: {"votes": choice.votes, "inner_mAP": choice.ranking} for name, choice in choices}
+        return splits | {"heads": heads}
+
+    def split(self, mode: str) -> str:
+        """The name under which the cross-validated figures of a mode are saved."""
+        return SPLIT if mode == self.mode else f"{SPLIT}-{mode}"
+
+
+def fit_dataset(
+    dataset: Dataset,
+    options: PostHeadsOptions | None = None,
+    *,
+    splits: Sequence[str] = ("train",),
+    backbone: str = "lite",
+    folds: int = 5,
+    progress: Progress | None = None,
+) -> Fitted:
+    """Fit a model of posts.
+
+    Posts that lack a channel which others have are left out of the fit (not of prediction); so are posts without known
+    labels, and those whose photo cannot be read.
+
+    Args:
+        dataset: Photos, texts, or both, with labels.
+        options: Channels to read (those that no post has are dropped), text encoder, head and seed.
+        splits: Which splits to fit on.
+        backbone: Name of the frozen backbone.
+        folds: Of the nested cross-validation; 0 leaves it out.
+        progress: See `Progress`.
+
+    Raises:
+        DatasetError: A split is missing, there are too few posts, or a label has no negatives.
+    """
+    options = options or PostHeadsOptions(channels=("image", "text"))
+    samples, used = usable_samples(dataset, splits, options.channels)
+    # A table of posts may have one label a post under any taxonomy; the taxonomy says what a prediction holds.
+    taxonomy = replace(dataset.taxonomy, exclusive=dataset.task == "singlelabel")
+    dataset = replace(dataset, taxonomy=taxonomy)
+    clock = time.perf_counter()
+    tower = load_backbone(backbone)
+    method = PostHeads(tower, taxonomy, options.model_copy(update={"channels": tuple(used)}))
+    method.encode_labels()
+    inputs, kept = encode_samples(method, samples, progress)
+    samples = [samples[row] for row in kept]
+    targets = (np.stack([sample.targets for sample in samples]) >= dataset.positive_share).astype(np.float32)
+    check_both_sides(targets, taxonomy.names, dataset.name)
+    seconds = {"encode": time.perf_counter() - clock}
+    seed, head = options.seed, options.head
+    held_out: dict[str, HeldOut] = {}
+    ids = [sample.id for sample in samples]
+    if folds:
+        clock = time.perf_counter()
+        tell = None if progress is None else lambda done, total: progress("cross-validating", done, total)
+        held_out = nested(inputs, targets, taxonomy, folds=folds, seed=seed, head=head, report=tell)
+        seconds["cross-validate"] = time.perf_counter() - clock
+    reports = {
+        mode: make_report(
+            Scores(ids, found.probabilities.astype(np.float32), targets, []),
+            dataset.task,
+            taxonomy,
+            found.thresholds,
+            positive_share=0.5,
+            draws=1000,
+        )
+        for mode, found in held_out.items()
+    }
+    clock = time.perf_counter()
+    heads = fit_heads(inputs, targets, taxonomy, seed=seed, head=head)
+    seconds["fit"] = time.perf_counter() - clock
+    facts = {"backbone": backbone, "splits": list(splits), "folds": folds}
+    facts |= method.options.model_dump(mode="json", exclude={"terms"})
+    return Fitted(method.with_fitted(heads), heads, dataset, ids, targets, held_out, reports, facts, seconds)
+
+
+def write_fitted(
+    fitted: Fitted, out: str | os.PathLike[str], *, data: Mapping[str, Any] | None = None, overwrite: bool = False
+) -> Path:
+    """Write what a training run writes: the bundle, and the cross-validated reports and predictions of split "val".
+
+    Args:
+        fitted: The model.
+        out: The folder, written whole or not at all.
+        data: Name, root and options of the dataset, for commands that look at its photos or its test split.
+        overwrite: Replace a folder that is there.
+
+    Raises:
+        StorageError: The folder exists, or cannot be written.
+    """
+    dataset, method = fitted.dataset, fitted.method
+    section: dict[str, Any] = {
+        "name": None,
+        "root": None,
+        "options": {},
+        "test": "test",
+        "positive_share": dataset.positive_share,
+    }
+    section |= dict(data or {})
+    recipe = {"data": section, "fit": dict(fitted.facts)}
+    thresholds = fitted.heads.thresholds
+    with atomic_directory(out, overwrite=overwrite) as partial:
+        for mode, report in fitted.reports.items():
+            found = fitted.held_out[mode].probabilities.astype(np.float32)
+            title = f"{Path(out).name}: {dataset.name}, {mode}, nested cross-validation"
+            write_report(partial, f"report-{fitted.split(mode)}", report, dataset.task, title)
+            scores = Scores(fitted.ids, found, fitted.targets, [])
+            write_predictions(partial / f"predictions-{fitted.split(mode)}.parquet", scores, dataset.taxonomy.names)
+        save_bundle(
+            partial / BUNDLE,
+            method=method,
+            method_name=METHOD,
+            options=method.options,
+            backbone_name=method.backbone.name,
+            thresholds=thresholds[fitted.mode],
+            channel_thresholds={name: thresholds[name] for name in method.channels if name != fitted.mode},
+            recipe=recipe | {"data": section | {"root": None}},
+            metrics=fitted.metrics(),
+        )
+        write_text(partial / RECIPE, dump_recipe(recipe))
+        write_text(partial / METRICS, json.dumps(fitted.metrics() | {"seconds": fitted.seconds}, indent=1) + "\n")
+    return Path(out)
+
+
+def usable_samples(dataset: Dataset, splits: Sequence[str], channels: Sequence[str]) -> tuple[list[Sample], list[str]]:
+    """Samples with all labels known and every channel that any sample has, and those channels' names.
+
+    Logs how many others there are: both channels are learned from the same posts.
+
+    Raises:
+        DatasetError: There is no such split, or too few samples are left.
+    """
+    if missing := [split for split in splits if split not in dataset.splits]:
+        raise DatasetError(f"{dataset.name} has no split {missing[0]!r}; it has: {', '.join(dataset.splits)}")
+    everything = [sample for split in splits for sample in dataset.splits[split]]
+    labelled = [sample for sample in everything if not np.isnan(sample.targets).any()]
+    gone = [sample for sample in everything if isinstance(sample.image, Path) and not sample.image.exists()]
+
+    def has(sample: Sample, channel: str) -> bool:
+        if channel == "text":
+            return bool(sample.text and sample.text.strip())
+        return sample.image is not None and not (isinstance(sample.image, Path) and not sample.image.exists())
+
+    used = [name for name in channels if any(has(sample, name) for sample in labelled)]
+    samples = [sample for sample in labelled if used and all(has(sample, name) for name in used)]
+    if "image" in channels and gone:
+        _log.warning("%s: %s", dataset.name, _missing(gone))
+    if len(samples) < FEWEST_POSTS:
+        lost = f"; {_missing(gone)}" if "image" in channels and gone else ""
+        raise DatasetError(
+            f"{dataset.name} has {len(samples)} posts with all labels known and {' and '.join(channels)}; "
+            f"fit needs at least {FEWEST_POSTS}: label more, or fit one channel (--channel){lost}"
+        )
+    if len(samples) < len(everything):
+        lacking, left = " or ".join([*used, "labels"]), len(everything) - len(samples)
+        _log.info("%s: %d of %d posts lack %s and are left out", dataset.name, left, len(everything), lacking)
+    return samples, used
+
+
+def encode_samples(
+    method: PostHeads, samples: Sequence[Sample], progress: Progress | None = None
+) -> tuple[dict[str, Inputs], list[int]]:
+    """Inputs of samples that have all of the method's channels, and the positions of those that could be read.
+
+    Raises:
+        DatasetError: No photo could be read.
+    """
+    kept, inputs = list(range(len(samples))), dict[str, Inputs]()
+    if "image" in method.channels:
+        inputs["image"], kept = _photos(method, samples, progress)
+    if "text" in method.channels:
+        if progress is not None:
+            progress("reading words", 0, len(kept))
+        inputs["text"] = method.text_inputs([samples[row].text or "" for row in kept])
+    return inputs, kept
+
+
+def _photos(method: PostHeads, samples: Sequence[Sample], progress: Progress | None) -> tuple[Inputs, list[int]]:
+    backbone = method.backbone
+    frozen = FrozenFeatures(backbone, method.needs, device=torch.device("cpu"))
+    parts: list[Inputs] = []
+    kept: list[int] = []
+    failed: list[str] = []
+    for batch in pixel_batches(samples, backbone.preprocess, _BATCH):
+        failed += [str(error) for _, error in batch.errors]
+        if len(batch.indices):
+            parts.append(method.photo_inputs(frozen(batch.pixels)["deep"]))
+            kept += batch.indices.tolist()
+        if progress is not None:
+            progress("reading photos", len(kept) + len(failed), len(samples))
+    if not parts:
+        raise DatasetError(f"none of the {len(samples)} photos could be read; the first: {failed[0]}")
+    if failed:
+        more = f"; and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
+        _log.warning(
+            "%d of %d photos could not be read; their posts are left out: %s%s",
+            len(failed), len(samples), "; ".join(failed[:_NAMED]), more,
+        )  # fmt: skip
+    return join_inputs(parts), kept
+
+
+def _missing(samples: Sequence[Sample]) -> str:
+    """Which photos are not there."""
+    named = ", ".join(str(sample.image) for sample in samples[:_NAMED])
+    more = f" and {len(samples) - _NAMED} more" if len(samples) > _NAMED else ""
+    return f"photos not found: {named}{more}"
