@@ -22,7 +22,7 @@ from intclip.data.check import check_dataset
 from intclip.data.registry import load_dataset
 from intclip.data.sample import Dataset
 from intclip.data.splitting import stratified_folds
-from intclip.evaluation.scoring import Scores, headline, make_report
+from intclip.evaluation.scoring import Scores, Task, headline, make_report
 from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.post_heads.fusion import probabilities
 from intclip.methods.post_heads.heads import fit_heads
@@ -49,7 +49,7 @@ def encoded(dataset: Dataset, split: str, cache: Path, tag: str = "") -> Posts:
     samples, used = usable_samples(dataset, [split], ("text", "image"))
     file = cache / f"{dataset.name}-{split}{tag}.npz"
     if not file.is_file():
-        method = PostHeads(load_backbone("lite"), dataset.taxonomy, PostHeadsOptions(channels=tuple(used)))
+        method = PostHeads(load_backbone("lite"), dataset.taxonomy, PostHeadsOptions.model_validate({"channels": used}))
         method.encode_labels()
         inputs, kept = encode_samples(method, samples)
         arrays = {f"{c}/{block}": array for c, r in inputs.items() for block, array in r.blocks.items()}
@@ -71,7 +71,7 @@ def row(found: Array, thresholds: float | Array, targets: Array, taxonomy: Taxon
     """Headline figures with 95 % intervals."""
     ids = [str(i) for i in range(len(targets))]
     scores = Scores(ids, found.astype(np.float32), targets.astype(np.float32), [])
-    task = "singlelabel" if taxonomy.exclusive else "multilabel"
+    task: Task = "singlelabel" if taxonomy.exclusive else "multilabel"
     report = make_report(scores, task, taxonomy, thresholds, positive_share=0.5, draws=1000)
     bounds = {key: report["intervals"][key] for key in headline(report, task)}
     return " | ".join(f"{100 * report[k]:.1f} [{100 * low:.1f}, {100 * high:.1f}]" for k, (low, high) in bounds.items())
