@@ -85,17 +85,31 @@ def fetch_repository(spec: str, *, endpoint: str | None = None) -> Path:
     raise CheckpointError(f"the hub repository {repo} has none of {', '.join(WEIGHT_FILES)}")
 
 
+def cached(file: HubFile) -> Path | None:
+    """The local path of a hub file that is in the cache; it asks nobody and verifies nothing.
+
+    Raises:
+        MissingExtraError: `huggingface_hub` is not installed.
+    """
+    hub = require("huggingface_hub", "hub")
+    found = hub.try_to_load_from_cache(file.repo, file.filename, cache_dir=_cache_folder(), revision=file.revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _cache_folder() -> str:
+    constants = require("huggingface_hub.constants", "hub")
+    return os.environ.get("HF_HUB_CACHE") or str(constants.HF_HUB_CACHE)
+
+
 def _download(file: HubFile, endpoint: str | None) -> Path | None:
     """Path in the cache; None when the repository is there and the file is not in it."""
     hub = require("huggingface_hub", "hub")
     errors = require("huggingface_hub.errors", "hub")
-    constants = require("huggingface_hub.constants", "hub")
     endpoint = endpoint or os.environ.get("HF_ENDPOINT")
-    cache = os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE
+    cache = _cache_folder()
     try:
-        cached = hub.try_to_load_from_cache(file.repo, file.filename, cache_dir=cache, revision=file.revision)
-        if isinstance(cached, str):
-            return Path(cached)
+        if (path := cached(file)) is not None:
+            return path
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
             raise CheckpointError(_how_to_supply(file, "offline mode is on and it is not in the cache"))
         url = hub.hf_hub_url(file.repo, file.filename, revision=file.revision, endpoint=endpoint)

@@ -36,9 +36,10 @@ def demo(
     print(f"1. Why were these {len(photos)} photos taken? 28 intents of Intentonomy, zero-shot, backbone lite")
     zero_shot = load("lite")
     _table(zero_shot, photos)
+    print(f"   ({zero_shot.note})")
 
     print(
-        "\n2. The same photos by IntCLIP with both branches, trained on 17 intents read from captions (proxy intents)"
+        "\n2. The same photos by IntCLIP with both branches, trained on 16 intents read from captions (proxy intents)"
     )
     trained = load("proxy")
     _table(trained, photos)
@@ -56,9 +57,11 @@ def demo(
 
 
 def _table(predictor: "Predictor", photos: list[Path]) -> None:
+    from intclip.inference.prediction import UNCLEAR
+
     for path, prediction in zip(photos, predictor.predict(photos), strict=True):
         best = ", ".join(f"{name} {probability:.2f}" for name, probability in prediction.top(3))
-        print(f"   {path.stem:<20} {best}")
+        print(f"   {path.stem:<20} {best if prediction.clear else f'{UNCLEAR}; nearest: {best}'}")
 
 
 def _train(folder: Path) -> None:
