@@ -29,6 +29,8 @@ from intclip.training.source import FeatureSource
 from intclip.training.source_maker import DATA_SEED, SourceMaker
 
 _log = logging.getLogger(__name__)
+REFERENCE_PHOTOS = 1000
+"""Photos whose features say where photos lie, for texts in place of photos; their labels are not read."""
 
 
 @dataclass
@@ -87,7 +89,8 @@ def build_experiment(recipe: Recipe, processes: Processes, dataset: Dataset, bac
     backbone = backbone.to(processes.device)
     seed_everything(recipe.train.seed)
     method = build_method(recipe.method.name, backbone, dataset.taxonomy, recipe.method.options).to(processes.device)
-    maker = SourceMaker(recipe, method, processes, dataset.positive_share)
+    photos = [s for split in ("train", "val") for s in dataset.splits.get(split, []) if s.image is not None]
+    maker = SourceMaker(recipe, method, processes, dataset.positive_share, photos[:REFERENCE_PHOTOS])
     sources = {split: maker.make(split, samples) for split, samples in dataset.splits.items()}
     return Experiment(dataset, method, sources)
 
@@ -190,10 +193,22 @@ def choose_splits(dataset: Dataset, data: DataSection) -> dict[str, list[Sample]
     splits = {"train": train, "val": val}
     if data.test:
         splits["test"] = list(dataset.splits[data.test])
-    splits = {name: _with_photos(samples, dataset.name, name)[: data.limit] for name, samples in splits.items()}
+    for name, samples in splits.items():
+        texts = data.texts_as_images and name == "train"
+        usable = _with_texts(samples, dataset.name) if texts else _with_photos(samples, dataset.name, name)
+        splits[name] = usable[: data.limit]
     for name, samples in splits.items():
         check_labelled(samples, dataset.name, name)
     return splits
+
+
+def _with_texts(samples: list[Sample], dataset: str) -> list[Sample]:
+    found = [sample for sample in samples if (sample.text or "").strip()]
+    if samples and not found:
+        raise DatasetError(
+            f"data.texts_as_images: none of the {len(samples)} training samples of {dataset} has a text to learn from"
+        )
+    return found
 
 
 def _with_photos(samples: list[Sample], dataset: str, split: str) -> list[Sample]:

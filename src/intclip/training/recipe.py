@@ -29,6 +29,8 @@ class DataSection(Section, frozen=True):
         holdout: Share of the training photos set aside when there is no validation split, in (0, 1).
         positive_share: A target at or above it is a yes; None keeps the dataset's own.
         soft_targets: Train on shares of votes as they are; without it on yes and no.
+        texts_as_images: Train on the texts of the training split in place of its photos; validation and test stay
+            photos. For methods that read `pooled` and `regions` alone.
         masks: Object masks of the training photos, for methods that read them: a folder of `ID.png`, or Intentonomy's
             `coco_maskrcnn.json`; None for none.
         limit: Use only the first so many photos of every split (a quick try); None for all.
@@ -44,6 +46,7 @@ class DataSection(Section, frozen=True):
     holdout: float = Field(gt=0, lt=1)
     positive_share: float | None = Field(gt=0, le=1)
     soft_targets: bool
+    texts_as_images: bool
     masks: str | None
     limit: int | None = Field(ge=1)
     options: dict[str, Any]

@@ -15,7 +15,7 @@ from intclip.data.feature_cache import FeatureCache, open_or_build
 from intclip.data.masks import Masks
 from intclip.data.sample import Sample
 from intclip.data.transforms import Augment
-from intclip.errors import StorageError
+from intclip.errors import DatasetError, StorageError
 from intclip.files import cache_home
 from intclip.methods.base import Method
 from intclip.methods.beside import text_vectors, word_table
@@ -25,6 +25,7 @@ from intclip.training.plan import Indices
 from intclip.training.precision import autocast
 from intclip.training.recipe import Recipe
 from intclip.training.source import PLAIN, Beside, FeatureSource, Read, cache_reader, pixel_reader
+from intclip.training.text_source import text_reader
 
 DATA_SEED = 2024
 """For the validation photos taken from `train` and for kept views; not the run's, so all seeds see the same data."""
@@ -38,10 +39,19 @@ class SourceMaker:
         method: Says what it needs; its backbone is on the device.
         processes: Who takes part.
         positive_share: A target at or above it is a yes.
+        reference: Photos that say where photos lie, for texts in place of photos.
     """
 
-    def __init__(self, recipe: Recipe, method: Method, processes: Processes, positive_share: float) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        method: Method,
+        processes: Processes,
+        positive_share: float,
+        reference: Sequence[Sample] = (),
+    ) -> None:
         self._recipe, self._method, self._processes = recipe, method, processes
+        self._reference = reference
         self._positive_share = positive_share
         self._engines: dict[tuple[FeatureName, ...], FrozenFeatures] = {}
 
@@ -56,6 +66,8 @@ class SourceMaker:
         training = split == "train"
         if training and not recipe.data.soft_targets:
             samples = [replace(s, targets=harden(s.targets, self._positive_share)) for s in samples]
+        if training and recipe.data.texts_as_images:
+            return FeatureSource(samples, self._texts(samples), device=self._processes.device, augmented=True)
         augment = self._augment() if training else None
         return FeatureSource(
             samples,
@@ -77,6 +89,18 @@ class SourceMaker:
                     raise
         preprocess, engine = self._method.backbone.preprocess, self._engine(needs)
         return pixel_reader(samples, preprocess, engine, augment=augment, workers=recipe.train.workers)
+
+    def _texts(self, samples: Sequence[Sample]) -> Read:
+        """Texts in place of photos; the reference photos, whose labels are not read, say where photos lie."""
+        read, found = self._reader(self._reference, None, training=False), []
+        size = self._recipe.train.eval_batch_size
+        plan = np.array_split(np.arange(len(self._reference)), -(-len(self._reference) // size))
+        for _, views in read(plan, [None], {}):
+            found += [{name: value.float().cpu() for name, value in view.items()} for view in views]
+        if not found:
+            raise DatasetError("data.texts_as_images: no photo of the training and validation splits can be read")
+        photos = {name: torch.cat([part[name] for part in found]) for name in found[0]}
+        return text_reader(samples, self._method.backbone, self._method.needs, photos)
 
     def _augment(self) -> Augment | None:
         recipe = self._recipe
