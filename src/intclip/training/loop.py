@@ -260,7 +260,7 @@ class Trainer:
         new = {name: found[name] for name in sorted(found.keys() - self.position.unreadable.keys())}
         self.position.unreadable |= new
         if new and self.processes.is_main:
-            listed = "; ".join(f"{name}: {reason}" for name, reason in list(new.items())[:_NAMED])
+            named = [reason if name in reason else f"{name}: {reason}" for name, reason in list(new.items())[:_NAMED]]
             more = (
                 f"; and {len(new) - _NAMED} more, all are listed in metrics.json at the end"
                 if len(new) > _NAMED
