@@ -10,13 +10,22 @@ from variants import OWN, VARIANTS, batch, built
 from fakes import TinyBackbone
 from intclip.errors import RecipeError
 
-NO_MAPS = {"prior", "mlp_probe", "ridge_probe", "linear_probe", "fdil"}
-UNTRAINED = {"prior", "zero_shot", "tip_adapter", "ridge_probe", "sparc", "post_heads"}
+NO_MAPS = {"prior", "mlp_probe", "ridge_probe", "ridge_probe kernel", "linear_probe", "fdil"}
+UNTRAINED = {"prior", "zero_shot", "tip_adapter", "ridge_probe", "ridge_probe kernel", "sparc", "post_heads"}
 """Methods that have nothing to learn by gradients."""
 STEPS = 3
 """Some parameters only take a gradient once others have left zero."""
 SCALED = {
-    *("ridge_probe", "coop dual", "dualcoop", "dualcoop_pp", "dualcoop_pp boost", "positive_coop", "negative_coop"),
+    *(
+        "ridge_probe",
+        "ridge_probe kernel",
+        "coop dual",
+        "dualcoop",
+        "dualcoop_pp",
+        "dualcoop_pp boost",
+        "positive_coop",
+        "negative_coop",
+    ),
     *("intclip", "intclip free negative", "intclip_words", "ensemble", "sparc"),
 }
 """Their logits are small differences times a large scale, of which bfloat16, with 8 bits, keeps the sign at best."""

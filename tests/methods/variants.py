@@ -37,6 +37,7 @@ SMALL: dict[str, dict[str, object]] = {
 """Options without which a method is too large or too degenerate for five labels and eight channels."""
 
 OTHERS: dict[str, tuple[str, dict[str, object]]] = {
+    "ridge_probe kernel": ("ridge_probe", {"landmarks": 6}),
     "intclip over levels": ("intclip", {"label_transformer": True, "period": True}),
     "mccl frozen, gated": ("mccl", {**MCCL, "train": "none", "stages": [1, 2, 3], "gates": "photo"}),
     "mccl learned prototypes": ("mccl", {**MCCL, "gates": "learned", "pool": {**MCCL["pool"], "update": "gradient"}}),

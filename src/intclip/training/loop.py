@@ -261,13 +261,9 @@ class Trainer:
         self.position.unreadable |= new
         if new and self.processes.is_main:
             named = [reason if name in reason else f"{name}: {reason}" for name, reason in list(new.items())[:_NAMED]]
-            more = (
-                f"; and {len(new) - _NAMED} more, all are listed in metrics.json at the end"
-                if len(new) > _NAMED
-                else ""
-            )
-            _log.warning("%d of %d training photos cannot be read and are left out: %s%s",
-                         len(new), self.photos, listed, more)  # fmt: skip
+            more = f"; and {len(new) - _NAMED} more (metrics.json lists all)" if len(new) > _NAMED else ""
+            count = f"{len(new)} of {self.photos}"
+            _log.warning("%s training photos cannot be read and are left out: %s%s", count, "; ".join(named), more)
 
     def _line(self, kind: str, optimizer: torch.optim.Optimizer) -> Line:
         position, train = self.position, self.recipe.train

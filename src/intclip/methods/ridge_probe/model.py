@@ -10,23 +10,28 @@ from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.base import Method, Options, Output
 from intclip.methods.loss_options import LossOptions
-from intclip.methods.ridge_probe.solver import fit_logits, fit_ridge
+from intclip.methods.ridge_probe.solver import fit_logits, fit_nystrom, fit_ridge
 
 
 class RidgeProbeOptions(Options, frozen=True):
     """Options of the ridge probe.
 
     Attributes:
-        penalties: To choose from, as multiples of the number of training photos.
+        penalties: To choose from: of the linear reading as multiples of the number of training photos, of the kernel's
+            as they are.
+        landmarks: Training photos that stand for all in a Gaussian kernel (Nyström's method); 0 reads linearly.
+        width: Of the kernel: its exponent at the median squared distance between photos.
         loss: What is reported as its loss; nothing is trained by it.
     """
 
-    penalties: tuple[float, ...] = Field(default=(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0), min_length=1)
+    penalties: tuple[float, ...] = Field(default=(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0), min_length=1)
+    landmarks: int = Field(default=0, ge=0)
+    width: float = Field(default=2.0, gt=0)
     loss: LossOptions = LossOptions(kind="bce", reduction="batch")
 
 
 class RidgeProbe(Method):
-    """A linear reading of the last feature map's mean and, where the trunk ends in a map, of the trunk's."""
+    """A linear or kernel reading of the means of the last feature map and, where it is one, of the trunk's output."""
 
     Options = RidgeProbeOptions
     needs = ("trunk",)
@@ -35,6 +40,8 @@ class RidgeProbe(Method):
     std: Tensor
     weight: Tensor
     bias: Tensor
+    landmarks: Tensor
+    spread: Tensor
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: RidgeProbeOptions) -> None:
         super().__init__(backbone, taxonomy)
@@ -45,8 +52,12 @@ class RidgeProbe(Method):
             side, device = backbone.image_size, next(backbone.parameters()).device
             pixels = torch.zeros(1, 3, side, side, device=device)
             width = self._vectors(backbone.features(pixels, self.needs)).shape[1]
-        for name, shape in (("mean", (width,)), ("std", (width,)), ("weight", (width, labels)), ("bias", (labels,))):
+        rows = options.landmarks or width
+        for name, shape in (("mean", (width,)), ("std", (width,)), ("weight", (rows, labels)), ("bias", (labels,))):
             self.register_buffer(name, torch.ones(shape) if name == "std" else torch.zeros(shape))
+        if options.landmarks:
+            self.register_buffer("landmarks", torch.zeros(rows, width))
+            self.register_buffer("spread", torch.ones(()))
 
     @torch.no_grad()
     def prepare(self, batches: Iterable[tuple[Features, Tensor]]) -> None:
@@ -56,17 +67,35 @@ class RidgeProbe(Method):
         targets = torch.where(targets.isnan(), targets.nanmean(dim=0).nan_to_num(), targets)
         self.mean.copy_(vectors.mean(dim=0))
         self.std.copy_(vectors.std(dim=0, correction=0).clamp_min(1e-6))
-        found = fit_ridge(
-            (vectors - self.mean) / self.std, targets, [len(vectors) * each for each in self.options.penalties]
-        )
+        vectors = (vectors - self.mean) / self.std
+        if self.options.landmarks:
+            self._choose_landmarks(vectors)
+            kernel = fit_nystrom(self._kernel(vectors), self._kernel(self.landmarks), targets, self.options.penalties)
+            found, weight, bias = kernel.ridge, kernel.weight, kernel.bias
+        else:
+            found = fit_ridge(vectors, targets, [len(vectors) * each for each in self.options.penalties])
+            weight, bias = found.weight, found.bias
         slope, offset = fit_logits(found.left_out, targets, exclusive=self.taxonomy.exclusive)
-        slope, offset = slope.to(found.weight.device), offset.to(found.weight.device)
-        self.weight.copy_(found.weight * slope)
-        self.bias.copy_(found.bias * slope + offset)
+        slope, offset = slope.to(weight.device), offset.to(weight.device)
+        self.weight.copy_(weight * slope)
+        self.bias.copy_(bias * slope + offset)
+
+    def _choose_landmarks(self, vectors: Tensor) -> None:
+        """Photos drawn without replacement; where there are too few, the first ones again."""
+        order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0)).to(vectors.device)
+        rows = order[torch.arange(len(self.landmarks), device=vectors.device) % len(order)]
+        self.landmarks.copy_(vectors[rows])
+        distances = _squared_distances(self.landmarks, self.landmarks)
+        self.spread.copy_(distances[distances > 1e-3 * distances.max()].median() / self.options.width)
+
+    def _kernel(self, vectors: Tensor) -> Tensor:
+        """Similarity (B, M) in (0, 1] of vectors (B, P) to the landmarks."""
+        return torch.exp(-_squared_distances(vectors, self.landmarks) / self.spread)
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
         """Logits (B, K); it has no maps."""
-        return Output((self._vectors(features) - self.mean) / self.std @ self.weight + self.bias)
+        vectors = (self._vectors(features) - self.mean) / self.std
+        return Output((self._kernel(vectors) if self.options.landmarks else vectors) @ self.weight + self.bias)
 
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
         """The classification loss, for the logs."""
@@ -81,3 +110,9 @@ class RidgeProbe(Method):
         means = torch.cat([each.mean(dim=(2, 3)) for each in maps], dim=1)
         # Above 0, so that the slope is finite where a channel is silent.
         return means.sign() * means.abs().clamp_min(1e-12).sqrt()
+
+
+def _squared_distances(first: Tensor, second: Tensor) -> Tensor:
+    """Squared distances (B, M) of rows (B, P) and (M, P)."""
+    inner = first @ second.T
+    return (first.square().sum(dim=1, keepdim=True) + second.square().sum(dim=1) - 2 * inner).clamp_min(0)

@@ -66,6 +66,45 @@ def fit_ridge(vectors: Tensor, targets: Tensor, penalties: Sequence[float]) -> R
     return best
 
 
+@dataclass(frozen=True)
+class KernelRidge:
+    """A ridge regression in the space of a kernel.
+
+    Attributes:
+        ridge: The regression on Nyström's features.
+        weight: (M, K): answers are kernel · weight + bias, of similarities to the landmarks.
+        bias: (K,).
+    """
+
+    ridge: Ridge
+    weight: Tensor
+    bias: Tensor
+
+
+def fit_nystrom(
+    kernel: Tensor, between: Tensor, targets: Tensor, penalties: Sequence[float], *, least: float = 1e-6
+) -> KernelRidge:
+    """Kernel ridge regression through M landmarks: with all photos as landmarks it is the exact one.
+
+    Features φ = k(x, L) U Λ^−½ of the landmarks' kernel K_LL = U Λ Uᵀ have φ φᵀ ≈ K (Williams and Seeger: Using the
+    Nyström method to speed up kernel machines, 2000); they are centred, and `fit_ridge` does the rest.
+
+    Args:
+        kernel: Similarities (N, M) of the photos to the landmarks.
+        between: Similarities (M, M) of the landmarks.
+        targets: Y (N, K).
+        penalties: The λ to choose from, above 0.
+        least: Directions with a smaller share of the largest eigenvalue are left out.
+    """
+    values, basis = torch.linalg.eigh(between.double())
+    kept = values > least * values[-1]
+    features = basis[:, kept] / values[kept].sqrt()
+    mapped = kernel.double() @ features
+    mean = mapped.mean(dim=0)
+    ridge = fit_ridge(mapped - mean, targets, penalties)
+    return KernelRidge(ridge, features @ ridge.weight, ridge.bias - mean @ ridge.weight)
+
+
 def fit_logits(scores: Tensor, targets: Tensor, *, exclusive: bool) -> tuple[Tensor, Tensor]:
     """Slope and offset (K,) a label that make logits of scores (Platt: Probabilities for SV machines, 1999).
 
