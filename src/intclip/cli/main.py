@@ -20,6 +20,7 @@ from intclip.cli.fit import fit
 from intclip.cli.labels import app as labels_app
 from intclip.cli.lite_align import lite_align
 from intclip.cli.mccl import app as mccl_app
+from intclip.cli.mcp import mcp
 from intclip.cli.models import models
 from intclip.cli.predict import predict
 from intclip.cli.process import prepare_process, run_to_exit
@@ -30,7 +31,7 @@ from intclip.cli.serve import serve
 from intclip.cli.train import train
 
 PANELS = {
-    "Use": (predict, batch, index, search, explain, report, app_command, serve, demo, models),
+    "Use": (predict, batch, index, search, explain, report, app_command, serve, mcp, demo, models),
     "Learn": (fit, train, evaluate, calibrate, describe, data_app, labels_app),
     "Research": (ablate, distill, benchmark, lite_align, mccl_app),
     "Deploy": (export, push),

@@ -1,0 +1,210 @@
+"""`intclip mcp`: the Model Context Protocol, by which an assistant reads photos in folders that it may use."""
+
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from intclip.cli.options import ModelChoice, with_options
+
+if TYPE_CHECKING:
+    from mcp.server.mcpserver import MCPServer
+
+    from intclip.inference.predictor import Predictor
+
+MOST_PHOTOS = 200
+"""Photos that a tool takes or names at once: answers must fit an assistant's context."""
+LABELS_SHOWN = 5
+PICTURE_SIDE = 1024
+INSTRUCTIONS = (
+    "intclip estimates why photos were taken or shared. Probabilities are a model's estimates, not facts about people. "
+    "Paths are inside the folders that the user allowed; list_photos names them."
+)
+
+
+class AllowedFolders:
+    """Folders whose photos an assistant may use; nothing outside is opened, whatever a path or a link says.
+
+    Args:
+        folders: The folders.
+
+    Raises:
+        StorageError: One is not a folder.
+    """
+
+    def __init__(self, folders: Sequence[str | os.PathLike[str]]) -> None:
+        from intclip.errors import StorageError
+
+        for folder in folders:
+            if not Path(folder).is_dir():
+                raise StorageError(f"{folder} is not a folder; name folders whose photos the assistant may use")
+        self.folders = [Path(folder).resolve(strict=True) for folder in folders]
+
+    def find(self, path: str) -> Path:
+        """The file behind a path, links and ".." followed.
+
+        Raises:
+            ImageError: It is outside, or there is no such file; the message is the same, so that nobody learns what
+                lies outside.
+        """
+        from intclip.errors import ImageError
+
+        for base in self.folders:
+            try:
+                real = (base / path).resolve(strict=True)  # an absolute path replaces the base
+            except (OSError, RuntimeError, ValueError):
+                continue
+            if real.is_file() and any(real.is_relative_to(folder) for folder in self.folders):
+                return real
+        raise ImageError(f"no photo {path!r} in the allowed folders; list_photos names the photos")
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a photo; a link that is put in its place meanwhile is not followed."""
+        from intclip.errors import ImageError
+
+        real = self.find(path)
+        try:
+            with os.fdopen(os.open(real, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb") as stream:
+                return stream.read()
+        except OSError as error:
+            raise ImageError(f"{path} cannot be read: {error.strerror}") from error
+
+    def photos(self) -> list[Path]:
+        """All photos in the folders; links that lead outside are left out."""
+        from intclip.data.images import find_images
+        from intclip.errors import ImageError
+
+        found: dict[Path, None] = {}
+        for folder in self.folders:
+            try:
+                paths = find_images(folder)
+            except ImageError:  # there are none
+                continue
+            for path in paths:
+                try:
+                    found[self.find(str(path))] = None
+                except ImageError:
+                    continue
+        return list(found)
+
+
+def make_server(folders: AllowedFolders, predictor: "Predictor", choice: ModelChoice, home: Path) -> "MCPServer":
+    """The server with its tools.
+
+    Args:
+        folders: What may be read.
+        predictor: The model.
+        choice: How it was chosen, for the index.
+        home: Where the index for `search_photos` lies.
+    """
+    from mcp.server.mcpserver import Image, MCPServer
+    from mcp.types import ToolAnnotations
+
+    from intclip import __version__
+    from intclip.data.images import read_image
+    from intclip.errors import IntclipError
+    from intclip.evidence.evidence import overlay
+
+    server = MCPServer("intclip", instructions=INSTRUCTIONS, version=__version__, log_level="ERROR")
+    reads = ToolAnnotations(read_only_hint=True, open_world_hint=False)
+
+    @server.tool(annotations=reads)
+    def list_photos(contains: str = "", first: int = 0) -> dict[str, Any]:
+        """Names photos in the allowed folders whose path has `contains`, at most 200 from number `first` on."""
+        found = [str(path) for path in folders.photos() if contains.casefold() in str(path).casefold()]
+        first = max(0, first)
+        return {"count": len(found), "photos": found[first : first + MOST_PHOTOS]}
+
+    @server.tool(annotations=reads)
+    def list_labels() -> dict[str, Any]:
+        """Names the labels that photos are scored against, with their definitions."""
+        taxonomy = predictor.taxonomy
+        labels = {name: taxonomy.definitions.get(name, "") for name in taxonomy.names}
+        return {"taxonomy": taxonomy.name, "model": predictor.card.model, "note": predictor.note, "labels": labels}
+
+    @server.tool(annotations=reads)
+    def predict(photos: list[str]) -> list[dict[str, Any]]:
+        """Estimates why photos were taken: the labels that hold, and the most probable ones. At most 200 photos."""
+        if len(photos) > MOST_PHOTOS:
+            raise IntclipError(f"{len(photos)} photos at once; send at most {MOST_PHOTOS}")
+        answers: list[dict[str, Any]] = []
+        for path in photos:
+            try:
+                (found,) = predictor.predict(folders.read(path))
+            except IntclipError as error:
+                answers.append({"photo": path, "error": _named(error, path)})
+                continue
+            scores = {name: round(value, 3) for name, value in found.top(LABELS_SHOWN)}
+            answers.append({"photo": path, "labels": found.labels, "clear": found.clear, "scores": scores})
+        return answers
+
+    @server.tool(annotations=reads, structured_output=False)
+    def explain(photo: str, label: str) -> list[Any]:
+        """Shows where in a photo a label's evidence lies: the photo under a map, bright where it speaks most for it."""
+        content = folders.read(photo)
+        try:
+            evidence = predictor.explain(content, label)
+        except IntclipError as error:
+            raise IntclipError(_named(error, photo)) from error
+        drawn = overlay(read_image(content), evidence.fused, evidence.box)
+        drawn.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+        stream = io.BytesIO()
+        drawn.save(stream, "JPEG", quality=85)
+        text = f"{photo}: {evidence.label} {evidence.probability:.2f}; bright where the photo speaks most for it"
+        return [text, Image(data=stream.getvalue(), format="jpeg")]
+
+    @server.tool(annotations=reads)
+    def search_photos(text: str, count: int = 10) -> list[dict[str, Any]]:
+        """Finds photos by what they show or mean, in English. The first search reads all photos: it takes a while."""
+        from intclip.search.index import update_index
+        from intclip.search.query import PhotoIndex
+
+        inside = folders.photos()
+        if not inside:
+            raise IntclipError("there are no photos in the allowed folders")
+        update_index(home, [str(path) for path in inside], choice.options())
+        hits = PhotoIndex(home).by_text(text, top=max(1, min(count, MOST_PHOTOS)))
+        return [{"photo": hit.path, "cosine": round(hit.score, 3)} for hit in hits]
+
+    return server
+
+
+@with_options
+def mcp(
+    folders: Annotated[list[Path], typer.Argument(help="Folders whose photos the assistant may read.")],
+    *,
+    choice: ModelChoice,
+) -> None:
+    """Let an assistant read, explain and search photos in some folders, by the Model Context Protocol.
+
+    The assistant's program starts this command and talks to it over standard input and output. Photos outside of the
+    folders cannot be read, not by links either. An index for searching is kept in the cache folder.
+
+    intclip mcp ~/Pictures/holiday
+
+    intclip mcp photos/ --model models/mine
+    """
+    from intclip.extras import require
+    from intclip.files import cache_home
+
+    require("mcp", "mcp")
+    allowed = AllowedFolders(folders)
+    predictor = choice.load()
+    with tempfile.TemporaryDirectory(prefix="intclip-") as temporary:
+        key = repr((sorted(map(str, allowed.folders)), choice)).encode()
+        kept = cache_home()
+        home = Path(temporary) / "index" if kept is None else kept / "mcp" / hashlib.sha256(key).hexdigest()[:24]
+        home.parent.mkdir(parents=True, exist_ok=True)
+        make_server(allowed, predictor, choice, home).run("stdio")
+
+
+def _named(error: Exception, path: str) -> str:
+    """The error with the photo's path in place of what photos from memory are called."""
+    from intclip.data.images import describe
+
+    return str(error).removeprefix("image 1: ").replace(describe(b""), path)
