@@ -40,7 +40,7 @@ WordUnit = Literal["log-odds", "cosine"]
 
 @dataclass
 class Output:
-    """What a method says of a batch.
+    """What a method computes for a batch.
 
     Attributes:
         logits: (B, K); `sigmoid(logits)` are the probabilities (`softmax` for single-label tasks).
@@ -138,7 +138,7 @@ class Method(nn.Module, ABC):
         """Named loss terms, already weighted; the loop minimises their sum.
 
         Args:
-            output: Of `forward`.
+            output: What `forward` returned.
             targets: (B, K) in [0, 1]; NaN where a label is unknown.
         """
 

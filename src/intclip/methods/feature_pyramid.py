@@ -10,7 +10,7 @@ class FeaturePyramid(nn.Module):
     """Lateral 1×1 convolutions, a sum from coarse to fine, and a 3×3 convolution a level.
 
     Args:
-        channels: Of the stages' maps, fine to coarse.
+        channels: Channels of the stages' maps, fine to coarse.
         dim: Common width d.
     """
 

@@ -1,4 +1,4 @@
-"""Hierarchical consistency: parents of the taxonomy, told by prompts of their own, agree with their children.
+"""Hierarchical consistency: parents of the taxonomy, read by prompts of their own, agree with their children.
 
 For every level above the classes, with p_k the classes' probabilities, P_g those that the parents' own prompts give
 (sigmoids of logits, or their softmax over a level where labels exclude each other), and lift the taxonomy's rule
@@ -92,8 +92,8 @@ class Hierarchy(nn.Module):
             targets: (B, K), NaN where unknown.
             loss: The classification loss; its reduction and scale are the consistency's, too.
         """
-        told = self._probabilities(children, [children.shape[1]])
-        difference = self._probabilities(parents, self.sizes) - lift(told, self.membership, self.options.rule)
+        lifted = self._probabilities(children, [children.shape[1]])
+        difference = self._probabilities(parents, self.sizes) - lift(lifted, self.membership, self.options.rule)
         squares = reduce(difference.square(), loss.reduction)
         terms = {"consistency": self.options.consistency * loss.scale * squares}
         if self.options.parents:

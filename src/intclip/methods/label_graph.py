@@ -145,7 +145,7 @@ class LabelGCN(nn.Module):
     """Graph convolutions with LeakyReLU (0.2) between, Â given to each call.
 
     Args:
-        widths: Of input, hidden layers and output, at least two.
+        widths: Widths of input, hidden layers and output, at least two.
     """
 
     def __init__(self, *widths: int) -> None:
@@ -171,7 +171,7 @@ def label_embeddings(text: TextTower, taxonomy: Taxonomy, form: str) -> Tensor:
         form: Which sentences.
 
     Raises:
-        TaxonomyError: There is no such form.
+        TaxonomyError: The taxonomy has no such form.
     """
     return text_embeddings(text, taxonomy.sentences(form))
 

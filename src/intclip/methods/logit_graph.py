@@ -81,7 +81,7 @@ def exclusion_adjacency(counts: LabelCounts, *, ratio: float, min_expected: floa
     """Which labels keep each other away (K, K), float32, symmetric edges with rows divided by their sum.
 
     Args:
-        counts: Of the training split.
+        counts: Counts over the training split.
         ratio: An edge is a pair with Σ y_i y_j ≤ ratio · (what independent labels would give).
         min_expected: Pairs that chance gives fewer times than this have no edge.
     """

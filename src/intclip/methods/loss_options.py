@@ -34,7 +34,7 @@ class LossOptions(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def over_photos(self) -> Literal["sum", "mean"]:
-        """How the loss reduces over the photos of a batch, as `Method.loss_reduction` tells it to the loop."""
+        """How the loss reduces over the photos of a batch, as the loop reads it from `Method.loss_reduction`."""
         return "sum" if self.reduction == "sum" else "mean"
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:

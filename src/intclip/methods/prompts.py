@@ -45,7 +45,7 @@ class PromptLearner(nn.Module):
         context_length: Number M of context vectors; 0 leaves plain sentences.
         class_token_position: Where the sentence stands; see `ClassTokenPosition`.
         class_specific: One set of contexts a class, or one that all classes share.
-        every: In training, contexts learn at every so-manieth step only; the steps between read the text features
+        every: In training, contexts learn at every n-th step only; the steps between read the text features
             of the contexts as they are, without a gradient. The text encoder is most of a small backbone's step.
         residual: Add a learned vector to each text feature of length 1 (TaskRes, Yu et al., CVPR 2023). It starts at 0.
         std: Standard deviation of the initial contexts.

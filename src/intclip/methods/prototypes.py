@@ -4,7 +4,7 @@ Online clustering, with momentum λ and x̄_j the mean of the features nearest t
 
     p_j ← λ p_j + (1 − λ) x̄_j        where any feature is nearest to j, else p_j stays        (MCCL, Eq. 5)
 
-Collapse is told by the perplexity of usage, exp(−Σ u_j log u_j): P when all P prototypes are used alike, 1 when one
+Collapse is measured by the perplexity of usage, exp(−Σ u_j log u_j): P when all P prototypes are used alike, 1 when one
 takes everything.
 """
 

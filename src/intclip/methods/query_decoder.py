@@ -26,7 +26,7 @@ class DecoderOptions(BaseModel, frozen=True, extra="forbid"):
     Attributes:
         dim: Width d; None takes the map's own channels and projects nothing, as in the released code, or the next
             width that fits where heads or positions do not divide them.
-        heads: Of every attention; divides d.
+        heads: Heads of every attention; they divide d.
         feedforward: Hidden width of the layers' networks; None is 4 d.
         dropout: On attention weights, hidden units and every branch.
         encoder_layers: Self-attention layers over the regions.
@@ -46,7 +46,7 @@ class DecoderOptions(BaseModel, frozen=True, extra="forbid"):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a ReLU between, beside an identity, then a layer norm."""
+    """Two linear layers with a ReLU between, added to the input, then a layer norm."""
 
     def __init__(self, dim: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class DecoderLayer(nn.Module):
             hidden: Label states (B, K, d) of the layer before; zeros at first.
             queries: Label embeddings, (K, d) or (B, K, d), added wherever labels ask.
             memory: Regions (B, N, d).
-            positions: Of the regions (N, d).
+            positions: Positions (N, d) of the regions.
             attention: Also give the attention, mean over heads.
         """
         if self.self_attention is not None and self.self_norm is not None:
@@ -115,7 +115,7 @@ class QueryDecoder(nn.Module):
     """From a feature map and label embeddings to one state a label.
 
     Args:
-        channels: Of the map.
+        channels: Channels of the map.
         options: Size and shape.
 
     Attributes:
@@ -200,7 +200,7 @@ class GroupLinear(nn.Module):
 
 
 def sine_positions(height: int, width: int, dim: int, *, temperature: float = 10_000) -> Tensor:
-    """Sines and cosines of row and column, (H·W, d): the first half of d tells the row, the second the column.
+    """Sines and cosines of row and column, (H·W, d): the first half of d encodes the row, the second the column.
 
     Rows and columns count from 1 and are scaled so that the last is 2π (Carion et al., DETR, 2020).
 
@@ -208,7 +208,7 @@ def sine_positions(height: int, width: int, dim: int, *, temperature: float = 10
         height: H.
         width: W.
         dim: d; 4 divides it.
-        temperature: Of the frequencies.
+        temperature: Base of the frequencies.
     """
     half = dim // 2
     frequencies = temperature ** (2 * (torch.arange(half) // 2) / half)

@@ -21,7 +21,7 @@ def stage_sources(
 
     Args:
         backbone: One photo is computed.
-        stages: Of 1 to 4, fine to coarse.
+        stages: Some of 1 to 4, fine to coarse.
         trains: A copy of the deep layers trains, and stage 4 is read from it.
     """
     stages = tuple(stages)

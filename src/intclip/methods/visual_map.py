@@ -70,7 +70,7 @@ def deep_and_rest(method: Method, branch: Branch | None, multiplier: float) -> l
     Args:
         method: All its learnable parameters are in one of the two.
         branch: The copy.
-        multiplier: Of the learning rate of "deep".
+        multiplier: Learning-rate multiplier of "deep".
     """
     deep = [] if branch is None else [parameter for parameter in branch.parameters() if parameter.requires_grad]
     known = set(map(id, deep))

@@ -23,7 +23,7 @@ class CglfNetOptions(Options, frozen=True):
     Attributes:
         visual: Which map is read, and whether a copy of the deep layers trains.
         dim: Width of both branches; the heads divide it.
-        heads: Of the self-attention.
+        heads: Heads of the self-attention.
         layers: Layers of the global branch.
         kernels: Sizes of the local branch's parallel convolutions, odd.
         dropout: In the self-attention.

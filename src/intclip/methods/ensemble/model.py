@@ -21,9 +21,9 @@ class Member(BaseModel, frozen=True, extra="forbid"):
     Attributes:
         method: Its name in the registry.
         options: Its options.
-        tower: Of a backbone with several image towers, the one whose deep layers it reads and trains, such as "lite2";
+        tower: Which image tower's deep layers it reads and trains, such as "lite2", where the backbone has several;
             all by default.
-        weight: Of its logits in the mean.
+        weight: Weight of its logits in the mean.
         lr: Factor on its learning rates, where it wants others than the recipe's.
     """
 

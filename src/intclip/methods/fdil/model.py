@@ -65,7 +65,7 @@ class Fdil(Method):
     def forward(self, features: Features, *, maps: bool = False) -> Output:
         """Logits (B, K); no maps. The extra "student" holds them without the rerank, "teacher" the teacher's.
 
-        The teacher speaks in training alone, where photos come with words.
+        The teacher is used in training only, where photos come with words.
         """
         logits: Tensor = self.student(self.input(features))
         output = Output(logits, extras={"student": logits})

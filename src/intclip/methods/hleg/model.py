@@ -26,11 +26,11 @@ class HlegOptions(Options, frozen=True):
 
     Attributes:
         visual: Which map is read, and whether a copy of the deep layers trains.
-        queries: Of the finest level: "learned" label embeddings, or "text": the backbone's own of the sentences,
+        queries: What the finest level asks with: "learned" label embeddings, or "text", the sentences' embeddings,
             projected, which is our reading of HLEG + HCI (IntCLIP paper, Table 6b).
         sentence_form: Which sentences, with "text".
         decoder: Size of the decoder. Its `decoder_layers` are not read: every level of the taxonomy has one.
-        loss: Of every level; γ₊ 0, γ₋ 2, no margin. Its reduction is "batch" or "sum".
+        loss: Loss of every level; γ₊ 0, γ₋ 2, no margin. Its reduction is "batch" or "sum".
         levels: How the levels' losses of one photo are joined: the largest counts ("max"), or all do ("sum").
         fine: Weight of the finest level's loss beside that.
         deep_lr: Multiplier of the learning rate for the deep layers; 1 in the released code.

@@ -62,7 +62,7 @@ class IntclipOptions(Options, frozen=True):
         class_specific: Contexts of each class its own.
         sentence_form: Which of the taxonomy's sentences follow the context.
         period: End each sentence with a period where it has no closing punctuation, as the released code does.
-        prompts_every: Contexts learn at every so-manieth step; see `PromptLearner`.
+        prompts_every: Contexts learn at every n-th step only; see `PromptLearner`.
         text_residual: Learned vectors added to the text features; see `PromptLearner`.
         negative: The negative half of a pair: a "prompt" as the positive one is, or a "free" vector that no text
             encoder reads, with an offset beside the positive half; see `../free_prompts.py`.

@@ -23,7 +23,7 @@ def divided_consistency(first: Tensor, second: Tensor, targets: Tensor) -> Tenso
 
     Args:
         first: Logits (B, K) of one view.
-        second: Of the other.
+        second: The same of the other view.
         targets: (B, K) in [0, 1]; above 0 is a positive, NaN is neither positive nor negative.
     """
     positive, negative = targets > 0, targets == 0
@@ -46,7 +46,7 @@ def relation_consistency(first: Tensor, second: Tensor, temperature: float) -> T
 
     Args:
         first: Features (B, d) of one view.
-        second: Of the other.
+        second: The same of the other view.
         temperature: τ.
     """
     photos = first.shape[0]

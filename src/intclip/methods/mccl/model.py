@@ -1,7 +1,7 @@
 """MCCL: patches of several stages composed of class-made prototypes, asked by labels that a graph has mixed.
 
 Multi-Grained Compositional Visual Clue Learning for Image Intent Recognition, arXiv 2504.18201 (2025). Only the
-abstract, the introduction and summaries were to be had: README.md beside this file has the equations and says which
+abstract, the introduction and summaries are public: README.md beside this file has the equations and says which
 choices are ours.
 """
 

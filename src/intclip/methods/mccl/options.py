@@ -26,7 +26,7 @@ class PoolOptions(BaseModel, frozen=True, extra="forbid"):
         momentum: λ of Eq. 5.
         update: How prototypes move in training.
         composition: A patch is replaced by its composition, added to it, or left as it is ("none": no composition).
-        collapse: Share of P below which the number of prototypes in effective use is told as a collapse.
+        collapse: Share of P below which the number of prototypes in effective use is reported as a collapse.
     """
 
     prototypes: int = Field(default=256, gt=0)

@@ -14,14 +14,14 @@ class Stage(nn.Module):
     """Patches of one stage.
 
     A patch x becomes u = x' / |x'| with x' = (x − mean) / deviation, channel by channel over the training set:
-    rectified features all point the same way, and cosines tell them apart only once their mean is gone. Compositions
+    rectified features all point the same way, and cosines separate them only once their mean is gone. Compositions
     are scaled likewise, û' = (û − mean) / (deviation √C): a third of what they hold is what all of them share, and the
     layer norm behind would keep that and shrink the rest.
 
     Args:
         channels: C of the stage's map.
         dim: Common width d.
-        options: Of the prototypes.
+        options: Options of the prototypes.
     """
 
     def __init__(self, channels: int, dim: int, options: PoolOptions) -> None:
@@ -60,7 +60,7 @@ class Stage(nn.Module):
         Args:
             samples: Unit patches (n, C) of every class.
             counts: Prototypes of every class, summing to P.
-            seed: Of the clustering.
+            seed: Seed of the clustering.
         """
         centres, owner = self.pool.prototypes.detach().clone(), torch.full_like(self.pool.owner, -1)
         start = 0

@@ -31,7 +31,7 @@ class MsrcaOptions(Options, frozen=True):
     Attributes:
         train: "deep" trains a copy of the deep layers, and the last stage is read from it.
         dim: Width of pyramid and attention; the heads divide it.
-        heads: Of the self-attention.
+        heads: Heads of the self-attention.
         layers: Self-attention layers over all regions.
         regions: Each level's map is divided into so many regions a side, fine to coarse.
         dropout: In the self-attention.

@@ -52,7 +52,7 @@ class MultiGuard(Method):
         self.views, self.beside = self.inner.views, self.inner.beside
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """What the wrapped method says of the photo as it is; with `samples`, the mean probability of noisy copies."""
+        """The wrapped method's output for the photo as it is; with `samples`, the mean probability of noisy copies."""
         pixels = features["pixels"]
         output: Output = self.inner(self._read(features, pixels), maps=maps)
         if self.training or not self.options.samples:

@@ -35,7 +35,7 @@ class Smoothed:
         n: Noisy copies of a photo.
         top: k': labels that every copy votes for.
         batch_size: Copies computed at once.
-        seed: Of the noise; the same photo gets the same votes.
+        seed: Seed of the noise; the same photo gets the same votes.
     """
 
     method: Method
@@ -103,7 +103,7 @@ def smoothing(method: Method, sigma: float, n: int, *, top: int = 1, batch_size:
         n: Noisy copies of a photo.
         top: k': labels that every copy votes for.
         batch_size: Copies computed at once.
-        seed: Of the noise.
+        seed: Seed of the noise.
 
     Raises:
         ValueError: Something is not positive.

@@ -1,4 +1,4 @@
-"""PIP-Net: a photo is told by the nearest of a few prototypes of each class, made anew after every epoch.
+"""PIP-Net: a photo is classified by the nearest of a few prototypes of each class, made anew after every epoch.
 
 Wang, Yang, Zhao, Long, Li: Prototype-Based Intent Perception, IEEE TMM (2023), by its released code. README.md beside
 this file has the equations.
@@ -53,7 +53,7 @@ class PipNet(Method):
 
     Attributes:
         prototypes: (K, M, C), of length 1.
-        made: Whether a class has prototypes, made of photos (K,); one without is never told.
+        made: Whether a class has prototypes, made of photos (K,); one without is never predicted.
     """
 
     Options = PipnetOptions

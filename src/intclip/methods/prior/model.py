@@ -26,7 +26,7 @@ class Prior(Method):
     """Constant probabilities; nothing trains.
 
     Attributes:
-        log_odds: Of each label (K,); logarithms of the frequencies for labels that exclude each other, whose
+        log_odds: Log-odds of each label (K,); logarithms of the frequencies for labels that exclude each other, whose
             probabilities are the softmax.
     """
 

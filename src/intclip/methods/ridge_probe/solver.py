@@ -1,6 +1,6 @@
 """Ridge regression that chooses its strength, and turns its answers into probabilities, without a photo set aside.
 
-Both use what each photo would be told had it been left out, which a linear smoother knows without being fitted again
+Both use what each photo would get had it been left out, which a linear smoother knows without being fitted again
 (Allen: The relationship between variable selection and data augmentation and a method for prediction, 1974):
 
     ŷ₋ᵢ = yᵢ − (yᵢ − ŷᵢ) / (1 − hᵢ),   hᵢ = 1/N + xᵢᵀ (XᵀX + λI)⁻¹ xᵢ
@@ -28,7 +28,7 @@ class Ridge:
         weight: (P, K), of centred vectors.
         bias: (K,), the mean targets.
         penalty: The λ that was chosen.
-        left_out: (N, K): what each row would be told had it been left out.
+        left_out: (N, K): what each row would get had it been left out.
     """
 
     weight: Tensor
@@ -124,10 +124,10 @@ def fit_logits(scores: Tensor, targets: Tensor, *, exclusive: bool) -> tuple[Ten
         slope, offset = line[:labels], line[labels:]
         logits = units * slope + offset
         if exclusive:
-            told, cost = softmax(logits, axis=1), -(y * log_softmax(logits, axis=1)).sum()
+            predicted, cost = softmax(logits, axis=1), -(y * log_softmax(logits, axis=1)).sum()
         else:
-            told, cost = expit(logits), (np.logaddexp(0, logits) - y * logits).sum()
-        error = told - y
+            predicted, cost = expit(logits), (np.logaddexp(0, logits) - y * logits).sum()
+        error = predicted - y
         gradient = np.concatenate([(error * units).sum(axis=0), error.sum(axis=0)]) / normaliser
         # A label without photos on one side has no optimum; this keeps its line finite.
         return float(cost / normaliser + _FINITE * line @ line / labels), gradient + 2 * _FINITE * line / labels

@@ -37,7 +37,7 @@ class SstOptions(Options, frozen=True):
         visual: Which map is read, and whether a copy of the deep layers trains.
         dim: Channels behind the 1×1 convolution, and width of the label features.
         inner: Width at which regions meet label embeddings, and labels meet in pairs.
-        steps: Of the gated graph network.
+        steps: Steps of the gated graph network.
         sentence_form: Which sentences stand for the labels, read by the backbone's text tower.
         cooccurrence: Weight of the pairs' asymmetric loss (γ₊ 1, γ₋ 2).
         contrastive: Weight of the contrastive loss between photos.

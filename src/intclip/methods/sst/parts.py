@@ -13,8 +13,8 @@ class SemanticDecoupling(nn.Module):
         a = w · (P tanh(U x ∘ V e) + p) + b,  softmax over regions,  f_k = Σ a x        (SSGRL, Chen et al., ICCV 2019)
 
     Args:
-        channels: Of the map, d.
-        words: Of the label embeddings.
+        channels: Channels d of the map.
+        words: Width of the label embeddings.
         inner: Common width.
     """
 
@@ -43,7 +43,7 @@ class GatedGraph(nn.Module):
 
     Args:
         dim: Width d of a label's state.
-        steps: Of propagation.
+        steps: Propagation steps.
     """
 
     def __init__(self, dim: int, steps: int) -> None:

@@ -48,8 +48,8 @@ class TipAdapterOptions(Options, frozen=True):
 
     Attributes:
         fine_tune: Train the cached features (Tip-Adapter-F); without it nothing trains.
-        cache: Of the cache.
-        zero_shot: Of the zero-shot classifier.
+        cache: Options of the cache.
+        zero_shot: Options of the zero-shot classifier.
         loss: The classification loss.
     """
 
