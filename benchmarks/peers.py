@@ -15,7 +15,8 @@ from transformers import CLIPConfig, CLIPModel
 from benchmarks.machine import write_report
 from benchmarks.setup import parse, parser
 from intclip.backbones.architecture import ARCHITECTURES
-from intclip.backbones.checkpoints import build_clip, to_openai_layout
+from intclip.backbones.checkpoints import build_clip
+from intclip.backbones.layouts import to_openai_layout
 from intclip.timing import paired
 
 

@@ -93,5 +93,7 @@ class Hub:
     def refuse(request, code):
         request.send_response(404)
         request.send_header("X-Error-Code", code)
+        if code == "EntryNotFound":
+            request.send_header("X-Repo-Commit", COMMIT)
         request.send_header("Content-Length", "0")
         request.end_headers()

@@ -169,7 +169,7 @@ class TestRepositories:
         assert parse("hf:owner/na.me-1") == ("owner/na.me-1", None)
         assert parse("hf:owner/name@abc") == ("owner/name", "abc")
         for wrong in ("hf:name", "hf:a/b/c", "hf:", "hf:a b/c"):
-            with pytest.raises(CheckpointError, match="is no hub repository; write hf:owner/name"):
+            with pytest.raises(CheckpointError, match="is not a hub repository; write hf:owner/name"):
                 parse(wrong)
 
     def test_activation_comes_from_the_configuration(self, server):
@@ -183,6 +183,38 @@ class TestRepositories:
         assert loaded.architecture == exact.architecture
         assert loaded.name == f"hf:laion/small@{COMMIT}"
         assert torch.equal(loaded.encode_image(pixels(SMALL_VIT)), exact.encode_image(pixels(SMALL_VIT)))
+
+    def test_what_is_cached_loads_without_a_network_and_is_asked_for_once(self, server, monkeypatch):
+        server.files["laion/small/model.safetensors"] = weights(random_clip(SMALL_VIT, seed=9))
+        spec = f"hf:laion/small@{COMMIT}"
+        first = load_backbone(spec)
+        asked = len(server.requests)
+        assert load_backbone(spec).identity() == first.identity()
+        assert len(server.requests) == asked, "what the repository lacks is remembered too"
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        assert load_backbone(spec).identity() == first.identity()
+        assert load_backbone("CLIP", checkpoint=spec).identity() == first.identity()
+        with pytest.raises(CheckpointError, match="offline mode is on"):
+            load_backbone("hf:laion/other")
+
+    def test_weights_that_another_program_cached_load_offline(self, server, monkeypatch):
+        server.files["laion/small/model.safetensors"] = weights(random_clip(SMALL_VIT, seed=9))
+        fetch(HubFile("laion/small", "model.safetensors"))
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        assert load_backbone("hf:laion/small").grid == (3, 3)
+        monkeypatch.delenv("HF_HUB_OFFLINE")
+        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+        assert load_backbone("hf:laion/small").grid == (3, 3)
+
+    def test_weights_in_parts(self, server):
+        state = openai_state_dict(random_clip(SMALL_VIT, seed=9))
+        index = {"weight_map": {key: f"model-{n % 2}.safetensors" for n, key in enumerate(state)}}
+        for part in set(index["weight_map"].values()):
+            mine = {key: state[key].contiguous() for key, name in index["weight_map"].items() if name == part}
+            server.files[f"laion/parts/{part}"] = save(mine)
+        server.files["laion/parts/model.safetensors.index.json"] = json.dumps(index).encode()
+        loaded = load_backbone(f"hf:laion/parts@{COMMIT}")
+        assert torch.equal(loaded.head.proj, state["visual.proj"])
 
     def test_a_repository_without_weights(self, server):
         server.files["owner/empty/README.md"] = b"nothing"
@@ -216,7 +248,7 @@ class TestByName:
         monkeypatch.setenv("HOME", str(tmp_path))
         assert torch.equal(load_backbone("ViT-B/32", checkpoint="~/snapshot").logit_scale, original.logit_scale)
         monkeypatch.setenv("INTCLIP_WEIGHTS", str(shelf / "missing"))
-        with pytest.raises(CheckpointError, match=r"INTCLIP_WEIGHTS names .*missing, which is no folder"):
+        with pytest.raises(CheckpointError, match=r"INTCLIP_WEIGHTS names .*missing, which is not a folder"):
             load_backbone("ViT-B/32")
         monkeypatch.setenv("INTCLIP_WEIGHTS", str(shelf))
         assert torch.equal(load_backbone("ViT-B/32").encode_image(pixels(SMALL_VIT)), expected)
@@ -248,7 +280,10 @@ class TestByName:
     def test_names(self):
         assert backbone_names() == [
             "lite", "lite2", "lite+lite2", "RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32",
-            "ViT-B/16", "ViT-L/14", "ViT-L/14@336px",
+            "ViT-B/16", "ViT-L/14", "ViT-L/14@336px", "ViT-H/14", "MetaCLIP2-H/14",
+            "SigLIP-B/16", "SigLIP-L/16@256px", "SigLIP-SO400M/14@384px",
+            "SigLIP2-B/32@256px", "SigLIP2-B/16", "SigLIP2-L/16@256px", "SigLIP2-SO400M/14",
+            "EVA02-B/16", "EVA02-L/14", "PE-B/16", "PE-L/14@336px", "TIPSv2-B/14",
         ]  # fmt: skip
         assert registry.HUB_FILES.keys() == ARCHITECTURES.keys()
 

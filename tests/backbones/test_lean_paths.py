@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from intclip.backbones.clip import random_clip
 from intclip.backbones.clip_text import best_cut
-from intclip.backbones.transformer import Block
+from intclip.backbones.transformer import Block, BlockSpec
 
 
 def full_text(text, embeddings, lengths):
@@ -67,7 +67,7 @@ def test_best_cut(lengths, cut):
 @pytest.mark.parametrize("causal", [True, False])
 def test_block_read_at_a_position_equals_forward(causal):
     torch.manual_seed(0)
-    block = Block(128, None, None, "quick_gelu", causal=causal).double()
+    block = Block(BlockSpec(128, causal=causal)).double()
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     tokens = torch.randn(5, 7, 128, dtype=torch.float64)

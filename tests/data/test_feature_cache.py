@@ -170,10 +170,12 @@ def test_key_changes_with_every_ingredient(change):
 def towers(**changes):
     torch.manual_seed(0)
     parts = {"trunk": nn.Conv2d(3, 2, 1), "deep": nn.BatchNorm2d(2), "head": nn.Linear(2, 2)}
-    return SimpleNamespace(name="tower", text=nn.Linear(2, 2), **parts, **changes)
+    design = {"activation": "gelu"}
+    settings = {"name": "tower", "preprocess": PREPROCESS, "design": lambda: design}
+    return SimpleNamespace(text=nn.Linear(2, 2), **settings | parts | changes)
 
 
-def test_weights_hash_sees_every_tensor_of_the_image_tower():
+def test_weights_hash_sees_all_that_decides_an_image_towers_numbers():
     plain = weights_hash(towers())
     assert weights_hash(towers()) == plain
     seen = {plain}
@@ -186,7 +188,9 @@ def test_weights_hash_sees_every_tensor_of_the_image_tower():
     backbone = towers()
     backbone.trunk, backbone.deep = nn.Sequential(backbone.trunk, backbone.deep), nn.Identity()  # another split
     seen.add(weights_hash(backbone))
-    assert len(seen) == 1 + 2 + 5 + 2 + 1
+    seen.add(weights_hash(towers(design=lambda: {"activation": "quick_gelu"})))
+    seen.add(weights_hash(towers(preprocess=PREPROCESS.model_copy(update={"interpolation": "bilinear"}))))
+    assert len(seen) == 1 + 2 + 5 + 2 + 1 + 2
     backbone = towers()
     nn.init.zeros_(backbone.text.weight)  # no photo's feature depends on the text tower
     assert weights_hash(backbone) == plain

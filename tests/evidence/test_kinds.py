@@ -11,7 +11,7 @@ from intclip.backbones.architecture import Architecture
 from intclip.backbones.clip import random_clip
 from intclip.errors import IntclipError
 from intclip.evidence.kinds import check_kind, region_maps
-from intclip.evidence.rollout import attention_flow, attention_weights
+from intclip.evidence.rollout import attention_flow
 from intclip.evidence.views import join_views, photo_views
 from intclip.methods.base import Method
 from intclip.methods.registry import METHODS, build_method, method_options
@@ -112,7 +112,7 @@ def test_gradcam_leaves_no_hook_behind(pixels):
 def test_attention_weights_are_those_of_the_fused_kernel():
     attention = tiny_vit().deep[0].attn
     tokens = torch.randn(2, 10, 12)
-    weights = attention_weights(attention, tokens)
+    weights = attention.weights(tokens)
     value = nn.functional.linear(tokens, attention.in_proj_weight, attention.in_proj_bias)[..., 24:]
     value = value.view(2, 10, 3, 4).transpose(1, 2)
     mixed = attention.out_proj((weights @ value).transpose(1, 2).reshape(2, 10, 12))
@@ -124,7 +124,7 @@ def test_attention_flow_is_the_product_of_half_identities():
     tokens = vit.trunk[0](torch.randn(1, 3, 24, 24))
     expected, state = np.eye(10), tokens
     for block in [*list(vit.trunk)[1:], *vit.deep]:
-        mean = attention_weights(block.attn, block.ln_1(state))[0].mean(dim=0).detach().numpy()
+        mean = block.attn.weights(block.ln_1(state))[0].mean(dim=0).detach().numpy()
         expected = (0.5 * mean + 0.5 * np.eye(10)) @ expected
         state = block(state)
     found = attention_flow([*list(vit.trunk)[1:], *vit.deep], tokens)[0].detach().numpy()

@@ -4,14 +4,16 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from intclip.errors import CheckpointError
 
-Activation = Literal["quick_gelu", "gelu"]
-"""OpenAI's models use QuickGELU, most open_clip (LAION) models the exact GELU; the weights do not tell."""
+Activation = Literal["quick_gelu", "gelu", "gelu_tanh", "relu"]
+"""OpenAI's models use QuickGELU, most open_clip (LAION) models the exact GELU; the weights do not show which."""
+Family = Literal["clip", "metaclip2", "siglip", "eva02", "pe", "tipsv2"]
+"""What a tower is built of; see `families`."""
 Split = Literal["paper", "released"]
 """Where the trunk ends and the deep layers begin; see `ClipBackbone`."""
 ResNetLayers = tuple[int, int, int, int]
@@ -21,7 +23,7 @@ HEAD_WIDTH = 64
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of a CLIP.
+    """Sizes of an image tower and a text tower over one joint space.
 
     Attributes:
         embed_dim: Size D of the joint space.
@@ -32,12 +34,18 @@ class Architecture:
         text_width: Channels of a text token.
         text_layers: Blocks of the text transformer.
         context_length: The largest number of text tokens.
-        vocab_size: Number of token ids; the highest one is the end of a text.
+        vocab_size: Number of token ids.
         vision_heads: Attention heads of a ViT; None means width / 64, as OpenAI has it.
         text_heads: Attention heads of the text transformer; None means width / 64.
         vision_mlp: Hidden size of a ViT's MLP; None means 4 · width.
         text_mlp: Hidden size of the text transformer's MLP; None means 4 · width.
-        activation: Of both transformers' MLPs.
+        activation: Of the MLPs.
+        text_activation: Of the text transformer's MLPs where it differs; None means `activation`.
+        vision_eps: Epsilon of a ViT's layer norms.
+        text_eps: Epsilon of the text transformer's layer norms.
+        end_token: Id of the token at which a text is read; None means the highest id in it, as OpenAI has it.
+        registers: Tokens of a ViT between the class token and the patches.
+        family: Which towers these are.
     """
 
     embed_dim: int
@@ -54,6 +62,12 @@ class Architecture:
     vision_mlp: int | None = None
     text_mlp: int | None = None
     activation: Activation = "quick_gelu"
+    text_activation: Activation | None = None
+    vision_eps: float = 1e-5
+    text_eps: float = 1e-5
+    end_token: int | None = None
+    registers: int = 0
+    family: Family = "clip"
 
     @property
     def grid(self) -> int:
@@ -63,13 +77,34 @@ class Architecture:
     @property
     def label(self) -> str:
         """The registry name of this architecture, or a description in words."""
-        plain = replace(self, activation="quick_gelu")
-        names = [name for name, known in ARCHITECTURES.items() if known == plain]
+        names = [name for name, known in ARCHITECTURES.items() if self.same_sizes(known)]
         if names:
             return names[0]
         kind = "ResNet" if self.patch_size is None else f"ViT/{self.patch_size}"
         layers = self.vision_layers if isinstance(self.vision_layers, int) else "-".join(map(str, self.vision_layers))
-        return f"{kind} {layers}×{self.vision_width} at {self.image_size}px, D {self.embed_dim}"
+        family = "" if self.family == "clip" else f"{self.family} "
+        return f"{family}{kind} {layers}×{self.vision_width} at {self.image_size}px, D {self.embed_dim}"
+
+    def same_sizes(self, other: "Architecture") -> bool:
+        """Whether all is the same that the shapes of the weights show; a rim of pixels beside the patches is not."""
+        unseen = {name: getattr(self, name) for name in ("image_size", *UNSEEN)}
+        return self.grid == other.grid and replace(other, **unseen) == self
+
+    def with_details(self, details: Mapping[str, Any]) -> "Architecture":
+        """The same sizes with these values of `UNSEEN` fields; usual numbers of heads and activations become None."""
+        told = replace(self, **details)
+        vision, text = (
+            None if heads == width // HEAD_WIDTH else heads
+            for heads, width in ((told.vision_heads, told.vision_width), (told.text_heads, told.text_width))
+        )
+        same = told.text_activation == told.activation
+        return replace(
+            told, vision_heads=vision, text_heads=text, text_activation=None if same else told.text_activation
+        )
+
+
+UNSEEN = ("vision_heads", "text_heads", "activation", "text_activation", "vision_eps", "text_eps", "end_token")
+"""Fields of an architecture that the shapes of its weights do not show."""
 
 
 def _resnet(layers: ResNetLayers, width: int, size: int, embed_dim: int, text_width: int) -> Architecture:
@@ -79,6 +114,20 @@ def _resnet(layers: ResNetLayers, width: int, size: int, embed_dim: int, text_wi
 def _vit(layers: int, width: int, patch: int, size: int, embed_dim: int, text_width: int) -> Architecture:
     return Architecture(embed_dim, size, layers, width, patch, text_width)
 
+
+def _siglip(layers: int, width: int, patch: int, size: int, vocab: int, mlp: int | None = None) -> Architecture:
+    """SigLIP: both towers have the same width; SO400M has heads of 72 channels."""
+    heads = 16 if width == 1152 else None
+    return Architecture(
+        width, size, layers, width, patch, width, 27 if width == 1152 else layers, 64, vocab, heads, heads, mlp, mlp,
+        "gelu_tanh", vision_eps=1e-6, text_eps=1e-6, family="siglip",
+    )  # fmt: skip
+
+
+_SIGLIP, _SIGLIP2 = 32_000, 256_000
+_H14 = Architecture(1024, 224, 32, 1280, 14, 1024, 24, vision_heads=16, activation="gelu")
+_PE: dict[str, Any] = {"text_layers": 24, "context_length": 32, "activation": "gelu", "family": "pe"}
+_EVA: dict[str, Any] = {"activation": "gelu", "vision_eps": 1e-6, "family": "eva02"}
 
 ARCHITECTURES: dict[str, Architecture] = {
     "RN50": _resnet((3, 4, 6, 3), 64, 224, 1024, 512),
@@ -90,24 +139,44 @@ ARCHITECTURES: dict[str, Architecture] = {
     "ViT-B/16": _vit(12, 768, 16, 224, 512, 512),
     "ViT-L/14": _vit(24, 1024, 14, 224, 768, 768),
     "ViT-L/14@336px": _vit(24, 1024, 14, 336, 768, 768),
-}
-"""The architectures that OpenAI released weights for (Radford et al., 2021, Tables 19 and 20)."""
+    "ViT-H/14": _H14,
+    "MetaCLIP2-H/14": replace(
+        _H14, vocab_size=901_629, activation="quick_gelu", end_token=2, family="metaclip2"
+    ),
+    "SigLIP-B/16": _siglip(12, 768, 16, 224, _SIGLIP),
+    "SigLIP-L/16@256px": _siglip(24, 1024, 16, 256, _SIGLIP),
+    "SigLIP-SO400M/14@384px": _siglip(27, 1152, 14, 384, _SIGLIP, 4304),
+    "SigLIP2-B/32@256px": _siglip(12, 768, 32, 256, _SIGLIP2),
+    "SigLIP2-B/16": _siglip(12, 768, 16, 224, _SIGLIP2),
+    "SigLIP2-L/16@256px": _siglip(24, 1024, 16, 256, _SIGLIP2),
+    "SigLIP2-SO400M/14": _siglip(27, 1152, 14, 224, _SIGLIP2, 4304),
+    "EVA02-B/16": Architecture(512, 224, 12, 768, 16, 512, vision_mlp=2048, **_EVA),
+    "EVA02-L/14": Architecture(768, 224, 24, 1024, 14, 768, vision_mlp=2730, **_EVA),
+    "PE-B/16": Architecture(1024, 224, 12, 768, 16, 1024, **_PE),
+    "PE-L/14@336px": Architecture(1024, 336, 24, 1024, 14, 1024, **_PE),
+    "TIPSv2-B/14": Architecture(
+        768, 448, 12, 768, 14, 768, 12, 64, _SIGLIP,
+        activation="gelu", text_activation="relu", vision_eps=1e-6, registers=1, family="tipsv2",
+    ),
+}  # fmt: skip
+"""Published architectures: OpenAI's (Radford et al., 2021, Tables 19 and 20), then those of other families."""
 
 
 def infer_architecture(state: Mapping[str, Tensor]) -> Architecture:
-    """The architecture behind a state dict in OpenAI's layout, told by its keys and shapes.
+    """The architecture behind a state dict under OpenAI's key names (`layouts`), told by its keys and shapes.
 
     Raises:
-        CheckpointError: A key that tells a size is missing, or the sizes contradict each other.
+        CheckpointError: A key that shows a size is missing, or the sizes contradict each other.
     """
     shape = _Shapes(state)
     text_width = shape("ln_final.weight")[0]
-    is_vit = "visual.proj" in state
+    family = _infer_family(state)
+    is_vit = family != "clip" or "visual.proj" in state
     patch = shape("visual.conv1.weight")[-1] if is_vit else None
-    positions = shape("visual.positional_embedding" if is_vit else "visual.attnpool.positional_embedding")[0] - 1
-    grid = math.isqrt(positions)
-    if grid * grid != positions:
-        raise CheckpointError(f"the checkpoint has {positions} image positions, no square number; is it a CLIP?")
+    positions = shape("visual.positional_embedding" if is_vit else "visual.attnpool.positional_embedding")[0]
+    grid = math.isqrt(positions if family == "siglip" else positions - 1)
+    if grid * grid != (positions if family == "siglip" else positions - 1):
+        raise CheckpointError(f"the checkpoint has {positions} image positions, which are not those of a square photo")
     layers: int | ResNetLayers
     if is_vit:
         layers = _count(state, r"visual\.transformer\.resblocks\.(\d+)\.")
@@ -119,27 +188,30 @@ def infer_architecture(state: Mapping[str, Tensor]) -> Architecture:
     vision_mlp = shape("visual.transformer.resblocks.0.mlp.c_fc.weight")[0] if is_vit else None
     text_mlp = shape("transformer.resblocks.0.mlp.c_fc.weight")[0]
     return Architecture(
-        embed_dim=shape("text_projection")[1],
+        embed_dim=text_width if family == "tipsv2" else shape("text_projection")[1],
         image_size=grid * (patch or 32),
         vision_layers=layers,
         vision_width=width,
         patch_size=patch,
         text_width=text_width,
         text_layers=_count(state, r"transformer\.resblocks\.(\d+)\."),
-        context_length=shape("positional_embedding")[0],
+        # TIPS has computed positions: its weights do not show how many.
+        context_length=64 if family == "tipsv2" else shape("positional_embedding")[0],
         vocab_size=shape("token_embedding.weight")[0],
         vision_mlp=None if vision_mlp == 4 * width else vision_mlp,
         text_mlp=None if text_mlp == 4 * text_width else text_mlp,
+        registers=len(state["visual.registers"]) if "visual.registers" in state else 0,
+        family=family,
     )
 
 
-def with_heads(architecture: Architecture, vision_heads: int | None, text_heads: int | None) -> Architecture:
-    """The same architecture with these numbers of attention heads; None, or OpenAI's number, means width / 64."""
-    usual = (architecture.vision_width // HEAD_WIDTH, architecture.text_width // HEAD_WIDTH)
-    vision, text = (
-        None if heads == openai else heads for heads, openai in zip((vision_heads, text_heads), usual, strict=True)
-    )
-    return replace(architecture, vision_heads=vision, text_heads=text)
+def _infer_family(state: Mapping[str, Tensor]) -> Family:
+    """MetaCLIP 2 has CLIP's keys; only its configuration shows which it is."""
+    if "visual.attn_pool.probe" in state:
+        return "siglip" if "text_projection_bias" in state else "pe"
+    if "visual.transformer.resblocks.0.mlp.gate.weight" in state:
+        return "eva02"
+    return "tipsv2" if "visual.transformer.resblocks.0.ls_1.weight" in state else "clip"
 
 
 class _Shapes:
@@ -150,7 +222,7 @@ class _Shapes:
 
     def __call__(self, key: str) -> tuple[int, ...]:
         if key not in self.state:
-            raise CheckpointError(f"the checkpoint is no whole CLIP (image and text tower): {key} is missing")
+            raise CheckpointError(f"the checkpoint does not have a whole image and text tower: {key} is missing")
         return tuple(self.state[key].shape)
 
 

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from intclip.backbones.architecture import Activation
+from intclip.backbones.content import digest, tensor_hashes
 from intclip.backbones.preprocess import Preprocess
 from intclip.errors import IntclipError
 
@@ -48,15 +50,19 @@ class TextTower(nn.Module, ABC):
         width: Size of a token embedding, the size of a prompt's context vectors.
         embed_dim: Size D of the joint space.
         context_length: The largest number of tokens, start and end included.
+        start_tokens: Number of tokens before a text's own, 0 or 1.
+        end_tokens: Number of tokens behind a text's own, 0 or 1.
     """
 
     width: int
     embed_dim: int
     context_length: int
+    start_tokens: int = 1
+    end_tokens: int = 1
 
     @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Tokens (T, L), int64, L the longest of these texts, padded behind their end with 0.
+        """Tokens (T, L), int64, L the longest of these texts, padded behind their end.
 
         Raises:
             IntclipError: A text has more than `context_length` tokens.
@@ -158,9 +164,11 @@ class Backbone(nn.Module, ABC):
         image_moments: Mean μ (D,) and covariance Σ (D, D) of the normalised embeddings of many ordinary photos, on the
             CPU, where they are known: a normalised sentence t has over such photos cosines of mean t·μ and variance
             tᵀΣt. None where they are not.
+        given_activation: What `load_backbone` was told, where nothing beside the weights says it.
     """
 
     image_moments: tuple[Tensor, Tensor] | None = None
+    given_activation: Activation | None = None
     name: str
     embed_dim: int
     grid: tuple[int, int]
@@ -211,6 +219,22 @@ class Backbone(nn.Module, ABC):
     def tokenize(self, texts: str | Sequence[str]) -> Tensor:
         """Tokens (T, L), int64: what this backbone's `encode_text` takes."""
         return self.text.tokenize([texts] if isinstance(texts, str) else list(texts))
+
+    def logit_sigmoid(self) -> tuple[float, float] | None:
+        """Scale and bias of p = sigmoid(scale · cos + bias), for a backbone that was trained with it; else None."""
+        return None
+
+    def design(self) -> dict[str, object]:
+        """What decides the numbers besides tensors and preprocessing, as plain data: activation, heads and the like."""
+        return {}
+
+    def identity(self) -> str:
+        """SHA-256 of what decides both towers' numbers, preprocessing aside: design and content of all tensors.
+
+        Two backbones of the same identity give the same features of the same pixels and tokens, wherever their weights
+        were read from.
+        """
+        return digest([self.design(), tensor_hashes(self)])
 
     @abstractmethod
     def stage_maps(self, pixels: Tensor) -> list[Tensor]:

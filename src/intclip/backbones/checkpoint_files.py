@@ -1,58 +1,21 @@
 """Read a checkpoint file without running anything in it: safetensors, PyTorch's own files, OpenAI's archives."""
 
-import json
 import pickle
 import pickletools
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from intclip.backbones.architecture import Activation
+from intclip.backbones.sources import INDEX, read_index, weight_parts
 from intclip.errors import CheckpointError
-
-WEIGHT_FILES = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorch_model.bin", "pytorch_model.bin")
-"""Names to look for in a folder. open_clip's first: a repository may hold an image tower alone under the other."""
-CONFIG_FILES = ("open_clip_config.json", "config.json")
-
-
-@dataclass(frozen=True)
-class Hints:
-    """What a configuration file beside the weights tells that the weights do not.
-
-    Attributes:
-        activation: Of the transformers' MLPs.
-        vision_heads: Attention heads of a ViT; None where the file is silent.
-        text_heads: Attention heads of the text transformer; None where the file is silent.
-    """
-
-    activation: Activation = "quick_gelu"
-    vision_heads: int | None = None
-    text_heads: int | None = None
-
-
-def find_weights(path: Path) -> Path:
-    """The weight file at a path: the file itself, or the one in a folder that bears a usual name.
-
-    Raises:
-        CheckpointError: There is none.
-    """
-    if path.is_dir():
-        for name in WEIGHT_FILES:
-            if (path / name).is_file():
-                return path / name
-        raise CheckpointError(f"no weights in {path}; one of these is wanted there: {', '.join(WEIGHT_FILES)}")
-    if not path.is_file():
-        raise CheckpointError(f"no such checkpoint: {path}")
-    return path
 
 
 def read_state_dict(path: Path) -> Mapping[str, object]:
@@ -61,11 +24,13 @@ def read_state_dict(path: Path) -> Mapping[str, object]:
     Raises:
         CheckpointError: The file is damaged, of another kind, or holds more than weights.
     """
+    if path.name.endswith(INDEX):
+        return _read_parts(path)
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is no safetensors file, or a damaged one: {_line(error)}") from error
+            raise CheckpointError(f"{path} is not a safetensors file, or a damaged one: {_line(error)}") from error
     try:
         state = _read_torchscript(path) if _is_torchscript(path) else _load_weights(path)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
@@ -78,45 +43,15 @@ def read_state_dict(path: Path) -> Mapping[str, object]:
     return state
 
 
-def read_hints(weights: Path) -> Hints:
-    """What the configuration beside a weight file tells; OpenAI's ways where there is none.
-
-    Raises:
-        CheckpointError: The configuration is no JSON, or names an activation that CLIP does not have.
-    """
-    for name in CONFIG_FILES:
-        config = weights.parent / name
-        if not config.is_file():
-            continue
-        try:
-            content = json.loads(config.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot read {config}: {_line(error)}") from error
-        if isinstance(content, dict) and ("model_cfg" in content or "vision_config" in content):
-            return _open_clip_hints(content["model_cfg"]) if "model_cfg" in content else _hf_hints(content, config)
-    return Hints()
-
-
-def _open_clip_hints(model: Mapping[str, Any]) -> Hints:
-    vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
-    head_width = vision.get("head_width")
-    return Hints(
-        activation="quick_gelu" if model.get("quick_gelu", False) else "gelu",
-        vision_heads=vision["width"] // head_width if head_width else None,
-        text_heads=text.get("heads"),
-    )
-
-
-def _hf_hints(content: Mapping[str, Any], source: Path) -> Hints:
-    vision, text = content.get("vision_config") or {}, content.get("text_config") or {}
-    activations = {part.get("hidden_act", "quick_gelu") for part in (vision, text)}
-    if len(activations) > 1 or not activations <= {"quick_gelu", "gelu"}:
-        raise CheckpointError(f"{source} names the activations {sorted(activations)}; known: quick_gelu, gelu")
-    return Hints(
-        activation="gelu" if "gelu" in activations else "quick_gelu",
-        vision_heads=vision.get("num_attention_heads"),
-        text_heads=text.get("num_attention_heads"),
-    )
+def _read_parts(path: Path) -> dict[str, object]:
+    state: dict[str, object] = {}
+    for part in weight_parts(path):
+        if not part.is_file():
+            raise CheckpointError(f"{path} lists the part {part.name}, which is not there; copy it beside the index")
+        state |= read_state_dict(part)
+    if missing := sorted(read_index(path).keys() - state.keys()):
+        raise CheckpointError(f"{path} lists tensors that its parts do not have: {', '.join(missing[:5])}")
+    return state
 
 
 def _load_weights(file: Path | IO[bytes]) -> object:

@@ -1,107 +1,109 @@
-"""State dicts of CLIP in three layouts, told by their keys, loaded strictly into our backbone.
+"""A state dict in any known layout, loaded strictly into our backbone."""
 
-OpenAI's layout is the hub of the wheel: open_clip's and Hugging Face's are translated to it, and our own module names
-are translated to it, in both directions, by a few prefixes.
-"""
-
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from intclip.backbones.architecture import Activation, Architecture, Split, infer_architecture, with_heads
+from intclip.backbones.architecture import Activation, Architecture, Split, infer_architecture
 from intclip.backbones.clip import ClipBackbone
+from intclip.backbones.families import TRAITS
+from intclip.backbones.file_tokenizer import TextTokenizer
+from intclip.backbones.layouts import NO_WEIGHT, Rules, listed, rename, to_openai_layout
+from intclip.backbones.tokenizer import CLIP_TOKENS
 from intclip.errors import CheckpointError
 
-# What checkpoints carry that is no weight: sizes in OpenAI's archives, masks, position numbers, BatchNorm's counter.
-_NO_WEIGHT = re.compile(
-    r"input_resolution$|context_length$|vocab_size$|.*\battn_mask$|.*\bposition_ids$|.*\bnum_batches_tracked$"
-)
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
-_SHOWN = 12
+TIPS_TEMPERATURE = 0.005065968260169029
+"""Of published TIPS v2 weights, as their configuration has it."""
 
-_OURS_TO_OPENAI = (
+_OURS_TO_OPENAI: Rules = (
     (r"trunk\.stem\.", "visual."),
     (r"trunk\.embedding\.", "visual."),
     (r"(?:trunk|deep)\.block(\d+)\.", r"visual.transformer.resblocks.\1."),
     (r"(?:trunk|deep)\.layer(\d)\.", r"visual.layer\1."),
-    (r"head\.(ln_post\.|proj$)", r"visual.\1"),
+    (r"head\.(ln_post\.|proj$|proj_bias$|attn_pool\.)", r"visual.\1"),
     (r"head\.", "visual.attnpool."),
     (r"text\.blocks\.(\d+)\.", r"transformer.resblocks.\1."),
     (r"text\.", ""),
-    (r"logit_scale$", "logit_scale"),
 )
-_HF_TO_OPENAI = (
-    (r"text_model\.embeddings\.token_embedding\.", "token_embedding."),
-    (r"text_model\.embeddings\.position_embedding\.weight$", "positional_embedding"),
-    (r"text_model\.final_layer_norm\.", "ln_final."),
-    (r"text_model\.encoder\.layers\.", "transformer.resblocks."),
-    (r"vision_model\.embeddings\.class_embedding$", "visual.class_embedding"),
-    (r"vision_model\.embeddings\.patch_embedding\.", "visual.conv1."),
-    (r"vision_model\.embeddings\.position_embedding\.weight$", "visual.positional_embedding"),
-    (r"vision_model\.pre_layrnorm\.", "visual.ln_pre."),
-    (r"vision_model\.post_layernorm\.", "visual.ln_post."),
-    (r"vision_model\.encoder\.layers\.", "visual.transformer.resblocks."),
-    (r"visual_projection\.weight$", "visual.proj"),
-    (r"text_projection\.weight$", "text_projection"),
-)
-_HF_BLOCK_PARTS = (
-    (".self_attn.out_proj.", ".attn.out_proj."),
-    (".layer_norm1.", ".ln_1."),
-    (".layer_norm2.", ".ln_2."),
-    (".mlp.fc1.", ".mlp.c_fc."),
-    (".mlp.fc2.", ".mlp.c_proj."),
-)
-_HF_QUERY = re.compile(r"(.*)\.self_attn\.q_proj\.(weight|bias)$")
 
 
 def from_openai_state_dict(
     state_dict: Mapping[str, Tensor],
     *,
     split: Split = "paper",
-    activation: Activation = "quick_gelu",
+    activation: Activation | None = None,
     vision_heads: int | None = None,
     text_heads: int | None = None,
     name: str | None = None,
 ) -> ClipBackbone:
-    """Build the CLIP that a state dict belongs to: a ModifiedResNet or a ViT, of any width and depth.
+    """Build the backbone that a state dict belongs to: a ModifiedResNet or a ViT, of any width and depth.
 
     Args:
-        state_dict: In the layout of OpenAI, open_clip or Hugging Face's `CLIPModel`, of any float type; it is copied.
+        state_dict: In the layout of OpenAI, open_clip or Hugging Face, of any float type; it is copied.
         split: Where the trunk ends; see `ClipBackbone`.
-        activation: "gelu" for open_clip's LAION weights; the weights do not tell.
+        activation: "gelu" for open_clip's LAION weights, which the weights do not show; None means the family's own,
+            for CLIP OpenAI's "quick_gelu".
         vision_heads: Attention heads of a ViT; None means width / 64.
         text_heads: Attention heads of the text transformer; None means width / 64.
         name: Name of the backbone; without one, that of the architecture.
 
     Raises:
-        CheckpointError: A tensor is missing, left over, or of another shape; all are named.
+        CheckpointError: A tensor is missing, left over, or of another shape, all are named; or the text tower has
+            another vocabulary than CLIP's.
     """
     state = to_openai_layout(state_dict)
-    architecture = with_heads(replace(infer_architecture(state), activation=activation), vision_heads, text_heads)
-    return build_clip(architecture, state, split=split, name=name)
+    given = {"vision_heads": vision_heads, "text_heads": text_heads, "activation": activation}
+    found = infer_architecture(state)
+    details = family_details(found) | {key: value for key, value in given.items() if value is not None}
+    return build_clip(found.with_details(details), state, split=split, name=name)
+
+
+def family_details(architecture: Architecture) -> dict[str, Any]:
+    """What a family has where no file says otherwise."""
+    traits = TRAITS[architecture.family]
+    return {
+        "activation": traits.activation,
+        "text_activation": traits.text_activation,
+        "vision_eps": traits.vision_eps,
+        "text_eps": traits.text_eps,
+    }
 
 
 def build_clip(
-    architecture: Architecture, state: Mapping[str, Tensor], *, split: Split = "paper", name: str | None = None
+    architecture: Architecture,
+    state: Mapping[str, Tensor],
+    *,
+    split: Split = "paper",
+    name: str | None = None,
+    tokenizer: TextTokenizer | None = None,
 ) -> ClipBackbone:
-    """A frozen CLIP with these weights, float32.
+    """A frozen backbone with these weights, float32.
 
     Args:
         architecture: Sizes.
-        state: In OpenAI's layout; copied.
+        state: Under OpenAI's key names; copied.
         split: Where the trunk ends; see `ClipBackbone`.
         name: Name of the backbone; without one, that of the architecture.
+        tokenizer: Of a family with other tokens than CLIP's.
 
     Raises:
-        CheckpointError: A tensor is missing, left over, or of another shape; all are named.
+        CheckpointError: A tensor is missing, left over, or of another shape, all are named; or the text tower has
+            another vocabulary than its family's tokenizer.
     """
+    if TRAITS[architecture.family].own_tokens and architecture.vocab_size > CLIP_TOKENS:
+        raise CheckpointError(
+            f"the text tower has a vocabulary of {architecture.vocab_size:,} tokens, CLIP's tokenizer has"
+            f" {CLIP_TOKENS:,}: its texts would be read wrongly; supported with other tokens: MetaCLIP 2, SigLIP and"
+            " TIPS v2, by their config.json and tokenizer.json beside the weights"
+        )
     with torch.device("meta"):
-        backbone = ClipBackbone(architecture, split, name)
+        backbone = ClipBackbone(architecture, split, name, tokenizer)
+    state = _with_defaults(architecture, state)
     wanted = {openai_key(key): (key, tensor) for key, tensor in backbone.state_dict().items()}
-    wanted = {key: entry for key, entry in wanted.items() if not _NO_WEIGHT.match(key)}
+    wanted = {key: entry for key, entry in wanted.items() if not NO_WEIGHT.match(key)}
     _compare(architecture, {key: tensor for key, (_, tensor) in wanted.items()}, state)
     loaded = {
         ours: state[key].detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
@@ -122,94 +124,36 @@ def openai_state_dict(backbone: ClipBackbone) -> dict[str, Tensor]:
 
 def openai_key(key: str) -> str:
     """OpenAI's name of one of `ClipBackbone`'s tensors."""
-    return _rename(key, _OURS_TO_OPENAI)
+    return rename(key, _OURS_TO_OPENAI)
 
 
-def to_openai_layout(state_dict: Mapping[str, object]) -> dict[str, Tensor]:
-    """Weights under OpenAI's key names, from any of the three layouts, unwrapped, without what is no weight.
-
-    Raises:
-        CheckpointError: This is no state dict of a CLIP.
-    """
-    state = _unwrap(state_dict)
-    state = {key: tensor for key, tensor in state.items() if not _NO_WEIGHT.match(key)}
-    if any(key.startswith(("text_model.", "vision_model.")) for key in state):
-        return _from_hugging_face(state)
-    if any(key.startswith("visual.") for key in state):
-        # open_clip's CustomTextCLIP keeps the text tower under "text."; otherwise its names are OpenAI's.
-        return {key.removeprefix("text."): tensor for key, tensor in state.items()}
-    raise CheckpointError(
-        f"this is no CLIP checkpoint in the layout of OpenAI, open_clip or Hugging Face; it has {_listed(state)}"
-    )
-
-
-def _unwrap(state_dict: Mapping[str, object]) -> dict[str, Tensor]:
-    """The tensors of a state dict, out of a training checkpoint and of a parallel wrapper's "module." prefix."""
-    inner: Mapping[str, object] = state_dict
-    for wrapper in _WRAPPERS:
-        found = inner.get(wrapper)
-        if isinstance(found, Mapping):
-            inner = found
-    others = [key for key, value in inner.items() if not isinstance(value, Tensor)]
-    if others or not inner:
-        raise CheckpointError(f"a state dict of tensors is wanted; this one has {_listed(others) or 'nothing in it'}")
-    tensors = {key: value for key, value in inner.items() if isinstance(value, Tensor)}
-    if all(key.startswith("module.") for key in tensors):
-        return {key.removeprefix("module."): value for key, value in tensors.items()}
-    return tensors
-
-
-def _from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    out: dict[str, Tensor] = {}
-    merged: set[str] = set()
-    for key in state:
-        if match := _HF_QUERY.match(key):
-            parts = [f"{match[1]}.self_attn.{part}_proj.{match[2]}" for part in "qkv"]
-            if all(part in state for part in parts):
-                merged.update(parts)
-                out[f"{_hf_key(match[1])}.attn.in_proj_{match[2]}"] = torch.cat([state[part] for part in parts])
-    for key, tensor in state.items():
-        if key not in merged:
-            name = _hf_key(key)
-            out[name] = tensor.T if name in ("visual.proj", "text_projection") else tensor
+def _with_defaults(architecture: Architecture, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scalars as scalars, and TIPS's temperature, which published weights lack, as a scale."""
+    out = dict(state)
+    if architecture.family == "tipsv2":
+        temperature = out.pop("temperature", torch.tensor(TIPS_TEMPERATURE))
+        out["logit_scale"] = torch.tensor(-math.log(float(temperature)))
+    for key in ("logit_scale", "logit_bias"):
+        if key in out and out[key].numel() == 1:
+            out[key] = out[key].reshape(())
+    if architecture.family == "pe" and "visual.proj_bias" in out and not out["visual.proj_bias"].any():
+        del out["visual.proj_bias"]  # timm's linear layer has one, always 0: Meta's weights have a matrix
     return out
-
-
-def _hf_key(key: str) -> str:
-    key = _rename(key, _HF_TO_OPENAI)
-    for theirs, openai in _HF_BLOCK_PARTS:
-        key = key.replace(theirs, openai)
-    return key
-
-
-def _rename(key: str, rules: Iterable[tuple[str, str]]) -> str:
-    for pattern, replacement in rules:
-        renamed, hits = re.subn(f"^{pattern}", replacement, key)
-        if hits:
-            return renamed
-    return key
 
 
 def _compare(architecture: Architecture, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     """Refuse a state that is not exactly what is wanted."""
     faults = []
     if missing := sorted(wanted.keys() - state.keys()):
-        faults.append(f"missing: {_listed(missing)}")
+        faults.append(f"missing: {listed(missing)}")
     if extra := sorted(state.keys() - wanted.keys()):
-        faults.append(f"left over: {_listed(extra)}")
+        faults.append(f"left over: {listed(extra)}")
     shapes = [
         f"{key} is {tuple(state[key].shape)}, not {tuple(wanted[key].shape)}"
         for key in sorted(wanted.keys() & state.keys())
         if state[key].shape != wanted[key].shape
     ]
     if shapes:
-        faults.append(f"wrong shape: {_listed(shapes)}")
+        faults.append(f"wrong shape: {listed(shapes)}")
     if faults:
         raise CheckpointError(f"the checkpoint does not fit {architecture.label}; {'; '.join(faults)}")
-
-
-def _listed(names: Iterable[str]) -> str:
-    """Names in one line; a long list is cut and counted."""
-    names = list(names)
-    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + rest

@@ -1,24 +1,28 @@
-"""CLIP as one backbone: an image tower of either kind, a text transformer, and one joint space."""
+"""CLIP and what came after it as one backbone: an image tower, a text transformer, and one joint space."""
 
 import math
 from collections import Counter
+from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
 
 from intclip.backbones.architecture import Architecture, Split
-from intclip.backbones.base import Backbone
+from intclip.backbones.base import Backbone, TextTower
 from intclip.backbones.clip_resnet import STAGES, build_resnet
 from intclip.backbones.clip_text import ClipText
-from intclip.backbones.clip_vit import as_map, build_vit
-from intclip.backbones.preprocess import Preprocess
+from intclip.backbones.clip_vit import as_map, prefix_tokens
+from intclip.backbones.families import OPENAI_MEAN, OPENAI_STD, TRAITS
+from intclip.backbones.file_tokenizer import StandInTokenizer, TextTokenizer
+from intclip.backbones.padded_text import MeanText, PaddedText
+from intclip.backbones.transformer import LayerScale
+from intclip.backbones.vit import build_vit
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
+MEAN, STD = OPENAI_MEAN, OPENAI_STD
 
 
 class ClipBackbone(Backbone):
-    """CLIP (Radford et al., 2021), split as IntCLIP needs it.
+    """CLIP (Radford et al., 2021) or another family of `families`, split as IntCLIP needs it.
 
     | image tower | split      | trunk                     | deep                  |
     |-------------|------------|---------------------------|-----------------------|
@@ -32,30 +36,54 @@ class ClipBackbone(Backbone):
         architecture: Sizes; the weights are yet to be loaded.
         split: See the table.
         name: Registry name; a description of the architecture without one.
+        tokenizer: Of a family with other tokens than CLIP's; without one the text tower takes token ids only.
 
     Attributes:
         architecture: Sizes.
         split: Where the trunk ends.
-        logit_scale: CLIP's own learned scale of cosines, as its logarithm; scalar.
+        logit_scale: The learned scale of cosines, as its logarithm; scalar.
+        logit_bias: What SigLIP adds to scaled cosines before its sigmoid; scalar, None for the other families.
     """
 
     trunk: nn.Sequential
     deep: nn.Sequential
 
-    def __init__(self, architecture: Architecture, split: Split = "paper", name: str | None = None) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        split: Split = "paper",
+        name: str | None = None,
+        tokenizer: TextTokenizer | None = None,
+    ) -> None:
         super().__init__()
         self.name = name or architecture.label
         self.architecture = architecture
         self.split: Split = split
         self.embed_dim = architecture.embed_dim
         self.grid = (architecture.grid, architecture.grid)
-        self.preprocess = Preprocess(size=architecture.image_size, mean=MEAN, std=STD)
+        self.preprocess = TRAITS[architecture.family].pixels.at(architecture.image_size)
         if architecture.patch_size is None:
             self.trunk, self.deep, self.head = build_resnet(architecture, split)
         else:
             self.trunk, self.deep, self.head = build_vit(architecture)
-        self.text = ClipText(architecture)
+        texts: dict[str, type[ClipText | PaddedText | MeanText]] = {
+            "causal": ClipText,
+            "padded": PaddedText,
+            "mean": MeanText,
+        }
+        self.text: TextTower = texts[TRAITS[architecture.family].text](architecture, tokenizer)
         self.logit_scale = nn.Parameter(torch.empty(()))
+        self.logit_bias = nn.Parameter(torch.empty(())) if architecture.family == "siglip" else None
+
+    def logit_sigmoid(self) -> tuple[float, float] | None:
+        """SigLIP's scale e^s and bias."""
+        if self.logit_bias is None:
+            return None
+        return math.exp(float(self.logit_scale)), float(self.logit_bias)
+
+    def design(self) -> dict[str, object]:
+        """The architecture, field by field."""
+        return asdict(self.architecture)
 
     def stage_maps(self, pixels: Tensor) -> list[Tensor]:
         """Four maps (B, C_i, H_i, W_i): a ResNet's stages, or a ViT's patch tokens after each quarter of its blocks."""
@@ -84,13 +112,15 @@ class ClipBackbone(Backbone):
 
     def deep_map(self, deep: Tensor) -> Tensor:
         """The last feature map (B, C, H, W) of a ResNet, or the patch tokens of a ViT as one."""
-        return deep if self.architecture.patch_size is None else as_map(deep[:, 1:])
+        if self.architecture.patch_size is None:
+            return deep
+        return as_map(deep[:, prefix_tokens(self.architecture) :])
 
 
 def random_clip(
     architecture: Architecture, *, seed: int = 0, split: Split = "paper", name: str | None = None
 ) -> ClipBackbone:
-    """A CLIP with seeded random weights that keep activations of ordinary size, for tests and speed measurements.
+    """A backbone with seeded random weights that keep activations of ordinary size, for tests and measurements.
 
     Args:
         architecture: Any sizes.
@@ -99,20 +129,32 @@ def random_clip(
         name: See `ClipBackbone`.
     """
     with torch.device("meta"):
-        backbone = ClipBackbone(architecture, split, name)
-    backbone.to_empty(device="cpu")
+        backbone = ClipBackbone(architecture, split, name, _stand_in(architecture))
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in backbone.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0, math.prod(parameter.shape[1:]) ** -0.5, generator=generator)
-            else:
-                parameter.normal_(0, 0.02, generator=generator)
-        for module in backbone.modules():
-            if isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
-                module.weight.add_(1)
-            if isinstance(module, nn.BatchNorm2d):
-                module.reset_running_stats()
-        backbone.logit_scale.fill_(math.log(100))
+    state: dict[str, Tensor] = {}
+    for key, parameter in backbone.named_parameters():
+        spread = math.prod(parameter.shape[1:]) ** -0.5 if parameter.ndim > 1 else 0.02
+        state[key] = torch.empty(parameter.shape, device="cpu").normal_(0, spread, generator=generator)
+    for name_, module in backbone.named_modules():
+        if isinstance(module, nn.LayerNorm | nn.BatchNorm2d | LayerScale):
+            state[f"{name_}.weight"] += 1
+        if isinstance(module, nn.BatchNorm2d):
+            channels = module.num_features
+            state[f"{name_}.running_mean"], state[f"{name_}.running_var"] = torch.zeros(channels), torch.ones(channels)
+            state[f"{name_}.num_batches_tracked"] = torch.zeros((), dtype=torch.int64)
+    state["logit_scale"].fill_(math.log(100))
+    if "logit_bias" in state:
+        state["logit_bias"].fill_(-10)
+    backbone.load_state_dict(state, strict=True, assign=True)
     backbone.freeze()
     return backbone
+
+
+def _stand_in(architecture: Architecture) -> StandInTokenizer | None:
+    """Tokens for random weights of a family whose own tokenizer comes with real ones."""
+    traits = TRAITS[architecture.family]
+    if traits.own_tokens:
+        return None
+    if traits.text == "causal":
+        return StandInTokenizer(architecture.vocab_size, start=0, end=architecture.end_token or 2, pad_id=1)
+    return StandInTokenizer(architecture.vocab_size, start=None, end=1 if traits.text == "padded" else None, pad_id=0)

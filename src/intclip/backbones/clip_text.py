@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 from intclip.backbones.architecture import Architecture
 from intclip.backbones.base import TextTower
-from intclip.backbones.tokenizer import encode, pad
-from intclip.backbones.transformer import Block
+from intclip.backbones.file_tokenizer import TextTokenizer
+from intclip.backbones.tokenizer import CLIP_TOKENS, encode, pad
+from intclip.backbones.transformer import Block, BlockSpec
+from intclip.clip_tokens import END
 from intclip.errors import IntclipError
 
 
@@ -20,20 +22,26 @@ class ClipText(TextTower):
     computed at the end tokens only, and on a CPU texts of very different lengths go in two batches.
     """
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, tokenizer: TextTokenizer | None = None) -> None:
+        """Weights are yet to be loaded.
+
+        Args:
+            architecture: Sizes.
+            tokenizer: Of a family with other tokens than CLIP's (MetaCLIP 2).
+        """
         super().__init__()
         self.width = architecture.text_width
         self.embed_dim = architecture.embed_dim
         self.context_length = architecture.context_length
+        self.end_token = architecture.end_token
+        self.vocab_size = architecture.vocab_size
+        self.tokenizer = tokenizer
         # With a weight of its own: the usual initialisation, on the meta device, imports half of torch's compiler.
         weight = torch.empty(architecture.vocab_size, self.width)
         self.token_embedding = nn.Embedding(architecture.vocab_size, self.width, _weight=weight)
         self.positional_embedding = nn.Parameter(torch.empty(self.context_length, self.width))
-        heads, mlp, activation = architecture.text_heads, architecture.text_mlp, architecture.activation
-        self.blocks = nn.Sequential(
-            *(Block(self.width, heads, mlp, activation, causal=True) for _ in range(architecture.text_layers))
-        )
-        self.ln_final = nn.LayerNorm(self.width)
+        self.blocks = nn.Sequential(*text_blocks(architecture, causal=True))
+        self.ln_final = nn.LayerNorm(self.width, eps=architecture.text_eps)
         self.text_projection = nn.Parameter(torch.empty(self.width, self.embed_dim))
 
     def tokenize(self, texts: Sequence[str], *, truncate: bool = False) -> Tensor:
@@ -44,13 +52,25 @@ class ClipText(TextTower):
             truncate: Cut what is too long, keeping the end token, instead of refusing it.
 
         Raises:
-            IntclipError: A text has more than `context_length` tokens, and `truncate` is off.
+            IntclipError: A text has more than `context_length` tokens, and `truncate` is off; or the tower has other
+                tokens than CLIP's and no tokenizer.
         """
+        if self.tokenizer is not None:
+            return self.tokenizer.tokenize(texts, self.context_length)
+        if self.vocab_size != CLIP_TOKENS or self.end_token not in (None, END):
+            raise IntclipError(
+                f"this text tower has {self.vocab_size} tokens where CLIP's tokenizer has {CLIP_TOKENS}; pass token ids"
+            )
         return pad([encode(text, self.context_length, truncate=truncate) for text in texts])
 
+    def unknown_share(self, texts: Sequence[str]) -> list[float]:
+        """See `TextTower.unknown_share`; CLIP's own tokens have no unknown one."""
+        return super().unknown_share(texts) if self.tokenizer is None else self.tokenizer.unknown_share(texts)
+
     def lengths(self, tokens: Tensor) -> Tensor:
-        """Number of tokens of each row (T,) up to the first end token, which has the highest id."""
-        return tokens.argmax(dim=-1) + 1
+        """Number of tokens of each row (T,) up to the first end token: `end_token`, or the row's highest id."""
+        ends = tokens if self.end_token is None else (tokens == self.end_token).int()
+        return ends.argmax(dim=-1) + 1
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token embeddings (T, L, width), without positions."""
@@ -71,7 +91,8 @@ class ClipText(TextTower):
             )
         # Elsewhere one large batch is faster, and lengths are not there to read. A converted graph would keep the
         # example's order and cut.
-        if embeddings.device.type != "cpu" or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        traced = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined,no-untyped-call]
+        if embeddings.device.type != "cpu" or traced:
             return self._encode(embeddings, lengths)
         order = lengths.argsort()
         ordered = lengths[order].tolist()
@@ -90,6 +111,19 @@ class ClipText(TextTower):
         assert isinstance(last, Block)
         features: Tensor = self.ln_final(last.read(tokens, lengths - 1)) @ self.text_projection
         return features
+
+
+def text_blocks(architecture: Architecture, *, causal: bool) -> list[Block]:
+    """The blocks of a text transformer."""
+    spec = BlockSpec(
+        architecture.text_width,
+        architecture.text_heads,
+        architecture.text_mlp,
+        architecture.text_activation or architecture.activation,
+        architecture.text_eps,
+        causal=causal,
+    )
+    return [Block(spec) for _ in range(architecture.text_layers)]
 
 
 def best_cut(lengths: Sequence[int]) -> int:

@@ -1,93 +1,84 @@
-"""CLIP's vision transformer in the contract's three parts (Radford et al., 2021, section 2.4)."""
+"""First and last part of a vision transformer: patches to tokens, tokens to the joint space (Radford et al., 2021)."""
 
 import math
-from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
 
 from intclip.backbones.architecture import Architecture
 from intclip.backbones.base import ImageHead
-from intclip.backbones.transformer import Block
-
-DEEP_SHARE = 0.25
-"""Share of the blocks that are deep: the last 3 of 12 (IntCLIP, ECCV 2024), the last 6 of 24."""
+from intclip.backbones.families import TRAITS
 
 
 class PatchEmbedding(nn.Module):
-    """Pixels to tokens: patches behind a class token, with positions, normalised.
+    """Pixels to tokens: patches behind a class token and registers where there are some, with positions.
 
     Args:
-        patch: Side of a patch, in pixels.
-        grid: Patches along a side of the image.
-        width: Channels W of a token.
+        architecture: Of a ViT.
     """
 
-    def __init__(self, patch: int, grid: int, width: int) -> None:
+    def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, width, patch, stride=patch, bias=False)
-        self.class_embedding = nn.Parameter(torch.empty(width))
-        self.positional_embedding = nn.Parameter(torch.empty(grid * grid + 1, width))
-        self.ln_pre = nn.LayerNorm(width)
+        traits = TRAITS[architecture.family]
+        width, patch = architecture.vision_width, architecture.patch_size
+        assert patch is not None
+        self.conv1 = nn.Conv2d(3, width, patch, stride=patch, bias=traits.patch_bias)
+        self.class_embedding = nn.Parameter(torch.empty(width)) if traits.class_token else None
+        self.positional_embedding = nn.Parameter(torch.empty(architecture.grid**2 + traits.class_token, width))
+        self.registers = nn.Parameter(torch.empty(architecture.registers, width)) if architecture.registers else None
+        self.ln_pre = nn.LayerNorm(width, eps=architecture.vision_eps) if traits.pre_norm else nn.Identity()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, S, S) to tokens (B, 1 + N, W), the class token first."""
-        patches = self.conv1(pixels).flatten(2).transpose(1, 2)
+        """Pixels (B, 3, S, S) to tokens (B, P + N, W), the P class and register tokens first."""
+        tokens = self.conv1(pixels).flatten(2).transpose(1, 2)
         # Not len(): a tracer takes that for a constant, and the graph would take no other batch.
-        first = self.class_embedding.expand(patches.shape[0], 1, -1)
-        tokens: Tensor = self.ln_pre(torch.cat([first, patches], dim=1) + self.positional_embedding)
-        return tokens
+        batch = tokens.shape[0]
+        if self.class_embedding is not None:
+            tokens = torch.cat([self.class_embedding.expand(batch, 1, -1), tokens], dim=1)
+        tokens = tokens + self.positional_embedding
+        if self.registers is not None:
+            tokens = torch.cat([tokens[:, :1], self.registers.expand(batch, -1, -1), tokens[:, 1:]], dim=1)
+        normalised: Tensor = self.ln_pre(tokens)
+        return normalised
 
 
 class VitHead(ImageHead):
     """The last norm and the projection, at every token alike.
 
     Args:
-        width: Channels W of a token.
-        embed_dim: Size D of the joint space.
+        architecture: Of a ViT whose class token is its image embedding.
     """
 
-    def __init__(self, width: int, embed_dim: int) -> None:
+    def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.ln_post = nn.LayerNorm(width)
-        self.proj = nn.Parameter(torch.empty(width, embed_dim))
+        traits = TRAITS[architecture.family]
+        width = architecture.vision_width
+        self.prefix = prefix_tokens(architecture)
+        self.ln_post = nn.LayerNorm(width, eps=architecture.vision_eps)
+        self.proj = nn.Parameter(torch.empty(width, architecture.embed_dim)) if traits.projection else None
+        self.proj_bias = nn.Parameter(torch.empty(architecture.embed_dim)) if traits.projection_bias else None
 
     def regions(self, deep: Tensor) -> Tensor:
-        """Region features (B, D, H, W) of tokens (B, 1 + HW, W): the patch tokens, normalised and projected."""
-        projected: Tensor = self.ln_post(deep[:, 1:]) @ self.proj
-        return as_map(projected)
+        """Region features (B, D, H, W) of tokens (B, P + HW, W): the patch tokens, normalised and projected."""
+        return as_map(self._project(deep[:, self.prefix :]))
 
     def pooled(self, deep: Tensor) -> Tensor:
-        """Image embedding (B, D) of tokens (B, 1 + HW, W): the class token, normalised and projected."""
-        embedding: Tensor = self.ln_post(deep[:, 0]) @ self.proj
-        return embedding
+        """Image embedding (B, D) of tokens (B, P + HW, W): the class token, normalised and projected."""
+        return self._project(deep[:, 0])
+
+    def _project(self, tokens: Tensor) -> Tensor:
+        x: Tensor = self.ln_post(tokens)
+        if self.proj is not None:
+            x = x @ self.proj
+        return x if self.proj_bias is None else x + self.proj_bias
 
 
 def as_map(patches: Tensor) -> Tensor:
     """Patch tokens (B, HW, C) of a square image as a map (B, C, H, W)."""
     side = math.isqrt(patches.shape[1])
-    return patches.transpose(1, 2).unflatten(2, (side, side))
+    return torch.unflatten(patches.transpose(1, 2), 2, (side, side))
 
 
-def deep_blocks(layers: int) -> int:
-    """How many of a ViT's blocks are deep: its last quarter, at least one."""
-    return max(1, round(layers * DEEP_SHARE))
-
-
-def build_vit(architecture: Architecture) -> tuple[nn.Sequential, nn.Sequential, VitHead]:
-    """Trunk (embedding and first blocks), deep layers (last quarter of the blocks) and head, weights yet to be loaded.
-
-    Args:
-        architecture: Of a ViT.
-    """
-    if architecture.patch_size is None or not isinstance(architecture.vision_layers, int):
-        raise ValueError("a ViT has patches and a number of blocks")
-    width, layers = architecture.vision_width, architecture.vision_layers
-    blocks = [
-        (f"block{i}", Block(width, architecture.vision_heads, architecture.vision_mlp, architecture.activation))
-        for i in range(layers)
-    ]
-    cut = layers - deep_blocks(layers)
-    embedding = PatchEmbedding(architecture.patch_size, architecture.grid, width)
-    trunk = nn.Sequential(OrderedDict([("embedding", embedding), *blocks[:cut]]))
-    return trunk, nn.Sequential(OrderedDict(blocks[cut:])), VitHead(width, architecture.embed_dim)
+def prefix_tokens(architecture: Architecture) -> int:
+    """Number P of tokens before the patches."""
+    return TRAITS[architecture.family].class_token + architecture.registers

@@ -11,12 +11,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from intclip.backbones.checkpoint_files import CONFIG_FILES, WEIGHT_FILES
+from intclip.backbones.sources import HUB_PREFIX, SIDECARS, WEIGHT_FILES, weight_parts
 from intclip.errors import CheckpointError, StorageError
 from intclip.extras import require
 from intclip.files import sha256_file, write_text
 
-PREFIX = "hf:"
+PREFIX = HUB_PREFIX
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -45,7 +45,7 @@ def parse(spec: str) -> tuple[str, str | None]:
     """
     match = re.fullmatch(rf"{PREFIX}([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", spec)
     if match is None:
-        raise CheckpointError(f"{spec!r} is no hub repository; write hf:owner/name or hf:owner/name@revision")
+        raise CheckpointError(f"{spec!r} is not a hub repository; write hf:owner/name or hf:owner/name@revision")
     return match[1], match[2]
 
 
@@ -68,21 +68,49 @@ def fetch(file: HubFile, *, endpoint: str | None = None) -> Path:
 
 
 def fetch_repository(spec: str, *, endpoint: str | None = None) -> Path:
-    """The local path of the weights of "hf:owner/name[@revision]", any CLIP, with its configuration beside it.
+    """The local path of the weights of "hf:owner/name[@revision]", with the files that describe them beside it.
 
     Raises:
         CheckpointError: It cannot be had, has no weight file of a usual name, or its content is not the expected.
         MissingExtraError: `huggingface_hub` is not installed.
     """
     repo, revision = parse(spec)
-    for config in CONFIG_FILES:
-        _download(HubFile(repo, config, revision), endpoint)
-    for name in WEIGHT_FILES:
-        file = HubFile(repo, name, revision)
+    files = [HubFile(repo, name, revision) for name in WEIGHT_FILES]
+    there = next((file for file in files if cached(file)), None)
+    for name in SIDECARS:
+        _beside(HubFile(repo, name, revision), there is not None, endpoint)
+    for file in [there] if there is not None else files:
         if path := _download(file, endpoint):
             _verify(file, path)
+            for part in weight_parts(path):
+                if part != path:
+                    whole = HubFile(repo, part.name, revision)
+                    _verify(whole, fetch(whole, endpoint=endpoint))
             return path
     raise CheckpointError(f"the hub repository {repo} has none of {', '.join(WEIGHT_FILES)}")
+
+
+def cached_repository(spec: str) -> Path | None:
+    """Where the weights of "hf:owner/name[@revision]" lie if they are in the cache; nothing is downloaded.
+
+    Raises:
+        CheckpointError: The spec is not one.
+        MissingExtraError: `huggingface_hub` is not installed.
+    """
+    repo, revision = parse(spec)
+    return next((path for name in WEIGHT_FILES if (path := cached(HubFile(repo, name, revision)))), None)
+
+
+def _beside(file: HubFile, weights_are_cached: bool, endpoint: str | None) -> None:
+    """Have a file that describes the weights, if the repository has it.
+
+    Where the hub cannot be asked and the weights are in the cache, they were fetched with all that lies beside them.
+    """
+    try:
+        _download(file, endpoint, large=False)
+    except CheckpointError:
+        if not weights_are_cached:
+            raise
 
 
 def cached(file: HubFile) -> Path | None:
@@ -92,31 +120,38 @@ def cached(file: HubFile) -> Path | None:
         MissingExtraError: `huggingface_hub` is not installed.
     """
     hub = require("huggingface_hub", "hub")
-    found = hub.try_to_load_from_cache(file.repo, file.filename, cache_dir=_cache_folder(), revision=file.revision)
-    return Path(found) if isinstance(found, str) else None
+    try:
+        path = hub.try_to_load_from_cache(file.repo, file.filename, cache_dir=_cache_folder(), revision=file.revision)
+    except ValueError:  # a name that no repository can have; downloading says so
+        return None
+    return Path(path) if isinstance(path, str) else None
 
 
 def _cache_folder() -> str:
     constants = require("huggingface_hub.constants", "hub")
-    return os.environ.get("HF_HUB_CACHE") or str(constants.HF_HUB_CACHE)
+    return str(os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE)
 
 
-def _download(file: HubFile, endpoint: str | None) -> Path | None:
-    """Path in the cache; None when the repository is there and the file is not in it."""
+def _download(file: HubFile, endpoint: str | None, *, large: bool = True) -> Path | None:
+    """Path in the cache; None when the repository is there and the file is not in it.
+
+    A large one goes on where an earlier download stopped.
+    """
     hub = require("huggingface_hub", "hub")
     errors = require("huggingface_hub.errors", "hub")
     endpoint = endpoint or os.environ.get("HF_ENDPOINT")
     cache = _cache_folder()
     try:
-        if (path := cached(file)) is not None:
-            return path
+        known = hub.try_to_load_from_cache(file.repo, file.filename, cache_dir=cache, revision=file.revision)
+        if known is not None:  # a path, or the record that the repository has no such file
+            return Path(known) if isinstance(known, str) else None
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
             raise CheckpointError(_how_to_supply(file, "offline mode is on and it is not in the cache"))
         url = hub.hf_hub_url(file.repo, file.filename, revision=file.revision, endpoint=endpoint)
-        metadata = hub.get_hf_file_metadata(url)
-        if metadata.etag and metadata.size:
+        metadata = hub.get_hf_file_metadata(url) if large else None
+        if metadata and metadata.etag and metadata.size:
             _resume(url, Path(cache, f"models--{file.repo.replace('/', '--')}", "blobs", metadata.etag), metadata.size)
-        # The content is in its place; this makes the snapshot around it.
+        # The content is in its place; this makes the snapshot around it, and remembers what a repository lacks.
         return Path(
             hub.hf_hub_download(file.repo, file.filename, revision=file.revision, cache_dir=cache, endpoint=endpoint)
         )

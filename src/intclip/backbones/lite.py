@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from intclip.backbones.architecture import Split
 from intclip.backbones.base import Backbone, FeatureName, Features, ImageHead
-from intclip.backbones.checkpoint_files import find_weights, read_state_dict
+from intclip.backbones.checkpoint_files import read_state_dict
+from intclip.backbones.content import digest
 from intclip.backbones.efficientnet_lite import (
     ChannelsLast,
     build_layers,
@@ -35,8 +36,9 @@ from intclip.backbones.lite_towers import (
 from intclip.backbones.minilm import load_tokenizer, minilm_from_state_dict
 from intclip.backbones.preprocess import Preprocess
 from intclip.backbones.side_by_side import OwnChannels, SideBySide
+from intclip.backbones.sources import find_weights, source_files
 from intclip.errors import CheckpointError, IntclipError
-from intclip.files import atomic_path
+from intclip.files import atomic_path, sha256_file
 
 TRUNK_STAGES: dict[Split, int] = {"paper": 5, "released": 3}
 """Stages in the trunk: it ends at the 14 × 14 map, or at the 28 × 28 one as in the released code's split."""
@@ -148,6 +150,13 @@ class LiteBackbone(Backbone):
         self.trunk, self.deep = trunks[0], deeps[0]
         if len(towers) > 1:
             self.trunk, self.deep = SideBySide(trunks), SideBySide(deeps, self._trunk_channels())
+
+    def identity(self) -> str:
+        """SHA-256 of the files that the weights come from.
+
+        Not of the tensors: batch norms are folded into convolutions, and the last bits of that differ by processor.
+        """
+        return digest([self.name, [sha256_file(path) for path in source_files(self.name, None)]])
 
     def take(self, preprocess: Preprocess) -> None:
         """Look at photos in another way, at any multiple of 32 pixels a side; the grid grows with it."""

@@ -1,80 +1,61 @@
 """Backbones by name."""
 
 import difflib
+import logging
 import os
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from intclip.backbones import hub
-from intclip.backbones.architecture import ARCHITECTURES, Architecture, Split, infer_architecture, with_heads
+from intclip.backbones.architecture import (
+    ARCHITECTURES,
+    Activation,
+    Architecture,
+    Split,
+    infer_architecture,
+)
 from intclip.backbones.base import Backbone
-from intclip.backbones.checkpoint_files import find_weights, read_hints, read_state_dict
-from intclip.backbones.checkpoints import build_clip, to_openai_layout
+from intclip.backbones.checkpoint_files import read_state_dict
+from intclip.backbones.checkpoints import build_clip, family_details
 from intclip.backbones.clip import ClipBackbone, random_clip
-from intclip.backbones.hub import HubFile
+from intclip.backbones.families import TRAITS
+from intclip.backbones.file_tokenizer import FileTokenizer
+from intclip.backbones.hub_files import HUB_FILES, OPENAI_FILES
+from intclip.backbones.layouts import source_of, to_openai_layout, unwrap
 from intclip.backbones.lite_towers import LITE_BACKBONES
+from intclip.backbones.model_config import ModelConfig, read_config
+from intclip.backbones.sources import ANY_SIZE, RANDOM, find_weights, local_weights
 from intclip.errors import CheckpointError
 
-WEIGHTS_VARIABLE = "INTCLIP_WEIGHTS"
-"""Environment variable: a folder of weight files such as `RN101.pt` or `ViT-B-32.safetensors`."""
+_log = logging.getLogger(__name__)
 
-RANDOM = "@random"
-_SAFE, _BIN = "open_clip_model.safetensors", "pytorch_model.bin"
-HUB_FILES: dict[str, HubFile] = {
-    "RN50": HubFile(
-        "timm/resnet50_clip.openai",
-        _SAFE,
-        "ec3d92cf63a5f9d591f0d611b736895966c73076",
-        "da0baa37fb2211eee5729ab69ed587eb10d48f5b7076ceeed01552fc3d4cb4ee",
-    ),
-    "RN101": HubFile("timm/resnet101_clip.openai", _SAFE),
-    "RN50x4": HubFile(
-        "timm/resnet50x4_clip.openai", _SAFE, None, "fcd5a494550d0951f314a9d74225887e727ddc20c28c78962b58464705bfb465"
-    ),
-    "RN50x16": HubFile("timm/resnet50x16_clip.openai", _SAFE),
-    "RN50x64": HubFile("timm/resnet50x64_clip.openai", _SAFE),
-    "ViT-B/32": HubFile(
-        "openai/clip-vit-base-patch32",
-        _BIN,
-        "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268",
-        "a63082132ba4f97a80bea76823f544493bffa8082296d62d71581a4feff1576f",
-    ),
-    "ViT-B/16": HubFile(
-        "openai/clip-vit-base-patch16",
-        _BIN,
-        "57c216476eefef5ab752ec549e440a49ae4ae5f3",
-        "ec89c7b09c749a60aae3c9cd910516f24b58214a7df060b48962d14c469cfbf0",
-    ),
-    "ViT-L/14": HubFile(
-        "openai/clip-vit-large-patch14",
-        "model.safetensors",
-        "32bd64288804d66eefd0ccbe215aa642df71cc41",
-        "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb",
-    ),
-    "ViT-L/14@336px": HubFile(
-        "openai/clip-vit-large-patch14-336",
-        _BIN,
-        "ce19dc912ca5cd21c8a653c79e251e808ccabcd1",
-        "c6032c2e0caae3dc2d4fba35535fa6307dbb49df59c7e182b1bc4b3329b81801",
-    ),
-}
-"""Where OpenAI's weights are. A pin that is None is one we do not know for sure; see `hub`."""
+Checkpoint = str | os.PathLike[str]
 
 
-def load_backbone(name: str, *, checkpoint: str | os.PathLike[str] | None = None, split: Split = "paper") -> Backbone:
+def load_backbone(
+    name: str,
+    *,
+    checkpoint: Checkpoint | None = None,
+    split: Split = "paper",
+    activation: Activation | None = None,
+) -> Backbone:
     """Load a frozen backbone by name.
 
     Args:
-        name: One of `backbone_names()`, or "hf:owner/name[@revision]", a CLIP of any size on the hub. "@random" behind
-            a CLIP's name gives it seeded random weights: to try all of a pipeline where there are no weights.
-        checkpoint: Weights of a CLIP: a file or folder in the layout of OpenAI, open_clip or Hugging Face, or a hub
-            repository as "hf:owner/name[@revision]". Without it: the folder that INTCLIP_WEIGHTS names, then the hub.
+        name: One of `backbone_names()`; "CLIP" for one of any size, with a checkpoint; or "hf:owner/name[@revision]",
+            any on the hub. "@random" behind a name gives seeded random weights: to try all of a pipeline where there
+            are no weights.
+        checkpoint: Weights: a file or folder in the layout of OpenAI, open_clip or Hugging Face, or a hub repository as
+            "hf:owner/name[@revision]". Without it: the folder that INTCLIP_WEIGHTS names, then the hub.
         split: Where the trunk ends; see `ClipBackbone` and `lite.LiteBackbone`.
+        activation: Of the transformers' MLPs, where no file beside the weights says it; None takes OpenAI's QuickGELU
+            for CLIP, and a log line says so.
 
     Raises:
-        CheckpointError: The name or split is unknown, the weights cannot be had, or they are not of this architecture.
+        CheckpointError: The name or split is unknown, the weights cannot be had, they are not of this architecture, or
+            what lies beside them asks for something that is not supported.
         MissingExtraError: The weights are on the hub and `huggingface_hub` is not installed.
 
     Example:
@@ -82,22 +63,32 @@ def load_backbone(name: str, *, checkpoint: str | os.PathLike[str] | None = None
     """
     if split not in get_args(Split):
         raise CheckpointError(f"no split is called {split!r}; known: {', '.join(get_args(Split))}")
+    if activation is not None and activation not in get_args(Activation):
+        raise CheckpointError(f"no activation is called {activation!r}; known: {', '.join(get_args(Activation))}")
     if name.startswith(hub.PREFIX) and checkpoint is None:
-        return _read_clip(hub.fetch_repository(name), name, split, None)
+        return _read(hub.fetch_repository(name), _Wanted(name, split, activation))
     if name.endswith(RANDOM) and checkpoint is None:
         backbone = random_backbone(name.removesuffix(RANDOM), split=split)
         backbone.name = name
         return backbone
+    if checkpoint is not None and (name == ANY_SIZE or name.startswith(hub.PREFIX)):
+        return _read(_find(name, checkpoint), _Wanted(name, split, activation))
     builder = BUILDERS.get(name)
     if builder is None:
+        if name == ANY_SIZE:
+            raise CheckpointError(f"{ANY_SIZE} is a backbone of any size: give its weights as checkpoint")
         near = difflib.get_close_matches(name, BUILDERS, n=1, cutoff=0.4)
         hint = f", did you mean {near[0]}" if near else ""
         raise CheckpointError(f"no backbone is called {name!r}{hint}; known: {', '.join(BUILDERS)}")
-    return builder(name, checkpoint, split)
+    if activation is None:
+        return builder(name, checkpoint, split)
+    if name in LITE_BACKBONES:
+        raise CheckpointError(f"{name} brings its own weights; it takes no activation")
+    return _load_clip(name, checkpoint, split, activation)
 
 
 def random_backbone(name: str, *, seed: int = 0, split: Split = "paper") -> ClipBackbone:
-    """A named CLIP with seeded random weights, for tests and speed measurements.
+    """A named backbone with seeded random weights, for tests and speed measurements.
 
     Args:
         name: One of `ARCHITECTURES`; for other sizes see `clip.random_clip`.
@@ -113,42 +104,143 @@ def random_backbone(name: str, *, seed: int = 0, split: Split = "paper") -> Clip
 
 
 def backbone_names() -> list[str]:
-    """Names that `load_backbone` takes."""
+    """Names that `load_backbone` takes by themselves."""
     return list(BUILDERS)
 
 
-def _load_clip(name: str, checkpoint: str | os.PathLike[str] | None, split: Split) -> Backbone:
-    return _read_clip(_find(name, checkpoint), name, split, ARCHITECTURES[name])
+@dataclass(frozen=True)
+class _Wanted:
+    """What a weight file is to hold; without an architecture, towers of any family and size."""
+
+    name: str
+    split: Split
+    activation: Activation | None
+    architecture: Architecture | None = None
+    given: bool = True
 
 
-def _read_clip(weights: Path, name: str, split: Split, expected: Architecture | None) -> ClipBackbone:
-    """The CLIP in a weight file; with `expected`, one of that architecture only (activation and heads aside)."""
-    state = to_openai_layout(read_state_dict(weights))
-    found = infer_architecture(state)
-    if expected is not None and found != expected:
-        raise CheckpointError(f"{weights} holds a CLIP of the kind {found.label}, not {name}")
-    hints = read_hints(weights)
-    told = with_heads(replace(found, activation=hints.activation), hints.vision_heads, hints.text_heads)
-    return build_clip(told, state, split=split, name=name)
+def _read(weights: Path, wanted: _Wanted) -> ClipBackbone:
+    """The backbone in a weight file, with all that lies beside it."""
+    raw = read_state_dict(weights)
+    state = to_openai_layout(raw)
+    config = read_config(weights, source_of(unwrap(raw)))
+    found = _checked(infer_architecture(state), config, wanted, weights)
+    details = family_details(found)
+    if wanted.architecture is not None and wanted.architecture.same_sizes(found):
+        details |= {key: getattr(wanted.architecture, key) for key in ("vision_heads", "text_heads", "end_token")}
+    details |= config.details
+    if (head_width := details.pop("vision_head_width", None)) is not None:
+        if found.vision_width % head_width:
+            raise CheckpointError(f"{config.source}: head_width {head_width} does not divide {found.vision_width}")
+        details["vision_heads"] = found.vision_width // head_width
+    if wanted.activation is not None:
+        details |= {"activation": wanted.activation, "text_activation": None}
+    elif "activation" not in config.details and found.family == "clip" and not _is_openais(raw, weights, wanted):
+        _log.warning(
+            "%s: no file beside it gives the activation; QuickGELU is assumed, as in OpenAI's models. If it was trained"
+            " with the exact GELU, as most of LAION's were, set activation=gelu (backbone.activation in a recipe), or"
+            " put its config.json or open_clip_config.json beside it",
+            weights,
+        )
+    architecture = found.with_details(details)
+    backbone = build_clip(
+        architecture, state, split=wanted.split, name=wanted.name, tokenizer=_tokenizer(weights, architecture, config)
+    )
+    backbone.preprocess = _preprocess(backbone, config, weights)
+    backbone.given_activation = wanted.activation
+    return backbone
 
 
-def _find(name: str, checkpoint: str | os.PathLike[str] | None) -> Path:
-    """The weight file of a CLIP: what is given, else in the folder of weights, else on the hub."""
+def _checked(found: Architecture, config: ModelConfig, wanted: _Wanted, weights: Path) -> Architecture:
+    """The architecture that the weights show, completed by the configuration, if it is the wanted one.
+
+    Raises:
+        CheckpointError: The three contradict each other.
+    """
+    if config.family == "metaclip2" and found.family == "clip":
+        found = replace(found, family="metaclip2")
+    if config.family is not None and config.family != found.family:
+        raise CheckpointError(
+            f"{config.source} describes {TRAITS[config.family].title}, {weights.name} beside it holds"
+            f" {TRAITS[found.family].title}; fetch both again"
+        )
+    sizes = dict(config.sizes)
+    side = sizes.get("image_size")
+    if side is not None and found.patch_size and side // found.patch_size == found.grid:
+        found = replace(found, image_size=side)  # the patches may leave a rim
+    if found.family == "tipsv2" and "context_length" in sizes:
+        found = replace(found, context_length=sizes["context_length"])
+    for field, value in sizes.items():
+        if (shown := getattr(found, field)) != value:
+            raise CheckpointError(
+                f"{config.source} gives {field} {value}, {weights.name} beside it has {shown}: not one model's files"
+            )
+    named = wanted.architecture
+    if named is not None and named.same_sizes(found) and "image_size" not in sizes:
+        found = replace(found, image_size=named.image_size)
+    # Under its family's name, weights that were given may be of any size; CLIP's names are those of sizes.
+    free = named is not None and named.family == found.family != "clip" and wanted.given
+    if named is not None and not free and not named.same_sizes(found):
+        hint = f"; load it as {ANY_SIZE}" if named.family == found.family == "clip" else ""
+        raise CheckpointError(f"{weights} holds a CLIP of the kind {found.label}, not {wanted.name}{hint}")
+    return found
+
+
+def _is_openais(raw: Mapping[str, object], weights: Path, wanted: _Wanted) -> bool:
+    """Whether these are OpenAI's own weights, whose activation is known: its archives, or pinned files of the hub."""
+    return "input_resolution" in raw or (
+        not wanted.given and wanted.name in OPENAI_FILES and HUB_FILES[wanted.name].filename == weights.name
+    )
+
+
+def _tokenizer(weights: Path, architecture: Architecture, config: ModelConfig) -> FileTokenizer | None:
+    """The tokenizer beside the weights, for a family that has its own."""
+    path = weights.with_name("tokenizer.json")
+    if TRAITS[architecture.family].own_tokens or not path.is_file():
+        return None
+    padded = architecture.family == "siglip"
+    return FileTokenizer(
+        path, architecture.vocab_size, ends=padded, clean=padded, pad_id=config.tokenizer.get("pad_id")
+    )
+
+
+def _preprocess(backbone: ClipBackbone, config: ModelConfig, weights: Path) -> Any:
+    """The family's own way to look at photos, changed as the files say.
+
+    Raises:
+        CheckpointError: They ask for another size than the tower takes.
+    """
+    size = config.pixels.get("size", backbone.image_size)
+    if size != backbone.image_size:
+        raise CheckpointError(
+            f"the preprocessing beside {weights} gives photos of {size} pixels, the image tower takes"
+            f" {backbone.image_size}; they are not of one model"
+        )
+    return backbone.preprocess.model_copy(update=dict(config.pixels))
+
+
+def _find(name: str, checkpoint: Checkpoint | None) -> Path:
+    """The weight file of a backbone: what is given, else in the folder of weights, else on the hub."""
     if checkpoint is not None:
         text = os.fspath(checkpoint)
         return hub.fetch_repository(text) if text.startswith(hub.PREFIX) else find_weights(Path(text).expanduser())
-    if folder := os.environ.get(WEIGHTS_VARIABLE):
-        if not Path(folder).is_dir():
-            raise CheckpointError(f"{WEIGHTS_VARIABLE} names {folder}, which is no folder; correct or unset it")
-        stem = name.replace("/", "-").replace("@", "-")
-        for candidate in (f"{stem}.safetensors", f"{stem}.pt", f"{stem}.bin", stem):
-            path = Path(folder, candidate)
-            if path.exists():
-                return find_weights(path)
-    return hub.fetch(HUB_FILES[name])
+    if (path := local_weights(name)) is not None:
+        return find_weights(path)
+    file = HUB_FILES[name]
+    if name in OPENAI_FILES:
+        return hub.fetch(file)
+    revision = f"@{file.revision}" if file.revision else ""
+    return hub.fetch_repository(f"{hub.PREFIX}{file.repo}{revision}")
 
 
-def _load_lite(name: str, checkpoint: str | os.PathLike[str] | None, split: Split) -> Backbone:
+def _load_clip(
+    name: str, checkpoint: Checkpoint | None, split: Split, activation: Activation | None = None
+) -> Backbone:
+    wanted = _Wanted(name, split, activation, ARCHITECTURES[name], checkpoint is not None)
+    return _read(_find(name, checkpoint), wanted)
+
+
+def _load_lite(name: str, checkpoint: Checkpoint | None, split: Split) -> Backbone:
     if checkpoint is not None:
         raise CheckpointError(f"{name} brings its own weights; it takes no checkpoint")
     from intclip.backbones.lite import build_lite
@@ -156,5 +248,5 @@ def _load_lite(name: str, checkpoint: str | os.PathLike[str] | None, split: Spli
     return build_lite(split, name)
 
 
-Builder = Callable[[str, str | os.PathLike[str] | None, Split], Backbone]
+Builder = Callable[[str, Checkpoint | None, Split], Backbone]
 BUILDERS: dict[str, Builder] = {**dict.fromkeys(LITE_BACKBONES, _load_lite), **dict.fromkeys(ARCHITECTURES, _load_clip)}

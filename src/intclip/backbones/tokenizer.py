@@ -8,6 +8,9 @@ from torch import Tensor
 from intclip.clip_tokens import END, token_ids
 from intclip.errors import IntclipError
 
+CLIP_TOKENS = END + 1
+"""Size of the vocabulary."""
+
 
 def tokenize(texts: str | Sequence[str], context_length: int = 77, *, truncate: bool = False) -> Tensor:
     """Tokens (T, context_length), int64, the ids of OpenAI's tokenizer: start, text, end, then zeros.
@@ -45,10 +48,10 @@ def encode(text: str, context_length: int, *, truncate: bool = False) -> list[in
     return [*ids[: context_length - 1], END]
 
 
-def pad(rows: Sequence[Sequence[int]], length: int | None = None) -> Tensor:
-    """Rows of ids as one int64 tensor (T, L), padded with 0 to `length`, or to the longest row."""
+def pad(rows: Sequence[Sequence[int]], length: int | None = None, *, value: int = 0) -> Tensor:
+    """Rows of ids as one int64 tensor (T, L), padded with `value` to `length`, or to the longest row."""
     length = max((len(row) for row in rows), default=0) if length is None else length
-    tokens = torch.zeros(len(rows), length, dtype=torch.int64)
+    tokens = torch.full((len(rows), length), value, dtype=torch.int64)
     for row, ids in zip(tokens, rows, strict=True):
-        row[: len(ids)] = torch.tensor(ids)
+        row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
     return tokens

@@ -1,6 +1,13 @@
-"""The pre-norm transformer block that CLIP's image and text towers share (Radford et al., 2021, section 2.4)."""
+"""The pre-norm transformer block of all image and text towers (Radford et al., 2021, section 2.4), with its variants.
 
+LayerScale (Touvron et al., 2021): TIPS. Rotary positions, gated MLP and inner norms (Fang et al., 2023): EVA-02; the
+rotation alone: Perception Encoder.
+"""
+
+import functools
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +15,48 @@ from torch.nn import functional as F
 
 from intclip.backbones.architecture import HEAD_WIDTH, Activation
 from intclip.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """What a block is made of.
+
+    Attributes:
+        width: Channels of a token.
+        heads: Attention heads; None means width / 64.
+        mlp: Hidden size of the MLP; None means 4 · width.
+        activation: Of the MLP; a gated one always has SiLU.
+        eps: Epsilon of the layer norms.
+        causal: Let a token attend to itself and the tokens before it only.
+        layer_scale: Scale what attention and MLP add, by channel.
+        gated: MLP(x) = W norm(silu(W_g x) · W_x x), EVA-02's SwiGLU.
+        inner_norm: Normalise what the heads give before it is projected.
+    """
+
+    width: int
+    heads: int | None = None
+    mlp: int | None = None
+    activation: Activation = "quick_gelu"
+    eps: float = 1e-5
+    causal: bool = False
+    layer_scale: bool = False
+    gated: bool = False
+    inner_norm: bool = False
+
+    @property
+    def head_count(self) -> int:
+        """Number of attention heads.
+
+        Raises:
+            CheckpointError: They do not divide the width.
+        """
+        heads = self.heads or self.width // HEAD_WIDTH
+        if heads == 0 or self.width % heads:
+            raise CheckpointError(
+                f"a transformer of width {self.width} cannot have {heads} heads; give their number, in a config.json"
+                " beside the weights or as vision_heads and text_heads"
+            )
+        return heads
 
 
 class QuickGELU(nn.Module):
@@ -18,6 +67,25 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
+    "quick_gelu": QuickGELU,
+    "gelu": nn.GELU,
+    "gelu_tanh": functools.partial(nn.GELU, approximate="tanh"),
+    "relu": nn.ReLU,
+}
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turn each pair of channels of x (…, N, C) by the angles of its token.
+
+    Args:
+        x: Queries or keys.
+        rotation: Cosine and sine (2, N, C), each twice in a row, of a pair's angle; 1 and 0 where nothing turns.
+    """
+    turned = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
+    return x * rotation[0] + turned * rotation[1]
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one projection for queries, keys and values.
 
@@ -25,28 +93,59 @@ class Attention(nn.Module):
         width: Channels of a token.
         heads: Number of heads; divides the width.
         causal: Let a token attend to itself and the tokens before it only.
+        norm: Epsilon of a norm of what the heads give; None for none.
+        rotation: See `rotate`; (2, N, width / heads).
     """
 
-    def __init__(self, width: int, heads: int, causal: bool) -> None:
+    rotation: Tensor | None
+
+    def __init__(
+        self, width: int, heads: int, *, causal: bool = False, norm: float | None = None, rotation: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.causal = causal
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
+        self.norm = nn.Identity() if norm is None else nn.LayerNorm(width, eps=norm)
         self.out_proj = nn.Linear(width, width)
+        self.register_buffer("rotation", rotation, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, N, W) to tokens (B, N, W)."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Tokens (B, N, W) to tokens (B, N, W); mask (B, 1, 1, N) is True where a token may be read."""
         batch, length, width = x.shape
         projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         # (B, N, 3W) to queries, keys and values, each (B, heads, N, W / heads)
         query, key, value = projected.view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
-        mixed: Tensor = self.out_proj(out.transpose(1, 2).reshape(batch, length, width))
+        if self.rotation is not None:
+            query, key = rotate(query, self.rotation), rotate(key, self.rotation)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=self.causal)
+        mixed: Tensor = self.out_proj(self.norm(out.transpose(1, 2).reshape(batch, length, width)))
         return mixed
 
+    def weights(self, x: Tensor) -> Tensor:
+        """Softmax over keys (B, heads, N, N) of tokens (B, N, W), which the fused kernel does not return."""
+        batch, length, width = x.shape
+        projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        query, key, _ = projected.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        if self.rotation is not None:
+            query, key = rotate(query, self.rotation), rotate(key, self.rotation)
+        scale = (width / self.heads) ** -0.5
+        weights: Tensor = (scale * query @ key.transpose(-1, -2)).softmax(dim=-1)
+        return weights
+
+    def values(self, x: Tensor) -> Tensor:
+        """What a token of x (B, N, W) adds that attends to itself alone: its value, projected."""
+        width = x.shape[-1]
+        value = F.linear(x, self.in_proj_weight[2 * width :], self.in_proj_bias[2 * width :])
+        out: Tensor = self.out_proj(self.norm(value))
+        return out
+
     def read(self, x: Tensor, positions: Tensor) -> Tensor:
-        """What `forward` gives at one position of each row, (B, W), of tokens (B, N, W) and positions (B,)."""
+        """What `forward` gives at one position of each row, (B, W), of tokens (B, N, W) and positions (B,).
+
+        Of attention without rotation and inner norm, as text towers have it.
+        """
         batch, length, width = x.shape
         picked = x[torch.arange(batch, device=x.device), positions]
         query = F.linear(picked, self.in_proj_weight[:width], self.in_proj_bias[:width])
@@ -61,43 +160,69 @@ class Attention(nn.Module):
         return mixed
 
 
+class GatedMlp(nn.Module):
+    """W norm(silu(W_g x) · W_x x) + b (Fang et al., EVA-02, 2023)."""
+
+    def __init__(self, width: int, hidden: int, eps: float) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, hidden)
+        self.c_fc = nn.Linear(width, hidden)
+        self.norm = nn.LayerNorm(hidden, eps=eps)
+        self.c_proj = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any (…, W) to the same shape."""
+        out: Tensor = self.c_proj(self.norm(F.silu(self.gate(x)) * self.c_fc(x)))
+        return out
+
+
+class LayerScale(nn.Module):
+    """One learned factor a channel."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any (…, W) to the same shape."""
+        return x * self.weight
+
+
+def plain_mlp(width: int, hidden: int, activation: Activation) -> nn.Sequential:
+    """Linear, activation, linear."""
+    return nn.Sequential(
+        OrderedDict(c_fc=nn.Linear(width, hidden), gelu=ACTIVATIONS[activation](), c_proj=nn.Linear(hidden, width))
+    )
+
+
 class Block(nn.Module):
     """Attention and MLP, each behind a layer norm and beside an identity.
 
     Args:
-        width: Channels of a token.
-        heads: Attention heads; None means width / 64.
-        mlp: Hidden size of the MLP; None means 4 · width.
-        activation: Of the MLP.
-        causal: Let a token attend to itself and the tokens before it only.
+        spec: See `BlockSpec`.
+        rotation: Of the queries and keys; see `rotate`.
 
     Raises:
         CheckpointError: The heads do not divide the width.
     """
 
-    def __init__(
-        self, width: int, heads: int | None, mlp: int | None, activation: Activation, *, causal: bool = False
-    ) -> None:
+    def __init__(self, spec: BlockSpec, rotation: Tensor | None = None) -> None:
         super().__init__()
-        heads = heads or width // HEAD_WIDTH
-        if heads == 0 or width % heads:
-            raise CheckpointError(f"a transformer of width {width} cannot have {heads} heads; tell the number of heads")
-        hidden = mlp or 4 * width
-        self.ln_1 = nn.LayerNorm(width)
-        self.attn = Attention(width, heads, causal)
-        self.ln_2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(
-            OrderedDict(
-                c_fc=nn.Linear(width, hidden),
-                gelu=QuickGELU() if activation == "quick_gelu" else nn.GELU(),
-                c_proj=nn.Linear(hidden, width),
-            )
+        width = spec.width
+        hidden = spec.mlp or 4 * width
+        self.ln_1 = nn.LayerNorm(width, eps=spec.eps)
+        self.attn = Attention(
+            width, spec.head_count, causal=spec.causal, norm=spec.eps if spec.inner_norm else None, rotation=rotation
         )
+        self.ls_1 = LayerScale(width) if spec.layer_scale else nn.Identity()
+        self.ln_2 = nn.LayerNorm(width, eps=spec.eps)
+        self.mlp = GatedMlp(width, hidden, spec.eps) if spec.gated else plain_mlp(width, hidden, spec.activation)
+        self.ls_2 = LayerScale(width) if spec.layer_scale else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, N, W) to tokens (B, N, W)."""
-        x = x + self.attn(self.ln_1(x))
-        out: Tensor = x + self.mlp(self.ln_2(x))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Tokens (B, N, W) to tokens (B, N, W); see `Attention.forward` for the mask."""
+        x = x + self.ls_1(self.attn(self.ln_1(x), mask))
+        out: Tensor = x + self.ls_2(self.mlp(self.ln_2(x)))
         return out
 
     def read(self, x: Tensor, positions: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ValidationError
 
+from intclip.backbones.lite_towers import LITE_BACKBONES
+from intclip.backbones.sources import source_files
 from intclip.batch.references import Reference, references
 from intclip.data.tables import listed
 from intclip.errors import StorageError
@@ -276,11 +278,13 @@ def model_identity(predictor: Predictor, options: ModelOptions) -> str:
     """SHA-256 over what a model's numbers depend on: its card, and its files where it is not part of the package."""
     digest = hashlib.sha256(predictor.card.model_copy(update={"model": ""}).to_json().encode())
     path = Path(options.spec)
-    files = [Path(options.checkpoint)] if options.checkpoint and Path(options.checkpoint).is_file() else []
+    files: list[Path] = []
     if path.suffix in SUFFIXES:
         files += [path, *(bin for bin in [path.with_suffix(".bin")] if bin.is_file())]
     elif not is_zero_shot(options.spec):
-        files.append(bundle_path(options.spec) / JSON_FILE)  # it holds the weights' hash
+        files.append(bundle_path(options.spec) / JSON_FILE)  # it holds the weights' hash, and the backbone's
+    elif (backbone := options.spec.partition(":")[2]) not in ("", *LITE_BACKBONES):
+        files += source_files(backbone, options.checkpoint)
     for file in files:
         digest.update(sha256_file(file).encode())
     return digest.hexdigest()

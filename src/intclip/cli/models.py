@@ -12,18 +12,6 @@ from intclip.cli.options import AsJson
 if TYPE_CHECKING:
     from intclip.backbones.hub import HubFile
 
-PARAMETERS = {
-    "RN50": 102.0,
-    "RN101": 119.7,
-    "RN50x4": 178.3,
-    "RN50x16": 291.0,
-    "RN50x64": 623.3,
-    "ViT-B/32": 151.3,
-    "ViT-B/16": 149.6,
-    "ViT-L/14": 427.6,
-    "ViT-L/14@336px": 427.9,
-}
-"""Millions of parameters of OpenAI's CLIP models."""
 _LITE = {
     "lite": "at once and offline, any labels; a small model's guesses",
     "lite2": "as lite with a larger image tower: better to train on, no better without training",
@@ -76,8 +64,8 @@ def models(as_json: AsJson = False) -> None:
 
 def find_models() -> list[Found]:
     """All models that `load` takes by name; it looks at files alone."""
+    from intclip.backbones.hub_files import HUB_FILES, PUBLISHED
     from intclip.backbones.lite_towers import LITE_BACKBONES, LITE_TOWERS, TEXT_PACKAGE, package_folder
-    from intclip.backbones.registry import HUB_FILES
     from intclip.errors import CheckpointError
     from intclip.inference.loading import BUNDLES, SHORT_NAMES
 
@@ -94,8 +82,10 @@ def find_models() -> list[Found]:
         rows.append(Found(name, "embedded", _megabytes((BUNDLES / folder).iterdir()), use))
     for name, file in HUB_FILES.items():
         path = _local(name, file)
-        size = round(4 * PARAMETERS[name]) if path is None else _megabytes([path])
+        size = round(4 * PUBLISHED[name].parameters) if path is None else _megabytes([path])
         use = _CLIP.get(name, "any labels")
+        about = PUBLISHED[name]
+        use = f"{use}; {about.size} pixels, {about.languages}, {about.licence}"
         rows.append(Found(f"zero-shot:{name}", "hub" if path is None else "cache", size, use))
     return rows
 
@@ -103,7 +93,7 @@ def find_models() -> list[Found]:
 def _local(name: str, file: "HubFile") -> Path | None:
     """Where the weights of a CLIP lie already: in the folder of weights, or in the hub's cache."""
     from intclip.backbones.hub import cached
-    from intclip.backbones.registry import WEIGHTS_VARIABLE
+    from intclip.backbones.sources import WEIGHTS_VARIABLE
     from intclip.errors import MissingExtraError
 
     if folder := os.environ.get(WEIGHTS_VARIABLE):

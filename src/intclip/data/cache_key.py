@@ -1,15 +1,11 @@
 """What a cached feature's numbers depend on, besides the photo: the key of a feature cache."""
 
-import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from intclip.backbones.base import Backbone, FeatureName
+from intclip.backbones.content import digest, tensor_hashes
 from intclip.backbones.preprocess import Preprocess
 from intclip.errors import StorageError
 
@@ -74,20 +70,8 @@ def cache_key(
 
 
 def weights_hash(backbone: Backbone) -> str:
-    """Hash of what makes an image tower's features: its name, and where each tensor stands, with shape and bytes."""
-    parts: list[object] = [backbone.name]
+    """Hash of all that makes an image tower's features: name, design (activation, heads), preprocessing and tensors."""
+    parts: list[object] = [backbone.name, backbone.design(), backbone.preprocess.model_dump(mode="json")]
     for part, module in (("trunk", backbone.trunk), ("deep", backbone.deep), ("head", backbone.head)):
-        parts += [
-            [part, name, list(tensor.shape), _tensor_hash(tensor)] for name, tensor in module.state_dict().items()
-        ]
+        parts.append([part, tensor_hashes(module)])
     return digest(parts)
-
-
-def digest(content: object) -> str:
-    """SHA-256 of plain data, through its sorted JSON."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _tensor_hash(tensor: Tensor) -> str:
-    content = tensor.detach().cpu().contiguous().flatten()
-    return hashlib.sha256(content.view(torch.uint8).numpy().data).hexdigest()

@@ -29,7 +29,8 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import Progress
 
-from intclip.data.cache_key import FORMAT, Dtype, digest
+from intclip.backbones.content import digest
+from intclip.data.cache_key import FORMAT, Dtype
 from intclip.data.images import read_bytes
 from intclip.data.sample import ImageSource
 from intclip.errors import ImageError, StorageError

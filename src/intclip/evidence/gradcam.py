@@ -6,6 +6,7 @@ depends on both at once, so the fused map is the ReLU of the sum of the two befo
 reads the root of its features, whose slope at 0 is infinite: there x is that root.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -120,11 +121,12 @@ class _Logits(nn.Module):
         return found
 
     def _through(self, name: str, deep: Tensor) -> Tensor:
-        """Lead a feature map through a tap; of a ViT's tokens (B, 1 + N, W) the patches, as a map."""
+        """Lead a feature map through a tap; of a ViT's tokens (B, P + N, W) the patches, as a map."""
         tap = self.taps[name]
         if deep.dim() == 3:
-            patches = tap(as_map(deep[:, 1:])).flatten(2).transpose(1, 2)
-            return torch.cat([deep[:, :1], patches], dim=1)
+            before = deep.shape[1] - math.prod(self.method.backbone.grid)
+            patches = tap(as_map(deep[:, before:])).flatten(2).transpose(1, 2)
+            return torch.cat([deep[:, :before], patches], dim=1)
         if isinstance(self.method.backbone.head, LiteHead):
             # The head takes the root again; a little above 0 its slope is finite.
             squared: Tensor = tap(deep.sqrt()).square() + _TINY

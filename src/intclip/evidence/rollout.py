@@ -12,11 +12,10 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intclip.backbones.clip_vit import PatchEmbedding
-from intclip.backbones.transformer import Attention, Block
+from intclip.backbones.clip_vit import PatchEmbedding, VitHead
+from intclip.backbones.transformer import Block
 from intclip.errors import IntclipError
 from intclip.methods.base import Method
 from intclip.methods.branches import Branch
@@ -50,12 +49,12 @@ def rollout(method: Method, pixels: Tensor, index: int) -> dict[str, npt.NDArray
         # A copy of the whole tower has its own embedding; one of the deep layers goes on from the trunk.
         own = (embeddings[0](pixels), []) if embeddings else (tokens, shallow)
         towers["semantic"] = own[0], own[1] + _blocks(branch)
-    reading = _reading(method, pixels, index)
+    reading = _reading(method, pixels, index, tokens.shape[1])
     maps = {name: reading @ attention_flow(blocks, start)[0] for name, (start, blocks) in towers.items()}
     if len(maps) > 1:
         maps["fused"] = torch.stack(list(maps.values())).mean(dim=0)
-    side = math.isqrt(tokens.shape[1] - 1)
-    return {name: row[1:].view(side, side).cpu().numpy() for name, row in maps.items()}
+    count = math.prod(backbone.grid)
+    return {name: row[-count:].view(backbone.grid).cpu().numpy() for name, row in maps.items()}
 
 
 def attention_flow(blocks: Iterable[Block], tokens: Tensor) -> Tensor:
@@ -67,35 +66,25 @@ def attention_flow(blocks: Iterable[Block], tokens: Tensor) -> Tensor:
     """
     flow = torch.eye(tokens.shape[1], device=tokens.device).expand(len(tokens), -1, -1)
     for block in blocks:
-        mean = attention_weights(block.attn, block.ln_1(tokens)).mean(dim=1)
+        mean = block.attn.weights(block.ln_1(tokens)).mean(dim=1)
         flow = (mean @ flow + flow) / 2
         tokens = block(tokens)
     return flow
 
 
-def attention_weights(attention: Attention, tokens: Tensor) -> Tensor:
-    """Softmax over keys (B, heads, T, T) of normalised tokens (B, T, W): what the fused kernel does not return."""
-    batch, length, width = tokens.shape
-    projected = F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias)
-    query, key, _ = projected.view(batch, length, 3, attention.heads, -1).permute(2, 0, 3, 1, 4)
-    scale = (width / attention.heads) ** -0.5
-    weights: Tensor = (scale * query @ key.transpose(-1, -2)).softmax(dim=-1)
-    return weights
-
-
-def _reading(method: Method, pixels: Tensor, index: int) -> Tensor:
-    """With which weights (T,) the label's logit reads the last tokens."""
+def _reading(method: Method, pixels: Tensor, index: int, length: int) -> Tensor:
+    """With which weights (T,) the label's logit reads the last tokens, the patches behind the others."""
     output = method(method.backbone.features(pixels, method.needs), maps=True)
     halves = [value for name, value in output.extras.items() if name.startswith(HALVES_PREFIX)]
-    count = method.backbone.grid[0] * method.backbone.grid[1]
-    weights = torch.zeros(1 + count, device=pixels.device)
+    count = math.prod(method.backbone.grid)
+    weights = torch.zeros(length, device=pixels.device)
     if halves:
         fused = output.extras.get(f"{HALVES_PREFIX}fused", halves[0])
-        weights[1:] = fused[0, POSITIVE, index].flatten().softmax(dim=0)
-    elif "pooled" in method.needs:
+        weights[-count:] = fused[0, POSITIVE, index].flatten().softmax(dim=0)
+    elif "pooled" in method.needs and length > count and isinstance(method.backbone.head, VitHead):
         weights[0] = 1
     else:
-        weights[1:] = 1 / count
+        weights[-count:] = 1 / count
     return weights
 
 

@@ -50,18 +50,33 @@ class _Part(BaseModel):
 
 
 class CheckpointIdentity(_Part):
-    """Which file a backbone was read from, where it was not the registry's own."""
+    """Where a backbone was read from, where it was not the registry's own.
+
+    Attributes:
+        name: "hf:owner/name[@revision]", or the name of the file or folder.
+        sha256: Of the file; None for a folder and for the hub.
+    """
 
     name: str
-    sha256: Sha256
+    sha256: Sha256 | None = None
 
 
 class BackboneIdentity(_Part):
-    """The frozen backbone that a bundle's weights belong to."""
+    """The frozen backbone that a bundle's weights belong to.
+
+    Attributes:
+        name: In the registry.
+        split: Where trunk and deep layers part.
+        checkpoint: Where it was read from, if not from the registry's own place.
+        activation: The one that was given by hand; None where a file beside the weights, or the family, has it.
+        weights: Its identity by content, see `Backbone.identity`; None in a bundle that was not trained here.
+    """
 
     name: BackboneName
     split: Literal["paper", "released"] = "paper"
     checkpoint: CheckpointIdentity | None = None
+    activation: Literal["quick_gelu", "gelu", "gelu_tanh", "relu"] | None = None
+    weights: Sha256 | None = None
 
 
 class MethodIdentity(_Part):
@@ -145,10 +160,11 @@ class Bundle:
         """The trained method over its backbone, in evaluation mode.
 
         Args:
-            checkpoint: The backbone's weights file; by default the registry's own for this backbone.
+            checkpoint: The backbone's weights: a file, a folder or "hf:owner/name"; by default those on the hub that it
+                was trained over, else the registry's own.
 
         Raises:
-            BundleError: The weights do not fit the method, or the backbone file is another one than in training.
+            BundleError: The weights do not fit the method, or the backbone is another one than in training.
         """
         import torch
 
@@ -156,9 +172,14 @@ class Bundle:
         from intclip.methods.registry import build_method
 
         identity = self.info.backbone
-        self._check_checkpoint(checkpoint)
-        path = None if checkpoint is None else Path(checkpoint)
-        backbone = load_backbone(identity.name, checkpoint=path, split=identity.split)
+        source = self._source(checkpoint)
+        backbone = load_backbone(identity.name, checkpoint=source, split=identity.split, activation=identity.activation)
+        if identity.weights not in (None, backbone.identity()):
+            raise BundleError(
+                f"{self.path} was trained over other {identity.name} weights than {source or 'those found here'}"
+                f" (another content, activation or number of heads); pass the ones it was trained over as checkpoint"
+                f"{self._trained_over()}"
+            )
         backbone.take(self.info.preprocessing)  # a recipe may train on other pixels than the backbone's own
         method = build_method(self.info.method.name, backbone, self.taxonomy, self.info.method.options)
         state = {name: torch.from_numpy(array) for name, array in self.state.items()}
@@ -173,21 +194,43 @@ class Bundle:
         method.eval()
         return method
 
-    def _check_checkpoint(self, checkpoint: str | os.PathLike[str] | None) -> None:
-        expected = self.info.backbone.checkpoint
-        if expected is None:
-            return
-        name = self.info.backbone.name
+    def _source(self, checkpoint: str | os.PathLike[str] | None) -> str | None:
+        """Where to read the backbone from; None means the registry's own place.
+
+        Raises:
+            BundleError: It was trained over weights of one's own that are not given, or others are given.
+        """
+        from intclip.backbones.sources import HUB_PREFIX, local_weights
+
+        identity = self.info.backbone
+        trained = identity.checkpoint
         if checkpoint is None:
+            if trained is None or trained.name.startswith(HUB_PREFIX):
+                return None if trained is None else trained.name
+            if local_weights(identity.name) is None:
+                raise BundleError(
+                    f"{self.path} was trained over {identity.name} weights of your own; pass them as checkpoint"
+                    f"{self._trained_over()}"
+                )
+            return None
+        file = Path(checkpoint)
+        if (
+            trained is not None
+            and trained.sha256 is not None
+            and file.is_file()
+            and sha256_file(file) != trained.sha256
+        ):
             raise BundleError(
-                f"{self.path} was trained over its own {name} weights ({expected.name}); "
-                f"pass that file as checkpoint (SHA-256 {expected.sha256[:12]}…)"
+                f"{checkpoint} is not the {identity.name} file that {self.path} was trained over; pass that one"
+                f"{self._trained_over()}"
             )
-        if sha256_file(checkpoint) != expected.sha256:
-            raise BundleError(
-                f"{checkpoint} is not the {name} file that {self.path} was trained over "
-                f"({expected.name}, SHA-256 {expected.sha256[:12]}…); pass that one"
-            )
+        return os.fspath(checkpoint)
+
+    def _trained_over(self) -> str:
+        trained = self.info.backbone.checkpoint
+        if trained is None:
+            return ""
+        return f" ({trained.name}{f', SHA-256 {trained.sha256[:12]}…' if trained.sha256 else ''})"
 
 
 def save_bundle(
@@ -219,7 +262,8 @@ def save_bundle(
         recipe: The training recipe.
         metrics: What was measured; NaN becomes null.
         dtype: Of floats on disk; float16 halves the file.
-        backbone_checkpoint: The file the backbone was read from, where it was not the registry's own; its hash is kept.
+        backbone_checkpoint: The file, folder or hub repository that the backbone was read from, where it was not the
+            registry's own.
         split: Where the backbone was split into trunk and deep layers.
         overwrite: Replace an existing directory.
 
@@ -233,16 +277,19 @@ def save_bundle(
     if levels.shape not in ((), (len(names),)) or not np.all((levels >= 0) & (levels <= 1)):
         raise BundleError(f"thresholds must be one number or {len(names)}, in [0, 1]; got shape {levels.shape}")
     state = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in method.own_state().items()}
-    checkpoint = None
-    if backbone_checkpoint is not None:
-        file = Path(backbone_checkpoint)
-        checkpoint = CheckpointIdentity(name=file.name, sha256=sha256_file(file))
+    backbone = BackboneIdentity(
+        name=backbone_name,
+        split=split,
+        checkpoint=None if backbone_checkpoint is None else _checkpoint_identity(backbone_checkpoint),
+        activation=method.backbone.given_activation,
+        weights=method.backbone.identity(),
+    )
     plain_options: dict[str, Any] = _plain(options)
     with atomic_directory(path, overwrite=overwrite) as partial:
         tensors = write_weights(partial / WEIGHTS_FILE, state, dtype=dtype)
         info = BundleInfo(
             intclip=__version__,
-            backbone=BackboneIdentity(name=backbone_name, split=split, checkpoint=checkpoint),
+            backbone=backbone,
             method=MethodIdentity(name=method_name, options=plain_options),
             task="singlelabel" if taxonomy.exclusive else "multilabel",
             taxonomy=taxonomy.to_dict(),
@@ -257,6 +304,16 @@ def save_bundle(
             weights=WeightsInfo(sha256=sha256_file(partial / WEIGHTS_FILE), tensors=tensors),
         )
         (partial / JSON_FILE).write_text(_to_text(info), encoding="utf-8")
+
+
+def _checkpoint_identity(checkpoint: str | os.PathLike[str]) -> CheckpointIdentity:
+    from intclip.backbones.sources import HUB_PREFIX
+
+    text = os.fspath(checkpoint)
+    if text.startswith(HUB_PREFIX):
+        return CheckpointIdentity(name=text)
+    path = Path(text)
+    return CheckpointIdentity(name=path.name, sha256=sha256_file(path) if path.is_file() else None)
 
 
 def set_temperature(path: str | os.PathLike[str], temperature: float) -> None:

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from intclip.backbones.lite_towers import CLASS_NAMES, LITE_BACKBONES, LITE_TOWERS, TEXT_PACKAGE, package_folder
+from intclip.backbones.sources import source_files
 from intclip.errors import BundleError, StorageError
 from intclip.files import atomic_directory, cache_home
 from intclip.inference.exported import SUFFIXES, Graph, GraphFormat, open_graph
@@ -65,30 +65,24 @@ def keep_graph(key: str, graph: Graph) -> Graph:
 def weights_identity(backbone: str, checkpoint: str | os.PathLike[str] | None) -> Any:
     """What tells one backbone's weights from another's, without reading or importing them.
 
-    Files are told by path, size and time of change. Weights on the hub are told by name: `backbones.hub` holds them to
-    one content.
+    Files, the weights and what lies beside them, are told by path, size, inode and times of change. Weights that are
+    still to be downloaded are told by name: `backbones.hub` holds them to one content.
     """
-    if checkpoint is not None and not str(checkpoint).startswith("hf:"):
-        return _stamps([Path(checkpoint)])
-    if embedded := LITE_BACKBONES.get(backbone):
-        packages = [LITE_TOWERS[tower].package for tower in embedded.towers]
-        folders = [package_folder(name) for name in (*packages, TEXT_PACKAGE)]
-        return _stamps([*folders, embedded.projection, CLASS_NAMES], code=False)
-    stem = backbone.replace("/", "-").replace("@", "-")
-    folder = os.environ.get("INTCLIP_WEIGHTS")
-    local = sorted(Path(folder).glob(f"{stem}*")) if folder else []
-    return [backbone, str(checkpoint), _stamps(local)]
+    return [backbone, str(checkpoint), _stamps(source_files(backbone, checkpoint))]
 
 
-def _stamps(paths: Iterable[Path], *, code: bool = True) -> list[tuple[str, int, int]]:
+def _stamps(paths: Iterable[Path], *, code: bool = True) -> list[tuple[str | int, ...]]:
     """Path, size and time of change of files and of all files in folders."""
-    found = []
+    found: list[tuple[str | int, ...]] = []
     for path in paths:
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
         for file in files:
             if file.is_file() and file.suffix != ".pyc" and (code or file.suffix != ".py"):
                 status = file.stat()
-                found.append((str(file.resolve()), status.st_size, status.st_mtime_ns))
+                # st_ctime too: a copy may keep the time of change, and no program can set this one.
+                found.append(
+                    (str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+                )
     return found
 
 

@@ -5,9 +5,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from intclip.backbones.sources import HUB_PREFIX
 from intclip.errors import IntclipError, StorageError
 from intclip.extras import require
-from intclip.inference.bundle import JSON_FILE, WEIGHTS_FILE, Bundle, load_bundle
+from intclip.inference.bundle import JSON_FILE, WEIGHTS_FILE, Bundle, CheckpointIdentity, load_bundle
 from intclip.inference.loading import bundle_path, is_zero_shot
 
 CARD_FILE = "README.md"
@@ -116,10 +117,7 @@ def model_card(bundle: Bundle, repository: str, *, license: str | None = None) -
     ]  # fmt: skip
     if info.backbone.checkpoint is not None:
         identity = info.backbone.checkpoint
-        lines += [
-            f"The backbone's weights are not in here: pass the file {identity.name} as `checkpoint` "
-            f"(SHA-256 `{identity.sha256}`).", "",
-        ]  # fmt: skip
+        lines += [_backbone_note(identity), ""]
     lines += _figures(info.metrics)
     lines += ["## Labels", "", *_labels(bundle), ""]
     if info.recipe is not None:
@@ -143,6 +141,13 @@ def _example(channels: Sequence[str]) -> str:
         ("image", "text"): '["photo.jpg"], texts=["what a great day"]',
     }
     return f"for prediction in model.predict({posts[tuple(sorted(channels))]}):"
+
+
+def _backbone_note(identity: CheckpointIdentity) -> str:
+    if identity.name.startswith(HUB_PREFIX):
+        return f"The backbone's weights are not in here; they are fetched from `{identity.name}`."
+    kind, digest = ("file", f" (SHA-256 `{identity.sha256}`)") if identity.sha256 else ("folder", "")
+    return f"The backbone's weights are not in here: pass the {kind} {identity.name} as `checkpoint`{digest}."
 
 
 def _figures(metrics: dict[str, Any] | None) -> list[str]:

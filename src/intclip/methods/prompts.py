@@ -95,14 +95,15 @@ class PromptLearner(nn.Module):
         with torch.no_grad():
             embedded = text.embed(tokens.to(next(text.parameters()).device))
         # Not stored: a bundle keeps the sentences themselves, and these follow from them.
-        self.register_buffer("start", embedded[:, :1].clone(), persistent=False)
-        self.register_buffer("sentence", embedded[:, 1:].clone(), persistent=False)
+        first = text.start_tokens
+        self.register_buffer("start", embedded[:, :first].clone(), persistent=False)
+        self.register_buffer("sentence", embedded[:, first:].clone(), persistent=False)
         self.register_buffer("lengths", text.lengths(tokens).to(embedded.device) + context_length, persistent=False)
         order = None
         if class_token_position != "end":  # there they stand already
             before = context_length // 2 if class_token_position == "middle" else 0
             words_of = [_words_before_closing(text, sentence) for sentence in sentences]
-            order = _order(words_of, context_length, before, tokens.shape[1]).to(embedded.device)
+            order = _order(words_of, (first, context_length, tokens.shape[1]), before).to(embedded.device)
         self.register_buffer("order", order, persistent=False)
         self.context = nn.Parameter(
             torch.randn(halves, len(sentences) if class_specific else 1, context_length, text.width) * std
@@ -110,7 +111,8 @@ class PromptLearner(nn.Module):
         if words is not None:
             with torch.no_grad():
                 token = text.tokenize([words])
-                written = text.embed(token.to(embedded.device))[:, 1 : int(text.lengths(token)[0]) - 1]
+                last = int(text.lengths(token)[0]) - text.end_tokens
+                written = text.embed(token.to(embedded.device))[:, first:last]
                 written = written[:, :context_length]
                 self.context[:, :, : written.shape[1]] = written
         self.residual = nn.Parameter(torch.zeros(halves, len(sentences), text.embed_dim)) if residual else None
@@ -184,20 +186,23 @@ def _words_before_closing(text: TextTower, sentence: str) -> int:
     All of them where a tower has no tokens of their own for what closes the sentence, or nothing stands before it.
     """
     whole, words = (text.tokenize([part])[0] for part in (sentence, sentence.rstrip(".!? ") or sentence))
-    count, end = int(text.lengths(whole[None])[0]) - 2, int(text.lengths(words[None])[0]) - 1
-    return end - 1 if torch.equal(words[:end], whole[:end]) else count
+    ends = (int(text.lengths(part[None])[0]) - text.end_tokens for part in (whole, words))
+    count, end = (last - text.start_tokens for last in ends)
+    upto = end + text.start_tokens
+    return end if torch.equal(words[:upto], whole[:upto]) else count
 
 
-def _order(words: Sequence[int], context_length: int, before: int, length: int) -> Tensor:
+def _order(words: Sequence[int], lengths: tuple[int, int, int], before: int) -> Tensor:
     """Places (K, M + length) in [start, contexts, sentence] that give [start, contexts, words, contexts, rest].
 
     Args:
         words: Number of tokens of each class's words (K,).
-        context_length: Number M of contexts.
+        lengths: Number of start tokens (0 or 1), of contexts M, and of tokens of a padded sentence, its start counted.
         before: Number of contexts before the words.
-        length: Number of tokens of a padded sentence, its start counted.
     """
-    contexts, behind = range(1, 1 + context_length), range(1 + context_length, context_length + length)
+    first, context_length, length = lengths
+    contexts = range(first, first + context_length)
+    behind = range(first + context_length, context_length + length)
     return torch.tensor(
-        [[0, *contexts[:before], *behind[:count], *contexts[before:], *behind[count:]] for count in words]
+        [[*range(first), *contexts[:before], *behind[:count], *contexts[before:], *behind[count:]] for count in words]
     )

@@ -1,7 +1,9 @@
 """From cosines of photos with class sentences to logits of their own: one scale for all sentences, without labels.
 
-A cosine is not a probability, and each sentence has cosines of its own level and spread. Two ways:
+A cosine is not a probability, and each sentence has cosines of its own level and spread. Three ways:
 
+    sigmoid   p = sigmoid(e^scale · cos(x, t) + bias), as SigLIP was trained: low, since most pairs of a batch did not
+              match; calibrate it on labelled photos
     moments   z = (cos(x, t) − t·μ) / √(tᵀ Σ t),  p = sigmoid(gain · (z − offset)),  where μ and Σ are the mean and
               covariance of normalised embeddings of ordinary photos: z counts deviations above the ordinary
     neutral   p = softmax over (t, a neutral sentence) of scale · cos: sigmoid(scale · (cos(x, t) − cos(x, neutral)))
@@ -25,7 +27,8 @@ class ScoringOptions(Options, frozen=True):
     """Options of the scale; a method's options extend them.
 
     Attributes:
-        scoring: "moments", "neutral", or "auto": moments where the backbone has them.
+        scoring: "sigmoid", "moments", "neutral", or "auto": the backbone's own sigmoid where it has one, else moments
+            where it has them, else neutral.
         gain: Slope of the sigmoid, per deviation (moments).
         offset: Deviations above the ordinary at which p = 0.5 (moments); 1.5 calls 7 % of ordinary photos positive if
             cosines are normal, two labels of 28.
@@ -33,7 +36,7 @@ class ScoringOptions(Options, frozen=True):
         scale: Scale of cosines (neutral); CLIP's own is 100.
     """
 
-    scoring: Literal["auto", "moments", "neutral"] = "auto"
+    scoring: Literal["auto", "sigmoid", "moments", "neutral"] = "auto"
     gain: float = Field(default=2, gt=0)
     offset: float = 1.5
     neutral: str = "a photo."
@@ -48,7 +51,7 @@ class SentenceScoring(nn.Module):
         options: Which scale.
 
     Raises:
-        RecipeError: Moments are asked for and the backbone has none.
+        RecipeError: A sigmoid or moments are asked for and the backbone has none.
     """
 
     mean: Tensor
@@ -61,13 +64,17 @@ class SentenceScoring(nn.Module):
         moments = backbone.image_moments
         if options.scoring == "moments" and moments is None:
             raise RecipeError(f"backbone {backbone.name} has no image moments; take scoring neutral or auto")
-        self.by_moments = moments is not None and options.scoring != "neutral"
+        own = backbone.logit_sigmoid()
+        if options.scoring == "sigmoid" and own is None:
+            raise RecipeError(f"backbone {backbone.name} has no sigmoid of its own; take scoring neutral or auto")
+        self.sigmoid = own if options.scoring in ("auto", "sigmoid") else None
+        self.by_moments = moments is not None and self.sigmoid is None and options.scoring != "neutral"
         # Not stored: they follow from the backbone and the options, which a bundle keeps.
         if moments is not None and self.by_moments:
             parameter = next(backbone.text.parameters())
             self.register_buffer("mean", moments[0].to(parameter), persistent=False)
             self.register_buffer("covariance", moments[1].to(parameter), persistent=False)
-        else:
+        elif self.sigmoid is None:
             neutral = encode_classes(backbone, [options.neutral], ("{}",))[0]
             self.register_buffer("neutral", neutral, persistent=False)
 
@@ -80,6 +87,10 @@ class SentenceScoring(nn.Module):
         Returns:
             direction (…, K, D), center (…, K) and gain (…, K).
         """
+        if self.sigmoid is not None:
+            scale, bias = self.sigmoid
+            zeros = text.new_zeros(text.shape[:-1])
+            return text, zeros - bias / scale, zeros + scale
         if not self.by_moments:
             direction = text - self.neutral
             zeros = direction.new_zeros(direction.shape[:-1])

@@ -123,7 +123,9 @@ def check_learnable(dataset: Dataset) -> None:
 def open_backbone(section: BackboneSection, backbone: Backbone | None = None) -> Backbone:
     """The backbone of a recipe, its preprocessing changed as the recipe says."""
     if backbone is None:
-        backbone = load_backbone(section.name, checkpoint=section.checkpoint, split=section.split)
+        backbone = load_backbone(
+            section.name, checkpoint=section.checkpoint, split=section.split, activation=section.activation
+        )
     backbone.take(adapt_preprocess(backbone.preprocess, section))
     return backbone
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from intclip.backbones.base import Backbone
-from intclip.data.cache_key import digest, weights_hash
+from intclip.backbones.content import digest
 from intclip.data.cache_shards import photo_hashes
 from intclip.data.loading import usable_cores
 from intclip.data.sample import Dataset
@@ -50,7 +50,7 @@ def fingerprint(dataset: Dataset, backbone: Backbone, *, masks: str | None, work
         path = Path(masks)
         files = [path] if path.is_file() else sorted(path.glob("*.png"))
         parts["object masks"] = digest([[file.name, sha256_file(file)] for file in files])
-    parts["backbone weights"] = weights_hash(backbone)
+    parts["backbone weights"] = backbone.identity()
     parts["preprocessing"] = digest(backbone.preprocess.model_dump(mode="json"))
     return parts
 

@@ -57,7 +57,8 @@ class BackboneSection(Section, frozen=True):
 
     Attributes:
         name: Registry name, such as "lite", "RN101" or "ViT-B/32".
-        checkpoint: Weights file or hub name; None takes the registry's own.
+        checkpoint: Weights file or folder, or "hf:owner/name"; None takes the registry's own.
+        activation: Of the transformers' MLPs, where no file beside the weights has it: "gelu" for most of LAION's.
         split: Where trunk and deep layers part: "paper" or "released".
         size: Side of the square input in pixels, where the tower takes others than its own ("lite": multiples of 32).
         normalize: Subtract the mean and divide by the deviation of the pretraining; the released IntCLIP does not.
@@ -68,6 +69,7 @@ class BackboneSection(Section, frozen=True):
 
     name: str
     checkpoint: str | None
+    activation: Literal["quick_gelu", "gelu", "gelu_tanh", "relu"] | None = None
     split: Literal["paper", "released"]
     size: int | None = Field(ge=1)
     normalize: bool

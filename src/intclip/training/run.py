@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from intclip.backbones.base import Backbone
+from intclip.backbones.sources import HUB_PREFIX
 from intclip.data.sample import Dataset
 from intclip.errors import StorageError, TrainingError
 from intclip.evaluation.report import write_predictions, write_report
@@ -305,14 +306,15 @@ def _save_bundle(
     checkpoint = recipe.backbone.checkpoint
     content = recipe.model_dump(mode="json")
     content["data"]["root"] = content["cache"]["path"] = None  # folders of this machine say nothing elsewhere
-    content["backbone"]["checkpoint"] = None if checkpoint is None else Path(checkpoint).name
+    if checkpoint is not None and not checkpoint.startswith(HUB_PREFIX):
+        content["backbone"]["checkpoint"] = Path(checkpoint).name
     save_bundle(
         path,
         method=experiment.method,
         method_name=recipe.method.name.replace("-", "_"),
         options=_full_options(recipe),
         backbone_name=experiment.method.backbone.name,
-        backbone_checkpoint=checkpoint if checkpoint is not None and Path(checkpoint).is_file() else None,
+        backbone_checkpoint=None if checkpoint is None else Path(checkpoint).expanduser(),
         split=recipe.backbone.split,
         thresholds=thresholds,
         recipe=content,

@@ -1,0 +1,145 @@
+"""What tells one family of towers from another, as a table; the parts are in `vit`, `clip_text` and their like.
+
+CLIP: Radford et al., 2021; also LAION's, DataComp's, DFN's and MetaCLIP's weights. MetaCLIP 2: Chuang et al., 2025.
+SigLIP: Zhai et al., 2023; SigLIP 2 (fixed size): Tschannen et al., 2025. EVA-02-CLIP: Fang et al.; Sun et al., 2023.
+Perception Encoder: Bolya et al., 2025. TIPS v2: Maninis et al., 2025, in the version of 2026.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from intclip.backbones.architecture import Activation, Family
+from intclip.backbones.preprocess import Preprocess
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How a family looks at photos where no file says otherwise; the fields of `Preprocess` but the size."""
+
+    mean: tuple[float, float, float] = OPENAI_MEAN
+    std: tuple[float, float, float] = OPENAI_STD
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    crop: Literal["center", "squash"] = "center"
+
+    def at(self, size: int) -> Preprocess:
+        """The preprocessing for this side."""
+        return Preprocess(size=size, mean=self.mean, std=self.std, interpolation=self.interpolation, crop=self.crop)
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary positions of patches.
+
+    Attributes:
+        reference: Patches along a side that positions are scaled to; None leaves them as they are.
+        offset: Position of the first patch.
+        order: Which coordinate turns the first half of the channels: "yx" rows, "xy" columns.
+    """
+
+    reference: int | None
+    offset: float
+    order: Literal["yx", "xy"]
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a family's towers are made of.
+
+    Attributes:
+        title: Name for people.
+        pixels: Default preprocessing.
+        patch_bias: The patch convolution has a bias.
+        class_token: A token before the patches.
+        pre_norm: A norm before the first block.
+        pooling: The image embedding is the class token, or what a learned query reads ("map").
+        projection: Pooled features are projected to the joint space.
+        projection_bias: With a bias.
+        rotary: Rotary positions.
+        layer_scale: See `BlockSpec`.
+        gated: See `BlockSpec`.
+        inner_norm: See `BlockSpec`.
+        pool_heads: Heads of the learned query; None means as many as the blocks have.
+        text: "causal": CLIP's, read at the end token. "padded": SigLIP's, read at the last place. "mean": TIPS's.
+        own_tokens: Tokens are CLIP's; otherwise a `tokenizer.json` beside the weights gives them.
+        activation: Where no file says otherwise.
+        text_activation: Where no file says otherwise.
+        vision_eps: Where no file says otherwise.
+        text_eps: Where no file says otherwise.
+    """
+
+    title: str
+    pixels: Pixels = Pixels()
+    patch_bias: bool = False
+    class_token: bool = True
+    pre_norm: bool = True
+    pooling: Literal["class", "map"] = "class"
+    projection: bool = True
+    projection_bias: bool = False
+    rotary: Rotary | None = None
+    layer_scale: bool = False
+    gated: bool = False
+    inner_norm: bool = False
+    pool_heads: int | None = None
+    text: Literal["causal", "padded", "mean"] = "causal"
+    own_tokens: bool = True
+    activation: Activation = "quick_gelu"
+    text_activation: Activation | None = None
+    vision_eps: float = 1e-5
+    text_eps: float = 1e-5
+
+
+_HALF = (0.5, 0.5, 0.5)
+
+TRAITS: dict[Family, Traits] = {
+    "clip": Traits("CLIP"),
+    "metaclip2": Traits("MetaCLIP 2", own_tokens=False),
+    "siglip": Traits(
+        "SigLIP",
+        Pixels(_HALF, _HALF, crop="squash"),
+        patch_bias=True,
+        class_token=False,
+        pre_norm=False,
+        pooling="map",
+        projection=False,
+        text="padded",
+        own_tokens=False,
+        activation="gelu_tanh",
+        vision_eps=1e-6,
+        text_eps=1e-6,
+    ),
+    "eva02": Traits(
+        "EVA-02-CLIP",
+        patch_bias=True,
+        pre_norm=False,
+        projection_bias=True,
+        rotary=Rotary(16, 0, "yx"),
+        gated=True,
+        inner_norm=True,
+        activation="gelu",
+        vision_eps=1e-6,
+    ),
+    "pe": Traits(
+        "Perception Encoder",
+        Pixels(_HALF, _HALF, "bilinear", "squash"),
+        pooling="map",
+        rotary=Rotary(None, 1, "xy"),
+        pool_heads=8,
+        activation="gelu",
+    ),
+    "tipsv2": Traits(
+        "TIPS v2",
+        Pixels((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear", "squash"),
+        patch_bias=True,
+        pre_norm=False,
+        projection=False,
+        layer_scale=True,
+        text="mean",
+        own_tokens=False,
+        activation="gelu",
+        text_activation="relu",
+        vision_eps=1e-6,
+    ),
+}

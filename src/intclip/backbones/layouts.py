@@ -1,0 +1,224 @@
+"""State dicts of all families in one naming, OpenAI's: from Hugging Face's, from open_clip's and from timm's inside it.
+
+    visual.conv1, visual.transformer.resblocks.0.attn.in_proj_weight, … transformer.resblocks.0.…, token_embedding, …
+
+What OpenAI's models lack is named alike: `visual.attn_pool.probe`, `….mlp.gate`, `….ls_1`, `text_projection_bias`.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from intclip.errors import CheckpointError
+
+# What checkpoints carry that is no weight: sizes in OpenAI's archives, masks, position numbers, BatchNorm's counter,
+# tables of rotary positions, and the mask token of TIPS's training.
+NO_WEIGHT = re.compile(
+    r"input_resolution$|context_length$|vocab_size$|.*\battn_mask$|.*\bposition_ids$|.*\bnum_batches_tracked$"
+    r"|.*\brope\.|.*\.k_bias$|vision_model\.embeddings\.mask_token$"
+)
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+_SHOWN = 12
+Rules = tuple[tuple[str, str], ...]
+Source = Literal["open_clip", "hugging_face"]
+
+_HF_TEXT: Rules = (
+    (r"text_model\.embeddings\.token_embedding\.", "token_embedding."),
+    (r"text_model\.embeddings\.position_embedding\.weight$", "positional_embedding"),
+    (r"text_model\.final_layer_norm\.", "ln_final."),
+    (r"text_model\.encoder\.layers\.", "transformer.resblocks."),
+    (r"text_projection\.weight$", "text_projection"),
+    (r"text_model\.head\.weight$", "text_projection"),
+    (r"text_model\.head\.bias$", "text_projection_bias"),
+)
+_HF_IMAGE: Rules = (
+    (r"vision_model\.embeddings\.(?:class_embedding|cls_token)$", "visual.class_embedding"),
+    (r"vision_model\.embeddings\.register_tokens$", "visual.registers"),
+    (r"vision_model\.embeddings\.patch_embedding\.", "visual.conv1."),
+    (r"vision_model\.embeddings\.patch_embeddings\.projection\.", "visual.conv1."),
+    (r"vision_model\.embeddings\.position_embedding\.weight$", "visual.positional_embedding"),
+    (r"vision_model\.embeddings\.position_embeddings$", "visual.positional_embedding"),
+    (r"vision_model\.pre_layrnorm\.", "visual.ln_pre."),
+    (r"vision_model\.(?:post_layernorm|layernorm)\.", "visual.ln_post."),
+    (r"vision_model\.encoder\.layers?\.", "visual.transformer.resblocks."),
+    (r"vision_model\.head\.attention\.", "visual.attn_pool."),
+    (r"vision_model\.head\.", "visual.attn_pool."),
+    (r"visual_projection\.weight$", "visual.proj"),
+)
+_TIMM: Rules = (
+    (r"visual\.trunk\.patch_embed\.proj\.", "visual.conv1."),
+    (r"visual\.trunk\.pos_embed$", "visual.positional_embedding"),
+    (r"visual\.trunk\.cls_token$", "visual.class_embedding"),
+    (r"visual\.trunk\.norm_pre\.", "visual.ln_pre."),
+    (r"visual\.trunk\.norm\.", "visual.ln_post."),
+    (r"visual\.trunk\.blocks\.", "visual.transformer.resblocks."),
+    (r"visual\.trunk\.attn_pool\.latent$", "visual.attn_pool.probe"),
+    (r"visual\.trunk\.attn_pool\.norm\.", "visual.attn_pool.layernorm."),
+    (r"visual\.trunk\.attn_pool\.proj\.", "visual.attn_pool.out_proj."),
+    (r"visual\.trunk\.attn_pool\.", "visual.attn_pool."),
+    (r"visual\.trunk\.head\.weight$", "visual.proj"),
+    (r"visual\.trunk\.head\.bias$", "visual.proj_bias"),
+)
+_META: Rules = ((r"visual\.attn_pool\.attn\.", "visual.attn_pool."),)
+_PARTS = (
+    (".self_attn.out_proj.", ".attn.out_proj."),
+    (".attention.o_proj.", ".attn.out_proj."),
+    (".attn.proj.", ".attn.out_proj."),
+    (".layer_norm1.", ".ln_1."),
+    (".layer_norm2.", ".ln_2."),
+    (".norm1.", ".ln_1."),
+    (".norm2.", ".ln_2."),
+    (".layer_scale1.lambda1", ".ls_1.weight"),
+    (".layer_scale2.lambda1", ".ls_2.weight"),
+    (".mlp.fc1_g.", ".mlp.gate."),
+    (".mlp.fc1_x.", ".mlp.c_fc."),
+    (".mlp.fc1.", ".mlp.c_fc."),
+    (".mlp.fc2.", ".mlp.c_proj."),
+    (".attn.qkv.", ".attn.in_proj_"),
+)
+_MATRICES = ("visual.proj", "text_projection")
+_HF_QUERY = re.compile(r"(.*)\.(?:self_attn|attention|attn)\.q_proj\.(weight|bias)$")
+_TIMM_QUERY = re.compile(r"(visual\.trunk\.attn_pool)\.q\.(weight|bias)$")
+# Families that are not built here, by a key that only they have.
+_OTHERS = (
+    (
+        r"(?:image_encoder\.model|visual\.trunk)\.(?:stem|stages|patch_emb)\.",
+        "MobileCLIP or another convolutional tower",
+    ),
+    (r"visual\.trunk\.blocks\.\d+\.(?:attn\.q_bias|gamma_1|ls1)", "a timm image tower of another kind (EVA-01, DINO)"),
+    (r"visual\.blocks\.0\.attn\.(?:q_bias|inner_attn_ln)", "EVA-CLIP in its authors' own layout"),
+    (r"text_model\.encoder\.layer\.|text\.transformer\.(?:encoder|embeddings)", "a text tower of BERT's kind"),
+    (r"text_decoder\.", "CoCa"),
+    (r"visual_encoder\.|text_encoder\.|qformer\.", "BLIP or ALBEF"),
+)
+
+
+def to_openai_layout(state_dict: Mapping[str, object]) -> dict[str, Tensor]:
+    """Weights under OpenAI's key names, from any of the layouts, unwrapped, without what is no weight.
+
+    Raises:
+        CheckpointError: This is no state dict of image and text towers; a family that is not supported is named.
+    """
+    state = {key: tensor for key, tensor in unwrap(state_dict).items() if not NO_WEIGHT.match(key)}
+    if family := other_family(state):
+        raise CheckpointError(f"this is the checkpoint of {family}, which is not supported")
+    if source_of(state) == "hugging_face":
+        return _from_hugging_face(state)
+    if any(key.startswith("visual.trunk.") for key in state):
+        return _from_timm(state)
+    if any(key.startswith("visual.") for key in state):
+        return _bare_text(_renamed(state, _META))
+    raise CheckpointError(
+        "this is not a checkpoint in the layout of OpenAI, open_clip or Hugging Face with an image and a text tower;"
+        f" it has {listed(state)}"
+    )
+
+
+def source_of(state: Iterable[str]) -> Source:
+    """Whose key names these are."""
+    names = ("text_model.", "vision_model.")
+    return "hugging_face" if any(key.startswith(names) for key in state) else "open_clip"
+
+
+def other_family(state: Iterable[str]) -> str | None:
+    """What these keys belong to, if it is something known that is not supported."""
+    keys = list(state)
+    return next((family for pattern, family in _OTHERS if any(re.match(pattern, key) for key in keys)), None)
+
+
+def unwrap(state_dict: Mapping[str, object]) -> dict[str, Tensor]:
+    """The tensors of a state dict, out of a training checkpoint and of a parallel wrapper's "module." prefix."""
+    inner: Mapping[str, object] = state_dict
+    for wrapper in _WRAPPERS:
+        found = inner.get(wrapper)
+        if isinstance(found, Mapping):
+            inner = found
+    others = [key for key, value in inner.items() if not isinstance(value, Tensor)]
+    if others or not inner:
+        raise CheckpointError(f"expected a state dict of tensors; this one has {listed(others) or 'nothing in it'}")
+    tensors = {key: value for key, value in inner.items() if isinstance(value, Tensor)}
+    if all(key.startswith("module.") for key in tensors):
+        return {key.removeprefix("module."): value for key, value in tensors.items()}
+    return tensors
+
+
+def rename(key: str, rules: Iterable[tuple[str, str]]) -> str:
+    """The key with the first of the rules whose pattern its start matches."""
+    for pattern, replacement in rules:
+        renamed, hits = re.subn(f"^{pattern}", replacement, key)
+        if hits:
+            return renamed
+    return key
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in one line; a long list is cut and counted."""
+    names = list(names)
+    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + rest
+
+
+def _from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    out = _named(_joined(state, _HF_QUERY, "qkv", "{}_proj", whole=True), (*_HF_TEXT, *_HF_IMAGE))
+    for key in ("visual.class_embedding", "visual.positional_embedding", "visual.registers"):
+        if key in out:  # TIPS has them in batches of one
+            shape = out[key].shape
+            out[key] = out[key].reshape(shape[-1] if key == "visual.class_embedding" else shape[-2:])
+    return out
+
+
+def _from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    joined = _joined(_joined(state, _HF_QUERY, "qkv", "{}_proj"), _TIMM_QUERY, ("q", "kv"), "{}")
+    out = _bare_text(_named(joined, _TIMM))
+    for key in ("visual.class_embedding", "visual.positional_embedding"):
+        if key in out:
+            shape = out[key].shape
+            out[key] = out[key].reshape(shape[-1] if key == "visual.class_embedding" else shape[-2:])
+    if "text_projection.weight" in out:  # a linear layer where OpenAI has a matrix
+        out["text_projection"] = out.pop("text_projection.weight").T
+        out["text_projection_bias"] = out.pop("text_projection.bias")
+    return out
+
+
+def _bare_text(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """open_clip's CustomTextCLIP keeps the text tower under "text."; otherwise its names are OpenAI's."""
+    return {key.removeprefix("text."): tensor for key, tensor in state.items()}
+
+
+def _joined(
+    state: Mapping[str, Tensor], query: re.Pattern[str], parts: Iterable[str], form: str, *, whole: bool = False
+) -> dict[str, Tensor]:
+    """Queries, keys and values that are apart, as one "….attn.in_proj_weight" or bias.
+
+    Unless all must be there, a missing bias is 0: EVA-02's keys have none.
+    """
+    out = dict(state)
+    for key in state:
+        if not (match := query.match(key)):
+            continue
+        prefix = key[: key.rindex(".", 0, key.rindex("."))]
+        names = [f"{prefix}.{form.format(part)}.{match[2]}" for part in parts]
+        if not whole and match[2] == "bias" and (lacking := [name for name in names if name not in state]):
+            like = state[key]
+            out |= {name: torch.zeros_like(like) for name in lacking if name.replace("bias", "weight") in state}
+        if all(name in out for name in names):
+            attention = f"{match[1]}.attn" if query is _HF_QUERY else match[1]
+            out[f"{attention}.in_proj_{match[2]}"] = torch.cat([out.pop(name) for name in names])
+    return out
+
+
+def _named(state: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
+    out: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        name = rename(key, rules)
+        for theirs, openai in _PARTS:
+            name = name.replace(theirs, openai)
+        out[name] = tensor.T if name in _MATRICES and name != key else tensor
+    return out
+
+
+def _renamed(state: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
+    return {rename(key, rules): tensor for key, tensor in state.items()}
