@@ -9,8 +9,9 @@ from intclip.backbones.content import digest, tensor_hashes
 from intclip.backbones.preprocess import Preprocess
 from intclip.errors import StorageError
 
-FORMAT = 1
-"""Version of the layout; part of every name, so that a newer program rebuilds and never misreads."""
+FORMAT = 2
+"""Version of the layout and of how photos are read (2: colour profiles); part of every name, so that a newer program
+rebuilds and never misreads."""
 
 Dtype = Literal["float16", "float32"]
 
