@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from intclip.data.emoset import load_emoset, load_multiemo
 from intclip.data.emotion import load_abstract, load_artphoto, load_emotion6, load_emotion_roi, load_fi8
 from intclip.data.intentonomy import load_intentonomy, load_proxy_intents
 from intclip.data.layouts import load_coco, load_folder, load_webdataset
@@ -48,6 +49,8 @@ DATASETS: dict[str, Entry] = {
     "proxy-intents": Entry(load_proxy_intents, "7,099 Flickr8k photos, 16 intents", "proxy-intents", _RESEARCH),
     "emotionroi6": Entry(load_emotion_roi, "1,980 photos, 6 emotions", "ekman6", _RESEARCH),
     "fi8": Entry(load_fi8, "23,308 photos, 8 emotions", "mikels8", _RESEARCH),
+    "emoset8": Entry(load_emoset, "118,102 photos, 8 emotions", "mikels8", _RESEARCH),
+    "multiemo": Entry(load_multiemo, "10,344 photos, votes for 8 emotions", "mikels8", _RESEARCH),
     "artphoto": Entry(load_artphoto, "806 art photos, 8 emotions", "mikels8", _RESEARCH),
     "abstract": Entry(load_abstract, "280 abstract paintings, 8 emotions", "mikels8", _RESEARCH),
     "emotion6": Entry(load_emotion6, "1,980 photos, shares of 6 emotions", "ekman6", _RESEARCH),
