@@ -4,6 +4,9 @@ Every message is one line that says what is wrong, where, and how to fix it. The
 with code 2; a program catches `IntclipError` or one of its kinds.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 
 class IntclipError(Exception):
     """Something the user gave, or the machine lacks, is wrong; the message says how to fix it."""
@@ -47,3 +50,15 @@ class MissingExtraError(IntclipError):
 
 class TrainingError(IntclipError):
     """A training run cannot go on: the loss is not finite, or its directory is another run's."""
+
+
+def listed(names: Iterable[Any], most: int = 12, *, quoted: bool = False) -> str:
+    """Names for a message: the first `most` of them, and how many more there are."""
+    words = [repr(name) if quoted else str(name) for name in names]
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more if words else "none"
+
+
+def reason(error: BaseException, most: int = 160) -> str:
+    """What another library's error says, in one line of at most so many characters."""
+    return " ".join(str(error).split())[:most] or type(error).__name__

@@ -11,9 +11,9 @@ from intclip.backbones.architecture import Activation, Architecture, Split, infe
 from intclip.backbones.clip import ClipBackbone
 from intclip.backbones.families import TRAITS
 from intclip.backbones.file_tokenizer import TextTokenizer
-from intclip.backbones.layouts import NO_WEIGHT, Rules, listed, rename, to_openai_layout
+from intclip.backbones.layouts import NO_WEIGHT, Rules, rename, to_openai_layout
 from intclip.backbones.tokenizer import CLIP_TOKENS
-from intclip.errors import CheckpointError
+from intclip.errors import CheckpointError, listed
 
 TIPS_TEMPERATURE = 0.005065968260169029
 """Of published TIPS v2 weights, as their configuration has it."""

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from intclip.errors import CheckpointError
+from intclip.errors import CheckpointError, listed
 
 # What checkpoints carry that is no weight: sizes in OpenAI's archives, masks, position numbers, BatchNorm's counter,
 # tables of rotary positions, and the mask token of TIPS's training.
@@ -21,7 +21,6 @@ NO_WEIGHT = re.compile(
     r"|.*\brope\.|.*\.k_bias$|vision_model\.embeddings\.mask_token$"
 )
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
-_SHOWN = 12
 Rules = tuple[tuple[str, str], ...]
 Source = Literal["open_clip", "hugging_face"]
 
@@ -138,7 +137,9 @@ def unwrap(state_dict: Mapping[str, object]) -> dict[str, Tensor]:
             inner = found
     others = [key for key, value in inner.items() if not isinstance(value, Tensor)]
     if others or not inner:
-        raise CheckpointError(f"expected a state dict of tensors; this one has {listed(others) or 'nothing in it'}")
+        raise CheckpointError(
+            f"expected a state dict of tensors; this one has {listed(others) if others else 'nothing in it'}"
+        )
     tensors = {key: value for key, value in inner.items() if isinstance(value, Tensor)}
     if all(key.startswith("module.") for key in tensors):
         return {key.removeprefix("module."): value for key, value in tensors.items()}
@@ -152,13 +153,6 @@ def rename(key: str, rules: Iterable[tuple[str, str]]) -> str:
         if hits:
             return renamed
     return key
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names in one line; a long list is cut and counted."""
-    names = list(names)
-    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + rest
 
 
 def _from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

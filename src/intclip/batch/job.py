@@ -15,8 +15,7 @@ from pydantic import BaseModel, ValidationError
 from intclip.backbones.lite_towers import LITE_BACKBONES
 from intclip.backbones.sources import source_files
 from intclip.batch.references import Reference, references
-from intclip.data.tables import listed
-from intclip.errors import StorageError
+from intclip.errors import StorageError, listed
 from intclip.extras import require
 from intclip.files import atomic_path, hold_lock, sha256_file, write_text
 from intclip.inference.bundle import JSON_FILE

@@ -14,7 +14,7 @@ from intclip.data.naming import utf8_name
 from intclip.data.remote import filesystem, is_remote
 from intclip.data.sample import EmbeddedPhoto, RemoteFile, TarMember
 from intclip.data.tables import SUFFIXES as TABLES
-from intclip.data.tables import embeds_photos, find_columns, read_rows
+from intclip.data.tables import embeds_photos, find_columns, read_rows, unreadable_parquet
 from intclip.data.unlabelled import read_standard_input
 from intclip.errors import DatasetError, ImageError, StorageError
 
@@ -200,8 +200,7 @@ def _parquet_cells(path: Path, name: str) -> Iterator[object]:
             for batch in table.iter_batches(columns=[column]):
                 yield from batch.column(0).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DatasetError(f"{name} is not a Parquet file that can be read ({reason}); write it again") from error
+        raise unreadable_parquet(name, error) from error
 
 
 def _photo_type(path: Path, name: str) -> Any:
@@ -212,8 +211,7 @@ def _photo_type(path: Path, name: str) -> Any:
     try:
         schema = pyarrow.parquet.read_schema(path)
     except (pyarrow.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DatasetError(f"{name} is not a Parquet file that can be read ({reason}); write it again") from error
+        raise unreadable_parquet(name, error) from error
     column = find_columns(schema.names, None, name).get("image")
     if column is None:
         raise DatasetError(f"{name} has no photo column; name one image or path")

@@ -109,8 +109,8 @@ def describe(
 
 def _check_own(out: Path) -> None:
     """Hold that a table that is written anew holds nothing that its user added, such as labels."""
-    from intclip.data.tables import listed, read_rows
-    from intclip.errors import StorageError
+    from intclip.data.tables import read_rows
+    from intclip.errors import StorageError, listed
 
     added = {name: None for row in read_rows(out) for name in (*row.known, *row.other) if name not in ("image", "text")}
     if added:

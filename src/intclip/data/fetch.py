@@ -8,6 +8,7 @@ from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any
 
+from intclip.errors import reason
 from intclip.extras import require
 
 MAX_BYTES = 64 * 2**20
@@ -147,13 +148,13 @@ class Fetcher:
                     if self.stopping.is_set():
                         raise Failed("interrupted")
         except (self._httpx.ConnectError, self._httpx.ConnectTimeout) as error:
-            raise _Again(f"no server answered ({_reason(error)})", unreachable=True) from error
+            raise _Again(f"no server answered ({reason(error)})", unreachable=True) from error
         except self._httpx.TimeoutException as error:
             raise _Again("the server was silent for too long") from error
         except (self._httpx.InvalidURL, self._httpx.UnsupportedProtocol, self._httpx.TooManyRedirects) as error:
-            raise Failed(f"the address leads nowhere ({_reason(error)})") from error
+            raise Failed(f"the address leads nowhere ({reason(error)})") from error
         except self._httpx.HTTPError as error:
-            raise _Again(f"the answer broke off ({_reason(error)})") from error
+            raise _Again(f"the answer broke off ({reason(error)})") from error
         if not size:
             raise _Again("the answer was empty")
         return b"".join(pieces)
@@ -186,7 +187,3 @@ def retry_after(value: str | None) -> float:
     if date.tzinfo is None:
         date = date.replace(tzinfo=UTC)
     return max(0.0, (date - datetime.now(UTC)).total_seconds())
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -8,7 +8,7 @@ from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from intclip.data import tiff
 from intclip.data.jxl import SIGNATURES, jxl_size
-from intclip.errors import ImageError, MissingExtraError
+from intclip.errors import ImageError, MissingExtraError, reason
 from intclip.extras import require
 
 MAX_PIXELS = 178_956_970
@@ -78,8 +78,7 @@ def _open_heif(stream: IO[bytes], name: str) -> Image.Image:
     try:
         image: Image.Image = opener(stream)
     except (SyntaxError, OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise ImageError(f"{name} is a HEIC photo that cannot be read ({reason}); fetch it again") from error
+        raise ImageError(f"{name} is a HEIC photo that cannot be read ({reason(error)}); fetch it again") from error
     return image
 
 
@@ -103,8 +102,8 @@ def _unidentified(stream: IO[bytes], name: str) -> str:
     head = stream.read(512)
     if head.startswith(_MAGIC) or (head[:4] == b"RIFF" and len(head) < 32) or head[4:12] == b"ftypavif":
         stream.seek(0)
-        reason = _refusal(stream, head)
-        detail = f": {reason}" if reason else ""
+        said = _refusal(stream, head)
+        detail = f": {said}" if said else ""
         return f"{name} is damaged, or of a variant that cannot be read{detail}; fetch it again, or save it as JPEG"
     kind = ""
     if re.match(rb"\s*(<\?xml|<!doctype|<html|<svg|\{)", head, re.IGNORECASE):
@@ -120,5 +119,5 @@ def _refusal(stream: IO[bytes], head: bytes) -> str:
             try:
                 factory(stream, "")
             except Exception as error:
-                return " ".join(str(error).split())[:120]
+                return reason(error)
     return ""

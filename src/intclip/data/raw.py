@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from intclip.errors import ImageError, MissingExtraError
+from intclip.errors import ImageError, MissingExtraError, reason
 from intclip.extras import require
 
 SUFFIXES = frozenset(
@@ -68,5 +68,5 @@ def read_preview(stream: IO[bytes], name: str, max_pixels: int) -> Preview:
     except ImageError:
         raise
     except Exception as error:  # LibRaw's errors, and whatever hostile content leads to
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise ImageError(f"{name} cannot be read as a camera's raw file ({reason}); save it as JPEG first") from error
+        said = reason(error)
+        raise ImageError(f"{name} cannot be read as a camera's raw file ({said}); save it as JPEG first") from error

@@ -4,7 +4,7 @@ from typing import Any
 
 from intclip.data.naming import describe
 from intclip.data.sample import RemoteFile
-from intclip.errors import ImageError, MissingExtraError, StorageError
+from intclip.errors import ImageError, MissingExtraError, StorageError, reason
 
 MAX_BYTES = 512 * 2**20
 """Most that is read of one photo: a server may answer with a stream that never ends."""
@@ -33,7 +33,7 @@ def filesystem(url: str) -> tuple[Any, str]:
         package = _PACKAGES.get(protocol, f"fsspec's package for {protocol}")
         raise MissingExtraError(f"{url}: {package} is not installed; install it with: pip install {package}") from error
     except Exception as error:  # every filesystem has errors of its own
-        raise StorageError(f"cannot open {url}: {_reason(error)}; check the address and your credentials") from error
+        raise StorageError(f"cannot open {url}: {reason(error)}; check the address and your credentials") from error
     return system, path
 
 
@@ -58,13 +58,9 @@ def read_remote(file: RemoteFile) -> bytes:
     except FileNotFoundError as error:
         raise ImageError(f"no such photo: {name}; check the address") from error
     except Exception as error:
-        raise ImageError(f"cannot read {name}: {_reason(error)}; try again later") from error
+        raise ImageError(f"cannot read {name}: {reason(error)}; try again later") from error
     if not content or (file.size is not None and len(content) < file.size):
         raise ImageError(f"{name} is {'truncated' if content else 'empty (0 bytes)'}; put it there again")
     if len(content) > MAX_BYTES:
         raise ImageError(f"{name} is larger than {MAX_BYTES >> 20} MiB; that is not a photo")
     return content
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -20,14 +20,14 @@ in many countries.
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from intclip.data.reading import loader_option, parse_json, read_text
 from intclip.data.sample import EmbeddedPhoto
-from intclip.errors import DatasetError
+from intclip.errors import DatasetError, listed, reason
 from intclip.extras import require
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -178,14 +178,18 @@ def _read_parquet(path: Path) -> list[tuple[str, dict[str, Any]]]:
             table = file.read(columns=[*(name for name in schema.names if name not in photos), *paths])
             records = table.to_pylist() or [{} for _ in range(file.metadata.num_rows)]
     except Exception as error:  # Arrow raises its own errors, and Python's, on damaged files
-        reason = " ".join(str(error).split())[:200]
-        raise DatasetError(f"{path} is not a Parquet file that can be read ({reason}); write it again") from error
+        raise unreadable_parquet(str(path), error) from error
     for row, record in enumerate(records):
         for column in photos:
             inner = record.get(column)
             name = inner.get("path") if isinstance(inner, dict) else None
             record[column] = EmbeddedPhoto(path, column, row, name or f"row {row + 1}")
     return [(f"{path}, row {number}", record) for number, record in enumerate(records, 1)]
+
+
+def unreadable_parquet(name: str, error: Exception) -> DatasetError:
+    """The refusal of a Parquet file, after what Arrow says of it."""
+    return DatasetError(f"{name} is not a Parquet file that can be read ({reason(error)}); write it again")
 
 
 def embeds_photos(kind: Any) -> bool:
@@ -200,9 +204,3 @@ def embeds_photos(kind: Any) -> bool:
 def _has_path(kind: Any) -> bool:
     types = require("pyarrow", "core").types
     return bool(types.is_struct(kind) and kind.get_field_index("path") >= 0)
-
-
-def listed(names: Iterable[Any], most: int = 12) -> str:
-    """Names for a message, the first `most` of them."""
-    names = [str(name) for name in names]
-    return ", ".join(names[:most]) + (" …" if len(names) > most else "") if names else "none"

@@ -30,8 +30,8 @@ from intclip.data.reading import (
 )
 from intclip.data.sample import Dataset, EmbeddedPhoto, Sample
 from intclip.data.splitting import deal
-from intclip.data.tables import LABEL_MARK, SUFFIXES, Row, listed, read_rows
-from intclip.errors import DatasetError
+from intclip.data.tables import LABEL_MARK, SUFFIXES, Row, read_rows
+from intclip.errors import DatasetError, listed
 from intclip.labels import load_taxonomy
 from intclip.labels.taxonomy import Taxonomy
 

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from intclip.data.colour import to_bytes
-from intclip.errors import ImageError
+from intclip.errors import ImageError, reason
 from intclip.extras import require
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -68,13 +68,13 @@ def read_deep(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image | No
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # tifffile raises whatever hostile content makes it raise
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        if "requires the 'imagecodecs' package" in reason:
+        said = reason(error)
+        if "requires the 'imagecodecs' package" in said:
             raise ImageError(
-                f"{name} is a TIFF of a kind that is not supported ({kind}, {reason.partition(' ')[0]}); save it as "
+                f"{name} is a TIFF of a kind that is not supported ({kind}, {said.partition(' ')[0]}); save it as "
                 "8-bit TIFF"
             ) from error
-        raise ImageError(f"{name} cannot be read as TIFF ({reason}); it may be damaged: fetch it again") from error
+        raise ImageError(f"{name} cannot be read as TIFF ({said}); it may be damaged: fetch it again") from error
     image = _to_image(values, axes, inverted=page.photometric == _WHITE_IS_ZERO, alpha=bool(page.extrasamples))
     if image is None:
         raise ImageError(

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from intclip.errors import StorageError
+from intclip.errors import StorageError, reason
 from intclip.extras import require
 from intclip.files import atomic_path
 from intclip.inference.prediction import Prediction
@@ -123,8 +123,7 @@ def _parse(etree: Any, content: bytes, name: str) -> Any:
     try:
         tree = etree.ElementTree(etree.fromstring(content, parser))
     except (etree.XMLSyntaxError, ValueError, LookupError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise StorageError(f"{name} is not well-formed XML ({reason}); mend it or move it away") from error
+        raise StorageError(f"{name} is not well-formed XML ({reason(error)}); mend it or move it away") from error
     if tree.docinfo.doctype or tree.docinfo.internalDTD is not None:
         raise StorageError(f"{name} has a document type declaration, which sidecars do not have; move it away")
     return tree

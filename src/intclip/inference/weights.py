@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel
 
-from intclip.errors import BundleError
+from intclip.errors import BundleError, listed
 from intclip.files import sha256_file
 
 Dtype = Literal["F32", "F16", "F64", "I64", "I32", "U8", "BOOL"]
@@ -111,18 +111,12 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
 
 def _compare(file: Path, found: Mapping[str, TensorInfo], manifest: Mapping[str, TensorInfo]) -> None:
     if missing := sorted(manifest.keys() - found.keys()):
-        raise BundleError(f"{file} lacks {_some(missing)}; {DAMAGED}")
+        raise BundleError(f"{file} lacks {listed(missing, 5)}; {DAMAGED}")
     if extra := sorted(found.keys() - manifest.keys()):
-        raise BundleError(f"{file} holds {_some(extra)} that its bundle does not list; {DAMAGED}")
+        raise BundleError(f"{file} holds {listed(extra, 5)}, which its bundle does not list; {DAMAGED}")
     for name, expected in manifest.items():
         if found[name] != expected:
             raise BundleError(
                 f"{file}: tensor {name} is {found[name].dtype} {found[name].shape}, "
                 f"the bundle says {expected.dtype} {expected.shape}; {DAMAGED}"
             )
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(name[:80] for name in names[:5])
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"tensor{'s' if len(names) > 1 else ''} {shown}{more}"

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from intclip.errors import TaxonomyError
+from intclip.errors import TaxonomyError, listed
 
 PARENT_LEVEL = "group"
 """Name of the level of parents where a file gives none."""
@@ -42,11 +42,12 @@ def resolve_levels(
     for depth, (level, above) in enumerate(levels.items()):
         below = entries if depth == 0 else {n: f"{where}: {list(levels)[depth - 1]} {n!r}" for n in references[depth]}
         for name, parent in references[depth].items():
+            known = f"one of {listed(above, 6, quoted=True)}"
             if parent is None:
-                raise TaxonomyError(f"{below[name]} is an orphan; give it a parent in level {level}: {_some(above)}")
+                raise TaxonomyError(f"{below[name]} is an orphan; give it a parent in level {level}: {known}")
             if parent not in above:
                 raise TaxonomyError(
-                    f"{below[name]} is an orphan: its parent {parent!r} is not in level {level}; choose {_some(above)}"
+                    f"{below[name]} is an orphan: its parent {parent!r} is not in level {level}; choose {known}"
                 )
         used = set(references[depth].values())
         if childless := [name for name in above if name not in used]:
@@ -110,8 +111,3 @@ def _refuse_cycles(references: Sequence[Mapping[str, str | None]], *, implicit: 
                 if parent in path[:-1]:
                     break  # the cycle does not pass `start`; it is found from one of its own names
                 name = parent
-
-
-def _some(names: Mapping[str, Any], most: int = 6) -> str:
-    listed = [repr(name) for name in names]
-    return "one of " + ", ".join(listed[:most]) + (f" … ({len(listed)} in all)" if len(listed) > most else "")

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from intclip.errors import TaxonomyError
+from intclip.errors import TaxonomyError, listed
 
 FORMS = ("fine", "consolidated", "template", "3-5", "6-9", "11-15", "16-20")
 """Forms of a class's words: its name, its levels concatenated, its name and parent in a template ("An image showing
@@ -85,7 +85,7 @@ class Taxonomy:
             return self.names.index(folded[key])
         near = get_close_matches(key, folded, n=3, cutoff=0.5)
         hint = " or ".join(dict.fromkeys(repr(folded[spelling]) for spelling in near))
-        remedy = f"did you mean {hint}?" if hint else f"its labels: {_listed(self.names)}"
+        remedy = f"did you mean {hint}?" if hint else f"its labels: {listed(self.names, _LISTED, quoted=True)}"
         raise TaxonomyError(f"taxonomy {self.name} has no label {label!r}; {remedy}")
 
     def level_index(self, level: str | int) -> int:
@@ -252,9 +252,3 @@ class Taxonomy:
         for alias, name in self.aliases.items():
             if name not in self.names:
                 raise wrong(f"alias {alias!r} leads to {name!r}, which is no class")
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    """Names for a message, and how many more there are."""
-    shown = ", ".join(map(repr, names[:_LISTED]))
-    return shown if len(names) <= _LISTED else f"{shown} and {len(names) - _LISTED} more"
