@@ -13,6 +13,8 @@ from intclip.labels.taxonomy import Taxonomy
 from intclip.strict_yaml import parse_yaml
 
 FILE = "scenes.yaml"
+STEP = 0.05
+"""How much less plausible an intent is than the one that the file names before it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,14 +24,15 @@ class Scenes:
     Attributes:
         texts: S short captions.
         intents: Names of I intents.
-        plausible: (S, I), whether the intent is plausible in the scene.
+        plausible: (S, I) in [0, 1], how plausible the intent is in the scene: 1 of the first one that the file names,
+            `STEP` less of each further one, 0 of all others.
     """
 
     texts: tuple[str, ...]
     intents: tuple[str, ...]
-    plausible: npt.NDArray[np.bool_]
+    plausible: npt.NDArray[np.float32]
 
-    def judged(self, taxonomy: Taxonomy) -> dict[int, npt.NDArray[np.bool_]]:
+    def judged(self, taxonomy: Taxonomy) -> dict[int, npt.NDArray[np.float32]]:
         """Columns (S,) of `plausible`, by the place of the class of a taxonomy that has the intent's name or alias."""
         spelled = {spelling.casefold(): name for spelling, name in taxonomy.aliases.items()}
         spelled |= {name.casefold(): name for name in taxonomy.names}
@@ -51,9 +54,9 @@ def load_scenes() -> Scenes:
         for text in expand(pattern):
             texts.append(text)
             rows.append([codes[code] for code in intents.split()])
-    plausible = np.zeros((len(texts), len(codes)), dtype=np.bool_)
+    plausible = np.zeros((len(texts), len(codes)), dtype=np.float32)
     for row, columns in enumerate(rows):
-        plausible[row, columns] = True
+        plausible[row, columns] = 1 - STEP * np.arange(len(columns))
     return Scenes(tuple(texts), tuple(content["intents"].values()), plausible)
 
 

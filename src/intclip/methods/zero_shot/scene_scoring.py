@@ -8,7 +8,7 @@ A sentence such as "a person resting comfortably, free of worry" is far from eve
 with μ the mean photo and t̄ the mean scene, which closes the gap between the modalities (Liang et al., NeurIPS 2022).
 SCALE is that of the loss which trained the joint space, so a is the posterior that the training fitted.
 
-A label that was judged scene by scene (Intentonomy's, `labels/scenes.yaml`) has p = Σ_s a_s · [plausible in s]: the
+A label that was judged scene by scene (Intentonomy's, `labels/scenes.yaml`) has p = Σ_s a_s · plausible_s: the
 expected share of plausible answers. Any other label k is compared with the scenes by its sentence: with z_ks the cosine
 in deviations above the label's mean over scenes, r_ks = sigmoid(SLOPE · z_ks + OFFSET) is how plausible the label is in
 the scene; what a judged label would have got from its sentence alone set the two numbers. Then p_k = Σ_s a_s r_ks, and
@@ -21,7 +21,6 @@ where the last term standardises over the labels (as SPARC does, CVPR 2025): wha
 
 from importlib.resources import as_file, files
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
@@ -130,7 +129,7 @@ def _relevance(bank: Scenes, taxonomy: Taxonomy, cosines: Tensor) -> tuple[Tenso
     relevance = torch.sigmoid(SLOPE * deviations + OFFSET)
     known = bank.judged(taxonomy)
     for place, plausible in known.items():
-        relevance[:, place] = torch.from_numpy(plausible.astype(np.float32)).to(relevance)
+        relevance[:, place] = torch.from_numpy(plausible).to(relevance)
     judged = torch.tensor([place in known for place in range(len(taxonomy))], device=relevance.device)
     return relevance, judged
 
