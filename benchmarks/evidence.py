@@ -28,8 +28,8 @@ from intclip.data.images import read_image
 from intclip.data.loading import DRAFT_FACTOR
 from intclip.data.registry import load_dataset
 from intclip.errors import IntclipError
-from intclip.evidence.evidence import Heat, unit_range, upsample
 from intclip.evidence.faithfulness import center_map, deletion, insertion, random_map, rank_agreement, shuffle_weights
+from intclip.evidence.heat import Heat, unit_range, upsample
 from intclip.evidence.kinds import KINDS, region_maps
 from intclip.evidence.views import join_views, photo_views
 from intclip.inference.predictor import Predictor

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from intclip.evidence.evidence import colors, make_evidence, overlay, unit_range, upsample
+from intclip.evidence.evidence import make_evidence
+from intclip.evidence.heat import colors, overlay, unit_range, upsample
 
 BOX = (10.0, 0.0, 50.0, 40.0)
 

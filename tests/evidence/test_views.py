@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from intclip.evidence.evidence import upsample
+from intclip.evidence.heat import upsample
 from intclip.evidence.views import VIEWS, join_views, photo_views
 
 SIDE = 24

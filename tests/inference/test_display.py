@@ -10,7 +10,7 @@ from PIL import Image
 import intclip
 from intclip.data.demo_photos import demo_photos
 from intclip.errors import IntclipError, MissingExtraError
-from intclip.evidence.evidence import overlay
+from intclip.evidence.heat import overlay
 from intclip.evidence.words import WordEvidence
 from intclip.inference.display import MOST_SHOWN, headline
 from intclip.inference.prediction import Prediction, Predictions

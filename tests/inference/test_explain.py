@@ -18,7 +18,8 @@ from intclip.batch.job import ModelOptions
 from intclip.data.images import read_image
 from intclip.data.loading import DRAFT_FACTOR
 from intclip.errors import IntclipError
-from intclip.evidence.evidence import LEGEND, make_evidence, overlay, upsample
+from intclip.evidence.evidence import make_evidence
+from intclip.evidence.heat import LEGEND, overlay, upsample
 from intclip.evidence.kinds import KINDS, region_maps
 from intclip.reports.report import write_folder_report
 from intclip.reports.sheet import NARROWEST, evidence_sheet, prompts_overlay

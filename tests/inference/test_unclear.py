@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 import intclip
 from intclip.cli.main import app
-from intclip.inference.prediction import UNCLEAR, Prediction
+from intclip.inference.display import UNCLEAR
+from intclip.inference.prediction import Prediction
 from intclip.labels import load_taxonomy
 
 

@@ -15,7 +15,7 @@ from watched import NAMES, WatchedPredictor, photo
 from intclip.data.demo_photos import demo_photos
 from intclip.data.tabular import load_table
 from intclip.errors import IntclipError, TaxonomyError
-from intclip.evidence.evidence import LEGEND
+from intclip.evidence.heat import LEGEND
 from intclip.inference.loading import load
 from intclip.labels.reading import parse_taxonomy
 from intclip.serving.app import training

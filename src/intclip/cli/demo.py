@@ -57,7 +57,7 @@ def demo(
 
 
 def _table(predictor: "Predictor", photos: list[Path]) -> None:
-    from intclip.inference.prediction import UNCLEAR
+    from intclip.inference.display import UNCLEAR
 
     for path, prediction in zip(photos, predictor.predict(photos), strict=True):
         best = ", ".join(f"{name} {probability:.2f}" for name, probability in prediction.top(3))

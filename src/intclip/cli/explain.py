@@ -205,7 +205,7 @@ def _draw(
     """Write the evidence in a photo, with that of the other prompt where it is given; what `explain --json` prints."""
     from dataclasses import asdict
 
-    from intclip.evidence.evidence import overlay
+    from intclip.evidence.heat import overlay
     from intclip.files import atomic_path
     from intclip.reports.sheet import evidence_sheet, prompts_overlay, prompts_sheet
 

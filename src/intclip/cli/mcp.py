@@ -108,7 +108,7 @@ def make_server(folders: AllowedFolders, predictor: "Predictor", choice: ModelCh
     from intclip import __version__
     from intclip.data.images import read_image
     from intclip.errors import IntclipError
-    from intclip.evidence.evidence import overlay
+    from intclip.evidence.heat import overlay
 
     server = MCPServer("intclip", instructions=INSTRUCTIONS, version=__version__, log_level="ERROR")
     reads = ToolAnnotations(read_only_hint=True, open_world_hint=False)

@@ -184,7 +184,7 @@ def _table_writer(top: int, level: str | None) -> "Writer":
     """Prints a block for each photo: its path, then the most probable labels with a bar."""
     from rich.markup import escape
 
-    from intclip.inference.prediction import UNCLEAR
+    from intclip.inference.display import UNCLEAR
 
     console = open_console()
     holds_sign, below_sign, bar_sign = _SIGNS if can_print("".join(_SIGNS)) else _PLAIN_SIGNS

@@ -10,19 +10,20 @@ from PIL import Image
 
 from intclip.data.images import data_url, read_image
 from intclip.errors import ImageError, IntclipError
-from intclip.evidence.evidence import LEGEND, Evidence, colors, overlay
+from intclip.evidence.heat import LEGEND, colors, overlay
 from intclip.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from intclip.data.images import ImageInput
+    from intclip.evidence.evidence import Evidence
 
 SIDE = 480
 """Longer side of a picture in a notebook, in pixels."""
 
 
-def evidence_html(evidence: Evidence) -> str:
+def evidence_html(evidence: "Evidence") -> str:
     """The photo and, beside it, the photo under the map, with a legend; the map alone where there is no photo file."""
     photo = source_photo(evidence.source)
     pictures = [_map(evidence, "fused")] if photo is None else [photo, _drawn(photo, evidence, "fused")]
@@ -38,7 +39,7 @@ def evidence_html(evidence: Evidence) -> str:
 
 
 def plot_evidence(
-    evidence: Evidence, photo: "ImageInput | None" = None, *, branch: str = "fused", ax: "Axes | None" = None
+    evidence: "Evidence", photo: "ImageInput | None" = None, *, branch: str = "fused", ax: "Axes | None" = None
 ) -> "Axes":
     """See `Evidence.plot`."""
     if branch not in ("fused", "sight", "semantic"):
@@ -59,11 +60,11 @@ def source_photo(source: str, *, min_side: int | None = None) -> Image.Image | N
         return None
 
 
-def _drawn(photo: Image.Image, evidence: Evidence, branch: str) -> Image.Image:
+def _drawn(photo: Image.Image, evidence: "Evidence", branch: str) -> Image.Image:
     return overlay(photo, getattr(evidence, branch), evidence.box)
 
 
-def _map(evidence: Evidence, branch: str) -> Image.Image:
+def _map(evidence: "Evidence", branch: str) -> Image.Image:
     return Image.fromarray(colors(getattr(evidence, branch)).round().astype(np.uint8))
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+
+from intclip.evidence.heat import Heat, unit_range, upsample
 
 if TYPE_CHECKING:
     pass
@@ -15,18 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from intclip.data.images import ImageInput
-
-Heat = npt.NDArray[np.float32]
-"""A map (H, W), float32 in [0, 1]."""
-
-LEGEND = ("least", "most")
-"""The ends of every map's colours, dark and bright: a map has its own range, so 0 is its least, not none or against."""
-
-# Colours of matplotlib's "inferno" (CC0) at eleven even steps: perceptually even, and dark to light, so that it reads
-# without colour too.
-_INFERNO = (
-    "000004 160b39 420a68 6a176e 932667 bc3754 dd513a f37819 fca50a f6d746 fcffa4".split()  # noqa: SIM905 (a palette)
-)
 
 
 @dataclass(frozen=True)
@@ -143,46 +132,3 @@ def make_evidence(
         kind=kind,
         attention=None if attention is None else np.asarray(attention, dtype=np.float32),
     )
-
-
-def upsample(logits: npt.NDArray[np.floating[Any]], size: int) -> Heat:
-    """Region logits (h, w) as a map (size, size), bilinear between the regions' centres."""
-    image = Image.fromarray(np.ascontiguousarray(logits, dtype=np.float32))
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR), dtype=np.float32).copy()
-
-
-def unit_range(values: npt.NDArray[np.floating[Any]]) -> Heat:
-    """Values moved and scaled to [0, 1] by their own range; all zeros where they do not vary."""
-    low, high = float(values.min()), float(values.max())
-    if not high > low:
-        return np.zeros(values.shape, dtype=np.float32)
-    return ((values - low) / (high - low)).astype(np.float32).clip(0, 1)
-
-
-def overlay(
-    photo: Image.Image, heat: Heat, box: tuple[float, float, float, float], *, strength: float = 0.6
-) -> Image.Image:
-    """The photo with a map laid over the part that the model saw; what it did not see is dimmed.
-
-    Args:
-        photo: Upright, RGB.
-        heat: (H, W) in [0, 1].
-        box: That part, in the photo's pixels.
-        strength: Share of the map's colour where the map is 1, in [0, 1]; where it is 0 the photo is left.
-    """
-    left, top, right, bottom = (round(edge) for edge in box)
-    area = (max(right - left, 1), max(bottom - top, 1))
-    scaled = np.asarray(Image.fromarray(heat.astype(np.float32)).resize(area, Image.Resampling.BICUBIC)).clip(0, 1)
-    canvas = Image.blend(photo, Image.new("RGB", photo.size), 0.55)
-    seen = np.asarray(photo.crop((left, top, left + area[0], top + area[1])), dtype=np.float32)
-    share = (strength * scaled)[..., None]
-    mixed = seen * (1 - share) + colors(scaled) * share
-    canvas.paste(Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8)), (left, top))
-    return canvas
-
-
-def colors(heat: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
-    """RGB (…, 3) in [0, 255] of values in [0, 1], along a perceptually even scale from dark to light."""
-    stops = np.array([[int(code[i : i + 2], 16) for i in (0, 2, 4)] for code in _INFERNO], dtype=np.float32)
-    places = np.linspace(0, 1, len(stops))
-    return np.stack([np.interp(heat, places, stops[:, channel]) for channel in range(3)], axis=-1).astype(np.float32)

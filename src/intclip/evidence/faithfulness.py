@@ -20,7 +20,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 from torch import nn
 
-from intclip.evidence.evidence import Heat, unit_range, upsample
+from intclip.evidence.heat import Heat, unit_range, upsample
 
 Score = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.floating]]
 """Probabilities (B,) of one label for pixels (B, 3, S, S)."""

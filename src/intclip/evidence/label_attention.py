@@ -10,7 +10,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from intclip.data.images import read_image
-from intclip.evidence.evidence import make_evidence, overlay
+from intclip.evidence.evidence import make_evidence
+from intclip.evidence.heat import overlay
 from intclip.evidence.pictures import INK, PAPER, QUIET, font, save_picture, shorten
 from intclip.methods.mccl.model import MCCL
 

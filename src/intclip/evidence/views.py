@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from intclip.evidence.evidence import upsample
+from intclip.evidence.heat import upsample
 
 Array = npt.NDArray[np.float32]
 

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 from intclip.data.images import data_url
 from intclip.evidence.display import source_photo
 from intclip.extras import require
-from intclip.inference.prediction import UNCLEAR, Prediction
 from intclip.inference.results import CONFLICT_COLUMN, score_columns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
 
+    from intclip.inference.prediction import Prediction
+
+UNCLEAR = "no clear intent"
+"""The answer where no label reaches its threshold."""
 THUMBNAIL = 160
 MOST_SHOWN = 50
 """Predictions that a list shows in a notebook."""
@@ -21,7 +24,7 @@ _BARS = 5
 _ACCENT, _QUIET = "#bc3754", "#a9a3b4"
 
 
-def headline(prediction: Prediction) -> str:
+def headline(prediction: "Prediction") -> str:
     """The answer in one line: the labels that hold, most probable first, or that none does."""
     if prediction.error is not None:
         return f"cannot be read: {prediction.error}"
@@ -30,7 +33,7 @@ def headline(prediction: Prediction) -> str:
     return f"Probably: {', '.join(named)}" if named else UNCLEAR[0].upper() + UNCLEAR[1:]
 
 
-def prediction_html(prediction: Prediction, *, bars: int = _BARS) -> str:
+def prediction_html(prediction: "Prediction", *, bars: int = _BARS) -> str:
     """The photo, where its source is a file, with the answer and the most probable labels as bars."""
     photo = None if prediction.error is not None else source_photo(prediction.source, min_side=THUMBNAIL)
     picture = "" if photo is None else f'<img src="{data_url(photo, THUMBNAIL, quality=80)}" alt="" style="margin:0">'
@@ -48,14 +51,14 @@ def prediction_html(prediction: Prediction, *, bars: int = _BARS) -> str:
     )
 
 
-def predictions_html(predictions: Sequence[Prediction]) -> str:
+def predictions_html(predictions: "Sequence[Prediction]") -> str:
     """The first `MOST_SHOWN` predictions."""
     shown = "".join(prediction_html(one, bars=3) for one in predictions[:MOST_SHOWN])
     more = len(predictions) - MOST_SHOWN
     return shown + (f"<p>and {more} more</p>" if more > 0 else "")
 
 
-def plot_prediction(prediction: Prediction, *, count: int = 10, ax: "Axes | None" = None) -> "Axes":
+def plot_prediction(prediction: "Prediction", *, count: int = 10, ax: "Axes | None" = None) -> "Axes":
     """See `Prediction.plot`."""
     axes: Axes = require("matplotlib.pyplot", "notebook").subplots()[1] if ax is None else ax
     held, ranked = set(prediction.labels), prediction.top(count)[::-1]
@@ -72,7 +75,7 @@ def plot_prediction(prediction: Prediction, *, count: int = 10, ax: "Axes | None
     return axes
 
 
-def predictions_frame(predictions: Sequence[Prediction]) -> "DataFrame":
+def predictions_frame(predictions: "Sequence[Prediction]") -> "DataFrame":
     """See `Predictions.to_pandas`."""
     pandas = require("pandas", "notebook")
     rows = []

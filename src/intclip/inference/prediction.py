@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
 
-UNCLEAR = "no clear intent"
-"""The answer where no label reaches its threshold."""
-
 
 @dataclass(frozen=True, eq=False)
 class Prediction:

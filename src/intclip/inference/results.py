@@ -5,12 +5,14 @@ import csv
 import json
 import os
 from collections.abc import Iterator, Sequence
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from intclip.data.tables import COLUMNS, LABEL_MARK
 from intclip.extras import require
 from intclip.files import atomic_path, atomic_text
-from intclip.inference.prediction import Prediction
+
+if TYPE_CHECKING:
+    from intclip.inference.prediction import Prediction
 
 FIXED_COLUMNS = ("source", "error", "labels")
 """Columns before the K columns of probabilities; `labels` are those at or above their thresholds."""
@@ -24,7 +26,7 @@ _ROWS_A_GROUP = 2048
 class Writer(Protocol):
     """Takes predictions one by one."""
 
-    def __call__(self, prediction: Prediction) -> None:
+    def __call__(self, prediction: "Prediction") -> None:
         """Write one row."""
         ...
 
@@ -47,7 +49,7 @@ def score_columns(names: Sequence[str]) -> list[str]:
     return columns
 
 
-def as_row(prediction: Prediction, level: str | None = None) -> dict[str, Any]:
+def as_row(prediction: "Prediction", level: str | None = None) -> dict[str, Any]:
     """One prediction as JSON values, see `Prediction.to_dict`.
 
     Args:
@@ -65,7 +67,7 @@ def json_writer(stream: IO[str], level: str | None = None) -> Iterator[Writer]:
     """One JSON array of `as_row` objects, one a line, whatever their number."""
     count = 0
 
-    def write(prediction: Prediction) -> None:
+    def write(prediction: "Prediction") -> None:
         nonlocal count
         text = json.dumps(as_row(prediction, level), ensure_ascii=False)
         stream.write((",\n" if count else "[\n") + text)
@@ -91,7 +93,7 @@ def csv_writer(
         table = csv.writer(stream)
         table.writerow([*FIXED_COLUMNS, *((CONFLICT_COLUMN,) if conflict else ()), *score_columns(names)])
 
-        def write(prediction: Prediction) -> None:
+        def write(prediction: "Prediction") -> None:
             row = as_row(prediction, level)
             scores = row["scores"] or {}
             cells = [f"{scores[name]:.6g}" if name in scores else "" for name in names]
@@ -121,7 +123,7 @@ def parquet_writer(
             table.write_table(arrow.Table.from_pylist(rows, schema=schema))
             rows.clear()
 
-        def write(prediction: Prediction) -> None:
+        def write(prediction: "Prediction") -> None:
             row = as_row(prediction, level)
             scores = row.pop("scores") or {}
             rows.append(row | {column: scores.get(name) for column, name in zip(columns, names, strict=True)})

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from intclip.errors import ImageError
-from intclip.evidence.evidence import LEGEND, colors
+from intclip.evidence.heat import LEGEND, colors
 from intclip.files import write_text
 from intclip.inference.pipeline import Images, Texts, pair_posts
 from intclip.inference.predictor import Predictor

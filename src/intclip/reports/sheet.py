@@ -7,7 +7,8 @@ from PIL import Image, ImageDraw, ImageOps
 
 from intclip.data.images import read_image
 from intclip.errors import ImageError
-from intclip.evidence.evidence import LEGEND, Evidence, Heat, colors, overlay, upsample
+from intclip.evidence.evidence import Evidence
+from intclip.evidence.heat import LEGEND, Heat, colors, overlay, upsample
 from intclip.evidence.pictures import INK, PAPER, QUIET, font, shorten
 
 NARROWEST = 360

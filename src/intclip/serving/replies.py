@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from intclip.data.images import describe, jpeg_base64, read_image
 from intclip.errors import IntclipError
-from intclip.evidence.evidence import Evidence, overlay
+from intclip.evidence.evidence import Evidence
+from intclip.evidence.heat import overlay
 from intclip.evidence.words import WordEvidence
 from intclip.inference.prediction import Prediction
 from intclip.inference.predictor import Predictor

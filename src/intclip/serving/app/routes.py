@@ -21,7 +21,7 @@ from starlette.types import Scope
 
 from intclip.data.images import read_image
 from intclip.errors import ImageError, IntclipError
-from intclip.evidence.evidence import LEGEND, colors
+from intclip.evidence.heat import LEGEND, colors
 from intclip.inference.loading import ZERO_SHOT_THRESHOLD
 from intclip.inference.predictor import Predictor
 from intclip.serving.answers import ExplainRequest, Explanation, PredictAnswer, PredictRequest
