@@ -89,7 +89,10 @@ class _Logits(nn.Module):
     def tapped(self) -> Iterator[None]:
         """The method with the maps of the towers that it runs itself led through their tap."""
         name = "sight" if self.reads_deep else "semantic"
-        towers = [self.method.backbone.deep] if self.reads_deep else self.branches
+        deep = self.method.backbone.deep
+        # A method may run the layers one by one: the last one's output is the tower's in any case.
+        last = deep[-1] if isinstance(deep, nn.Sequential) else deep
+        towers = [last] if self.reads_deep else self.branches
 
         def lead(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
             return self._through(name, output)
