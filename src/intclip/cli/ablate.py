@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from intclip.cli.options import DataRoot
+
 
 def ablate(
     study: Annotated[
@@ -12,9 +14,7 @@ def ablate(
         typer.Argument(help="table2 … table6, table-note (losses), methods (Table 1), methods-lite."),
     ] = None,
     recipe: Annotated[str, typer.Option(help="What all rows start from: a recipe's name or file.")] = "clean",
-    data_root: Annotated[
-        str | None, typer.Option("--data-root", help="Folder of the dataset; by default inside $INTCLIP_DATA.")
-    ] = None,
+    data_root: DataRoot = None,
     out: Annotated[Path | None, typer.Option(help="The study's directory; ablations/STUDY-RECIPE by default.")] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas; every row runs once with each.")] = "0,1,2",
     rows: Annotated[

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from intclip.inference.predictor import Predictor
 
 
-def load_named_dataset(name: str, root: Path | None, options: list[str] | None) -> "Dataset":
+def load_named_dataset(name: str, root: str | None, options: list[str] | None) -> "Dataset":
     """The dataset with its missing photos, where its loader can keep them.
 
     Raises:
@@ -53,7 +53,7 @@ def parse_options(options: list[str] | None) -> dict[str, Any]:
             chosen[key] = value
     if taken := {"name", "root"} & chosen.keys():
         raise DatasetError(
-            f"--set {min(taken)}: no option of a dataset; give its name or path, and its folder by --root/--data-root"
+            f"--set {min(taken)}: no option of a dataset; give its name or path, and its folder by --root"
         )
     return chosen
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from intclip.cli.common import load_named_dataset, print_table, progress_bar
+from intclip.cli.options import DataRoot
 
 if TYPE_CHECKING:
     from intclip.data.check import Check
@@ -16,7 +17,6 @@ app = typer.Typer(name="data", help="List, prepare and check datasets.", no_args
 _SHOWN = 10
 
 Name = Annotated[str, typer.Argument(help="A dataset's name (see `intclip data list`), or a file or folder of yours.")]
-Root = Annotated[Path | None, typer.Option(help="Where it lies; by default its folder inside $INTCLIP_DATA.")]
 Options = Annotated[
     list[str] | None,
     typer.Option("--set", help="Option of the dataset's loader, key=value; may be given several times.", metavar="K=V"),
@@ -46,14 +46,14 @@ def list_datasets(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def show(name: Name, root: Root = None, options: Options = None, as_json: AsJson = False) -> None:
+def show(name: Name, data_root: DataRoot = None, options: Options = None, as_json: AsJson = False) -> None:
     """Show a dataset's splits, labels and a few samples, and whether its photos are there, without reading them.
 
     intclip data show my-photos.csv
 
     intclip data show intentonomy --root data/intentonomy --set positive_share=0.6
     """
-    dataset = load_named_dataset(name, root, options)
+    dataset = load_named_dataset(name, data_root, options)
     from intclip.data.check import check_dataset
     from intclip.data.reading import absent_photos
 
@@ -94,7 +94,7 @@ def show(name: Name, root: Root = None, options: Options = None, as_json: AsJson
 @app.command()
 def prepare(
     name: Annotated[str, typer.Argument(help="intentonomy, the one dataset whose photos can be fetched.")],
-    root: Annotated[Path, typer.Option(help="Folder to fill.")],
+    root: Annotated[Path, typer.Option("--data-root", "--root", help="Folder to fill.")],
     annotations: Annotated[
         Path | None, typer.Option(help="Folder with the annotation files; by default those in ROOT, else fetched.")
     ] = None,
@@ -143,7 +143,7 @@ def prepare(
 @app.command()
 def check(
     name: Name,
-    root: Root = None,
+    data_root: DataRoot = None,
     options: Options = None,
     photos: Annotated[bool, typer.Option(help="Read every photo; --no-photos looks at labels only.")] = True,
     plots: Annotated[
@@ -158,7 +158,7 @@ def check(
 
     intclip data check intentonomy --root data/intentonomy --plots checks/
     """
-    dataset = load_named_dataset(name, root, options)
+    dataset = load_named_dataset(name, data_root, options)
     from intclip.data.check import check_dataset
 
     with progress_bar("photos") as on_progress:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from intclip.cli.options import DataRoot
+
 
 def evaluate(
     model: Annotated[
@@ -14,9 +16,7 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option(help="Dataset: a name, a table, or a folder; that of the training by default.")
     ] = None,
-    data_root: Annotated[
-        str | None, typer.Option("--data-root", help="Folder of a named dataset; by default inside $INTCLIP_DATA.")
-    ] = None,
+    data_root: DataRoot = None,
     options: Annotated[
         list[str] | None, typer.Option("--set", help="Option key=value of the dataset, besides those of the training.")
     ] = None,

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from intclip.cli.options import DataRoot
+
 if TYPE_CHECKING:
     from intclip.training.fitting import Fitted
 
@@ -33,7 +35,7 @@ def fit(
     ] = None,
     folds: Annotated[int, typer.Option(min=0, help="Folds of the nested cross-validation; 0 skips it.")] = 5,
     seed: Annotated[int, typer.Option(help="Seed of the folds.")] = 0,
-    root: Annotated[Path | None, typer.Option(help="Folder of a named dataset.")] = None,
+    data_root: DataRoot = None,
     options: Annotated[list[str] | None, typer.Option("--set", help="Dataset option, as key=value.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -66,7 +68,7 @@ def fit(
     if out.exists() and not overwrite:
         raise StorageError(f"{out} exists; choose another folder or add --overwrite")
     given = [*(options or []), *([] if taxonomy is None else [f"taxonomy={taxonomy}"])]
-    dataset = load_named_dataset(data, root, given)
+    dataset = load_named_dataset(data, data_root, given)
     settings = {"channels": channel or ["image", "text"], "text_encoder": text_encoder, "head": head, "seed": seed}
     with progress_bar("fitting") as bar:
         fitted = fit_dataset(
@@ -77,7 +79,7 @@ def fit(
             folds=folds,
             progress=None if bar is None else lambda _, done, total: bar(done, total),
         )
-    place = {"name": data, "root": None if root is None else str(root), "options": parse_options(given)}
+    place = {"name": data, "root": data_root, "options": parse_options(given)}
     write_fitted(fitted, out, data=place, overwrite=overwrite)
     if as_json:
         facts = {"out": str(out), "posts": len(fitted.ids), "labels": len(dataset.taxonomy)}

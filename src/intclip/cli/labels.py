@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from intclip.cli.common import load_named_dataset, print_table, progress_bar
+from intclip.cli.options import DataRoot
 
 if TYPE_CHECKING:
     from intclip.evaluation.sentences import Progress, SentenceScores
@@ -39,7 +40,9 @@ def list_taxonomies(as_json: AsJson = False) -> None:
 @app.command()
 def show(
     name: Name,
-    form: Annotated[str, typer.Option(help="Words to print: fine, consolidated, template or a length.")] = "11-15",
+    form: Annotated[
+        str, typer.Option("--sentences", "--form", help="Words to print: fine, template, 11-15 …")
+    ] = "11-15",
     as_json: AsJson = False,
 ) -> None:
     """Print a taxonomy as a tree, with each class's words.
@@ -114,11 +117,15 @@ def score(
     ] = None,
     form: Annotated[
         list[str] | None,
-        typer.Option(help="fine, consolidated, template, 3-5 … 16-20 or all; may be given several times."),
+        typer.Option(
+            "--sentences",
+            "--form",
+            help="fine, consolidated, template, 3-5 … 16-20 or all; may be repeated.",
+        ),
     ] = None,
     photos: Annotated[bool, typer.Option("--photos/--texts", help="Rank a dataset's photos, or its texts.")] = True,
     split: Annotated[str, typer.Option(help="Of the dataset.")] = "val",
-    root: Annotated[Path | None, typer.Option(help="Where the dataset lies; by default inside $INTCLIP_DATA.")] = None,
+    data_root: DataRoot = None,
     options: Annotated[
         list[str] | None, typer.Option("--set", help="Option of the dataset's loader, key=value.", metavar="K=V")
     ] = None,
@@ -147,7 +154,7 @@ def score(
             taxonomy.sentences(wanted)  # refuses an unknown form before anything is loaded
     with progress_bar("items") as on_progress:
         scores = _scores(
-            taxonomy, data, labels, chosen, photos, split, root, options, (backbone, checkpoint), on_progress
+            taxonomy, data, labels, chosen, photos, split, data_root, options, (backbone, checkpoint), on_progress
         )
     if as_json:
         facts = {"taxonomy": taxonomy.name, "backbone": backbone, "items": scores.items, "left_out": scores.left_out}
@@ -183,7 +190,7 @@ def _scores(
     forms: list[str],
     photos: bool,
     split: str,
-    root: Path | None,
+    root: str | None,
     options: list[str] | None,
     backbone: tuple[str, Path | None],
     on_progress: "Progress | None",

@@ -9,7 +9,9 @@ import typer
 
 
 def lite_align(
-    root: Annotated[Path, typer.Option(help="Folder with the caption files and the photos in images/.")],
+    root: Annotated[
+        Path, typer.Option("--data-root", "--root", help="Folder with caption files, and photos in images/.")
+    ],
     out: Annotated[Path, typer.Option(help="The projection to write, a safetensors file.")],
     backbone: Annotated[Literal["lite", "lite2", "lite+lite2"], typer.Option(help="Whose image towers.")] = "lite",
     recipe: Annotated[Path | None, typer.Option(help="YAML file with values instead of the built-in recipe's.")] = None,
@@ -30,9 +32,9 @@ def lite_align(
 
     Examples:
 
-    intclip lite-align --root flickr8k --also wide --out lite_projection.safetensors
+    intclip lite-align --root flickr8k --also wide --out lite.safetensors
 
-    intclip lite-align --root flickr8k --also wide --backbone lite2 --out lite2.safetensors
+    intclip lite-align --root flickr8k --backbone lite2 --out lite2.safetensors
 
     intclip lite-align --root my --train texts.json --val "" --out my.safetensors
     """

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from intclip.cli.options import DataRoot
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -124,9 +126,7 @@ def attention(
 def momentum(
     recipe: Annotated[str, typer.Option(help="What every run starts from: a recipe's name or file.")] = "mccl",
     values: Annotated[str, typer.Option(help="Momenta, parted by commas.")] = "0.9,0.99999",
-    data_root: Annotated[
-        str | None, typer.Option("--data-root", help="Folder of the dataset; by default inside $INTCLIP_DATA.")
-    ] = None,
+    data_root: DataRoot = None,
     out: Annotated[Path, typer.Option(help="Directory of the runs and the table.")] = Path("ablations/momentum"),
     seeds: Annotated[str, typer.Option(help="Seeds, parted by commas.")] = "0,1,2",
     jobs: Annotated[int, typer.Option(min=0, help="Runs at once; 0 takes one a core, or one on a GPU.")] = 0,

@@ -26,8 +26,16 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 Labels = Annotated[str | None, typer.Option("--taxonomy", help="Labels of a zero-shot model: a name or a YAML file.")]
+DataRoot = Annotated[
+    str | None, typer.Option("--data-root", "--root", help="Folder of the dataset; by default inside $INTCLIP_DATA.")
+]
 Sentences = Annotated[
-    str, typer.Option(help="Words for a label in a zero-shot model: fine, consolidated, 3-5, 6-9, 11-15 or 16-20.")
+    str,
+    typer.Option(
+        "--sentences",
+        "--form",
+        help="Words for a label in a zero-shot model: fine, consolidated, 3-5, 6-9, 11-15 or 16-20.",
+    ),
 ]
 Checkpoint = Annotated[Path | None, typer.Option(help="Weights of the backbone, a file of your own.")]
 EngineOption = Annotated[Engine, typer.Option("--engine", help="Library that computes.")]

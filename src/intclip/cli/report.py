@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from intclip.cli.options import Sentences
+
 if TYPE_CHECKING:
     from intclip.data.sample import ImageSource
     from intclip.evaluation.saved import SavedEvaluation
@@ -27,7 +29,7 @@ def report(
     ] = "lite",
     taxonomy: Annotated[str | None, typer.Option(help="Labels of a zero-shot model: a name or a YAML file.")] = None,
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Why these photos were taken",
-    sentences: Annotated[str, typer.Option(help="Words of a label in a zero-shot model.")] = "11-15",
+    sentences: Sentences = "11-15",
     evaluation: Annotated[
         bool, typer.Option("--evaluation", help="Report how good a model is, from what was scored before.")
     ] = False,
@@ -39,7 +41,7 @@ def report(
         str | None, typer.Option(help="With --evaluation: dataset of the photos; that of the training by default.")
     ] = None,
     data_root: Annotated[
-        str | None, typer.Option("--data-root", help="With --evaluation: where that dataset lies.")
+        str | None, typer.Option("--data-root", "--root", help="With --evaluation: where that dataset lies.")
     ] = None,
 ) -> None:
     """Write photos, their intents by level and the evidence for them as one page that needs no network.

@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
+from intclip.cli.options import DataRoot
+
 
 def train(
     recipe: Annotated[
         str | None, typer.Argument(help="Name of a built-in recipe (see --list), or path of a YAML file.")
     ] = None,
-    data_root: Annotated[
-        str | None, typer.Option("--data-root", help="Folder of the dataset; by default inside $INTCLIP_DATA.")
-    ] = None,
+    data_root: DataRoot = None,
     out: Annotated[Path | None, typer.Option(help="The run's directory; runs/RECIPE by default.")] = None,
     overrides: Annotated[
         list[str] | None,
