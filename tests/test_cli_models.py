@@ -3,12 +3,14 @@
 import json
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from intclip.backbones.registry import HUB_FILES, random_backbone
-from intclip.cli import models as models_cli
+from intclip.backbones.architecture import ARCHITECTURES
+from intclip.backbones.clip import ClipBackbone
+from intclip.backbones.hub_files import HUB_FILES, PUBLISHED
 from intclip.cli.main import app
-from intclip.cli.models import PARAMETERS, find_models
+from intclip.cli.models import find_models
 from intclip.errors import CheckpointError
 
 
@@ -46,8 +48,10 @@ def test_a_missing_package_is_said(monkeypatch):
     assert "intclip[lite2]" in CliRunner().invoke(app, ["models"], catch_exceptions=False).stdout
 
 
-@pytest.mark.parametrize("name", ["RN50", "ViT-B/32"])
+@pytest.mark.parametrize("name", HUB_FILES)
 def test_sizes_are_those_of_the_architectures(name):
-    assert set(PARAMETERS) == set(HUB_FILES) == set(models_cli.PARAMETERS)
-    millions = sum(weight.numel() for weight in random_backbone(name).parameters()) / 1e6
-    assert PARAMETERS[name] == pytest.approx(millions, rel=0.002)
+    with torch.device("meta"):
+        backbone = ClipBackbone(ARCHITECTURES[name])
+    millions = sum(weight.numel() for weight in backbone.parameters()) / 1e6
+    assert PUBLISHED[name].parameters == pytest.approx(millions, rel=0.002)
+    assert PUBLISHED[name].size == ARCHITECTURES[name].image_size

@@ -18,7 +18,7 @@ from intclip.errors import CheckpointError, listed
 # tables of rotary positions, and the mask token of TIPS's training.
 NO_WEIGHT = re.compile(
     r"input_resolution$|context_length$|vocab_size$|.*\battn_mask$|.*\bposition_ids$|.*\bnum_batches_tracked$"
-    r"|.*\brope\.|.*\.k_bias$|vision_model\.embeddings\.mask_token$"
+    r"|.*\brope\.|.*\.k_bias$|(?:vision_model\.embeddings|vision_encoder)\.mask_token$"
 )
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 Rules = tuple[tuple[str, str], ...]
@@ -51,6 +51,7 @@ _TIMM: Rules = (
     (r"visual\.trunk\.patch_embed\.proj\.", "visual.conv1."),
     (r"visual\.trunk\.pos_embed$", "visual.positional_embedding"),
     (r"visual\.trunk\.cls_token$", "visual.class_embedding"),
+    (r"visual\.trunk\.register_tokens$", "visual.registers"),
     (r"visual\.trunk\.norm_pre\.", "visual.ln_pre."),
     (r"visual\.trunk\.norm\.", "visual.ln_post."),
     (r"visual\.trunk\.blocks\.", "visual.transformer.resblocks."),
@@ -71,6 +72,8 @@ _PARTS = (
     (".norm1.", ".ln_1."),
     (".norm2.", ".ln_2."),
     (".layer_scale1.lambda1", ".ls_1.weight"),
+    (".ls1.gamma", ".ls_1.weight"),
+    (".ls2.gamma", ".ls_2.weight"),
     (".layer_scale2.lambda1", ".ls_2.weight"),
     (".mlp.fc1_g.", ".mlp.gate."),
     (".mlp.fc1_x.", ".mlp.c_fc."),
@@ -91,7 +94,7 @@ _OTHERS = (
     (r"visual\.blocks\.0\.attn\.(?:q_bias|inner_attn_ln)", "EVA-CLIP in its authors' own layout"),
     (r"text_model\.encoder\.layer\.|text\.transformer\.(?:encoder|embeddings)", "a text tower of BERT's kind"),
     (r"text_decoder\.", "CoCa"),
-    (r"visual_encoder\.|text_encoder\.|qformer\.", "BLIP or ALBEF"),
+    (r"visual_encoder\.|qformer\.", "BLIP or ALBEF"),
 )
 
 
@@ -104,8 +107,10 @@ def to_openai_layout(state_dict: Mapping[str, object]) -> dict[str, Tensor]:
     state = {key: tensor for key, tensor in unwrap(state_dict).items() if not NO_WEIGHT.match(key)}
     if family := other_family(state):
         raise CheckpointError(f"this is the checkpoint of {family}, which is not supported")
-    if source_of(state) == "hugging_face":
+    if any(key.startswith(("text_model.", "vision_model.")) for key in state):
         return _from_hugging_face(state)
+    if any(key.startswith("vision_encoder.") for key in state):  # TIPS as published: timm's names beside OpenAI's
+        state = _renamed(state, ((r"vision_encoder\.", "visual.trunk."), (r"text_encoder\.", "")))
     if any(key.startswith("visual.trunk.") for key in state):
         return _from_timm(state)
     if any(key.startswith("visual.") for key in state):
@@ -118,7 +123,7 @@ def to_openai_layout(state_dict: Mapping[str, object]) -> dict[str, Tensor]:
 
 def source_of(state: Iterable[str]) -> Source:
     """Whose key names these are."""
-    names = ("text_model.", "vision_model.")
+    names = ("text_model.", "vision_model.", "vision_encoder.")
     return "hugging_face" if any(key.startswith(names) for key in state) else "open_clip"
 
 
@@ -157,24 +162,26 @@ def rename(key: str, rules: Iterable[tuple[str, str]]) -> str:
 
 def _from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     out = _named(_joined(state, _HF_QUERY, "qkv", "{}_proj", whole=True), (*_HF_TEXT, *_HF_IMAGE))
-    for key in ("visual.class_embedding", "visual.positional_embedding", "visual.registers"):
-        if key in out:  # TIPS has them in batches of one
-            shape = out[key].shape
-            out[key] = out[key].reshape(shape[-1] if key == "visual.class_embedding" else shape[-2:])
-    return out
+    return _without_batch(out)
 
 
 def _from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     joined = _joined(_joined(state, _HF_QUERY, "qkv", "{}_proj"), _TIMM_QUERY, ("q", "kv"), "{}")
     out = _bare_text(_named(joined, _TIMM))
-    for key in ("visual.class_embedding", "visual.positional_embedding"):
-        if key in out:
-            shape = out[key].shape
-            out[key] = out[key].reshape(shape[-1] if key == "visual.class_embedding" else shape[-2:])
+    out = _without_batch(out)
     if "text_projection.weight" in out:  # a linear layer where OpenAI has a matrix
         out["text_projection"] = out.pop("text_projection.weight").T
         out["text_projection_bias"] = out.pop("text_projection.bias")
     return out
+
+
+def _without_batch(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tokens and positions as OpenAI has them, out of batches of one."""
+    for key in ("visual.class_embedding", "visual.positional_embedding", "visual.registers"):
+        if key in state:
+            shape = state[key].shape
+            state[key] = state[key].reshape(shape[-1] if key == "visual.class_embedding" else shape[-2:])
+    return state
 
 
 def _bare_text(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
