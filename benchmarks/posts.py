@@ -18,8 +18,8 @@ import numpy.typing as npt
 from sklearn.linear_model import LogisticRegression
 
 from intclip.backbones import load_backbone
+from intclip.cli.common import load_named_dataset
 from intclip.data.check import check_dataset
-from intclip.data.registry import load_dataset
 from intclip.data.sample import Dataset
 from intclip.data.splitting import stratified_folds
 from intclip.evaluation.scoring import Scores, Task, headline, make_report
@@ -40,7 +40,7 @@ Posts = tuple[dict[str, Inputs], Array, list[str]]
 
 def dataset_of(name: str) -> Dataset:
     """The dataset, its taxonomy exclusive where exactly one label holds."""
-    dataset = load_dataset(name, missing="keep")
+    dataset = load_named_dataset(name, None, None)
     return replace(dataset, taxonomy=replace(dataset.taxonomy, exclusive=dataset.task == "singlelabel"))
 
 

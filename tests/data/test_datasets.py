@@ -503,3 +503,28 @@ def test_wrong_names_and_options() -> None:
         load_dataset("intentonomy", "/tmp", positiv_share=0.5)
     with pytest.raises(DatasetError, match="missing='drop'"):
         settle_missing({}, "drop", "x", "y")
+
+
+def test_mdid_as_tables_of_captions(tmp_path: Path) -> None:
+    rows = (
+        "text,intent,semiotic,contextual\nBuy now,promotive,parallel,close\nLook at me,expositive,divergent,minimal\n"
+    )
+    (tmp_path / "train.csv").write_text(rows)
+    for labels, expected in (("intent", "promotive"), ("semiotic", "parallel"), ("contextual", "close")):
+        dataset = load_dataset(f"mdid-{labels}", tmp_path)
+        (first, _) = dataset.splits["train"]
+        assert (first.text, first.image) == ("Buy now", None)
+        assert dataset.taxonomy.names[int(first.targets.argmax())] == expected
+    with pytest.raises(DatasetError, match="fold=1"):
+        load_dataset("mdid-intent", tmp_path, fold=1)
+
+
+def test_metmeme(tmp_path: Path) -> None:
+    rows = "text,description,intent\nHI,A cat.,interactive\n,A dog.,offensive\n,,other\n"
+    (tmp_path / "train.csv").write_text(rows)
+    both = load_dataset("metmeme", tmp_path)
+    assert [sample.text for sample in both.splits["train"]] == ["HI\nA cat.", "A dog."]
+    assert both.task == "singlelabel"
+    assert [sample.text for sample in load_dataset("metmeme", tmp_path, words="text").splits["train"]] == ["HI"]
+    with pytest.raises(DatasetError, match="words='all'"):
+        load_dataset("metmeme", tmp_path, words="all")

@@ -14,6 +14,7 @@ SIZES = {
     "mdid-contextual": (3,),
     "mdid-intent": (7,),
     "mdid-semiotic": (3,),
+    "metmeme-intent": (5,),
     "mikels8": (8, 2),
     "openmoji": (69, 7),
     "persuasion": (22, 3),

@@ -23,6 +23,7 @@ from intclip.data.reading import (
     require_keys,
 )
 from intclip.data.sample import Dataset, Sample
+from intclip.data.tabular import load_table
 from intclip.errors import DatasetError
 from intclip.labels import load_taxonomy
 
@@ -52,8 +53,10 @@ def load_mdid(
     """One fold of MDID: "train" (about 1,040 posts) and "test" (about 259; the files call it val).
 
     Args:
-        root: Folder with `splits_new/{train,val}_split_{0…4}.json` (or `splits/`); photos, where one has them, in
-            `images/`. Samples whose photo is not there have text alone; see `mdid_features` for the published features.
+        root: Folder with `splits_new/{train,val}_split_{0…4}.json` (or `splits/`) as the authors published them;
+            photos, where one has them, in `images/`. Samples whose photo is not there have text alone; see
+            `mdid_features` for the published features. Or a folder with `train.csv` and, if there is one, `test.csv`
+            (text, intent, semiotic, contextual), which hold the captions of fold 0.
         labels: Which of the three taxonomies: 7 intents, 3 semiotic or 3 contextual relations.
         fold: 0 to 4; the paper reports the mean over the five.
         caption: The cleaned caption that the paper uses, or the original one with hashtags and emoji.
@@ -68,6 +71,8 @@ def load_mdid(
             "contextual, fold 0 to 4, and caption or orig_caption"
         )
     reader = Labels(load_taxonomy(f"mdid-{labels}"))
+    if (folder / "train.csv").is_file():
+        return _tables(folder, labels, fold)
     lists = first_existing(folder, ["splits_new", "splits"], "folds")
     splits: Splits = {}
     for split, name in (("train", "train"), ("test", "val")):
@@ -91,6 +96,14 @@ def load_mdid(
                 )
             )
     return Dataset(f"mdid-{labels}", reader.taxonomy, "singlelabel", splits)
+
+
+def _tables(folder: Path, labels: str, fold: int) -> Dataset:
+    """Fold 0 as tables of captions with all three labels."""
+    if fold:
+        raise DatasetError(f"{folder} holds fold 0 alone; leave out fold={fold}, or put `splits_new/` there")
+    name = f"mdid-{labels}"
+    return load_table(folder, taxonomy=name, name=name, task="singlelabel", columns={"label": labels})
 
 
 def mdid_features(root: str | os.PathLike[str] | None, samples: Sequence[Sample]) -> npt.NDArray[np.float32]:

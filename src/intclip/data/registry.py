@@ -15,6 +15,7 @@ from intclip.data.intentonomy import load_intentonomy, load_proxy_intents
 from intclip.data.layouts import load_coco, load_folder, load_webdataset
 from intclip.data.mdid import load_mdid
 from intclip.data.memes import load_memes
+from intclip.data.metmeme import load_metmeme
 from intclip.data.mvsa import load_mvsa
 from intclip.data.openmoji import load_openmoji
 from intclip.data.sample import Dataset
@@ -64,6 +65,7 @@ DATASETS: dict[str, Entry] = {
         partial(load_mdid, labels="contextual"), "1,299 posts, 3 contextual relations", "mdid-contextual", _RESEARCH
     ),
     "mvsa": Entry(load_mvsa, "tweets with photo, 3 sentiments", "sentiment3", _RESEARCH),
+    "metmeme": Entry(load_metmeme, "3,193 memes as words, 5 intentions", "metmeme-intent", _RESEARCH),
     "memes": Entry(load_memes, "memes, 22 persuasion techniques", "persuasion", _RESEARCH),
     "openmoji": Entry(load_openmoji, "OpenMoji drawings, Unicode's subcategories", "openmoji", "CC BY-SA 4.0"),
     "table": Entry(load_table, "your CSV, JSON lines or Parquet", None, "yours"),

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from intclip.data.label_cells import split_label_cells
 from intclip.data.reading import (
     Labels,
     Missing,
@@ -53,6 +54,7 @@ def load_table(
     shares: Mapping[str, float] | None = None,
     seed: int = 0,
     positive_share: float = 0.5,
+    separator: str | None = None,
 ) -> Dataset:
     """A dataset from a table, or from one table a split.
 
@@ -70,6 +72,7 @@ def load_table(
         shares: Deal a table without split column into splits, such as {"train": 0.8, "test": 0.2}; else all is "train".
         seed: Of that deal.
         positive_share: From which share of votes on a label counts.
+        separator: Between the labels of one cell: ";", "," or "|"; found by default, see `split_label_cells`.
 
     Raises:
         DatasetError: A file is missing or malformed, a column or label is wrong; it names file, row and remedy.
@@ -83,7 +86,7 @@ def load_table(
     )
     return dataset_from_rows(
         tables, bases, name=name, where=where, taxonomy=taxonomy, task=task, missing=missing, shares=shares, seed=seed,
-        positive_share=positive_share,
+        positive_share=positive_share, separator=separator,
     )  # fmt: skip
 
 
@@ -122,10 +125,12 @@ def dataset_from_rows(
     shares: Mapping[str, float] | None,
     seed: int,
     positive_share: float,
+    separator: str | None = None,
 ) -> Dataset:
     """A dataset from rows already read; see `load_table`. A row's own split goes before its table's."""
     if isinstance(taxonomy, str):
         taxonomy = load_taxonomy(taxonomy)
+    tables = split_label_cells(tables, taxonomy, separator, where)
     rows = [row for table in tables.values() for row in table]
     wide = _wide_columns(rows, taxonomy)
     if taxonomy is None:
@@ -246,10 +251,7 @@ def _label_list(row: Row) -> list[Any] | None:
     cell = row.known["labels"] if "labels" in row.known else row.known.get("label")
     if isinstance(cell, str):
         cell = cell.strip()
-        if cell.startswith("["):
-            cell = parse_json(cell, f"{row.where}, labels {cell!r:.40}")
-        else:
-            return [part.strip() for part in cell.split(";") if part.strip()] or None
+        cell = parse_json(cell, f"{row.where}, labels {cell!r:.40}")
     if cell is None:
         return None
     if isinstance(cell, float) and cell.is_integer():  # a spreadsheet's way of writing numbers

@@ -1,0 +1,75 @@
+"""How several labels in one cell of a table are separated: by ";", or by "," where the cells show it."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from intclip.data.reading import loader_option
+from intclip.data.tables import Row
+from intclip.errors import DatasetError
+from intclip.labels.taxonomy import Taxonomy
+
+SEPARATORS = (";", ",", "|")
+_log = logging.getLogger("intclip.data")
+Tables = Mapping[str, Sequence[Row]]
+
+
+def split_label_cells(tables: Tables, taxonomy: Taxonomy | None, separator: str | None, where: str) -> Tables:
+    """The same rows with their label cells as lists; JSON lists and lists of Parquet stay as they are.
+
+    Without a separator, ";" is taken, or "," where no cell holds ";" and the parts between commas are the labels: with
+    a taxonomy, where they are labels of it and the whole cells are not; without one, where the parts recombine, so that
+    there are fewer different parts than different cells. What is taken in place of ";" is logged.
+
+    Args:
+        tables: Split name to its rows.
+        taxonomy: The labels, where they are given.
+        separator: One of `SEPARATORS`, or None to find it.
+        where: The files, for messages.
+
+    Raises:
+        DatasetError: There is no such separator.
+    """
+    if separator is not None and separator not in SEPARATORS:
+        raise DatasetError(f"separator={separator!r}: choose one of {' '.join(SEPARATORS)}")
+    if separator is None:
+        cells = {cell for rows in tables.values() for row in rows for cell in _cells(row).values()}
+        plural = any("labels" in row.known for rows in tables.values() for row in rows)
+        separator = "," if _by_commas(cells, taxonomy, plural=plural) else ";"
+        if separator == ",":
+            keep = loader_option("separator", ";")
+            _log.info("%s: labels are separated by commas; to keep commas inside labels: %s", where, keep)
+    sign = separator
+
+    def split(row: Row) -> Row:
+        parts = {
+            kind: [part.strip() for part in cell.split(sign) if part.strip()] or None
+            for kind, cell in _cells(row).items()
+        }
+        return replace(row, known=row.known | parts)
+
+    return {name: [split(row) for row in rows] for name, rows in tables.items()}
+
+
+def _cells(row: Row) -> dict[str, str]:
+    """Label cells that are plain text, by kind of column."""
+    found = {kind: row.known.get(kind) for kind in ("labels", "label")}
+    return {kind: cell for kind, cell in found.items() if isinstance(cell, str) and not cell.strip().startswith("[")}
+
+
+def _by_commas(cells: set[str], taxonomy: Taxonomy | None, *, plural: bool) -> bool:
+    whole = {" ".join(cell.split()) for cell in cells if cell.strip()}
+    joined = [cell for cell in whole if "," in cell]
+    if not joined or any(";" in cell for cell in whole):
+        return False
+    if taxonomy is not None:
+        known = {name.casefold() for name in (*taxonomy.names, *taxonomy.aliases)}
+        compound = [cell for cell in joined if cell.casefold() not in known]
+        return any(all(part.casefold() in known for part in _parts(cell)) for cell in compound)
+    parts = {part for cell in whole for part in _parts(cell)}
+    # A column called "labels" holds several; one called "label" may hold names with commas in them.
+    return len(parts) < len(whole) or (plural and len(parts) == len(whole))
+
+
+def _parts(cell: str) -> list[str]:
+    return [part.strip() for part in cell.split(",") if part.strip()]

@@ -1,0 +1,106 @@
+"""Every command on what `intclip fit` writes: a table of command × channels that the model reads."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fakes import TinyBackbone
+from intclip.backbones import registry
+from intclip.cli.main import app
+from intclip.errors import IntclipError
+from labelled_posts import write_posts
+
+CHANNELS = {"photos": ["image"], "words": ["text"], "both": ["image", "text"]}
+# Command to what it prints or, where a model does not read what the command takes, a part of the refusal.
+COMMANDS = {
+    "predict a photo": (["predict", "{p}/0.png", "-m", "{m}", "--json"], {"words": "no words"}),
+    "predict words": (["predict", "--text", "a blue sea", "-m", "{m}", "--json"], {"photos": "reads photos alone"}),
+    "predict a table": (["predict", "{p}/posts.csv", "-m", "{m}", "--json"], {}),
+    "explain a photo": (
+        ["explain", "{p}/0.png", "-m", "{m}", "--label", "sea", "--out", "{o}/e.png"],
+        {"words": "reads words alone"},
+    ),
+    "explain words": (
+        ["explain", "--text", "a blue sea", "-m", "{m}", "--label", "sea"],
+        {"photos": "reads photos alone"},
+    ),
+    "evaluate": (["evaluate", "{m}", "--data", "{p}/posts.csv", "--split", "train", "--out", "{o}/ev"], {}),
+    "calibrate": (["calibrate", "{m}", "--out", "{o}/cal"], {}),
+    "calibrate --write": (["calibrate", "{m}", "--write", "--out", "{o}/cal2"], {}),
+    "export onnx": (["export", "{m}", "--out", "{o}/m.onnx"], {"words": "reads words alone"}),
+    "export openvino": (["export", "{m}", "--out", "{o}/m.xml"], {"words": "reads words alone"}),
+    "batch": (["batch", "{p}", "--model", "{m}", "--out", "{o}/b"], {"words": "reads words alone"}),
+    "index": (["index", "{p}", "--model", "{m}", "--out", "{o}/i"], {"words": "reads words alone"}),
+    "report": (["report", "{p}/posts.csv", "-m", "{m}", "--out", "{o}/r.html"], {}),
+    "report --evaluation": (["report", "{m}", "--evaluation", "--split", "val", "--out", "{o}/re.html"], {}),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.BUILDERS, "tiny", lambda name, checkpoint, split: TinyBackbone())
+        yield
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Posts, and a model for each of `CHANNELS`."""
+    folder = tmp_path_factory.mktemp("commands")
+    posts = write_posts(folder, 24)
+    for name, channels in CHANNELS.items():
+        words = ["fit", posts, "--out", folder / "models" / name, "--folds", 2, "--backbone", "tiny"]
+        words += ["--text-encoder", "backbone", *(word for channel in channels for word in ("--channel", channel))]
+        run(*words)
+    return folder
+
+
+def run(*words):
+    result = CliRunner().invoke(app, list(map(str, words)), catch_exceptions=False, standalone_mode=False)
+    return result.stdout
+
+
+@pytest.mark.parametrize("model", CHANNELS)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command(home: Path, tmp_path: Path, command: str, model: str) -> None:
+    words, refusals = COMMANDS[command]
+    places = {"p": home, "m": home / "models" / model, "o": tmp_path}
+    words = [word.format(**places) for word in words]
+    if model in refusals:
+        with pytest.raises(IntclipError, match=refusals[model]) as refusal:
+            run(*words)
+        assert "\n" not in str(refusal.value)
+        assert not list(tmp_path.rglob("*.*"))
+        return
+    out = run(*words)
+    if command.startswith("predict"):
+        rows = json.loads(out)
+        assert len(rows) == (24 if command == "predict a table" else 1)
+        assert all(0 <= score <= 1 for row in rows for score in row["scores"].values())
+    elif command != "explain words":
+        assert any(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_an_exported_model_predicts_as_the_model_does_of_photos(home: Path, tmp_path: Path) -> None:
+    import intclip
+
+    model = intclip.load(home / "models" / "both")
+    expected = model.predict(home / "0.png")[0]
+    for suffix, engine in (("onnx", "onnx"), ("xml", "openvino")):
+        found = intclip.load(model.export(tmp_path / f"m.{suffix}", engine)).predict(home / "0.png")[0]
+        assert found.scores == pytest.approx(expected.scores, abs=1e-4)
+        assert found.labels == expected.labels
+        assert list(found.thresholds) == list(expected.thresholds)
+
+
+def test_a_model_card_of_each(home: Path) -> None:
+    from intclip.inference.bundle import load_bundle
+    from intclip.inference.loading import bundle_path
+    from intclip.inference.push import model_card
+
+    for name in CHANNELS:
+        card = model_card(load_bundle(bundle_path(str(home / "models" / name))), "me/mine")
+        assert "post_heads" in card
+        assert "Macro F1" in card
