@@ -18,6 +18,8 @@ _TEXT = {"text_width": 16, "text_layers": 2, "text_heads": 2}
 _RESNET = Architecture(8, 64, (1, 1, 1, 1), 8, None, **_TEXT)
 _VIT = Architecture(8, 32, 2, 16, 16, vision_heads=2, **_TEXT)
 _IMAGE_SIZE = 64
+CLASSES = 20
+"""Classes of the image towers' own classifier, ten of which the head reads."""
 
 
 def tiny_lite(name: str) -> Backbone:
@@ -33,7 +35,8 @@ def tiny_lite(name: str) -> Backbone:
             tokenizer, vocabulary=tokenizer.get_vocab_size(), positions=64, width=8, hidden=16, layers=2, heads=2
         )
         backbone.text, backbone.embed_dim = words, 8
-        backbone.head = lite.LiteHead(towers * HEAD_CHANNELS, 8)
+        channels = towers * HEAD_CHANNELS
+        backbone.head = lite.LiteHead((torch.empty(CLASSES, channels), torch.empty(CLASSES), torch.empty(CLASSES, 8)))
         backbone.to_empty(device="cpu")
         seed(backbone)
     backbone.take(backbone.preprocess.model_copy(update={"size": _IMAGE_SIZE}))

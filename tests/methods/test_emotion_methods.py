@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fakes import TinyBackbone, tiny_taxonomy
+from intclip.backbones import load_backbone
 from intclip.backbones.base import Features
 from intclip.labels import load_taxonomy
 from intclip.losses import binary_cross_entropy_with_logits
@@ -171,6 +172,20 @@ def test_adapters_add_nothing_at_first(tiny_backbone: TinyBackbone) -> None:
     torch.testing.assert_close(method(features).logits, method.head(pooled))
     trained = {name.split(".")[0] for name, p in method.named_parameters() if p.requires_grad}
     assert trained == {"adapters", "cross", "head"}
+
+
+def test_adapted_features_stay_in_the_range_that_the_head_takes() -> None:
+    """The head of `lite` takes the root of features that its last block keeps at or above 0."""
+    backbone = load_backbone("lite")
+    torch.manual_seed(0)
+    method = build_method("fame_vil", backbone, tiny_taxonomy(), {"bottleneck": 4}).eval()
+    with torch.no_grad():
+        for parameter in method.learnable_parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        features = backbone.features(torch.randn(2, 3, 224, 224), method.needs)
+        output = method(features, maps=True)
+    assert output.logits.isfinite().all()
+    assert output.maps["fused"].isfinite().all()
 
 
 @pytest.mark.parametrize("photo", [0, 1])

@@ -82,7 +82,10 @@ class CrossAttentionAdapter(nn.Module):
 
 
 class FameVil(Method):
-    """Frozen deep layers with adapters behind every block, and a linear head."""
+    """Frozen deep layers with adapters before every block, and a linear head.
+
+    Before and not behind, so that what the last block promises of its output still holds.
+    """
 
     Options = FameVilOptions
     needs = ("trunk",)
@@ -105,12 +108,11 @@ class FameVil(Method):
         """Logits (B, K); the map "fused" is the head at every region."""
         x = features["trunk"]
         for number, block in enumerate(_blocks(self.backbone)):
-            x = block(x)
             tokens = _as_tokens(x)
             added = self.adapters[number](tokens)
             if self.options.cross_attention:
                 added = added + self.cross[number](tokens, self.label_text)
-            x = x + _as_input(added, x)
+            x = block(x + _as_input(added, x))
         output = Output(self.head(self.backbone.head.pooled(x)))
         if maps:
             output.maps["fused"] = region_map(self.head, self.backbone.head.regions(x))
@@ -128,13 +130,13 @@ def _blocks(backbone: Backbone) -> list[nn.Module]:
 
 @torch.no_grad()
 def _widths(backbone: Backbone) -> list[int]:
-    """Channels behind each block; one black photo is computed."""
+    """Channels before each block; one black photo is computed."""
     size, parameter = backbone.image_size, next(backbone.parameters())
     x = backbone.trunk(torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype))
     widths = []
     for block in _blocks(backbone):
-        x = block(x)
         widths.append(_as_tokens(x).shape[2])
+        x = block(x)
     return widths
 
 
