@@ -19,7 +19,8 @@ class RidgeProbeOptions(Options, frozen=True):
     Attributes:
         penalties: To choose from: of the linear reading as multiples of the number of training photos, of the kernel's
             as they are.
-        landmarks: Training photos that stand for all in a Gaussian kernel (Nyström's method); 0 reads linearly.
+        landmarks: Most training photos that stand for all in a Gaussian kernel (Nyström's method; exact where all do);
+            0 reads linearly.
         width: Of the kernel: its exponent at the median squared distance between photos.
         loss: What is reported as its loss; nothing is trained by it.
     """
@@ -81,12 +82,22 @@ class RidgeProbe(Method):
         self.bias.copy_(bias * slope + offset)
 
     def _choose_landmarks(self, vectors: Tensor) -> None:
-        """Photos drawn without replacement; where there are too few, the first ones again."""
+        """Photos drawn without replacement; all where there are no more than that."""
         order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0)).to(vectors.device)
-        rows = order[torch.arange(len(self.landmarks), device=vectors.device) % len(order)]
+        rows = order[: self.options.landmarks]
+        self._resize(len(rows))
         self.landmarks.copy_(vectors[rows])
         distances = _squared_distances(self.landmarks, self.landmarks)
         self.spread.copy_(distances[distances > 1e-3 * distances.max()].median() / self.options.width)
+
+    def make_room(self, state: dict[str, Tensor]) -> None:
+        """There are as many landmarks as the state has."""
+        if self.options.landmarks and "landmarks" in state:
+            self._resize(len(state["landmarks"]))
+
+    def _resize(self, count: int) -> None:
+        self.landmarks = self.landmarks.new_zeros(count, self.landmarks.shape[1])
+        self.weight = self.weight.new_zeros(count, self.weight.shape[1])
 
     def _kernel(self, vectors: Tensor) -> Tensor:
         """Similarity (B, M) in (0, 1] of vectors (B, P) to the landmarks."""
