@@ -25,8 +25,8 @@ from benchmarks.machine import write_report
 from benchmarks.reference import make_optimizer, train_step
 from benchmarks.setup import our_method, parse, parser, resnets
 from intclip.backbones.base import Features
-from intclip.data.cache_key import Dtype, cache_key
-from intclip.data.feature_cache import FeatureCache, open_or_build
+from intclip.data.cache_shards import Dtype
+from intclip.data.feature_cache import FeatureCache, cache_key, open_or_build
 from intclip.data.loading import pixel_batches
 from intclip.data.sample import Sample
 from intclip.machine import describe_machine

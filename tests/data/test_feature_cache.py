@@ -17,8 +17,7 @@ from torch import nn
 
 from intclip.backbones.preprocess import Preprocess
 from intclip.data import cache_shards, feature_cache
-from intclip.data.cache_key import CacheKey, cache_key, weights_hash
-from intclip.data.feature_cache import open_or_build
+from intclip.data.feature_cache import CacheKey, cache_key, open_or_build, weights_hash
 from intclip.data.loading import pixel_batches
 from intclip.data.sample import Sample, TarMember
 from intclip.data.transforms import Augment, AugmentConfig

@@ -24,8 +24,8 @@ from intclip.batch.job import MANIFEST, JobOptions, ModelOptions, plan_job, read
 from intclip.batch.run import run_job
 from intclip.batch.shards import read_info, read_shard
 from intclip.data import feature_cache
-from intclip.data.cache_key import cache_key
 from intclip.data.cache_shards import Shard, is_whole
+from intclip.data.feature_cache import cache_key
 from intclip.data.sample import Dataset, Sample
 from intclip.search.index import INDEX, update_index
 from intclip.search.query import PhotoIndex

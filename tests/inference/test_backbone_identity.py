@@ -13,7 +13,7 @@ from intclip.backbones import load_backbone
 from intclip.backbones.architecture import ARCHITECTURES, Architecture
 from intclip.backbones.checkpoints import openai_state_dict
 from intclip.backbones.clip import random_clip
-from intclip.data.cache_key import weights_hash
+from intclip.data.feature_cache import weights_hash
 from intclip.errors import BundleError
 from intclip.inference.bundle import load_bundle, save_bundle
 from intclip.inference.graph_cache import weights_identity

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from intclip.data.cache_key import cache_key
+from intclip.data.feature_cache import cache_key
 from intclip.training.frozen import FrozenFeatures
 
 BF16 = partial(torch.autocast, "cpu", torch.bfloat16)

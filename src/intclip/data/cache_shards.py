@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,13 +30,18 @@ from rich.console import Console
 from rich.progress import Progress
 
 from intclip.backbones.content import digest
-from intclip.data.cache_key import FORMAT, Dtype
 from intclip.data.images import read_bytes
 from intclip.data.sample import ImageSource
 from intclip.errors import ImageError, StorageError
 from intclip.files import sha256_file, write_text
 
 T = TypeVar("T")
+
+FORMAT = 2
+"""Version of the layout and of how photos are read (2: colour profiles); part of every name, so that a newer program
+rebuilds and never misreads."""
+
+Dtype = Literal["float16", "float32"]
 
 SHARD_BYTES = 128 * 2**20
 """No shard is much larger: what one sequential read brings."""

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from intclip.backbones.base import FeatureName
-from intclip.data.cache_key import cache_key
-from intclip.data.feature_cache import FeatureCache, open_or_build
+from intclip.data.feature_cache import FeatureCache, cache_key, open_or_build
 from intclip.data.masks import Masks
 from intclip.data.sample import Sample
 from intclip.data.transforms import Augment
