@@ -161,7 +161,7 @@ def test_conflict_in_tables(model, home, tmp_path):
     assert cells[1]["conflict"] == ""
     assert "conflict" not in found[1]
     shown = invoke("predict", table, "--model", folder / "model").stdout
-    assert shown.count("conflict of photo and words") == 1
+    assert shown.count("conflict") == 1
 
 
 def test_evidence_in_the_photo_lies_where_the_label_is(model, tmp_path):

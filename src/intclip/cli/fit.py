@@ -1,7 +1,7 @@
 """`intclip fit`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -95,16 +95,14 @@ def _print(fitted: "Fitted", out: Path) -> None:
         votes = ", ".join(f"{head} {share:.0%}" for head, share in sorted(choice.votes.items(), key=lambda v: -v[1]))
         print(f"{name}: {next(iter(choice.ranking))} ranks first of {len(choice.ranking)} heads; votes: {votes}")
     print()
-    splits = {mode: fitted.metrics()[fitted.split(mode)] for mode in fitted.reports}
-    if splits:
-        keys = list(next(iter(splits.values()))["headline"])
-        rows = [[mode, *(_cell(part, key) for key in keys)] for mode, part in splits.items()]
+    figures = {mode: fitted.figures(mode) for mode in fitted.reports}
+    if figures:
+        keys = list(next(iter(figures.values())))
+        rows = [
+            [mode, *(f"{100 * m[k]['value']:.1f} [{100 * m[k]['low']:.1f}, {100 * m[k]['high']:.1f}]" for k in keys)]
+            for mode, m in figures.items()
+        ]
         print("held out by nested cross-validation, percent, with 95 % intervals:")
         print_table(["reads", *keys], rows)
     spent = ", ".join(f"{stage} {time:.1f} s" for stage, time in fitted.seconds.items())
     print(f"{out}: {len(fitted.ids)} posts, {len(fitted.dataset.taxonomy)} labels ({spent})")
-
-
-def _cell(part: dict[str, Any], key: str) -> str:
-    low, high = part["intervals"][key]
-    return f"{100 * part['headline'][key]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"

@@ -74,13 +74,22 @@ class Fitted:
     def metrics(self) -> dict[str, Any]:
         """Splits as in the metrics of a training run, and each channel's heads."""
         splits = {}
-        for mode, report in self.reports.items():
-            figures = headline(report, self.dataset.task)
-            intervals = {key: report["intervals"].get(key) for key in figures}
-            splits[self.split(mode)] = {"photos": len(self.ids), "headline": figures, "intervals": intervals}
+        for mode in self.reports:
+            figures = self.figures(mode)
+            splits[self.split(mode)] = {
+                "photos": len(self.ids),
+                "headline": {key: found["value"] for key, found in figures.items()},
+                "intervals": {key: [found["low"], found["high"]] for key, found in figures.items()},
+            }
         choices = self.heads.choices.items()
         heads = {name: {"votes": choice.votes, "inner_mAP": choice.ranking} for name, choice in choices}
         return splits | {"heads": heads}
+
+    def figures(self, mode: str) -> dict[str, dict[str, float]]:
+        """Metric to {"value", "low", "high"} of what was held out, with 95 % intervals."""
+        report, task = self.reports[mode], self.dataset.task
+        bounds = {key: report["intervals"][key] for key in headline(report, task)}
+        return {key: {"value": report[key], "low": low, "high": high} for key, (low, high) in bounds.items()}
 
     def split(self, mode: str) -> str:
         """The name under which the cross-validated figures of a mode are saved."""

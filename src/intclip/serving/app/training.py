@@ -159,7 +159,7 @@ def _fit(
     rows: Sequence[Row], home: Path, taxonomy: Taxonomy | None, out: Path, tell: Callable[[str, int, int], None]
 ) -> dict[str, dict[str, float]]:
     """What `intclip fit` does with a table of these rows; returns the held-out metrics of all channels together."""
-    from intclip.inference.fitting import fit_dataset, write_fitted
+    from intclip.training.fitting import fit_dataset, write_fitted
 
     table = home / "corrections.jsonl"
     lines = [
@@ -167,6 +167,6 @@ def _fit(
         for number, row in enumerate(rows)
     ]
     table.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    fitted = fit_dataset(load_table(table, taxonomy=taxonomy, task="multilabel"), report=tell)
+    fitted = fit_dataset(load_table(table, taxonomy=taxonomy, task="multilabel"), progress=tell)
     write_fitted(fitted, out)
-    return dict(fitted.metrics.get("both") or next(iter(fitted.metrics.values()), {}))
+    return fitted.figures(fitted.mode)
