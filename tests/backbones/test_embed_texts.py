@@ -8,6 +8,7 @@ from fakes import TinyBackbone
 from intclip.backbones import load_backbone
 from intclip.backbones.architecture import Architecture
 from intclip.backbones.clip import random_clip
+from intclip.backbones.unknown_words import check_known
 from intclip.errors import IntclipError
 
 TEXTS = ["a dog on the beach at noon", "a cat", "", "a dog", "a cat", *(f"photo number {n} of many" for n in range(40))]
@@ -61,3 +62,12 @@ def test_unknown_share():
     shares = load_backbone("lite").unknown_share(["a dog", "ሰላም ለዓለም", "a ሰላም", ""])
     assert shares == [0.0, 1.0, 0.5, 0.0]
     assert clip().unknown_share(["a dog", "ሰላም"]) == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("text", ["婚礼", "свадьба", "عرس", "사랑", "😀"])
+def test_texts_of_unknown_words_are_refused(text):
+    lite = load_backbone("lite")
+    with pytest.raises(IntclipError, match=f"lite .*{text}.*write English"):
+        check_known(lite, ["a dog", text], "write English")
+    check_known(lite, ["a party 🎉", "Größe", "café", "naïve ♥ love"], "")
+    check_known(clip(), [text], "")

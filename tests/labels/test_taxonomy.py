@@ -105,7 +105,7 @@ def test_round_trip_through_json(name):
         (lambda d: d["parents"].pop("Harmony"), "class 'Harmony' has ancestors"),
         (lambda d: d["parents"].update(Harmony=["Finances", "Self-fulfill"]), "'Finances' lies under both"),
         (lambda d: d["levels"][1]["classes"].append("Finances"), "level group names a class twice"),
-        (lambda d: d["aliases"].update(Nat="Nature"), "alias 'Nat' leads to 'Nature', which is no class"),
+        (lambda d: d["aliases"].update(Nat="Nature"), "alias 'Nat' leads to 'Nature', which is not a class"),
     ],
 )
 def test_a_damaged_dict_is_refused(change, message):

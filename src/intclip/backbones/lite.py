@@ -205,7 +205,7 @@ class TowerView(Backbone):
 
     Args:
         whole: The towers side by side.
-        name: Of one of them as a backbone by itself, such as "lite2".
+        name: The name of one of them as a backbone by itself, such as "lite2".
     """
 
     def __init__(self, whole: LiteBackbone, name: str) -> None:

@@ -33,7 +33,7 @@ class EmbeddedBackbone(NamedTuple):
 
     Attributes:
         towers: Names of one, or of several side by side, whose channels stand one after the other.
-        projection: Shipped projection and image moments; the card beside it tells how they were made.
+        projection: Shipped projection and image moments; the card beside it says how they were made.
     """
 
     towers: tuple[str, ...]

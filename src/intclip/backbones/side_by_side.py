@@ -29,7 +29,7 @@ class OwnChannels(nn.Module):
     """Layers of one tower over features of several: they read their own channels alone.
 
     Args:
-        layers: Of the tower.
+        layers: The tower's.
         first: Its first channel.
         count: Number of its channels.
     """

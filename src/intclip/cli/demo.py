@@ -82,5 +82,5 @@ def parent_accuracy(
     taxonomy: "Taxonomy", probabilities: "npt.NDArray[np.float32]", targets: "npt.NDArray[np.float32]"
 ) -> float:
     """How often the right parent is the most probable, as a share; the labels (N, K) exclude each other."""
-    told, true = (taxonomy.lift(values, 1, "sum").argmax(axis=1) for values in (probabilities, targets))
-    return float((told == true).mean())
+    found, true = (taxonomy.lift(values, 1, "sum").argmax(axis=1) for values in (probabilities, targets))
+    return float((found == true).mean())

@@ -212,7 +212,7 @@ def _scores(
 
     descriptions = read_json(Path(data))
     if not isinstance(descriptions, dict):
-        raise DatasetError(f"{data} is no JSON of `id: description`; write it so, or leave out --labels for a dataset")
+        raise DatasetError(f"{data} is not a JSON object of `id: description`; correct it, or leave out --labels")
     known = {photo.id: photo.targets for photo in read_annotations(labels, taxonomy)}
     texts, targets = join_descriptions(descriptions, known, data)
     towers = load_backbone(backbone[0], checkpoint=backbone[1])

@@ -98,7 +98,8 @@ def _refuse_cycles(references: Sequence[Mapping[str, str | None]], *, implicit: 
     """Follow parents within each level until they leave it.
 
     A name may recur one level up (Intentonomy's intent Health lies in group Health), so where the level above is
-    declared, a step into it leaves. Where it is implied by the classes' own parents, only a name that is no class does.
+    declared, a step into it leaves. Where it is implied by the classes' own parents, only a name that is not a class
+    does.
     """
     for depth, names in enumerate(references):
         above = {} if implicit or depth + 1 == len(references) else references[depth + 1]

@@ -1,8 +1,8 @@
 """Taxonomies from YAML: a full file with levels and sentences, or as little as a list of names.
 
-A class's words in an HCI form ("11-15", …) are the first there is of: its own sentence of that form; its `sentence`
-of free length; its sentence of the nearest form; its name. (On Intentonomy's validation descriptions plain names rank
-better than names inside a template such as "a photo of …", see docs/labels.md.)
+A class's words in an HCI form ("11-15", …) are the first of these that the file gives: its own sentence of that form;
+its `sentence` of free length; its sentence of the nearest form; its name. (On Intentonomy's validation descriptions
+plain names rank better than names inside a template such as "a photo of …", see docs/labels.md.)
 """
 
 import os
@@ -176,7 +176,7 @@ def _no_misspelt_keys(content: Mapping[Any, Any], where: str) -> None:
         near = get_close_matches(str(key), _TOP_KEYS, n=1, cutoff=0.75)
         if isinstance(value, list):
             meant = f"did you mean `{near[0]}`?" if near else "list the classes under `classes`"
-            raise TaxonomyError(f"{where}: {key!r} holds a list, and is no entry of a taxonomy; {meant}")
+            raise TaxonomyError(f"{where}: {key!r} holds a list, but a taxonomy has no such entry; {meant}")
         if isinstance(value, Mapping) and near and not set(value) & set(_CLASS_KEYS):
             raise TaxonomyError(f"{where}: there is no entry {key!r}; did you mean `{near[0]}`?")
 
@@ -295,7 +295,7 @@ def _subsets(content: Any, names: Sequence[str], where: str) -> dict[str, dict[s
         members = [_text(name, entry) for part in parts.values() for name in part]
         for name in members:
             if name not in names:
-                raise TaxonomyError(f"{entry}: {name!r} is no class; correct the name")
+                raise TaxonomyError(f"{entry}: {name!r} is not a class; correct the name")
             if members.count(name) > 1:
                 raise TaxonomyError(f"{entry}: {name!r} is there twice; keep one")
         if missing := [name for name in names if name not in members]:

@@ -251,4 +251,4 @@ class Taxonomy:
                 raise wrong(f"form {form} has {len(sentences)} sentences for {len(self.names)} classes")
         for alias, name in self.aliases.items():
             if name not in self.names:
-                raise wrong(f"alias {alias!r} leads to {name!r}, which is no class")
+                raise wrong(f"alias {alias!r} leads to {name!r}, which is not a class")

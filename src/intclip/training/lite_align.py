@@ -47,7 +47,7 @@ class AlignRecipe(BaseModel, frozen=True, extra="forbid"):
         batch_size: Photos a step, each with one of its captions.
         lr: Largest learning rate of AdamW; it rises over `warmup_steps` and falls as a cosine.
         warmup_steps: Steps of the rise.
-        weight_decay: Of AdamW, on weights.
+        weight_decay: AdamW's, on weights.
         logit_scale: Multiplies cosines; the inverse of the temperature.
         dropout: Share of the features set to zero in training.
         window: Side of the square parts of the feature map whose means are further views of a photo, in positions.
