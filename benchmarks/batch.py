@@ -45,7 +45,7 @@ def write_model(path: Path) -> Path:
     """A zero-shot model over random weights, exported."""
     method = build_method("zero_shot", random_clip(SMALL, name="small"), load_taxonomy("intentonomy"), {})
     card = make_card(method, model="small", method_name="zero_shot", thresholds=0.5)
-    return build_graph(method, card, "openvino", maps=False).save(path, maps=False)
+    return build_graph(method, card, "openvino", maps=False).export(path, maps=False)
 
 
 def write_list(folder: Path, path: Path, count: int) -> None:

@@ -114,7 +114,7 @@ def main() -> None:
     chosen = np.random.default_rng(arguments.seed).permutation(len(samples))
     chosen = chosen[arguments.start : arguments.start + arguments.photos]
     model = intclip.load(arguments.model)
-    method = model.torch_method()
+    method = model.method()
     shuffled = copy.deepcopy(method)
     shuffle_weights(shuffled, arguments.seed)
     preprocess = model.card.preprocessing

@@ -64,7 +64,7 @@ def test_the_fine_kind_is_the_same_in_every_engine(in_engine, model, photos):
     np.testing.assert_allclose(fine.attention, plain.attention, atol=1e-5)
     preprocess = model.card.preprocessing
     pixels = preprocess(read_image(photos[0], min_side=DRAFT_FACTOR * preprocess.size))[None].numpy()
-    expected = region_maps(model.torch_method(), pixels, model.taxonomy.index(LABEL), "fine")
+    expected = region_maps(model.method(), pixels, model.taxonomy.index(LABEL), "fine")
     assert set(fine.regions) == set(expected)
     for name, values in expected.items():
         side = plain.regions[name].shape[0]

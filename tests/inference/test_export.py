@@ -176,7 +176,7 @@ def test_what_cannot_be_written_leaves_nothing(files, format):
     graph = intclip.load(files[format])._graph
     target = "/proc/nowhere/x.onnx" if format == "onnx" else "/proc/nowhere/x.xml"
     with pytest.raises(StorageError, match="cannot write"):
-        graph.save(target, maps=False)
+        graph.export(target, maps=False)
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def no_space():
 def test_a_full_disk_is_told_and_leaves_nothing(files, tmp_path, no_space, name):
     graph = intclip.load(files["onnx" if name == "x.onnx" else "openvino"])._graph
     with pytest.raises(StorageError, match="free space"):
-        graph.save(tmp_path / "new" / "folder" / name, maps=False)
+        graph.export(tmp_path / "new" / "folder" / name, maps=False)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -52,6 +52,7 @@ class TextTower(nn.Module, ABC):
         context_length: The largest number of tokens, start and end included.
         start_tokens: Number of tokens before a text's own, 0 or 1.
         end_tokens: Number of tokens behind a text's own, 0 or 1.
+        engine: Computes `forward` in `embed_texts` on a CPU; see `intclip.inference.text_engine`.
     """
 
     width: int
@@ -59,6 +60,7 @@ class TextTower(nn.Module, ABC):
     context_length: int
     start_tokens: int = 1
     end_tokens: int = 1
+    engine: Callable[[Tensor], Tensor] | None = None
 
     @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> Tensor:
@@ -105,11 +107,12 @@ class TextTower(nn.Module, ABC):
         places = {piece: place for place, piece in enumerate(dict.fromkeys(p for group in pieces for p in group))}
         unique = list(places)
         device = next(self.parameters()).device
+        encode = self.engine if self.engine is not None and device.type == "cpu" else self
         encoded = torch.empty(len(unique), self.embed_dim, device=device)
         order = sorted(range(len(unique)), key=lambda place: len(unique[place]))
         for start in range(0, len(order), TEXT_BATCH):
             rows = order[start : start + TEXT_BATCH]
-            encoded[rows] = self(self.tokenize([unique[row] for row in rows]).to(device)).float()
+            encoded[rows] = encode(self.tokenize([unique[row] for row in rows]).to(device)).float()
             if on_progress is not None:
                 done = min(start + TEXT_BATCH, len(order))
                 on_progress(round(done * len(texts) / len(order)), len(texts))

@@ -55,7 +55,8 @@ class MiniLM(TextTower):
         self.embed_dim = width
         self.context_length = min(CONTEXT_LENGTH, positions)
         self.tokenizer = tokenizer
-        self.token_embedding = nn.Embedding(vocabulary, width)
+        # With a weight of its own: the usual initialisation, on the meta device, imports half of torch's compiler.
+        self.token_embedding = nn.Embedding(vocabulary, width, _weight=torch.empty(vocabulary, width))
         self.positions = nn.Parameter(torch.empty(positions, width))
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.layers = nn.ModuleList(EncoderLayer(width, hidden, heads) for _ in range(layers))

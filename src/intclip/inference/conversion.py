@@ -5,7 +5,8 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,58 +21,78 @@ INPUT = "pixels"
 TOLERANCE = 1e-3
 """Largest difference between a converted graph and torch in the check of `_check`, as a share of the output's largest
 value and at least absolute. float32 rounding stays a hundred times below; what a trace froze is far above."""
-_Run = Callable[[npt.NDArray[Any]], Sequence[npt.NDArray[Any]]]
+_Run = Callable[[dict[str, npt.NDArray[Any]]], Sequence[npt.NDArray[Any]]]
+
+
+Inputs = npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]]
+"""A batch (B, …), called "pixels" in the graph, or several of one B by their names."""
 
 
 class _Positional(nn.Module):
-    """The module with its outputs as a tuple: tracing and export know no dictionaries."""
+    """The module with inputs in order and its outputs as a tuple: tracing and export know no dictionaries."""
 
-    def __init__(self, module: nn.Module, names: tuple[str, ...]) -> None:
+    def __init__(self, module: nn.Module, inputs: tuple[str, ...] | None, outputs: tuple[str, ...]) -> None:
         super().__init__()
-        self.module, self.names = module, names
+        self.module, self.inputs, self.outputs = module, inputs, outputs
 
-    def forward(self, batch: Tensor) -> tuple[Tensor, ...]:
-        out = self.module(batch)
-        return (out,) if isinstance(out, Tensor) else tuple(out[name] for name in self.names)
+    def forward(self, *batch: Tensor) -> tuple[Tensor, ...]:
+        out = self.module(batch[0] if self.inputs is None else dict(zip(self.inputs, batch, strict=True)))
+        return (out,) if isinstance(out, Tensor) else tuple(out[name] for name in self.outputs)
 
 
-def to_openvino(module: nn.Module, example: npt.NDArray[Any]) -> Any:
+@dataclass(frozen=True)
+class _Prepared:
+    """What a converter needs.
+
+    Attributes:
+        module: Tensors in order to a tuple of tensors.
+        inputs: Names of its inputs.
+        batch: The example, in their order.
+        others: Batches to check the graph with, which it was not made from.
+    """
+
+    module: _Positional
+    inputs: tuple[str, ...]
+    batch: tuple[Tensor, ...]
+    others: list[tuple[Tensor, ...]]
+
+
+def to_openvino(module: nn.Module, example: Inputs, *, others: Sequence[Inputs] = ()) -> Any:
     """`openvino.Model` of a module.
 
     Args:
-        module: Maps one batched tensor to a tensor or to named tensors; in evaluation mode.
-        example: A batch (B, …), B at least 2 so that no size is mistaken for a constant 1.
+        module: Maps one batched tensor, or named ones, to a tensor or to named tensors; in evaluation mode.
+        example: B at least 2 so that no size is mistaken for a constant 1. Integers are tokens, whose length is free.
+        others: Batches of another B to compare the graph with torch on; noise by default.
 
     Raises:
-        MissingExtraError: OpenVINO is not installed.
         IntclipError: The module cannot be converted, or the graph gives other numbers than the module on another batch.
     """
     openvino = require("openvino")
-    positional, names, batch = _prepare(module, example)
+    prepared = _prepare(module, example, others)
     with _quiet(), torch.no_grad():
         # Traced, not exported: torch.export takes several times as long and loses the dynamic shape in this converter.
         trace: Callable[..., Any] = torch.jit.trace
-        traced = trace(positional, batch, check_trace=False)
-        shape = openvino.PartialShape([-1, *batch.shape[1:]])
+        traced = trace(prepared.module, prepared.batch, check_trace=False)
+        shapes = [openvino.PartialShape(_free_shape(tensor)) for tensor in prepared.batch]
         try:
-            model = openvino.convert_model(traced, example_input=batch, input=[shape])
+            model = openvino.convert_model(traced, example_input=prepared.batch, input=shapes)
         except RuntimeError as error:
             raise IntclipError(f"OpenVINO cannot convert this model ({_reason(error)}); use engine='torch'") from error
-    model.inputs[0].get_tensor().set_names({INPUT})
-    for port, name in zip(model.outputs, names, strict=True):
-        port.get_tensor().set_names({name})
-
+    for ports, names in ((model.inputs, prepared.inputs), (model.outputs, prepared.module.outputs)):
+        for port, name in zip(ports, names, strict=True):
+            port.get_tensor().set_names({name})
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
-    def run(other: npt.NDArray[Any]) -> Sequence[npt.NDArray[Any]]:
-        results = compiled(other)
-        return [results[position] for position in range(len(names))]
+    def run(batch: dict[str, npt.NDArray[Any]]) -> Sequence[npt.NDArray[Any]]:
+        results = compiled(batch)
+        return [results[position] for position in range(len(prepared.module.outputs))]
 
-    _check(positional, names, batch, run, "OpenVINO")
+    _check(prepared, run, "OpenVINO")
     return model
 
 
-def to_onnx(module: nn.Module, example: npt.NDArray[Any]) -> Any:
+def to_onnx(module: nn.Module, example: Inputs, *, others: Sequence[Inputs] = ()) -> Any:
     """`onnx.ModelProto` of a module; arguments as for `to_openvino`.
 
     Raises:
@@ -81,16 +102,17 @@ def to_onnx(module: nn.Module, example: npt.NDArray[Any]) -> Any:
     for name in ("onnx", "onnxscript"):
         require(name, "onnx")
     runtime = require("onnxruntime", "onnx")
-    positional, names, batch = _prepare(module, example)
+    prepared = _prepare(module, example, others)
+    batch = torch.export.Dim("batch", min=1, max=4096)
     with _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
-                positional,
-                (batch,),
+                prepared.module,
+                prepared.batch,
                 dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),
-                input_names=[INPUT],
-                output_names=list(names),
+                dynamic_shapes=(tuple({0: batch} for _ in prepared.batch),),
+                input_names=list(prepared.inputs),
+                output_names=list(prepared.module.outputs),
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
@@ -99,21 +121,20 @@ def to_onnx(module: nn.Module, example: npt.NDArray[Any]) -> Any:
     if program is None:
         raise IntclipError("torch.onnx returned no program")
     model = program.model_proto
-
     options = runtime.SessionOptions()
     options.log_severity_level = 4
     session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
-    def run(other: npt.NDArray[Any]) -> Sequence[npt.NDArray[Any]]:
-        found: Sequence[npt.NDArray[Any]] = session.run(list(names), {INPUT: other})
+    def run(batch: dict[str, npt.NDArray[Any]]) -> Sequence[npt.NDArray[Any]]:
+        found: Sequence[npt.NDArray[Any]] = session.run(list(prepared.module.outputs), batch)
         return found
 
-    _check(positional, names, batch, run, "ONNX")
+    _check(prepared, run, "ONNX")
     return model
 
 
-def _check(module: _Positional, names: Sequence[str], example: Tensor, run: _Run, format: str) -> None:
-    """Compare a converted graph with torch on photos that it was not made from, one more than in the example.
+def _check(prepared: _Prepared, run: _Run, format: str) -> None:
+    """Compare a converted graph with torch on batches that it was not made from.
 
     A trace keeps as constants whatever Python read from the example: its batch size, the order of its rows, a branch
     that was taken. Such a graph is right for the example alone.
@@ -121,20 +142,17 @@ def _check(module: _Positional, names: Sequence[str], example: Tensor, run: _Run
     Raises:
         IntclipError: An output differs, or the graph does not take the batch.
     """
-    generator = torch.Generator().manual_seed(1)
-    noise = torch.randn(example.shape[0] + 1, *example.shape[1:], generator=generator).to(example.dtype)
-    noise[::2] += 1  # bright and dark photos in turn
-    noise[1::2] -= 1
     graph = f"the {format} graph of this model"
     advice = "use engine='torch'"
-    for batch in (noise, -noise):  # two, so that a branch on their values falls on either side
+    for batch in prepared.others:
         with torch.no_grad():
-            expected = [value.float().numpy() for value in module(batch)]
+            expected = [value.float().numpy() for value in prepared.module(*batch)]
+        named = {name: tensor.numpy() for name, tensor in zip(prepared.inputs, batch, strict=True)}
         try:
-            found = run(batch.numpy())
+            found = run(named)
         except Exception as error:  # each library raises its own kinds
             raise IntclipError(f"{graph} works for one batch size only ({_reason(error)}); {advice}") from error
-        for name, value, wanted in zip(names, found, expected, strict=True):
+        for name, value, wanted in zip(prepared.module.outputs, found, expected, strict=True):
             if value.shape != wanted.shape:
                 raise IntclipError(f"{graph} gives {name!r} of shape {value.shape} for {wanted.shape}; {advice}")
             worst = float(np.abs(value - wanted).max(initial=0))
@@ -142,19 +160,46 @@ def _check(module: _Positional, names: Sequence[str], example: Tensor, run: _Run
                 raise IntclipError(f"{graph} differs from torch by {worst:.2g} in {name!r}; {advice}")
 
 
-def _prepare(module: nn.Module, example: npt.NDArray[Any]) -> tuple[_Positional, tuple[str, ...], Tensor]:
-    """The module as a tuple-returning one, its output names, and the example batch; runs it once.
+def _prepare(module: nn.Module, example: Inputs, others: Sequence[Inputs]) -> _Prepared:
+    """The module with tuples for dictionaries, and its batches; runs it once.
 
     That run also fills what a method keeps in evaluation (the text features), which then becomes a constant.
     """
-    batch = torch.from_numpy(np.ascontiguousarray(example))
-    if batch.shape[0] < 2:
-        batch = batch.expand(2, *batch.shape[1:]).contiguous()
+    names = tuple(example) if isinstance(example, Mapping) else None
+
+    def tensors(inputs: Inputs) -> tuple[Tensor, ...]:
+        arrays = [inputs[name] for name in names or ()] if isinstance(inputs, Mapping) else [inputs]
+        return tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
+
+    batch = tensors(example)
+    if batch[0].shape[0] < 2:
+        batch = tuple(tensor.expand(2, *tensor.shape[1:]).contiguous() for tensor in batch)
     module.eval()
     with torch.no_grad():
-        out = module(batch)
-    names = ("output",) if isinstance(out, Tensor) else tuple(out)
-    return _Positional(module, names).eval(), names, batch
+        out = module(batch[0] if names is None else dict(zip(names, batch, strict=True)))
+    outputs = ("output",) if isinstance(out, Tensor) else tuple(out)
+    further = [tensors(other) for other in others] or _noise(batch)
+    return _Prepared(_Positional(module, names, outputs).eval(), names or (INPUT,), batch, further)
+
+
+def _free_shape(example: Tensor) -> list[int]:
+    """Its sizes, -1 where they are free: the batch, and the length of tokens."""
+    return [-1] * example.dim() if not example.is_floating_point() else [-1, *example.shape[1:]]
+
+
+def _noise(example: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
+    """Two batches, one row longer than the example, so that a branch on their values falls on either side."""
+    generator = torch.Generator().manual_seed(1)
+    batches = []
+    for sign in (1, -1):
+        batch = []
+        for tensor in example:
+            noise = torch.randn(tensor.shape[0] + 1, *tensor.shape[1:], generator=generator).to(tensor.dtype)
+            noise[::2] += sign  # bright and dark photos in turn
+            noise[1::2] -= sign
+            batch.append(noise)
+        batches.append(tuple(batch))
+    return batches
 
 
 @contextlib.contextmanager

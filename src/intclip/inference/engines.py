@@ -122,7 +122,16 @@ def compile_module(
 
 
 class TorchEngine:
-    """A torch module, run without gradients."""
+    """A torch module, run without gradients.
+
+    Args:
+        module: Put into evaluation, and onto the device.
+        device: See `compile_module`.
+        precision: See `Precision`.
+        threads: See `compile_module`.
+        outputs: Which of its outputs to return; all by default.
+        lock: Held while it computes; shared by all that compute with the same layers.
+    """
 
     name: EngineName = "torch"
 
@@ -134,6 +143,7 @@ class TorchEngine:
         precision: Precision = "f32",
         threads: int | None = None,
         outputs: Sequence[str] | None = None,
+        lock: "threading.Lock | None" = None,
     ) -> None:
         import torch
 
@@ -148,7 +158,7 @@ class TorchEngine:
         if precision == "f16" and self._device.type == "cpu":
             raise IntclipError("f16 is for GPUs; on a CPU use f32 or bf16")
         self.outputs = () if outputs is None else tuple(outputs)
-        self._lock = threading.Lock()
+        self._lock = lock or threading.Lock()
 
     def __call__(self, batch: npt.NDArray[Any]) -> Arrays:
         """See `Engine`."""
@@ -157,7 +167,8 @@ class TorchEngine:
         if tensor.dim() == 4:
             tensor = tensor.to(memory_format=torch.channels_last)
         cast = torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None)
-        with self._lock, self._told_threads(), torch.inference_mode(), cast:
+        # No inference mode: text features that a method keeps from it could take no part in the gradients of evidence.
+        with self._lock, self._told_threads(), torch.no_grad(), cast:
             out = self._module(tensor)
         named = out if isinstance(out, dict) else {"output": out}
         self.outputs = self.outputs or tuple(named)

@@ -39,7 +39,8 @@ def explain(
         }
     else:
         chosen = check_kind(kind)
-        regions = region_maps(predictor.torch_method(), pixels, index, chosen)
+        with predictor.torch_lock:
+            regions = region_maps(predictor.method(), pixels, index, chosen)
         outputs = predictor.engine()(pixels)
     return make_evidence(
         predictor.taxonomy.names[index],

@@ -1,13 +1,18 @@
 """From a torch method to a graph that any machine runs: the step that `load` caches and `Predictor.export` writes."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
 
+from intclip.backbones.base import FeatureName
 from intclip.inference.card import Channel, ModelCard
-from intclip.inference.conversion import to_onnx, to_openvino
-from intclip.inference.exported import Graph, GraphFormat
-from intclip.inference.graph import PhotoGraph, evidence_of, example_pixels
+from intclip.inference.conversion import Inputs, to_onnx, to_openvino
+from intclip.inference.exported import Graph, GraphFormat, Tower
+from intclip.inference.graph import FeatureGraph, HeadGraph, PhotoGraph, evidence_of, example_pixels
 from intclip.methods.base import Method
 
 
@@ -48,15 +53,72 @@ def make_card(
     )
 
 
-def build_graph(method: Method, card: ModelCard, format: GraphFormat, *, maps: bool) -> Graph:
-    """Convert a method to a graph with outputs "probabilities", "logits" and, with `maps`, "map_…" and "attention".
+def build_graph(
+    method: Method, card: ModelCard, format: GraphFormat, *, maps: bool, tower: Tower | None = None
+) -> Graph:
+    """Convert a method to one graph from pixels to its outputs; see `convert_head` and `convert_tower`.
+
+    Args:
+        method: With its backbone.
+        card: Of the method.
+        format: Which library it is for.
+        maps: With the evidence maps and the "attention" among the outputs.
+        tower: Of the backbone, where it was converted before.
 
     Raises:
         IntclipError: The converter does not know something that the method does.
         MissingExtraError: The converter is not installed.
     """
-    module = PhotoGraph(method, exclusive=card.task == "singlelabel", maps=maps)
-    pixels = example_pixels(method.backbone)
+    head = convert_head(method, card, format, maps=maps)
+    if trains_trunk(method):
+        return head
+    return (tower or convert_tower(method, format)).join(head)
+
+
+def trains_trunk(method: Method) -> bool:
+    """Whether a method reads the pixels themselves, so that it shares no tower with other models."""
+    return "pixels" in method.needs
+
+
+def tower_features(method: Method) -> tuple[FeatureName, ...]:
+    """What the tower of a method computes: the same for most methods over a backbone, so that they share it."""
+    stages = [name for name in method.needs if name.startswith("stage")]
+    return ("trunk", "regions", "pooled", *sorted(stages))
+
+
+def convert_tower(method: Method, format: GraphFormat) -> Tower:
+    """The backbone of a method as a graph from "pixels" to `tower_features`; raises as `build_graph`."""
+    module = FeatureGraph(method.backbone, tower_features(method))
+    return Tower(format, _convert(module, example_pixels(method.backbone), format))
+
+
+def convert_head(method: Method, card: ModelCard, format: GraphFormat, *, maps: bool) -> Graph:
+    """A method as a graph from its backbone's features to "probabilities", "logits" and "embedding".
+
+    With `maps` it has "map_…" and "attention" too. The graph of a method that trains the trunk starts at "pixels".
+    Arguments and errors are those of `build_graph`.
+    """
+    exclusive, backbone = card.task == "singlelabel", method.backbone
+    if trains_trunk(method):
+        whole = PhotoGraph(method, exclusive=exclusive, maps=maps, embedding=True)
+        return Graph(format, _convert(whole, example_pixels(backbone), format), card)
+    head = HeadGraph(method, exclusive=exclusive, maps=maps, embedding=True)
+
+    def features(pixels: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float32]]:
+        with torch.no_grad():
+            found = backbone.features(torch.from_numpy(pixels), head.needs)
+        return {name: values.numpy() for name, values in found.items()}
+
+    # Features of photos, bright and dark ones: not all that has their shape can be the features of one.
+    noise = example_pixels(backbone, batch=3)
+    return Graph(
+        format,
+        _convert(head, features(example_pixels(backbone)), format, others=[features(noise + 1), features(-noise - 1)]),
+        card,
+    )
+
+
+def _convert(module: nn.Module, example: Inputs, format: GraphFormat, *, others: Sequence[Inputs] = ()) -> Any:
     if format == "openvino":
-        return Graph(format, to_openvino(module, pixels), card)
-    return Graph(format, to_onnx(module, pixels).SerializeToString(), card)
+        return to_openvino(module, example, others=others)
+    return to_onnx(module, example, others=others).SerializeToString()

@@ -6,6 +6,7 @@ An exported file is complete: `open_graph` needs nothing else, and neither does 
 
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -13,7 +14,7 @@ from typing import Any, Literal, cast, get_args
 from intclip.errors import BundleError, IntclipError, StorageError
 from intclip.extras import require
 from intclip.files import atomic_path
-from intclip.inference.card import MAP_PREFIX, METADATA_KEY, ModelCard
+from intclip.inference.card import ATTENTION_OUTPUT, EMBEDDING, MAP_PREFIX, METADATA_KEY, ModelCard
 from intclip.inference.engines import Engine, OnnxEngine, OpenvinoEngine, Precision, prune
 
 GraphFormat = Literal["onnx", "openvino"]
@@ -41,32 +42,60 @@ class Graph:
         return maker(self.model, outputs=outputs, precision=precision, threads=threads)
 
     @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what it computes."""
+        if self.format == "openvino":
+            return tuple(port.get_any_name() for port in self.model.outputs)
+        return tuple(port.name for port in require("onnx", "onnx").load_from_string(self.model).graph.output)
+
+    @property
     def has_maps(self) -> bool:
         """Whether the evidence maps are among the outputs."""
-        if self.format == "openvino":
-            names = [port.get_any_name() for port in self.model.outputs]
-        else:
-            names = [port.name for port in require("onnx", "onnx").load_from_string(self.model).graph.output]
-        return any(name.startswith(MAP_PREFIX) for name in names)
+        return any(name.startswith(MAP_PREFIX) for name in self.outputs)
 
-    def save(self, path: str | os.PathLike[str], *, maps: bool) -> Path:
+    def export(self, path: str | os.PathLike[str], *, maps: bool) -> Path:
+        """`save` what an exported file holds: predictions, and with `maps` the evidence maps."""
+        evidence = (MAP_PREFIX, ATTENTION_OUTPUT)
+        kept = [name for name in self.outputs if name != EMBEDDING and (maps or not name.startswith(evidence))]
+        cut = prune if self.format == "openvino" else _prune_onnx
+        return Graph(self.format, cut(self.model, kept), self.card).save(path)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the file(s), whole or not at all: `path` itself, and for OpenVINO the .bin of the same name.
 
         Args:
             path: Ends in .onnx or .xml.
-            maps: Keep the evidence maps among the outputs.
 
         Raises:
             IntclipError: The suffix does not fit the format.
             StorageError: It cannot be written.
         """
         path = check_suffix(path, self.format)
-        if self.format == "onnx":
-            _save_onnx(self.model, self.card, path)
-        else:
-            model = self.model if maps else prune(self.model, PREDICTION_OUTPUTS)
-            _save_openvino(model, self.card, path)
+        save = _save_onnx if self.format == "onnx" else _save_openvino
+        save(self.model, self.card.to_json(), path)
         return path
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A converted image tower, from pixels to a backbone's frozen features: what all models over it share.
+
+    Attributes:
+        format: Which library it is for.
+        model: `openvino.Model`, or a serialized ONNX model, from "pixels" to features by their names.
+    """
+
+    format: GraphFormat
+    model: Any
+
+    def save(self, path: Path) -> None:
+        """Write the file(s), as `Graph.save` does."""
+        (_save_onnx if self.format == "onnx" else _save_openvino)(self.model, None, path)
+
+    def join(self, head: Graph) -> Graph:
+        """One graph from pixels to a head's outputs."""
+        join = _join_openvino if self.format == "openvino" else _join_onnx
+        return Graph(self.format, join(self.model, head.model), head.card)
 
 
 def check_format(format: str) -> GraphFormat:
@@ -105,10 +134,20 @@ def open_graph(path: str | os.PathLike[str]) -> Graph:
         raise BundleError(f"{path} is not an exported model; expected a file named *.onnx or *.xml")
     if not path.is_file():
         raise BundleError(f"no such exported model: {path}; check the path")
-    return _open_onnx(path) if path.suffix == ".onnx" else _open_openvino(path)
+    model, text = _read_onnx(path) if path.suffix == ".onnx" else _read_openvino(path)
+    if text is None:
+        raise BundleError(f"{path} holds no labels: intclip did not export it; make one with: intclip export MODEL")
+    return Graph(SUFFIXES[path.suffix], model, ModelCard.from_json(text, str(path)))
 
 
-def _open_openvino(path: Path) -> Graph:
+def open_tower(path: Path) -> Tower:
+    """Read what `Tower.save` wrote; raises as `open_graph`."""
+    model, _ = _read_onnx(path) if path.suffix == ".onnx" else _read_openvino(path)
+    return Tower(SUFFIXES[path.suffix], model)
+
+
+def _read_openvino(path: Path) -> tuple[Any, str | None]:
+    """The model and its card's text."""
     openvino = require("openvino")
     if not path.with_suffix(".bin").is_file():
         raise BundleError(f"{path} has lost its weights; put {path.with_suffix('.bin').name} beside it")
@@ -117,35 +156,63 @@ def _open_openvino(path: Path) -> Graph:
         text = model.get_rt_info(METADATA_KEY).astype(str) if model.has_rt_info(METADATA_KEY) else None
     except RuntimeError as error:
         raise BundleError(f"{path} is not a readable OpenVINO model; export it again") from error
-    if text is None:
-        raise BundleError(f"{path} holds no labels: intclip did not export it; make one with: intclip export MODEL")
-    return Graph("openvino", model, ModelCard.from_json(text, str(path)))
+    return model, text
 
 
-def _open_onnx(path: Path) -> Graph:
+def _read_onnx(path: Path) -> tuple[bytes, str | None]:
+    """The serialized model and its card's text."""
     onnx = require("onnx", "onnx")
     content = path.read_bytes()
     try:
         model = onnx.load_from_string(content)
     except Exception as error:  # protobuf's own error class has moved between its versions
         raise BundleError(f"{path} is not a readable ONNX model; export it again") from error
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    if METADATA_KEY not in metadata:
-        raise BundleError(f"{path} holds no labels: intclip did not export it; make one with: intclip export MODEL")
-    return Graph("onnx", content, ModelCard.from_json(metadata[METADATA_KEY], str(path)))
+    return content, {entry.key: entry.value for entry in model.metadata_props}.get(METADATA_KEY)
 
 
-def _save_onnx(content: bytes, card: ModelCard, path: Path) -> None:
+def _join_openvino(tower: Any, head: Any) -> Any:
+    openvino = require("openvino")
+    tower, head = tower.clone(), head.clone()  # both stay as they are
+    for op in head.get_ops():
+        op.set_friendly_name(f"head/{op.get_friendly_name()}")  # names tell operations apart, also those of the tower
+    for port in head.inputs:
+        port.get_node().output(0).replace(tower.output(port.get_any_name()).get_node().input_value(0))
+    return openvino.Model(head.get_results(), tower.get_parameters(), "intclip")
+
+
+def _join_onnx(tower: bytes, head: bytes) -> bytes:
+    onnx = require("onnx", "onnx")
+    first, second = onnx.load_from_string(tower), onnx.load_from_string(head)
+    inputs = [port.name for port in second.graph.input]
+    second = onnx.compose.add_prefix(second, "head/", rename_outputs=False)
+    joined = onnx.compose.merge_models(first, second, io_map=[(name, f"head/{name}") for name in inputs])
+    return _prune_onnx(joined.SerializeToString(), [port.name for port in second.graph.output])
+
+
+def _prune_onnx(content: bytes, outputs: Sequence[str]) -> bytes:
+    """The part of an ONNX model that these outputs need."""
     onnx = require("onnx", "onnx")
     model = onnx.load_from_string(content)
-    onnx.helper.set_model_props(model, {METADATA_KEY: card.to_json()})
+    extractor = onnx.utils.Extractor(model)
+    pruned = extractor.extract_model([port.name for port in model.graph.input], list(outputs))
+    serialized: bytes = pruned.SerializeToString()
+    return serialized
+
+
+def _save_onnx(content: bytes, card: str | None, path: Path) -> None:
+    if card is not None:
+        onnx = require("onnx", "onnx")
+        model = onnx.load_from_string(content)
+        onnx.helper.set_model_props(model, {METADATA_KEY: card})
+        content = model.SerializeToString()
     with atomic_path(path) as partial:
-        partial.write_bytes(model.SerializeToString())
+        partial.write_bytes(content)
 
 
-def _save_openvino(model: Any, card: ModelCard, path: Path) -> None:
+def _save_openvino(model: Any, card: str | None, path: Path) -> None:
     openvino = require("openvino")
-    model.set_rt_info(card.to_json(), METADATA_KEY)
+    if card is not None:
+        model.set_rt_info(card, METADATA_KEY)
     if path.is_dir():  # told before the weights are in their place
         raise StorageError(f"cannot write {path}: it is a folder; choose another name")
     # The weights are renamed first: whoever sees the .xml finds its .bin.

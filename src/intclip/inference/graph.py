@@ -7,14 +7,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from intclip.backbones.base import Backbone, FeatureName
+from intclip.backbones.base import Backbone, FeatureName, Features
 from intclip.inference.card import ATTENTION_OUTPUT, CHANNEL_PREFIX, EMBEDDING, MAP_PREFIX
 from intclip.methods.aggregation import ATTENTION
 from intclip.methods.base import Method, Output
 
 
-class PhotoGraph(nn.Module):
-    """Trunk, deep layers and a method's head as one module.
+class HeadGraph(nn.Module):
+    """What a method makes of a backbone's frozen features.
 
     Text features are constants in it: a method keeps them in evaluation.
 
@@ -29,11 +29,10 @@ class PhotoGraph(nn.Module):
         super().__init__()
         self.method, self.exclusive, self.maps = method.eval(), exclusive, maps
         self.embedding = embedding
+        self.needs: tuple[FeatureName, ...] = tuple(dict.fromkeys((*method.needs, *(("pooled",) if embedding else ()))))
 
-    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Outputs "probabilities", "logits" (B, K), "embedding" (B, D), maps (B, K, H, W), of pixels (B, 3, S, S)."""
-        needs: tuple[FeatureName, ...] = (*self.method.needs, *(("pooled",) if self.embedding else ()))
-        features = self.method.backbone.features(pixels, needs)
+    def forward(self, features: Features) -> dict[str, Tensor]:
+        """Outputs "probabilities", "logits" (B, K), "embedding" (B, D), maps (B, K, H, W), of the features `needs`."""
         output = self.method(features, maps=self.maps)
         named = probabilities_of(self.method, output, exclusive=self.exclusive)
         if self.embedding:
@@ -41,6 +40,20 @@ class PhotoGraph(nn.Module):
         if self.maps and ATTENTION in output.extras:
             named[ATTENTION_OUTPUT] = output.extras[ATTENTION].float()
         return named | {MAP_PREFIX + name: value.float() for name, value in output.maps.items()}
+
+
+class PhotoGraph(nn.Module):
+    """Trunk, deep layers and a method's head as one module; arguments as for `HeadGraph`."""
+
+    def __init__(self, method: Method, *, exclusive: bool, maps: bool, embedding: bool = False) -> None:
+        super().__init__()
+        self.head = HeadGraph(method, exclusive=exclusive, maps=maps, embedding=embedding)
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Outputs as of `HeadGraph`, of normalised pixels (B, 3, S, S)."""
+        features = self.head.method.backbone.features(pixels, self.head.needs)
+        outputs: dict[str, Tensor] = self.head(features)
+        return outputs
 
 
 def probabilities_of(method: Method, output: Output, *, exclusive: bool) -> dict[str, Tensor]:

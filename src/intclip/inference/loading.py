@@ -16,8 +16,15 @@ from intclip.files import atomic_directory, cache_home
 from intclip.inference.bundle import JSON_FILE, WEIGHTS_FILE, Bundle, load_bundle
 from intclip.inference.card import Channel, ModelCard
 from intclip.inference.engines import Precision, choose_engine
-from intclip.inference.exported import SUFFIXES, GraphFormat, open_graph
-from intclip.inference.graph_cache import cached_graph, graph_key, keep_graph, weights_identity
+from intclip.inference.exported import SUFFIXES, GraphFormat, Tower, open_graph
+from intclip.inference.graph_cache import (
+    cached_graph,
+    cached_tower,
+    graph_key,
+    keep_graph,
+    keep_tower,
+    weights_identity,
+)
 from intclip.inference.predictor import Predictor
 from intclip.labels.taxonomy import Taxonomy
 
@@ -124,8 +131,7 @@ def load(
     if name == "torch":
         method = model.build()
         card = _card(model, method)
-        build = _once(method, model.build)
-        return Predictor(card, engine=name, build=build, precision=precision, device=device, threads=threads)
+        return Predictor(card, engine=name, build=lambda: method, precision=precision, device=device, threads=threads)
     return _load_graph(model, name, precision, threads)
 
 
@@ -146,17 +152,38 @@ def _load_graph(model: _Model, format: GraphFormat, precision: Precision, thread
     key = graph_key(model=model.name, **model.identity)
     graph = cached_graph(key, format)
     if graph is None:
-        home = cache_home()
-        kept = "; INTCLIP_CACHE is off, so every start does it" if home is None else f", once; kept in {home}"
-        _log.info("making %s ready for %s%s", model.name, _ENGINES[format], kept)
-        from intclip.inference.export import build_graph
+        from intclip.inference.export import convert_head, trains_trunk
 
         method = model.build()
         card = _card(model, method)
-        graph = build_graph(method, card, format, maps=bool(card.maps))
+        tower_key, tower = ("", None) if trains_trunk(method) else _tower(model, method, format)
+        head = convert_head(method, card, format, maps=bool(card.maps))
+        keep_graph(key, head, tower_key)
         # From the file, as every later load: the same graph from memory may compute with other last bits.
-        graph = keep_graph(key, graph)
+        graph = cached_graph(key, format) or (head if tower is None else tower.join(head))
     return Predictor(graph.card, engine=format, graph=graph, build=model.build, precision=precision, threads=threads)
+
+
+def _tower(model: _Model, method: "Method", format: GraphFormat) -> tuple[str, Tower]:
+    """The key and the graph of a method's image tower: converted once a backbone, for all methods and labels."""
+    from intclip.inference.export import convert_tower, tower_features
+
+    backbone = method.backbone
+    key = graph_key(
+        weights=model.identity["weights"],
+        backbone=backbone.name,
+        split=getattr(backbone, "split", None),
+        size=backbone.image_size,
+        features=tower_features(method),
+    )
+    tower = cached_tower(key, format)
+    if tower is None:
+        home = cache_home()
+        kept = "; INTCLIP_CACHE is off, so every start does it" if home is None else f", once; kept in {home}"
+        _log.info("making %s ready for %s%s", backbone.name, _ENGINES[format], kept)
+        tower = convert_tower(method, format)
+        keep_tower(key, tower)
+    return key, tower
 
 
 def _zero_shot(
@@ -273,12 +300,6 @@ def _card(model: _Model, method: "Method") -> ModelCard:
         thresholds=model.thresholds,
         channel_thresholds=model.channel_thresholds,
     )
-
-
-def _once(method: "Method", build: "Callable[[], Method]") -> "Callable[[], Method]":
-    """The method that was built already, the first time; then new ones."""
-    kept = [method]
-    return lambda: kept.pop() if kept else build()
 
 
 def _refuse_labels(spec: str, taxonomy: object, sentences: str) -> None:

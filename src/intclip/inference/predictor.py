@@ -17,7 +17,7 @@ from intclip.data.transforms import PhotoChange
 from intclip.errors import IntclipError
 from intclip.inference.card import ATTENTION_OUTPUT, CHANNEL_PREFIX, EMBEDDING, MAP_PREFIX, Channel, ModelCard
 from intclip.inference.conflict import Conflict, find_conflict
-from intclip.inference.engines import Arrays, Engine, EngineName, Precision, TorchEngine, compile_module
+from intclip.inference.engines import Arrays, Engine, EngineName, Precision, TorchEngine
 from intclip.inference.exported import Graph, check_format, check_suffix
 from intclip.inference.pipeline import Images, Pixels, Post, Scored, Texts, expand, pair_posts, score_batch, score_posts
 from intclip.inference.prediction import Prediction, Predictions
@@ -52,6 +52,7 @@ class Predictor:
         card: See above.
         taxonomy: The K labels and their hierarchy.
         thresholds: (K,) float32, one a label, of posts with all channels that the model reads.
+        torch_lock: Held while the torch network computes, by engines and by whoever computes with `method` itself.
     """
 
     def __init__(
@@ -72,9 +73,10 @@ class Predictor:
         self._graph, self._build = graph, build
         self._precision, self._device, self._threads = precision, device, threads
         self._engines: dict[tuple[bool, bool], Engine] = {}
-        self._torch: Method | None = None
+        self._method: Method | None = None
         self._words: WordEngine | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self.torch_lock = threading.Lock()
 
     def __repr__(self) -> str:
         labels = f"{len(self.taxonomy.names)} labels of {self.taxonomy.name}"
@@ -209,7 +211,7 @@ class Predictor:
             IntclipError: The model reads no words, or reads them only beside a photo.
         """
         self._word_unit()
-        return self.torch_method().word_scores(texts)
+        return self.method().word_scores(texts)
 
     def explain_words(self, text: str, label: str, *, how: str = "occlusion") -> "WordEvidence":
         """Which words of a text carry a label.
@@ -275,13 +277,13 @@ class Predictor:
         if maps:
             self._check_maps()
         graph = self._graph
-        if graph is None or graph.format != wanted or (wanted == "onnx" and graph.has_maps != maps):
+        if graph is None or graph.format != wanted:
             if self.card.arithmetic == "int8":
                 raise IntclipError("an int8 model exports in the format it was quantised in: openvino")
             from intclip.inference.export import build_graph
 
-            graph = build_graph(self.method(), self.card, wanted, maps=maps)
-        return replace(graph, card=self.card.photos_alone()).save(path, maps=maps)
+            graph = build_graph(self.method(), self.card, wanted, maps=bool(self.card.maps))
+        return replace(graph, card=self.card.photos_alone()).export(path, maps=maps)
 
     def quantize(self, photos: ImageInput | Iterable[ImageInput], *, limit: int = 300) -> "Predictor":
         """The same model in int8 (OpenVINO), its ranges measured on some of the user's photos.
@@ -306,7 +308,9 @@ class Predictor:
         return Predictor(quantized.card, engine="openvino", graph=quantized, threads=self._threads)
 
     def method(self) -> "Method":
-        """The torch method behind the model, built anew: for evaluation, and what engines cannot do.
+        """The torch method behind the model: for evaluation, and what engines cannot do.
+
+        It is built at first use and kept: the engines of torch compute with the same one, on their device.
 
         Raises:
             IntclipError: The model was loaded from an exported file, which holds no torch method.
@@ -315,7 +319,10 @@ class Predictor:
             raise IntclipError(
                 f"{self.card.model} is an exported graph; load the bundle or backbone it came from for this"
             )
-        return self._build()
+        with self._lock:
+            if self._method is None:
+                self._method = self._build().eval()
+            return self._method
 
     @property
     def note(self) -> str | None:
@@ -343,13 +350,6 @@ class Predictor:
     def alone(self) -> tuple[Channel, ...]:
         """Which of its channels suffice without the other."""
         return tuple(self.card.alone)
-
-    def torch_method(self) -> "Method":
-        """The torch method behind the model on the CPU, built at first use and kept; raises as `method`."""
-        with self._lock:
-            if self._torch is None:
-                self._torch = self.method().eval()
-            return self._torch
 
     def engine(self, *, maps: bool = False, embedding: bool = False) -> Engine:
         """The compiled model, made at first use.
@@ -411,6 +411,7 @@ class Predictor:
                     device=self._device,
                     precision=self._precision,
                     threads=self._threads,
+                    lock=self.torch_lock,
                 )
         outputs = self._words(pixels, texts or [])
         if maps and pixels is not None:
@@ -420,7 +421,7 @@ class Predictor:
 
     def _word_unit(self) -> "WordUnit":
         """What `word_scores` are."""
-        unit = self.torch_method().word_unit
+        unit = self.method().word_unit
         if unit is None:
             reads = "words only beside a photo" if "text" in self.channels else "photos alone"
             hint = "lite, zero-shot:NAME and models of `intclip fit` explain words"
@@ -462,24 +463,20 @@ class Predictor:
         outputs = ["probabilities", "logits"]
         if maps:
             outputs += [MAP_PREFIX + name for name in self.card.maps] + [ATTENTION_OUTPUT] * self.card.attention
-        if self._graph is not None and not embedding:
+        outputs += [EMBEDDING] * embedding
+        if self._graph is not None:
+            if embedding and EMBEDDING not in self._graph.outputs:
+                raise IntclipError(f"{self.card.model} was exported without embeddings; load the model it came from")
             return self._graph.engine(tuple(outputs), precision=self._precision, threads=self._threads)
-        from intclip.inference.graph import PhotoGraph, example_pixels
+        from intclip.inference.graph import PhotoGraph
 
-        method = self.method()
-        module = PhotoGraph(method, exclusive=self.taxonomy.exclusive, maps=maps, embedding=embedding)
-        if self._graph is None:
-            outputs += [EMBEDDING] if embedding else []
-            return TorchEngine(
-                module, device=self._device, precision=self._precision, threads=self._threads, outputs=outputs
-            )
-        # Graphs on disk hold no embedding; few programs want one, so it is converted where one does.
-        return compile_module(
-            module,
-            example_pixels(method.backbone),
-            engine=self._graph.format,
+        return TorchEngine(
+            PhotoGraph(self.method(), exclusive=self.taxonomy.exclusive, maps=maps, embedding=embedding),
+            device=self._device,
             precision=self._precision,
             threads=self._threads,
+            outputs=outputs,
+            lock=self.torch_lock,
         )
 
     def _check_maps(self) -> None:

@@ -21,6 +21,7 @@ from intclip.evaluation.report import write_predictions, write_report
 from intclip.evaluation.scoring import Report, Scores, headline, make_report
 from intclip.files import atomic_directory, write_text
 from intclip.inference.bundle import save_bundle
+from intclip.inference.text_engine import use_engine
 from intclip.methods.post_heads.heads import BOTH, FittedHeads, fit_heads
 from intclip.methods.post_heads.inputs import Inputs
 from intclip.methods.post_heads.model import PostHeads, PostHeadsOptions, join_inputs
@@ -128,6 +129,7 @@ def fit_dataset(
     dataset = replace(dataset, taxonomy=taxonomy)
     clock = time.perf_counter()
     tower = load_backbone(backbone)
+    use_engine(tower.text)
     method = PostHeads(tower, taxonomy, options.model_copy(update={"channels": tuple(used)}))
     method.encode_labels()
     inputs, kept = encode_samples(method, samples, progress)
