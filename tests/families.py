@@ -1,6 +1,8 @@
 """One tiny random model of every family of backbones in the registry: the columns of tables over backbones."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from intclip.backbones.architecture import ARCHITECTURES, Architecture
 from intclip.backbones.base import Backbone
 from intclip.backbones.clip import random_clip
 from intclip.backbones.efficientnet_lite import HEAD_CHANNELS
+from intclip.backbones.families import TRAITS
 from intclip.backbones.lite_towers import LITE_BACKBONES, LITE_TOWERS, TEXT_PACKAGE, package_folder
 from intclip.backbones.minilm import MiniLM, load_tokenizer
 
@@ -20,6 +23,14 @@ _VIT = Architecture(8, 32, 2, 16, 16, vision_heads=2, **_TEXT)
 _IMAGE_SIZE = 64
 CLASSES = 20
 """Classes of the image towers' own classifier, ten of which the head reads."""
+_OTHERS: dict[str, Architecture] = {
+    "MetaCLIP 2": replace(_VIT, vocab_size=200, end_token=2, family="metaclip2"),
+    "SigLIP": replace(_VIT, embed_dim=16, context_length=64, vocab_size=200, activation="gelu_tanh", family="siglip"),
+    "EVA-02-CLIP": replace(_VIT, vision_mlp=24, activation="gelu", family="eva02"),
+    "Perception Encoder": replace(_VIT, context_length=40, activation="gelu", family="pe"),
+    "TIPS v2": replace(_VIT, embed_dim=16, context_length=64, vocab_size=200, registers=1, family="tipsv2"),
+}
+"""By the title of `TRAITS`."""
 
 
 def tiny_lite(name: str) -> Backbone:
@@ -60,6 +71,7 @@ def seed(module: nn.Module) -> None:
 FAMILIES: dict[str, Callable[[], Backbone]] = {
     "CLIP ResNet": lambda: random_clip(_RESNET),
     "CLIP ViT": lambda: random_clip(_VIT),
+    **{title: partial(random_clip, sizes) for title, sizes in _OTHERS.items()},
     "lite": lambda: tiny_lite("lite"),
     "side by side": lambda: tiny_lite("lite+lite2"),
 }
@@ -74,4 +86,7 @@ def family_of(name: str) -> str:
     """
     if name in LITE_BACKBONES:
         return "lite" if len(LITE_BACKBONES[name].towers) == 1 else "side by side"
-    return "CLIP ResNet" if ARCHITECTURES[name].patch_size is None else "CLIP ViT"
+    architecture = ARCHITECTURES[name]
+    if architecture.family != "clip":
+        return TRAITS[architecture.family].title
+    return "CLIP ResNet" if architecture.patch_size is None else "CLIP ViT"
