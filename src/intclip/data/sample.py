@@ -1,6 +1,5 @@
 """One sample type and one dataset type for every source of photos and labels."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +10,6 @@ import numpy.typing as npt
 
 from intclip.errors import DatasetError
 from intclip.labels.taxonomy import Taxonomy
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,34 +131,6 @@ def check_labelled(samples: Sequence[Sample], dataset: str, split: str) -> None:
             f"none of the {len(samples)} samples of {dataset}, {split}, has a known label; label some, or name another "
             "split"
         )
-
-
-def check_both_sides(targets: npt.NDArray[np.floating[Any]], names: Sequence[str], where: str) -> None:
-    """Refuse to learn a label that every sample has; warn of labels that none has.
-
-    What is learned without negatives says yes to everything, and scores 100 whatever it says.
-
-    Args:
-        targets: (N, K), 0 or 1; NaN where unknown.
-        names: The K labels.
-        where: The dataset and split, for messages.
-
-    Raises:
-        DatasetError: A label has no negatives.
-    """
-    positives, negatives = (targets > 0).sum(axis=0), (targets == 0).sum(axis=0)
-    if never := [name for name, yes, no in zip(names, positives, negatives, strict=True) if yes and not no]:
-        raise DatasetError(
-            f"{where}: every sample has label {_listed(never)}, so there is nothing to tell it from; add samples "
-            "without it, or remove the label"
-        )
-    if empty := [name for name, yes in zip(names, positives, strict=True) if not yes]:
-        _log.warning("%s: no sample has label %s, so it will not be predicted", where, _listed(empty))
-
-
-def _listed(names: Sequence[str], most: int = 3) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(repr, names[:most])) + more
 
 
 def check_positive_share(share: float) -> None:

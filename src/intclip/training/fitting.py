@@ -15,7 +15,7 @@ import torch
 
 from intclip.backbones.registry import load_backbone
 from intclip.data.loading import pixel_batches
-from intclip.data.sample import Dataset, Sample, check_both_sides
+from intclip.data.sample import Dataset, Sample
 from intclip.errors import DatasetError
 from intclip.evaluation.report import write_predictions, write_report
 from intclip.evaluation.scoring import Report, Scores, headline, make_report
@@ -26,6 +26,7 @@ from intclip.methods.post_heads.heads import BOTH, FittedHeads, fit_heads
 from intclip.methods.post_heads.inputs import Inputs
 from intclip.methods.post_heads.model import PostHeads, PostHeadsOptions, join_inputs
 from intclip.training.crossval import HeldOut, nested
+from intclip.training.experiment import check_learnable
 from intclip.training.frozen import FrozenFeatures
 from intclip.training.recipe_file import dump_recipe
 from intclip.training.run import BUNDLE, METRICS, RECIPE
@@ -120,7 +121,7 @@ def fit_dataset(
         progress: See `Progress`.
 
     Raises:
-        DatasetError: A split is missing, there are too few posts, or a label has no negatives.
+        DatasetError: A split is missing, there are too few posts, or no label can be learned.
     """
     options = options or PostHeadsOptions(channels=("image", "text"))
     samples, used = usable_samples(dataset, splits, options.channels)
@@ -135,7 +136,7 @@ def fit_dataset(
     inputs, kept = encode_samples(method, samples, progress)
     samples = [samples[row] for row in kept]
     targets = (np.stack([sample.targets for sample in samples]) >= dataset.positive_share).astype(np.float32)
-    check_both_sides(targets, taxonomy.names, dataset.name)
+    check_learnable(replace(dataset, splits={"train": samples}))
     seconds = {"encode": time.perf_counter() - clock}
     seed, head = options.seed, options.head
     held_out: dict[str, HeldOut] = {}

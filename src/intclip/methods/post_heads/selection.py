@@ -84,9 +84,7 @@ def choose_head(
         candidates[name] = max(tried, key=lambda found: found.value)
     votes = _elect(candidates, targets)
     joined = sum((share * candidates[name].scores for name, share in votes.items()), np.zeros(targets.shape))
-    values = {name: found.value for name, found in candidates.items()} | {
-        ENSEMBLE: mean_average_precision(joined, targets)
-    }
+    values = {name: found.value for name, found in candidates.items()} | {ENSEMBLE: _value(joined, targets)}
     ranking = dict(sorted(values.items(), key=lambda item: -item[1]))
     winner = head or next(iter(ranking))
     if winner != ENSEMBLE:
@@ -112,7 +110,7 @@ def _held_out(
 def _candidate(name: str, params: Params, raw: Array, targets: Array) -> Candidate:
     mean, deviation = raw.mean(axis=0), np.maximum(raw.std(axis=0), 1e-6)
     scores = (raw - mean) / deviation
-    return Candidate(name, params, scores, mean, deviation, mean_average_precision(scores, targets))
+    return Candidate(name, params, scores, mean, deviation, _value(scores, targets))
 
 
 def _elect(candidates: dict[str, Candidate], targets: Array) -> dict[str, float]:
@@ -122,7 +120,13 @@ def _elect(candidates: dict[str, Candidate], targets: Array) -> dict[str, float]
     total = sum((found.scores for found in learned[:2]), np.zeros(targets.shape))
     while sum(votes.values()) < VOTES:
         options = [c for c in candidates.values() if c.name != ANCHORS or votes.get(ANCHORS, 0) < MOST_ANCHOR_VOTES]
-        best = max(options, key=lambda found: mean_average_precision(total + found.scores, targets))
+        best = max(options, key=lambda found: _value(total + found.scores, targets))
         votes[best.name] = votes.get(best.name, 0) + 1
         total = total + best.scores
     return {name: count / VOTES for name, count in votes.items()}
+
+
+def _value(scores: Array, targets: Array) -> float:
+    """Mean average precision; 0 where no label has both positives and negatives."""
+    found = mean_average_precision(scores, targets)
+    return 0.0 if np.isnan(found) else found
