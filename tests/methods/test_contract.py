@@ -11,7 +11,11 @@ from fakes import TinyBackbone
 from intclip.errors import RecipeError
 
 NO_MAPS = {"prior", "mlp_probe", "ridge_probe", "ridge_probe kernel", "linear_probe", "fdil"}
-UNTRAINED = {"prior", "zero_shot", "tip_adapter", "ridge_probe", "ridge_probe kernel", "sparc", "post_heads"}
+UNTRAINED = {"prior", "zero_shot", "tip_adapter", "sparc", "post_heads"} | {
+    "ridge_probe",
+    "ridge_probe kernel",
+    "ridge_probe pooled",
+}
 """Methods that have nothing to learn by gradients."""
 STEPS = 3
 """Some parameters only take a gradient once others have left zero."""

@@ -60,6 +60,7 @@ OTHERS: dict[str, tuple[str, dict[str, object]]] = {
     "intclip free negative": ("intclip", {"context_length": 3, "negative": "free"}),
     "dualcoop_pp boost": ("dualcoop_pp", {"context_length": 3, "winner": "boost"}),
     "fdil without teacher": ("fdil", {"distillation": 0, "rerank": 0}),
+    "ridge_probe pooled": ("ridge_probe", {"vector": "pooled"}),
     "wseip frozen": ("wseip", {"dim": 8, "train": "none"}),
     "msrca frozen": ("msrca", {"dim": 8, "heads": 2, "train": "none"}),
     "fame_vil without cross-attention": ("fame_vil", {"bottleneck": 4, "cross_attention": False}),

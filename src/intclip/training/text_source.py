@@ -28,7 +28,7 @@ from intclip.training.source import Photos, Read, View
 
 MADE: tuple[FeatureName, ...] = ("pooled", "regions")
 """Features that texts can stand for."""
-_RIDGE = 0.05
+_RIDGE = 1.0
 """Share of the mean variance that is added to every covariance: few texts say little of directions they do not use."""
 
 

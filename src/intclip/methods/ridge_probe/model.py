@@ -1,8 +1,10 @@
 """Ridge regression on the roots of mean features, with calibrated logits; it is solved, not trained."""
 
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -17,6 +19,8 @@ class RidgeProbeOptions(Options, frozen=True):
     """Options of the ridge probe.
 
     Attributes:
+        vector: What is read of a photo: "stages", the roots of the mean features, or "pooled", its unit embedding, for
+            which texts can stand (`data.texts_as_images`).
         penalties: To choose from: of the linear reading as multiples of the number of training photos, of the kernel's
             as they are.
         landmarks: Most training photos that stand for all in a Gaussian kernel (Nyström's method; exact where all do);
@@ -25,6 +29,7 @@ class RidgeProbeOptions(Options, frozen=True):
         loss: What is reported as its loss; nothing is trained by it.
     """
 
+    vector: Literal["stages", "pooled"] = "stages"
     penalties: tuple[float, ...] = Field(default=(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0), min_length=1)
     landmarks: int = Field(default=0, ge=0)
     width: float = Field(default=2.0, gt=0)
@@ -35,8 +40,6 @@ class RidgeProbe(Method):
     """A linear or kernel reading of the means of the last feature map and, where it is one, of the trunk's output."""
 
     Options = RidgeProbeOptions
-    needs = ("trunk",)
-
     mean: Tensor
     std: Tensor
     weight: Tensor
@@ -47,6 +50,7 @@ class RidgeProbe(Method):
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: RidgeProbeOptions) -> None:
         super().__init__(backbone, taxonomy)
         self.options = options
+        self.needs = ("trunk",) if options.vector == "stages" else ("pooled",)
         self.loss_reduction = options.loss.over_photos
         labels = len(taxonomy.names)
         with torch.no_grad():
@@ -113,7 +117,9 @@ class RidgeProbe(Method):
         return {"classification": self.options.loss(output.logits, targets)}
 
     def _vectors(self, features: Features) -> Tensor:
-        """Signed roots (B, P) of mean features: like the root in `lite`'s head, they let faint evidence count."""
+        """Unit embeddings (B, D), or signed roots (B, P) of mean features, which let faint evidence count."""
+        if self.options.vector == "pooled":
+            return F.normalize(features["pooled"], dim=1)
         trunk = features["trunk"]
         maps = [self.backbone.deep_map(self.backbone.deep(trunk))]
         if trunk.ndim == 4:
