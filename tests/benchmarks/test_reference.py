@@ -23,7 +23,7 @@ def pair():
     torch.manual_seed(1)
     method = build_method("intclip", backbone, load_taxonomy("intentonomy"), OPTIONS)
     sentences = method.taxonomy.sentences(OPTIONS["sentence_form"])
-    prompts = backbone.tokenize([" ".join(["x"] * CONTEXTS) + " " + sentence for sentence in sentences])
+    prompts = backbone.tokenize([" ".join(["x"] * CONTEXTS) + f" {sentence}." for sentence in sentences])
     tokens = torch.zeros(len(prompts), TINY.context_length, dtype=torch.int64)
     tokens[:, : prompts.shape[1]] = prompts
     reference = ReferenceIntCLIP(TINY, tokens, CONTEXTS)

@@ -45,7 +45,7 @@ def by_ray(source: Path, out: Path, graph: Path, home: Path, errors: int) -> sub
         "OMP_NUM_THREADS": "1",
     }
     environment.pop("RAY_ADDRESS", None)
-    words = ["batch", source, "--out", out, "--model", graph, "--shard-size", 3, "--engine", "ray", "--workers", 2]
+    words = ["batch", source, "--out", out, "--model", graph, "--shard-size", 3, "--runner", "ray", "--workers", 2]
     command = [sys.executable, "-c", "from watched_ray import watched_main; watched_main()", *map(str, words), "--json"]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
