@@ -270,3 +270,14 @@ def test_truncated_photos_on_request(cli, exported, photos, tmp_path):
 def test_exclude(cli, exported, many):
     code, out, _ = cli("predict", many, "-m", exported, "--json", "--exclude", "[1-3]*.png", "--exclude", "0[0-7]*")
     assert (code, [row["source"][-6:] for row in json.loads(out)]) == (0, ["08.png", "09.png"])
+    assert cli("report", many, "-m", exported, "--exclude", "[0-3]*", "--out", many / "x.html")[0] == 2, (
+        "no photo is left"
+    )
+
+
+@pytest.mark.parametrize("model", ["lit2", "gone.onnx", "runs/gone"])
+def test_a_model_that_is_not_there_is_not_said_to_bring_labels(cli, photos, tmp_path, model):
+    (tmp_path / "x.yaml").write_text("- a\n- b\n")
+    code, _, err = cli("predict", photos[0], "-m", model, "--taxonomy", tmp_path / "x.yaml")
+    assert (code, "brings its own" in err) == (2, False)
+    assert model in err

@@ -104,7 +104,7 @@ def read_status(folder: str | Path) -> dict[str, Any]:
 
 
 def _read_progress(path: Path) -> dict[str, float | None]:
-    """What the progress file tells; nothing where it is gone or damaged: it serves the eye alone."""
+    """The content of the progress file; empty where it is missing or damaged, as nothing depends on it."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

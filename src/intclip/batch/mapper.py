@@ -117,7 +117,7 @@ class ShardMapper:
 
 
 def done_shard(job: Job, number: int) -> ShardInfo | None:
-    """What a shard's footer tells, where it is there and is this job's; None otherwise."""
+    """The footer of a shard that exists and belongs to this job; None otherwise."""
     part = job.manifest.shards[number]
     info = read_info(job.shard_path(number))
     if info is None or (info.key, info.start, info.rows) != (job.manifest.key, part.start, part.stop - part.start):

@@ -42,7 +42,7 @@ class Row:
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """What a shard's footer tells.
+    """The footer of a shard.
 
     Attributes:
         key: See `Manifest.key`.

@@ -62,21 +62,21 @@ def parse_seeds(text: str) -> list[int]:
     """Seeds of a text such as "0,1,2".
 
     Raises:
-        RecipeError: One is no whole number from 0 on, or is there twice.
+        RecipeError: One is not a whole number from 0 on, or is given twice.
     """
     from intclip.errors import RecipeError
 
     try:
         seeds = [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise RecipeError(f"--seeds {text!r}: give whole numbers parted by commas, such as 0,1,2") from error
+        raise RecipeError(f"--seeds {text!r}: give whole numbers separated by commas, such as 0,1,2") from error
     if len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise RecipeError(f"--seeds {text!r}: each seed once, from 0 on")
     return seeds
 
 
 def wrong_number(error: "typer.TyperException") -> str | None:
-    """What to say of an option that is no number, or one outside its limits; None of any other misuse."""
+    """The message for an option that is not a number or is outside its limits; None for any other misuse."""
     from pydantic import ValidationError
 
     option, cause = getattr(error, "param", None), error.__cause__

@@ -124,7 +124,7 @@ def score(
         ),
     ] = None,
     photos: Annotated[bool, typer.Option("--photos/--texts", help="Rank a dataset's photos, or its texts.")] = True,
-    split: Annotated[str, typer.Option(help="Of the dataset.")] = "val",
+    split: Annotated[str, typer.Option(help="Split of the dataset.")] = "val",
     data_root: DataRoot = None,
     options: Annotated[
         list[str] | None, typer.Option("--set", help="Option of the dataset's loader, key=value.", metavar="K=V")

@@ -34,7 +34,7 @@ def prototypes(
     count: Annotated[int, typer.Option(min=1, help="Prototypes, drawn at random.")] = 10,
     nearest: Annotated[int, typer.Option(min=1, help="Patches of each, from as many photos.")] = 5,
     limit: Annotated[int, typer.Option(min=1, help="Photos to search, at most.")] = 500,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draw.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw.")] = 0,
     checkpoint: Checkpoint = None,
     as_json: AsJson = False,
 ) -> None:
@@ -125,10 +125,10 @@ def attention(
 @app.command()
 def momentum(
     recipe: Annotated[str, typer.Option(help="What every run starts from: a recipe's name or file.")] = "mccl",
-    values: Annotated[str, typer.Option(help="Momenta, parted by commas.")] = "0.9,0.99999",
+    values: Annotated[str, typer.Option(help="Momenta, separated by commas.")] = "0.9,0.99999",
     data_root: DataRoot = None,
     out: Annotated[Path, typer.Option(help="Directory of the runs and the table.")] = Path("ablations/momentum"),
-    seeds: Annotated[str, typer.Option(help="Seeds, parted by commas.")] = "0,1,2",
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
     jobs: Annotated[int, typer.Option(min=0, help="Runs at once; 0 takes one a core, or one on a GPU.")] = 0,
     overrides: Annotated[
         list[str] | None,
@@ -137,7 +137,7 @@ def momentum(
     cache: Annotated[str | None, typer.Option(help="Where frozen features are kept: auto, off, or a folder.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train with several momenta of the prototypes, and tell what that does to scores, steadiness and collapse.
+    """Train with several momenta of the prototypes, and report what that does to scores, stability and collapse.
 
     Runs that are finished are not run again; give the same command again to go on.
 
@@ -161,7 +161,7 @@ def momentum(
     try:
         momenta = [float(value) for value in values.split(",")]
     except ValueError as error:
-        raise RecipeError(f"--values {values!r}: give numbers parted by commas, such as 0.9,0.99999") from error
+        raise RecipeError(f"--values {values!r}: give numbers separated by commas, such as 0.9,0.99999") from error
     content = read_recipe(recipe, place_overrides(data_root, cache) + (overrides or []))
     jobs = choose_jobs(jobs, validate_recipe(content, recipe).train.device)
     cells = plan_cells(momentum_study(momenta), content, out, parse_seeds(seeds), jobs=jobs)

@@ -18,6 +18,14 @@ Engine = Literal["auto", "torch", "openvino", "onnx"]
 Precision = Literal["f32", "bf16", "f16"]
 MODELS = "lite, lite2, lite+lite2, zero-shot:RN101, proxy, a bundle's folder, an exported file, or hf://owner/name."
 
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Leave out files and folders of this name or path inside a folder, such as '*_small.jpg' or drafts; may "
+        "be repeated.",
+        metavar="PATTERN",
+    ),
+]
 Threshold = Annotated[
     float | None,
     typer.Option(min=0, max=1, help="Probability from which a label holds; by default the model's own thresholds."),
@@ -84,14 +92,7 @@ class ModelChoice(LabelOptions):
 class Reading:
     """How photos are found and read."""
 
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Leave out files and folders of this name or path inside a folder, such as '*_small.jpg' or drafts; "
-            "may be repeated.",
-            metavar="PATTERN",
-        ),
-    ] = None
+    exclude: Exclude = None
     lenient: Annotated[
         bool, typer.Option("--lenient", help="Read truncated photos too; what is missing of them is grey.")
     ] = False

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from intclip.cli.options import Sentences
+from intclip.cli.options import Exclude, Sentences
 
 if TYPE_CHECKING:
     from intclip.data.sample import ImageSource
@@ -28,6 +28,7 @@ def report(
         str, typer.Option("--model", "-m", help="lite, proxy, a bundle's folder, an exported file, …")
     ] = "lite",
     taxonomy: Annotated[str | None, typer.Option(help="Labels of a zero-shot model: a name or a YAML file.")] = None,
+    exclude: Exclude = None,
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Why these photos were taken",
     sentences: Sentences = "11-15",
     evaluation: Annotated[
@@ -70,7 +71,7 @@ def report(
 
     if against is not None or data is not None or data_root is not None:
         raise IntclipError("--against, --data and --data-root are about a model; add --evaluation")
-    paths, texts = read_posts(photos)
+    paths, texts = read_posts(photos, exclude=exclude or ())
     spare_inputs(out, [*photos, *(path for path in paths if isinstance(path, Path))])
     predictor = load(model, taxonomy=taxonomy, sentences=sentences)
     words = words_read(predictor, paths, texts)

@@ -89,7 +89,7 @@ class Corruption:
     Args:
         kind: One of `CORRUPTIONS`.
         strength: From 1 to 5.
-        seed: Of its random numbers.
+        seed: Seed of its random numbers.
     """
 
     def __init__(self, kind: str, strength: int, *, seed: int = 0) -> None:

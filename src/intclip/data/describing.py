@@ -100,8 +100,8 @@ def describe_photos(
 
     Args:
         photos: Paths.
-        client: Of the endpoint.
-        prompt: Of `photo_prompt` by default.
+        client: A client of the endpoint.
+        prompt: The prompt; by default that of `photo_prompt`.
         workers: Requests at once.
         price: Cost cap; the photos beyond it get an error.
 

@@ -71,7 +71,7 @@ def load_multiemo(
         annotators: People who were asked about a photo.
         missing: What to do about photos that are not there.
         shares: Deal the photos into splits, such as {"train": 0.8, "test": 0.2}; by default all are "test".
-        seed: Of that deal.
+        seed: Seed of that deal.
 
     Raises:
         DatasetError: The table is missing or malformed, or photos are missing.

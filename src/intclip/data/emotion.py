@@ -64,7 +64,7 @@ def load_fi8(root: Root = None, *, missing: Missing = "error", seed: int = 0) ->
             lines `<emotion>/<file>` are followed where they are there; without either, 80 / 5 / 15 % are dealt by
             `seed`, the shares of the paper, which does not publish its split.
         missing: What to do about listed photos that are not there.
-        seed: Of the split.
+        seed: Seed of the split.
 
     Raises:
         DatasetError: A file is missing or malformed, or photos are missing.
@@ -85,13 +85,13 @@ def load_fi8(root: Root = None, *, missing: Missing = "error", seed: int = 0) ->
 
 
 def load_artphoto(root: Root = None, *, folds: int = 5, fold: int = 0, seed: int = 0) -> Dataset:
-    """ArtPhoto: 806 art photos, one of Mikels' eight emotions each, told by the file name (Machajdik and Hanbury 2010).
+    """ArtPhoto: 806 art photos, one of Mikels' eight emotions each, by file name (Machajdik and Hanbury 2010).
 
     Args:
         root: Folder with `<emotion>_<number>.jpg` (also inside `testImages_artphoto/`).
         folds: Parts of the cross-validation; the papers use 5 and publish no split.
         fold: Which part is "test".
-        seed: Of the split.
+        seed: Seed of the split.
 
     Raises:
         DatasetError: A file is missing or malformed.
@@ -127,7 +127,7 @@ def load_abstract(
         missing: What to do about photos that are not there.
         folds: Parts of the cross-validation; the papers use 5 and publish no split.
         fold: Which part is "test".
-        seed: Of the split.
+        seed: Seed of the split.
 
     Raises:
         DatasetError: A file is missing or malformed, or photos are missing.
@@ -173,7 +173,7 @@ def load_emotion6(
         labels: "dominant": the strongest of the six emotions, photos where two share the first place left out; "votes":
             their shares, without neutral; "keyword": the folder, that is, the word that found the photo.
         missing: What to do about photos that are not there.
-        seed: Of the split into 80 % train and 20 % test; none is published.
+        seed: Seed of the split into 80 % train and 20 % test; none is published.
 
     Raises:
         DatasetError: A file is missing or malformed, or photos are missing.
@@ -213,7 +213,7 @@ def class_folders(folder: Path, reader: Labels, prefix: str = "") -> list[Sample
     """Photos in one folder a class, one label each.
 
     Raises:
-        DatasetError: A folder is no label of the taxonomy, or there are no photos.
+        DatasetError: A folder is not a label of the taxonomy, or there are no photos.
     """
     samples = []
     for path in sorted(folder.iterdir()):
@@ -248,12 +248,12 @@ def _votes(cell: str, where: str) -> float:
     except ValueError:
         votes = -1.0
     if not 0 <= votes < 1e6:
-        raise DatasetError(f"{where}: {cell!r:.40} is no number of votes; {_FETCH}")
+        raise DatasetError(f"{where}: {cell!r:.40} is not a number of votes; {_FETCH}")
     return votes
 
 
 def _settle(votes: npt.NDArray[np.float32], labels: str) -> npt.NDArray[np.float32] | None:
-    """Targets from votes; None where no single label can be told."""
+    """Targets from votes; None where no single label is ahead."""
     if labels not in ("dominant", "votes"):
         raise DatasetError(f"labels={labels!r}: choose dominant, votes, or for emotion6 keyword")
     if labels == "votes":

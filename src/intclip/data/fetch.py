@@ -165,7 +165,7 @@ class Fetcher:
         if status in (408, 425, 429) or status >= 500:
             after = min(retry_after(headers.get("retry-after")), self._max_wait)
             if status in (429, 503):
-                with self._lock:  # everybody waits, not only the thread that was told
+                with self._lock:  # all threads wait, not only the one that got the answer
                     self._next = max(self._next, time.monotonic() + after)
             raise _Again(f"status {status}", after=after)
         if status != 200:

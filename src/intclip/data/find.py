@@ -181,7 +181,7 @@ def list_paths(text: str, name: str, folder: Path, *, keep_missing: bool = False
 
     Args:
         text: The list.
-        name: Of the list, for messages.
+        name: Name of the list, for messages.
         folder: What its paths are relative to; where there is no such file, to the working directory.
         keep_missing: Take paths that do not exist too, unless none exists.
 

@@ -45,7 +45,7 @@ class Photo:
     """One photo of an annotation file.
 
     Attributes:
-        id: Of the photo.
+        id: Id of the photo.
         filename: Relative to the photos' folder.
         url: Where it can be fetched; None where the file has none.
         targets: (K,) in the taxonomy's order.

@@ -1,4 +1,4 @@
-"""Common layouts that are no tables: image folders, COCO-style JSON, WebDataset tars."""
+"""Common layouts other than tables: image folders, COCO-style JSON, WebDataset tars."""
 
 import os
 import tarfile
@@ -53,12 +53,12 @@ def load_folder(
     Args:
         root: The folder.
         taxonomy: Name or file of the labels' taxonomy; without it, the folders' names in alphabetical order.
-        name: Of the dataset; the folder's name by default.
+        name: Name of the dataset; by default the folder's.
         shares: Deal a folder without split folders into splits; else all is "train".
-        seed: Of that deal.
+        seed: Seed of that deal.
 
     Raises:
-        DatasetError: There are no class folders, no photos, or a folder is no label.
+        DatasetError: There are no class folders, no photos, or a folder is not named after a label.
     """
     folder = Path(root)
     if not folder.is_dir():
@@ -104,11 +104,11 @@ def load_coco(
     Args:
         root: The file, or split name to file.
         taxonomy: Name or file of the labels' taxonomy; without it, the categories, under their supercategories.
-        name: Of the dataset; the file's name by default.
+        name: Name of the dataset; by default the file's.
         images: Folder that file names are relative to; the JSON's folder by default.
         missing: What to do about photos that are not there.
         shares: Deal a single file into splits; without it all is "train".
-        seed: Of that deal.
+        seed: Seed of that deal.
 
     Raises:
         DatasetError: A file is missing or malformed, or photos are missing.
@@ -148,9 +148,9 @@ def load_webdataset(
     Args:
         root: A tar, or a folder of tars.
         taxonomy: Name or file of the labels' taxonomy; without it, the labels found; `.cls` numbers need it.
-        name: Of the dataset; the file's or folder's name by default.
+        name: Name of the dataset; by default the file's or folder's.
         shares: Deal a single split into splits.
-        seed: Of that deal.
+        seed: Seed of that deal.
         positive_share: From which share of votes on a label counts.
 
     Raises:

@@ -22,7 +22,7 @@ def load_mvsa(
             photos at the paths they name.
         missing: What to do about photos that are not there.
         columns: See `load_table`, where the columns are called otherwise.
-        encoding: Of the tables.
+        encoding: Encoding of the tables.
 
     Raises:
         DatasetError: A file is missing or malformed, or photos are missing.

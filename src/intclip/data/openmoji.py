@@ -60,7 +60,7 @@ def load_openmoji(
         count: Number of drawings, taken evenly from the classes; None for all.
         size: Side of the PNGs in pixels.
         per_class: At most so many drawings a class; None for no such limit.
-        seed: Of choice and split.
+        seed: Seed of choice and split.
 
     Raises:
         MissingExtraError: The extra `openmoji` is not installed.

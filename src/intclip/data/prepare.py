@@ -171,7 +171,7 @@ def to_jpeg(content: bytes, width: int) -> bytes:
     """A photo as upright RGB JPEG of at most `width` pixels; one that is already so stays byte for byte.
 
     Raises:
-        ImageError: The content is no image, or not whole.
+        ImageError: The content is not an image, or not whole.
     """
     photo = read_image(content)
     with Image.open(io.BytesIO(content)) as given:

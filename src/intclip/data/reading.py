@@ -66,7 +66,7 @@ def first_existing(root: Path, names: Iterable[str], what: str) -> Path:
 
 
 def loader_option(key: str, value: Any) -> str:
-    """How a message tells to give an option of a loader: to the commands that read data, to training, in Python."""
+    """How to give an option of a loader, for a message: to commands that read data, to training, in Python."""
     option = f"{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
     return (
         f"`--set {shlex.quote(option)}` (intclip data, evaluate, fit), "
@@ -79,7 +79,7 @@ def read_text(path: Path, encoding: str = "utf-8-sig", *, encodable: bool = Fals
 
     Args:
         path: The file.
-        encoding: Of the file.
+        encoding: Encoding of the file.
         encodable: The reader has an option `encoding`, which a message may name.
 
     Raises:
@@ -120,7 +120,7 @@ def parse_json(text: str, where: str, *, whole_file: bool = False) -> Any:
 
     Args:
         text: A file's, a row's or a cell's.
-        where: Of which file or row, for messages.
+        where: File and row, for messages.
         whole_file: Let the message count the file's rows; a row's or cell's own row is in `where` already.
 
     Raises:
@@ -169,7 +169,7 @@ class Labels:
             DatasetError: The taxonomy has no such label; the nearest names are suggested.
         """
         if isinstance(label, bool) or not isinstance(label, int | str):
-            raise DatasetError(f"{where}: {label!r:.60} is no label; write its name")
+            raise DatasetError(f"{where}: {label!r:.60} is not a label; write its name")
         if isinstance(label, int):
             if not 0 <= label < len(self.taxonomy):
                 last = len(self.taxonomy) - 1

@@ -28,7 +28,7 @@ class RemoteFile:
 
     Attributes:
         url: The address.
-        name: Of the member, where the address is a tar archive's.
+        name: Name of the member, where the address is a tar archive's.
         offset: Where it begins in the file.
         size: Its bytes; None reads to the end.
     """

@@ -17,7 +17,7 @@ Rows = npt.NDArray[np.int64]
 def strata(samples: Sequence[Sample]) -> npt.NDArray[np.int64]:
     """For each sample the position of its rarest positive label (target at least 0.5); K where it has none."""
     targets = np.nan_to_num(np.stack([sample.targets for sample in samples]))
-    # The strongest target counts as positive too, so that soft targets below one half still tell samples apart.
+    # The strongest target counts as positive too, so that soft targets below one half still distinguish samples.
     positive = (targets >= 0.5) | ((targets == targets.max(axis=1, keepdims=True)) & (targets > 0))
     frequency = np.where(positive, positive.sum(axis=0), len(samples) + 1)
     rarest: npt.NDArray[np.int64] = np.where(positive.any(axis=1), frequency.argmin(axis=1), targets.shape[1]).astype(
@@ -32,7 +32,7 @@ def hold_out(samples: Sequence[Sample], shares: Mapping[str, float], seed: int =
     Args:
         samples: In a fixed order: the same order and seed give the same splits.
         shares: Split name to its share; the shares sum to 1.
-        seed: Of the shuffle within strata; from 0 on.
+        seed: Seed of the shuffle within strata; from 0 on.
 
     Raises:
         DatasetError: The shares do not sum to 1, the seed is negative, or a split would be empty.
@@ -108,7 +108,7 @@ def stratified_folds(targets: Floats, folds: int, seed: int) -> Iterator[tuple[R
     Args:
         targets: (N, K); above 0 is a positive.
         folds: How many; one without rows, or with all of them, is left out.
-        seed: Of the shuffle.
+        seed: Seed of the shuffle.
 
     Source: Sechidis et al., On the stratification of multi-label data, ECML 2011, without its tie-breaking.
     """

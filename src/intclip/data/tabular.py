@@ -63,14 +63,14 @@ def load_table(
     Args:
         root: A .csv, .tsv, .jsonl or .parquet file; a folder with `train.*`, `val.*`, `test.*`; or split name to file.
         taxonomy: Name or file of the labels' taxonomy; without it, the labels found, in alphabetical order.
-        name: Of the dataset; the file's or folder's name by default.
-        task: "singlelabel" when exactly one label holds; told by the taxonomy and the rows by default.
+        name: Name of the dataset; by default the file's or folder's.
+        task: "singlelabel" when exactly one label holds; by default decided by the taxonomy and the rows.
         images: Folder that the photos' paths are relative to; the table's folder by default.
         columns: What a column holds (a key of `COLUMNS`) to its name in the file, where the name is another.
-        encoding: Of CSV and JSON lines.
+        encoding: Encoding of CSV and JSON lines.
         missing: What to do about photos that are not there.
         shares: Deal a table without split column into splits, such as {"train": 0.8, "test": 0.2}; else all is "train".
-        seed: Of that deal.
+        seed: Seed of that deal.
         positive_share: From which share of votes on a label counts.
         separator: Between the labels of one cell: ";", "," or "|"; found by default, see `split_label_cells`.
 
@@ -276,7 +276,7 @@ def _sample(row: Row, base: Path, reader: Labels, wide: Mapping[str, str]) -> Sa
     if not image and not text:
         raise DatasetError(f"{row.where}: there is neither photo nor text; fill one in or remove the row")
     if image and "\0" in image:
-        raise DatasetError(f"{row.where}: {image!r:.60} is no path; correct it")
+        raise DatasetError(f"{row.where}: {image!r:.60} is not a path; correct it")
     given = row.known.get("id")
     return Sample(
         id=str(given) if given not in (None, "") else image or row.where.rpartition(", ")[2],

@@ -57,7 +57,7 @@ class Augment:
     Args:
         config: What to do.
         preprocess: Gives the size S, the resampling, and what evaluation sees.
-        seed: Of the run.
+        seed: Seed of the run.
     """
 
     def __init__(self, config: AugmentConfig, preprocess: Preprocess, *, seed: int = 0) -> None:

@@ -116,13 +116,15 @@ def load(
     if checkpoint is not None and (exported or text in LITE_BACKBONES):
         raise IntclipError(f"{text} brings its own weights; it takes no checkpoint")
     if exported:
-        _refuse_labels(text, taxonomy, sentences)
+        if path.exists():  # else opening it says that there is no such model
+            _refuse_labels(text, taxonomy, sentences)
         return _load_exported(path, engine, device, precision, threads)
     if is_zero_shot(text):
         model = _zero_shot(text, taxonomy, sentences, checkpoint)
     else:
+        bundle = None if text.startswith(HUB) else bundle_path(text)  # is there such a model? Before what it takes
         _refuse_labels(text, taxonomy, sentences)
-        model = _bundle_model(text, load_bundle(bundle_path(text)), checkpoint)
+        model = _bundle_model(text, load_bundle(bundle or bundle_path(text)), checkpoint)
     if "image" not in model.channels:
         if engine not in ("auto", "torch"):
             raise IntclipError(f"{text} reads words alone, which torch computes; leave engine at auto")

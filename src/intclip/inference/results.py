@@ -53,7 +53,7 @@ def as_row(prediction: "Prediction", level: str | None = None) -> dict[str, Any]
     """One prediction as JSON values, see `Prediction.to_dict`.
 
     Args:
-        prediction: Of one photo.
+        prediction: A prediction.
         level: Read the scores at this level of the taxonomy; labels stay as they are.
     """
     row = prediction.to_dict()

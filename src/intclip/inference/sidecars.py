@@ -70,8 +70,8 @@ def merge_keywords(content: bytes | None, name: str, labels: Sequence[str], path
     """A sidecar's content with these keywords in place of those that an earlier call added.
 
     Args:
-        content: Of the sidecar; None where there is none.
-        name: Of the sidecar, for messages.
+        content: Content of the sidecar; None where there is none.
+        name: Name of the sidecar, for messages.
         labels: For `dc:subject`.
         paths: For `lr:hierarchicalSubject`, from the root to the label, joined by "|".
 
