@@ -50,7 +50,7 @@ def resnets(split: Split = "paper") -> tuple[ReferenceIntCLIP, ClipBackbone]:
     state = random_state_dict(RN101)
     backbone = from_openai_state_dict(state, split=split)
     sentences = load_taxonomy("intentonomy").sentences()
-    prompts = backbone.tokenize([" ".join(["x"] * CONTEXTS) + f" {sentence}." for sentence in sentences])
+    prompts = backbone.tokenize([" ".join(["x"] * CONTEXTS) + " " + sentence for sentence in sentences])
     tokens = torch.zeros(len(prompts), RN101.context_length, dtype=torch.int64)
     tokens[:, : prompts.shape[1]] = prompts
     reference = ReferenceIntCLIP(RN101, tokens, CONTEXTS)
