@@ -16,7 +16,7 @@ from intclip.data.sample import EmbeddedPhoto, RemoteFile, TarMember
 from intclip.data.tables import SUFFIXES as TABLES
 from intclip.data.tables import embeds_photos, find_columns, read_rows, unreadable_parquet
 from intclip.data.unlabelled import read_standard_input
-from intclip.errors import DatasetError, ImageError, StorageError
+from intclip.errors import DatasetError, ImageError, StorageError, reason
 
 _TAR, _PARQUET = ".tar", ".parquet"
 _FOUND = SUFFIXES | {_TAR}
@@ -153,7 +153,7 @@ def _file(path: Path, name: str, base: str, exclude: Sequence[str]) -> Iterator[
             with path.open("rb") as stream:
                 yield from _members(stream, name, exclude)
         except OSError as error:
-            raise DatasetError(f"cannot read {name}: {error.strerror or error}; check the path") from error
+            raise DatasetError(f"cannot read {name}: {error.strerror or reason(error)}; check the path") from error
         return
     if suffix == _PARQUET and not is_remote(name) and embeds_photos(_photo_type(path, name)):
         yield from _embedded(path, name)
@@ -173,7 +173,7 @@ def _lines(path: Path, name: str) -> Iterator[str]:
     except UnicodeDecodeError as error:
         raise DatasetError(f"{name} is not a text file in UTF-8; save the list of paths as UTF-8") from error
     except OSError as error:
-        raise DatasetError(f"cannot read {name}: {error.strerror or error}") from error
+        raise DatasetError(f"cannot read {name}: {error.strerror or reason(error)}") from error
 
 
 def _cells(path: Path, name: str) -> Iterator[str]:

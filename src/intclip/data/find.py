@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path, PurePath
 
 from intclip.data.raw import SUFFIXES as RAW
-from intclip.errors import ImageError
+from intclip.errors import ImageError, reason
 
 # HEIC and JPEG XL are listed so that a folder's photos are refused by name where their extras are not installed.
 _COMMON = frozenset(
@@ -98,7 +98,7 @@ def _expand(path: str | Path, suffixes: Container[str], exclude: Sequence[str], 
         else:
             raise ImageError(f"no such file or folder: {text}; check the path")
     except OSError as error:
-        raise ImageError(f"cannot read {error.filename or text}: {error.strerror or error}") from error
+        raise ImageError(f"cannot read {error.filename or text}: {error.strerror or reason(error)}") from error
     except ValueError as error:  # a NUL byte in the path
         raise ImageError(f"not a path: {text!r}") from error
 

@@ -27,7 +27,7 @@ from intclip.data.sample import Dataset, Sample, TarMember
 from intclip.data.splitting import deal
 from intclip.data.tables import Row, find_columns, make_row
 from intclip.data.tabular import dataset_from_rows
-from intclip.errors import DatasetError
+from intclip.errors import DatasetError, reason
 from intclip.labels import load_taxonomy
 from intclip.labels.reading import parse_taxonomy
 from intclip.labels.taxonomy import Taxonomy
@@ -205,7 +205,7 @@ def index_tar(path: Path) -> dict[str, dict[str, TarMember]]:
             f"{path} is not an uncompressed tar, or is damaged ({error}); fetch or unpack it again"
         ) from error
     except OSError as error:
-        raise DatasetError(f"cannot read {path}: {error.strerror or error}; check the path") from error
+        raise DatasetError(f"cannot read {path}: {error.strerror or reason(error)}; check the path") from error
     except (ValueError, OverflowError) as error:  # numbers in a damaged header
         raise DatasetError(f"{path} is damaged ({error}); fetch it again") from error
     if not samples:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from intclip.data.sample import EmbeddedPhoto, ImageSource, Sample, TarMember
-from intclip.errors import DatasetError, TaxonomyError
+from intclip.errors import DatasetError, TaxonomyError, reason
 from intclip.labels.reading import parse_taxonomy
 from intclip.labels.taxonomy import Taxonomy
 
@@ -88,7 +88,9 @@ def read_text(path: Path, encoding: str = "utf-8-sig", *, encodable: bool = Fals
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DatasetError(f"cannot read {path}: {error.strerror or error}; check path and permission") from error
+        raise DatasetError(
+            f"cannot read {path}: {error.strerror or reason(error)}; check path and permission"
+        ) from error
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
