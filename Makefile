@@ -8,7 +8,7 @@ ALL := $(VENV)/.all
 # Without --no-compile pip writes 200 MB of bytecode, most of it of modules that nothing imports.
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
-.PHONY: demo test lint docs sbom audit clean
+.PHONY: demo test lint docs bench-check sbom audit clean
 demo: $(CORE)
 	$(BIN)/intclip demo --out demo
 
@@ -21,6 +21,10 @@ lint: $(ALL)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
+
+# Compares ratios of speeds, never times, with docs/figures/bench_check.json
+bench-check: $(ALL)
+	$(BIN)/python -m benchmarks.bench_check
 
 # The documentation site: build/docs/index.html
 docs: $(ALL)

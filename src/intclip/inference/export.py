@@ -82,8 +82,8 @@ def trains_trunk(method: Method) -> bool:
 
 def tower_features(method: Method) -> tuple[FeatureName, ...]:
     """What the tower of a method computes: the same for most methods over a backbone, so that they share it."""
-    stages = [name for name in method.needs if name.startswith("stage")]
-    return ("trunk", "regions", "pooled", *sorted(stages))
+    shared: tuple[FeatureName, ...] = ("trunk", "regions", "pooled")
+    return (*shared, *sorted(set(method.needs) - set(shared)))
 
 
 def convert_tower(method: Method, format: GraphFormat) -> Tower:

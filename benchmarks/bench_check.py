@@ -1,0 +1,106 @@
+"""Whether something got slower: ratios of two things measured in turns here, beside the committed ones.
+
+    make bench-check                              # compare; exit code 1 where a ratio is worse by more than 10 %
+    python -m benchmarks.bench_check --write      # commit today's ratios as docs/figures/bench_check.json
+
+Only ratios are compared, of seconds of CPU, never times: they depend little on the machine and on what else it does. A
+ratio tells how many times as fast the first of the two is; larger is better.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from intclip.backbones import load_backbone
+from intclip.inference import load
+from intclip.inference.engines import prune
+from intclip.inference.exported import PREDICTION_OUTPUTS
+from intclip.inference.speed import noise_pixels
+from intclip.inference.text_engine import PAYS_FROM, use_engine
+from intclip.machine import describe_machine
+
+COMMITTED = Path(__file__).parents[1] / "docs" / "figures" / "bench_check.json"
+WORSE = 0.10
+Pair = tuple[Callable[[], object], Callable[[], object]]
+
+
+def ratio(fast: Callable[[], object], slow: Callable[[], object], turns: int) -> float:
+    """Seconds of CPU of the second over those of the first: the median of turns, after one that does not count."""
+    found = []
+    for _ in range(turns + 1):
+        seconds = []
+        for call in (fast, slow):
+            start = time.process_time()
+            call()
+            seconds.append(time.process_time() - start)
+        found.append(seconds[1] / seconds[0])
+    return statistics.median(found[1:])
+
+
+def engine_over_torch() -> Pair:
+    """A batch through `lite` on OpenVINO and in torch."""
+    pixels = noise_pixels(8, 224)
+    models = {name: load("lite", engine=name, device="cpu") for name in ("openvino", "torch")}
+    return partial(models["openvino"].predict_pixels, pixels), partial(models["torch"].predict_pixels, pixels)
+
+
+def engine_over_raw() -> Pair:
+    """A batch through `lite` by the predictor, and the same graph by OpenVINO itself: 1 is all that can be had."""
+    import openvino
+
+    pixels = noise_pixels(32, 224)
+    model = load("lite", engine="openvino")
+    graph = model._graph
+    assert graph is not None
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "THROUGHPUT"}
+    raw = openvino.Core().compile_model(prune(graph.model, PREDICTION_OUTPUTS), "CPU", hints)
+    return partial(model.predict_pixels, pixels), lambda: [raw(pixels[i : i + 2]) for i in range(0, 32, 2)]
+
+
+def texts_over_torch() -> Pair:
+    """64 texts through MiniLM on the engine and in torch."""
+    rng = np.random.default_rng(0)
+    words = np.array(
+        ["photo", "friends", "beach", "sunset", "people", "share", "moment", "family", "remarkable", "of", "the"]
+    )
+    texts = [" ".join(rng.choice(words, size=80)) + f" {i}" for i in range(PAYS_FROM)]
+    plain, fast = load_backbone("lite").text, load_backbone("lite").text
+    use_engine(fast)
+    fast.embed_texts(texts)
+    return partial(fast.embed_texts, texts), partial(plain.embed_texts, texts)
+
+
+CHECKS: dict[str, Callable[[], Pair]] = {
+    "lite, OpenVINO over torch": engine_over_torch,
+    "lite, predictor over raw OpenVINO": engine_over_raw,
+    "MiniLM, OpenVINO over torch": texts_over_torch,
+}
+
+
+def main() -> None:
+    """Measure, and compare or write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="commit these ratios instead of comparing")
+    parser.add_argument("--turns", type=int, default=5)
+    arguments = parser.parse_args()
+    found = {name: round(ratio(*make(), arguments.turns), 2) for name, make in CHECKS.items()}
+    if arguments.write:
+        report = {"machine": describe_machine(), "ratios": found}
+        COMMITTED.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    committed = json.loads(COMMITTED.read_text(encoding="utf-8"))["ratios"]
+    slower = [name for name, value in found.items() if value < (1 - WORSE) * committed[name]]
+    for name, value in found.items():
+        mark = "slower" if name in slower else "ok"
+        print(f"{mark:7} {name}: {value} × (committed {committed[name]} ×)")
+    sys.exit(bool(slower))
+
+
+if __name__ == "__main__":
+    main()
