@@ -111,6 +111,12 @@ def test_reductions() -> None:
     torch.testing.assert_close(asymmetric_loss(PROBABILITIES, TARGETS), none.sum())
     torch.testing.assert_close(asymmetric_loss(PROBABILITIES, TARGETS, reduction="batch"), none.sum() / 2)
     torch.testing.assert_close(asymmetric_loss(PROBABILITIES, TARGETS, reduction="mean"), none.mean())
+    for reduction in ("none", "sum", "mean"):
+        expected = F.binary_cross_entropy(PROBABILITIES, TARGETS, reduction=reduction).float()
+        torch.testing.assert_close(binary_cross_entropy(PROBABILITIES, TARGETS, reduction=reduction).float(), expected)
+        logits = torch.logit(PROBABILITIES)
+        found = binary_cross_entropy_with_logits(logits, TARGETS, reduction=reduction).float()
+        torch.testing.assert_close(found, expected)
     with pytest.raises(ValueError, match="unknown reduction"):
         asymmetric_loss(PROBABILITIES, TARGETS, reduction="avg")
 

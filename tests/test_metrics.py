@@ -15,6 +15,8 @@ from intclip.metrics import (
     SUMMARY,
     bootstrap_differences,
     bootstrap_intervals,
+    largest_labels,
+    mean_average_precision,
     multilabel_report,
     singlelabel_intervals,
     singlelabel_report,
@@ -271,3 +273,69 @@ def test_a_label_without_positives_or_negatives_has_no_average_precision(everywh
     assert report["mAP"] == pytest.approx(report["per_class"]["AP"][[0, 2]].mean())
     alone = bootstrap_intervals(scores[:, [1]], targets[:, [1]], n=20)
     assert np.isnan(alone["mAP"]).all()
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_map_alone_equals_the_reports(ties: bool) -> None:
+    scores, targets = problem(images=80, ties=ties)
+    assert mean_average_precision(scores, targets) == pytest.approx(
+        multilabel_report(scores, targets)["mAP"], abs=1e-12
+    )
+    targets[:, 2] = 0  # a class without a positive counts nowhere
+    without = mean_average_precision(scores, targets)
+    assert without == pytest.approx(multilabel_report(scores, targets)["mAP"], abs=1e-12)
+    assert without == pytest.approx(sk.average_precision_score(np.delete(targets, 2, 1), np.delete(scores, 2, 1)))
+    assert np.isnan(mean_average_precision(scores, np.zeros_like(targets)))
+
+
+def test_differences_equal_those_of_reports_on_the_same_drawn_photos() -> None:
+    first, targets = problem(images=60, classes=4, ties=True)
+    second = np.clip(first + np.random.default_rng(1).normal(0, 0.2, first.shape), 0, 1)
+    targets = np.where(targets > 0, 2 / 3, 1 / 3)  # yes from a share of 0.6 on
+    options = {"positive_share": 0.6}
+    got = bootstrap_differences(first, second, targets, thresholds=(0.4, 0.3), n=50, seed=5, level=0.8, **options)
+    drawn = np.random.default_rng(5).integers(0, 60, size=(50, 60))
+
+    def report(scores: np.ndarray, threshold: float, rows: np.ndarray | slice) -> dict[str, float]:
+        return multilabel_report(scores[rows], targets[rows], thresholds=threshold, **options)
+
+    whole = [report(scores, threshold, slice(None)) for scores, threshold in ((first, 0.4), (second, 0.3))]
+    pairs = [(report(first, 0.4, rows), report(second, 0.3, rows)) for rows in drawn]
+    assert set(got) == set(SUMMARY)
+    for name in SUMMARY:
+        low, high = np.quantile([ours[name] - theirs[name] for ours, theirs in pairs], [0.1, 0.9])
+        assert got[name] == pytest.approx((whole[0][name] - whole[1][name], low, high), abs=1e-12)
+    assert not np.any(list(bootstrap_differences(first, first, targets, n=20, **options).values()))
+    with pytest.raises(ValueError, match="zip"):
+        bootstrap_differences(first, second, targets, thresholds=(0.4, 0.3, 0.5), n=5)  # type: ignore[arg-type]
+
+
+def test_single_label_classes_agree_with_scikit_learn_and_absent_ones_count_nowhere() -> None:
+    label = np.array([0, 0, 1, 1, 1, 2])
+    called = np.array([0, 1, 1, 1, 0, 2])
+    report = singlelabel_report(np.eye(4)[called], label)  # class 3 occurs nowhere
+    per_class = report["per_class"]
+    assert set(per_class) == {"f1", "precision", "recall", "support", "predicted"}
+    precision, recall, f1, support = sk.precision_recall_fscore_support(label, called, labels=range(3))
+    for name, expected in (("precision", precision), ("recall", recall), ("f1", f1), ("support", support)):
+        np.testing.assert_allclose(per_class[name][:3], expected)
+    np.testing.assert_array_equal(per_class["predicted"], [2, 3, 1, 0])
+    assert per_class["f1"].dtype == np.float64
+    assert report["macro_f1"] == pytest.approx(f1.mean())
+    # Class 2 has one photo, and it counts.
+    assert report["balanced_accuracy"] == pytest.approx(recall.mean())
+    alone = singlelabel_report(np.eye(4)[[2]], [0])  # each of two classes occurs once, one as label and one as guess
+    assert (alone["macro_f1"], alone["balanced_accuracy"], alone["accuracy"]) == (0, 0, 0)
+
+
+def test_one_labelled_photo_of_the_first_class_is_enough_and_shapes_are_checked() -> None:
+    assert singlelabel_report([[1, 0], [0, 1]], [0, -1])["accuracy"] == 1
+    for scores, targets in (([0.1, 0.9], [0]), ([[0.1, 0.9]], [0, 1]), ([[[0.5]]], [[[1]]])):
+        with pytest.raises(ValueError, match="must be"):
+            singlelabel_report(scores, targets)
+
+
+def test_the_largest_label_of_a_row() -> None:
+    rows = [[0.2, 0.8], [0, 0], [np.nan, 1], [1, 0]]
+    assert largest_labels(rows).tolist() == [1, -1, -1, 0]
+    assert largest_labels(np.array(rows, dtype=np.float32)).dtype == np.int64

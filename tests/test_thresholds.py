@@ -109,3 +109,20 @@ def test_bad_input_is_refused() -> None:
         tune_threshold([[0.1]], [[1]], ties="last")
     with pytest.raises(ValueError, match="per class"):
         tune_threshold([[0.1]], [[1]], per_class=True, objective="micro_f1")
+
+
+@pytest.mark.parametrize("objective", ["micro_f1", "samples_f1", "mean_f1"])
+@pytest.mark.parametrize("seed", range(4))
+def test_every_objective_is_that_of_the_reports(objective: str, seed: int) -> None:
+    """Where the objectives disagree, each takes its own threshold; photos of which nothing is known count nowhere."""
+    rng = np.random.default_rng(seed)
+    scores = rng.random((40, 5)) ** np.linspace(0.3, 4, 5)
+    targets = (rng.random((40, 5)) < scores).astype(float)
+    targets[::7] = np.nan
+    targets[1, 2] = np.nan
+    reports = [multilabel_report(scores, targets, thresholds=t) for t in GRID]
+    parts = {name: np.array([report[name] for report in reports]) for name in ("macro_f1", "micro_f1", "samples_f1")}
+    values = sum(parts.values()) / 3 if objective == "mean_f1" else parts[objective]
+    best = np.asarray(GRID)[np.flatnonzero(values >= values.max() - 1e-12)]
+    assert tune_threshold(scores, targets, objective=objective) in best
+    assert tune_threshold(scores, targets, objective=objective, ties="first") == pytest.approx(best[0])
