@@ -163,7 +163,7 @@ def test_a_second_start_needs_resume(photos, run):
 def test_study_runs_from_the_command_line_and_is_not_run_twice(photos, run, tmp_path):
     words = ["ablate", "table6", "--recipe", "proxy-lite", *options(photos), "--set", "schedule.epochs=2"]
     words += ["--set", "augment=null", "--set", "backbone.engine=torch", "--cache", "off"]
-    words += ["--seeds", "0", "--jobs", 1, "--out", tmp_path / "a"]
+    words += ["--seeds", "0", "--jobs", 1, "--row", "IntCLIP", "--out", tmp_path / "a"]
     text = intclip(*words)
     assert "| IntCLIP | – / " in text
     assert "| backbone | CLIP RN101 | lite |" in text
@@ -191,7 +191,7 @@ def test_help_and_lists_teach():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train"], "name a recipe: asl_resnet, best, clean, "),
+        (["train"], "asl_resnet, best, "),
         (["train", "claen"], "no recipe 'claen'; did you mean 'clean'?"),
         (["train", "tiny", "--set", "optim.lrr=1"], "unknown key 'optim.lrr'; did you mean 'optim.lr'?"),
         (["train", "tiny", "--data-root", "/nowhere/at/all"], "no such file or folder"),
