@@ -18,9 +18,7 @@ def describe(
         str | None,
         typer.Option(help="Tell the model these labels. Descriptions then must not be used to measure those labels."),
     ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Folder of answers; by default OUT.cache beside the table.")
-    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder of cached answers; OUT.cache by default.")] = None,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Requests at once.")] = 4,
     prices: Annotated[
         tuple[float, float],

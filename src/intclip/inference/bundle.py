@@ -54,7 +54,7 @@ class CheckpointIdentity(_Part):
 
     Attributes:
         name: "hf:owner/name[@revision]", or the name of the file or folder.
-        sha256: Of the file; None for a folder and for the hub.
+        sha256: Hash of the file; None for a folder and for the hub.
     """
 
     name: str
@@ -68,7 +68,7 @@ class BackboneIdentity(_Part):
         name: In the registry.
         split: Where trunk and deep layers part.
         checkpoint: Where it was read from, if not from the registry's own place.
-        activation: The one that was given by hand; None where a file beside the weights, or the family, has it.
+        activation: The activation given by hand; None where a file beside the weights, or the family, has it.
         weights: Its identity by content, see `Backbone.identity`; None in a bundle that was not trained here.
     """
 
@@ -98,7 +98,7 @@ class BundleInfo(_Part):
 
     Attributes:
         format: Marks the file.
-        format_version: Of this layout; newer ones are refused.
+        format_version: Version of this layout; newer ones are refused.
         intclip: Version of the package that wrote it.
         backbone: The frozen backbone.
         method: The method and its options.
@@ -113,7 +113,7 @@ class BundleInfo(_Part):
         scales: The fixed scales of the method's logits, by option name.
         recipe: The training recipe; None for a model that was not trained here.
         metrics: What was measured, by split or name.
-        weights: Of the weights file.
+        weights: Hash and tensors of the weights file.
     """
 
     format: Literal["intclip-bundle"] = "intclip-bundle"
@@ -261,7 +261,7 @@ def save_bundle(
         channel_thresholds: Channel to thresholds (K,) of posts that have only this one.
         recipe: The training recipe.
         metrics: What was measured; NaN becomes null.
-        dtype: Of floats on disk; float16 halves the file.
+        dtype: Type of floats on disk; float16 halves the file.
         backbone_checkpoint: The file, folder or hub repository that the backbone was read from, where it was not the
             registry's own.
         split: Where the backbone was split into trunk and deep layers.
@@ -395,7 +395,7 @@ def sentences_of(taxonomy: Taxonomy, options: Mapping[str, Any]) -> list[str]:
 
 def _read_info(file: Path) -> BundleInfo:
     if file.stat().st_size > MAX_JSON_BYTES:
-        raise BundleError(f"{file} is larger than {MAX_JSON_BYTES >> 20} MiB; that is no bundle of intclip: {_WANTED}")
+        raise BundleError(f"{file} is larger than {MAX_JSON_BYTES >> 20} MiB; that is not an intclip bundle: {_WANTED}")
     try:
         content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:

@@ -32,7 +32,7 @@ class ModelCard(BaseModel, frozen=True, extra="forbid"):
     """Everything that prediction needs besides the graph.
 
     Attributes:
-        card_version: Of this layout.
+        card_version: Version of this layout.
         intclip: Version of the package that wrote it.
         model: What the user asked for, such as "lite".
         backbone: Name of the backbone.
@@ -45,8 +45,8 @@ class ModelCard(BaseModel, frozen=True, extra="forbid"):
         attention: Whether it has an "attention" (B, N, N) between regions too, among the outputs where the maps are.
         channels: What the model reads of a post. A graph reads photos alone.
         alone: Which of these channels suffice without the other.
-        channel_thresholds: Of a model whose channels each suffice: channel to the K thresholds of posts that have only
-            this one. `thresholds` are of posts that have them all.
+        channel_thresholds: Channel to the K thresholds of posts that have only this one, for a model whose channels
+            each suffice. `thresholds` hold for posts that have all channels.
         arithmetic: "float32", or "int8" after quantisation.
         taxonomy: All of `Taxonomy.to_dict`.
     """

@@ -46,7 +46,7 @@ def find_conflict(
 def conflict(photo: Numbers, words: Numbers, *, exclusive: bool) -> Array:
     """Conflict (N,) in [0, 1] of what photos say and what words say: 0 where they agree on every label.
 
-    Of labels that exclude each other it is the Jensen-Shannon divergence of the two distributions, in bits. Else each
+    Where labels exclude each other it is the Jensen-Shannon divergence of the two distributions, in bits. Else each
     label is a yes or no with a divergence of its own, and the conflict is the largest: one label that the photo is sure
     of and the words deny makes a conflict, however many others both leave out.
 
@@ -68,7 +68,7 @@ def conflict(photo: Numbers, words: Numbers, *, exclusive: bool) -> Array:
 
 
 def _entropy(share: Numbers) -> Array:
-    """Of a yes or no, in bits."""
+    """Entropy of a yes-or-no variable, in bits."""
     return _information(share) + _information(1 - share)
 
 

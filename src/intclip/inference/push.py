@@ -43,20 +43,20 @@ def push(
         repository: "owner/name".
         private: Make a new repository private.
         license: Identifier for the card, such as "cc-by-4.0"; data and weights may bind the choice, so none is assumed.
-        message: Of the commit.
+        message: Commit message.
         endpoint: Address of the hub; by default `HF_ENDPOINT`, else the public one.
 
     Returns:
         Address of the commit.
 
     Raises:
-        BundleError: The model is no whole bundle.
+        BundleError: Not a whole bundle.
         IntclipError: The repository's name is none, or the model has nothing of its own to push.
         StorageError: The hub cannot be reached or refuses.
         MissingExtraError: `huggingface_hub` is not installed.
     """
     if not _REPOSITORY.fullmatch(repository):
-        raise IntclipError(f"{repository!r} is no hub repository; write owner/name")
+        raise IntclipError(f"Not a hub repository: {repository!r}; write owner/name")
     spec = os.fspath(model)
     if is_zero_shot(spec):
         raise IntclipError(f"{spec} was not trained, everybody loads it by its name; push a trained bundle's folder")
@@ -128,7 +128,7 @@ def model_card(bundle: Bundle, repository: str, *, license: str | None = None) -
         ]  # fmt: skip
     lines += [
         "## Limits", "",
-        "Probabilities are a model's estimates of which labels people would give a photo. They are no facts about a "
+        "Probabilities are a model's estimates of which labels people would give a photo. They are not facts about a "
         "person, and they carry the leanings of the data they were learned from.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"

@@ -28,7 +28,7 @@ ATTENTION_SIDE = 8
 PER_MILLE = 1000
 """Probabilities are whole numbers in the page."""
 DISPUTED = 2
-"""Labels that photo and words dispute which a post tells."""
+"""Number of disputed labels that the page shows for a post."""
 
 
 class PhotoEntry(TypedDict):

@@ -45,7 +45,7 @@ def nested(
         targets: (N, K), 0 or 1.
         taxonomy: The K labels.
         folds: Number of outer folds.
-        seed: Of the outer folds, and in each of the inner ones.
+        seed: Seed of the outer folds; the inner ones take it with the fold's number added.
         head: Take this head in place of the best one.
         report: Called with the number of folds done and of all.
     """

@@ -50,7 +50,7 @@ class Fitted:
         method: The fitted model.
         heads: What was chosen, and the thresholds.
         dataset: What it was fitted on, its taxonomy exclusive where exactly one label holds.
-        ids: Of the N posts it was fitted on.
+        ids: Sample ids of the N posts it was fitted on.
         targets: (N, K), 0 or 1.
         held_out: Mode to its cross-validated probabilities; empty without folds.
         reports: Mode to the metrics of these; see `make_report`.
@@ -117,7 +117,7 @@ def fit_dataset(
         options: Channels to read (those that no post has are dropped), text encoder, head and seed.
         splits: Which splits to fit on.
         backbone: Name of the frozen backbone.
-        folds: Of the nested cross-validation; 0 leaves it out.
+        folds: Number of folds of the nested cross-validation; 0 skips it.
         progress: See `Progress`.
 
     Raises:

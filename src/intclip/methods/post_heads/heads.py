@@ -166,7 +166,7 @@ def fit_heads(
         inputs: "text", "image" or both, N posts each, in one order.
         targets: (N, K), 0 or 1; exactly one 1 a row where the taxonomy is exclusive.
         taxonomy: The K labels.
-        seed: Of the folds.
+        seed: Seed of the folds.
         head: Take this head in place of the best one; a key of `solver.GRIDS`, "anchors" or "ensemble".
     """
     target = np.asarray(targets, dtype=np.float64)

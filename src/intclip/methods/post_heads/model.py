@@ -33,11 +33,11 @@ class PostHeadsOptions(Options, frozen=True):
 
     Attributes:
         channels: What it reads: "image", "text" or both.
-        text_encoder: Of the words: "minilm", "backbone" (its text tower), or the folder of a sentence-transformers
-            model.
+        text_encoder: What reads the words: "minilm", "backbone" (its text tower), or the folder of a
+            sentence-transformers model.
         terms: Kind of terms ("words", "letters") to the vocabulary that was fitted.
         head: Take this head in place of the one that cross-validation ranks first.
-        seed: Of the folds.
+        seed: Seed of the folds.
     """
 
     channels: tuple[Channel, ...] = Field(default=("image",), min_length=1)
@@ -177,7 +177,7 @@ class PostHeads(Method):
         """Blocks and anchors of the last feature map: its mean, and the embedding in the joint space."""
         mean = self.backbone.deep_map(deep).mean(dim=(2, 3))
         joint = F.normalize(self.backbone.head.pooled(deep), dim=1)
-        # The root lets faint evidence count beside strong.
+        # The root keeps faint evidence from vanishing next to strong.
         return {"deep": mean.sign() * mean.abs().clamp_min(_TINY).sqrt(), "joint": joint}, joint @ self.image_labels.T
 
     def _falls(self, deep: Tensor, logits: Tensor) -> Tensor:

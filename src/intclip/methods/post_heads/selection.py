@@ -67,7 +67,7 @@ def choose_head(
         anchors: (N, K) similarities with the class sentences.
         targets: (N, K), 0 or 1.
         neighbours: (K, K) siblings in the taxonomy.
-        seed: Of the folds.
+        seed: Seed of the folds.
         head: Take this one, whatever the figures.
     """
     candidates = {ANCHORS: _candidate(ANCHORS, (), anchors, targets)}

@@ -22,7 +22,7 @@ class Dual:
     """A fitted head.
 
     Attributes:
-        gamma: Of the RBF kernel; 0 for the linear one.
+        gamma: Parameter of the RBF kernel; 0 for the linear kernel.
         alpha: (N, K) weights of the labelled posts.
         bias: (K,).
     """
@@ -63,7 +63,7 @@ def fit_head(name: str, cosines: Array, targets: Array, neighbours: Array, param
         name: A key of `GRIDS`.
         cosines: (N, N) dot products of the labelled posts.
         targets: (N, K), 0 or 1.
-        neighbours: (K, K) which classes the taxonomy holds for siblings; zero where there is no hierarchy.
+        neighbours: (K, K), 1 for classes that are siblings in the taxonomy; all 0 without a hierarchy.
         params: One of the head's settings.
     """
     chosen = dict(params)
