@@ -17,6 +17,7 @@ from intclip.backbones.registry import backbone_names
 from intclip.errors import IntclipError
 from intclip.inference.card import ATTENTION_OUTPUT, MAP_PREFIX
 from intclip.inference.conversion import to_onnx, to_openvino
+from intclip.inference.engines import OpenvinoEngine
 from intclip.inference.export import build_graph, make_card
 from intclip.inference.exported import PREDICTION_OUTPUTS
 from intclip.inference.graph import PhotoGraph, example_pixels
@@ -130,6 +131,29 @@ class KeepsNumber(nn.Module):
 
     def forward(self, pixels):
         return pixels / float(pixels.abs().max())
+
+
+class NegativeScale(nn.Module):
+    """What heads for few labels once did: OpenVINO 2026.4 takes -γ for -1 in the streams that compute many photos."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("gamma", torch.tensor([2.0]))
+        self.register_buffer("weight", torch.randn(16, 192, generator=torch.Generator().manual_seed(0)) / 14)
+
+    def forward(self, pixels):
+        return torch.exp(-self.gamma[0] * (1 - pixels.flatten(1) @ self.weight.T))
+
+
+def test_streams_that_compute_otherwise_do_not_pass_the_check():
+    """Either the graph is refused, or the streams give torch's numbers."""
+    module, pixels = NegativeScale(), np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32) / 4
+    try:
+        model = to_openvino(module, pixels)
+    except IntclipError:
+        return
+    found = OpenvinoEngine(model)(pixels)["output"]
+    np.testing.assert_allclose(found, module(torch.from_numpy(pixels)).numpy(), rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -62,9 +62,10 @@ class ChannelHead(nn.Module):
             vectors = self.vectors(blocks)
             scores = scores + vectors @ self.linear
             if len(self.gammas):
-                distance = 1 - vectors @ self.posts.T
+                nearness = vectors @ self.posts.T - 1
                 for number in range(len(self.gammas)):
-                    scores = scores + torch.exp(-self.gammas[number] * distance) @ self.rbf[number]
+                    # Not exp(-γ · distance): OpenVINO 2026.4 takes -γ for -1 where it computes in several streams.
+                    scores = scores + torch.exp(self.gammas[number] * nearness) @ self.rbf[number]
         return scores
 
     def vectors(self, blocks: Mapping[str, Tensor]) -> Tensor:
