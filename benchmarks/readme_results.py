@@ -34,6 +34,7 @@ METRICS = ("macro_f1", "micro_f1", "samples_f1", "mAP", "accuracy")
 PUBLISHED = METRICS[:4]
 BEGIN, END = "<!-- written by python -m benchmarks.readme_results -->", "<!-- end of what is written -->"
 _DASH = "–"
+_FEW = 8
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,9 @@ def table(dataset: str, measured: Mapping[str, Measured]) -> str:
     for name, each in measured.items():
         scores = [each.spread(metric) for metric in shown]
         lines.append([name, *scores, str(len(each.runs)), *([_published(each)] if beside else []), *_costs(each)])
-    return f"    {command(dataset, list(measured.values()))}\n\n{markdown_table(header, lines)}"
+    # A table of few rows names them; one of most rows is that of the whole study.
+    named = list(measured) if len(measured) < _FEW else []
+    return f"    {command(dataset, list(measured.values()), named)}\n\n{markdown_table(header, lines)}"
 
 
 def _published(row: Measured) -> str:
