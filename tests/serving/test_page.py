@@ -197,6 +197,10 @@ def test_corrections_become_a_model_that_is_served(page, tmp_path):
     (tmp_path / "corrections.csv").write_text("\n".join(lines) + "\n")
     fitted = fit_dataset(load_table(tmp_path / "corrections.csv", task="multilabel"))
     assert status["held_out"] == fitted.figures(fitted.mode)
+    held_out = fitted.held_out["image"]
+    targets, decided = fitted.targets > 0.5, held_out.probabilities >= held_out.thresholds
+    micro = 2 * (targets & decided).sum() / (targets.sum() + decided.sum())
+    assert status["held_out"]["micro_f1"]["value"] == pytest.approx(micro)
 
 
 @pytest.mark.parametrize(

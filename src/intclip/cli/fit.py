@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from intclip.cli.options import DataRoot
+from intclip.cli.options import DataRoot, ReadText
 
 if TYPE_CHECKING:
     from intclip.training.fitting import Fitted
@@ -37,6 +37,7 @@ def fit(
     seed: Annotated[int, typer.Option(help="Seed of the folds.")] = 0,
     data_root: DataRoot = None,
     options: Annotated[list[str] | None, typer.Option("--set", help="Dataset option, as key=value.")] = None,
+    read_text: ReadText = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -69,6 +70,12 @@ def fit(
         raise StorageError(f"{out} exists; choose another folder or add --overwrite")
     given = [*(options or []), *([] if taxonomy is None else [f"taxonomy={taxonomy}"])]
     dataset = load_named_dataset(data, data_root, given)
+    if read_text:
+        from intclip.data.ocr import add_words_to
+
+        with progress_bar("reading the words in pictures") as bar:
+            tell = None if bar is None else lambda _, done, total: bar(done, total)
+            dataset = add_words_to(dataset, split or ["train"], tell)
     settings = {"channels": channel or ["image", "text"], "text_encoder": text_encoder, "head": head, "seed": seed}
     with progress_bar("fitting") as bar:
         fitted = fit_dataset(

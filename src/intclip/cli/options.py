@@ -30,6 +30,13 @@ Threshold = Annotated[
     float | None,
     typer.Option(min=0, max=1, help="Probability from which a label holds; by default the model's own thresholds."),
 ]
+ReadText = Annotated[
+    bool,
+    typer.Option(
+        "--read-text",
+        help="Read the words in each picture too (OCR) and add them to the post's text, for models that read text.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -1,12 +1,12 @@
 """`intclip predict`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from intclip.cli.options import ModelChoice, Reading, with_options
+from intclip.cli.options import ModelChoice, Reading, ReadText, with_options
 from intclip.cli.outputs import Outputs, Results, Shown
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def predict(
         str | None,
         typer.Option(help="Text of the post, with its photo or alone; for models that read text (`intclip fit`)."),
     ] = None,
+    read_text: ReadText = False,
     *,
     choice: ModelChoice,
     shown: Shown,
@@ -53,11 +54,18 @@ def predict(
     """
     from intclip.cli.common import progress_bar, words_read
     from intclip.data.sample import Lenient
+    from intclip.errors import IntclipError
 
     images, words = _posts(photos or [], text, reading.exclude or [])
     outputs.check(photos or [], images)
     predictor = choice.load()
-    texts = words_read(predictor, images, words) if text is None else words
+    texts: Iterable[str | None] | None = words_read(predictor, images, words) if text is None else words
+    if read_text:
+        from intclip.data.ocr import add_words
+
+        if "text" not in predictor.channels:
+            raise IntclipError(f"{predictor.card.model} reads photos alone; --read-text takes a model of `intclip fit`")
+        texts = add_words(images, words)
     predictions = predictor.predict_iter(
         [Lenient(image) if reading.lenient and image is not None else image for image in images],
         texts=texts,

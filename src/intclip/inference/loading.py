@@ -196,7 +196,7 @@ def _zero_shot(
 ) -> _Model:
     backbone = "lite" if spec == ZERO_SHOT else spec.removeprefix(f"{ZERO_SHOT}:")
     labels = _read_taxonomy("intentonomy" if taxonomy is None else taxonomy)
-    options = {"sentence_form": sentences, "scenes": backbone in LITE_BACKBONES}
+    options = zero_shot_options(backbone, sentences)
 
     def build() -> "Method":
         from intclip.backbones import load_backbone
@@ -219,6 +219,11 @@ def _zero_shot(
     }
     threshold = SCENES_THRESHOLD if options["scenes"] else ZERO_SHOT_THRESHOLD
     return _Model(spec, "zero_shot", threshold, identity, build)
+
+
+def zero_shot_options(backbone: str, sentences: str = SENTENCES) -> dict[str, Any]:
+    """Options of the method "zero_shot" over a backbone, by name."""
+    return {"sentence_form": sentences, "scenes": backbone in LITE_BACKBONES}
 
 
 def _bundle_model(spec: str, bundle: Bundle, checkpoint: str | os.PathLike[str] | None) -> _Model:

@@ -34,6 +34,11 @@ PHOTOS: tuple[Channel, ...] = ("image",)
 """The channels of a photo without words."""
 
 
+def untrained_note(backbone: str) -> str:
+    """What a reader of zero-shot answers of a small backbone should know."""
+    return f"{backbone} is a small model that was not trained on these labels; its answers are guesses."
+
+
 class Predictor:
     """Intents of photos; made by `intclip.load`.
 
@@ -329,7 +334,7 @@ class Predictor:
         """What a reader of its answers should know, in one sentence; None where there is nothing to say."""
         if self.card.method != "zero_shot" or self.card.backbone not in LITE_BACKBONES:
             return None
-        return f"{self.card.backbone} is a small model that was not trained on these labels; its answers are guesses."
+        return untrained_note(self.card.backbone)
 
     @property
     def maps(self) -> tuple[str, ...]:

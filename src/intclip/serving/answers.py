@@ -204,6 +204,7 @@ class ModelInfo(BaseModel):
         arithmetic: "float32" or "int8".
         input_size: Side of the square it sees, in pixels.
         default: Whether it answers where a request names none.
+        note: What a reader of its answers should know, in one sentence; null where there is nothing to say.
     """
 
     name: str
@@ -218,6 +219,7 @@ class ModelInfo(BaseModel):
     arithmetic: str
     input_size: int
     default: bool
+    note: str | None
 
 
 class TaxonomyInfo(BaseModel):

@@ -133,6 +133,7 @@ def describe_model(name: str, model: Predictor, default: bool) -> ModelInfo:
         arithmetic=card.arithmetic,
         input_size=card.preprocessing.size,
         default=default,
+        note=model.note,
     )
 
 

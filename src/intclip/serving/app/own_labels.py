@@ -11,7 +11,7 @@ from cachetools import LRUCache
 from intclip.data.images import read_image
 from intclip.data.loading import read_for_model
 from intclip.errors import TaxonomyError
-from intclip.inference.loading import ZERO_SHOT_THRESHOLD
+from intclip.inference.loading import ZERO_SHOT_THRESHOLD, zero_shot_options
 from intclip.inference.prediction import Prediction
 from intclip.labels.reading import parse_taxonomy
 from intclip.labels.taxonomy import Taxonomy
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 NAME = "own labels"
 MOST_LABELS = 60
+OWN_BACKBONE = "lite"
 _PHOTOS_KEPT = 512
 _VIEWS_KEPT = 16
 """Photos whose enlarged parts are kept too, for finer evidence."""
@@ -57,7 +58,7 @@ class OwnLabels:
         max_pixels: Larger photos are refused from their header.
     """
 
-    def __init__(self, backbone: str = "lite", *, max_pixels: int) -> None:
+    def __init__(self, backbone: str = OWN_BACKBONE, *, max_pixels: int) -> None:
         self.backbone_name = backbone
         self._max_pixels = max_pixels
         self._backbone: Backbone | None = None
@@ -117,7 +118,9 @@ class OwnLabels:
 
         if labels.names not in self._methods:
             backbone = self._backbone = self._backbone or load_backbone(self.backbone_name)
-            self._methods[labels.names] = build_method("zero_shot", backbone, labels, {})
+            self._methods[labels.names] = build_method(
+                "zero_shot", backbone, labels, zero_shot_options(self.backbone_name)
+            )
         return self._methods[labels.names]
 
     def _features(self, backbone: "Backbone", photo: bytes, *, fine: bool) -> "Features":

@@ -6,12 +6,13 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
@@ -20,13 +21,14 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from intclip.data.images import read_image
+from intclip.data.ocr import read_words
 from intclip.errors import ImageError, IntclipError
 from intclip.evidence.heat import LEGEND, colors
 from intclip.inference.loading import ZERO_SHOT_THRESHOLD
-from intclip.inference.predictor import Predictor
-from intclip.serving.answers import ExplainRequest, Explanation, PredictAnswer, PredictRequest
+from intclip.inference.predictor import Predictor, untrained_note
+from intclip.serving.answers import ExplainRequest, Explanation, Photo, PredictAnswer, PredictRequest
 from intclip.serving.api import answer_all, answer_one, create_api, explain_one, predict_posts
-from intclip.serving.app.own_labels import MOST_LABELS, OwnLabels, make_taxonomy
+from intclip.serving.app.own_labels import MOST_LABELS, OWN_BACKBONE, OwnLabels, make_taxonomy
 from intclip.serving.app.training import MOST_ROWS, Row, Trainer, Training, photo_file
 from intclip.serving.batcher import Batcher
 from intclip.serving.bodies import Uploads, read_body
@@ -62,6 +64,14 @@ class PageExplainRequest(ExplainRequest):
     """As `ExplainRequest`, and the labels that the photo was scored against, where they are the visitor's own."""
 
     labels: list[str] = Field(default_factory=list)
+
+
+class ReadTextRequest(BaseModel):
+    """A picture whose words are read."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image: Photo
 
 
 class _Static(StaticFiles):
@@ -101,12 +111,14 @@ def create_app(
         "photos": [photo.name for photo in photos] if examples else photo_names(photos),
         "examples": examples,
         "training": trainer is not None,
+        "reads_text": find_spec("rapidocr") is not None,
         "max_photos": min(settings.max_photos, settings.capacity // 2),
         "max_bytes": 0.9 * settings.max_body_bytes,  # what a form adds to its files fits into the rest
         "least_rows": LEAST_ROWS,
         "most_rows": MOST_ROWS,
         "most_labels": MOST_LABELS,
         "own_threshold": ZERO_SHOT_THRESHOLD,
+        "own_note": untrained_note(OWN_BACKBONE),
         "palette": colors(np.linspace(0, 1, 256)).round().astype(int).tolist(),
         "legend": LEGEND,
     }
@@ -118,6 +130,7 @@ def create_app(
 
     _add_photos(page, photos, state)
     _add_answers(page, state)
+    _add_reading(page, state)
     if trainer is not None:
         _add_training(page, trainer, state)
     api.include_router(page)
@@ -208,6 +221,19 @@ def _photo_of(image: Any) -> bytes:
     if not isinstance(image, bytes):
         raise IntclipError("own labels are scored against photos; send a photo")
     return image
+
+
+def _add_reading(page: APIRouter, state: Any) -> None:
+    @page.post("/read-text")
+    async def read_text(request: Request) -> dict[str, str]:
+        """The words in a picture; none where it cannot be read."""
+        with state.uploads.counted(request) as counted:
+            asked, _ = await read_body(counted, ReadTextRequest, state.settings)
+            work = partial(read_words, asked.image, max_pixels=state.settings.max_pixels)
+            try:
+                return {"text": await answer_one(state.batcher.run(work), "the photo", state.settings)}
+            except ImageError:
+                return {"text": ""}
 
 
 async def _from_page(x_intclip_page: Annotated[str, Header()] = "") -> None:

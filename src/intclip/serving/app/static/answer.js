@@ -15,7 +15,7 @@ function reader() {
   if (own.length) {
     state.reader = {
       key: `own\n${own.join("\n")}`, set: setName("own intents", own), taxonomy: "own intents", names: own, levels: [["label", own]], parents: {},
-      thresholds: own.map(() => facts.own_threshold), exclusive: false, definitions: {}, evidence: true, reads: ["image"], own: true,
+      thresholds: own.map(() => facts.own_threshold), exclusive: false, definitions: {}, evidence: true, reads: ["image"], own: true, note: facts.own_note,
     };
     return state.reader;
   }
@@ -24,7 +24,7 @@ function reader() {
   const levels = Object.entries(labels.levels), names = levels[0][1];
   state.reader = {
     key: info.name, set: setName(labels.name, names), taxonomy: labels.name, names, levels, parents: labels.parents, exclusive: labels.exclusive,
-    thresholds: names.map((name) => labels.thresholds[info.name][name]), definitions: labels.definitions, evidence: info.evidence,
+    note: info.note, thresholds: names.map((name) => labels.thresholds[info.name][name]), definitions: labels.definitions, evidence: info.evidence,
     reads: info.reads, own: false,
   };
   return state.reader;
@@ -52,6 +52,7 @@ function drawAnswer() {
   if (!photo) return;
   const found = photo.answers.get(reader().key), line = $("headline");
   $("doubt").textContent = $("agreement").textContent = "";
+  $("model-note").textContent = reader().note ?? "";
   const readable = found && !found.error;
   for (const id of ["evidence", "all", "correct"]) $(id).hidden = !readable;
   $("caption-box").hidden = !reader().reads.includes("text");

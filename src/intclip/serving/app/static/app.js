@@ -5,7 +5,7 @@ const answers = new Answers();
 const state = {
   photos: [], listed: [], photo: null, selected: new Set(), anchor: null, model: "", own: [], reader: null,
   label: null, order: "", moved: new Map(), evidence: false, branch: "fused", fine: false,
-  filter: "", sort: "added", openOnly: false, draft: null, chips: [], learned: new Set(), training: false, trained: false, unsaved: false,
+  filter: "", sort: "added", openOnly: false, draft: null, chips: [], learned: new Set(), training: false, trained: false, unsaved: false, readText: false,
 };
 const BATCH = 8;
 const work = { running: 0, busy: new Set() };
@@ -73,7 +73,15 @@ function scoreNext() {
   else if ($("notice").textContent.startsWith("Reading:")) tell("");
 }
 
+// The words in a picture are its caption where the visitor wrote none. A picture is read once.
+async function readText(photo) {
+  if (photo.caption.trim() || photo.textRead) return;
+  photo.textRead = true;
+  try { photo.caption = (await post("read-text", [["image", await photo.read()]])).text; } catch { /* its answer says what is wrong */ }
+}
+
 async function score(who, batch) {
+  if (state.readText && who.reads.includes("text")) await Promise.all(batch.map(readText));
   const texts = batch.map((photo) => photo.caption.trim());
   const fail = (photo, error) => photo.answers.set(who.key, { error });
   try {
@@ -245,6 +253,13 @@ function wire() {
     for (const one of facts.models) if (one.reads.includes("text")) photo.answers.delete(one.name);
     scoreNext();
   }));
+  on("read-text", "change", (event) => {
+    state.readText = event.target.checked;
+    if (!state.readText) return;
+    for (const photo of state.photos) if (!photo.caption.trim()) for (const one of facts.models) if (one.reads.includes("text")) photo.answers.delete(one.name);
+    drawSoon();
+    scoreNext();
+  });
   on("own", "input", () => later(writeOwn));
   on("more-labels", "change", (event) => { if (event.target.value) switchLabel(event.target.value, true); });
   click("keep", keep);
@@ -287,6 +302,7 @@ async function start() {
   const [least, scale, most] = $("legend").children;
   [least.textContent, most.textContent] = facts.legend;
   paintScale(scale, facts.palette);
+  $("read-text-box").hidden = !facts.reads_text;
   wire();
   fillLabels();
   refresh();
