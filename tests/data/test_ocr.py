@@ -51,7 +51,7 @@ def test_a_picture_without_words_has_none():
 
 def test_a_picture_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"no photo")
-    with pytest.raises(ImageError, match="broken.jpg"):
+    with pytest.raises(ImageError, match="broken"):
         read_words(tmp_path / "broken.jpg")
 
 
@@ -77,7 +77,7 @@ def test_a_dataset_has_the_words_of_its_pictures(meme, monkeypatch):
     assert [sample.text for sample in found.splits["train"]] == ["look meme.png", "meme.png"]
     assert [progress[1:] for progress in told] == [(1, 2), (2, 2)]
     assert replace(found, splits=dataset.splits) == dataset
-    assert [sample.text for sample in dataset.splits["train"]][0] == "look"  # the dataset itself is unchanged
+    assert next(sample.text for sample in dataset.splits["train"]) == "look"  # the dataset itself is unchanged
 
 
 def test_without_the_library_one_line_says_what_to_install(meme, monkeypatch):
