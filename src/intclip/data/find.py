@@ -148,7 +148,8 @@ def _left_out(others: Counter[str]) -> str:
     kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in others.most_common(8))
     more = sum(count for _, count in others.most_common()[8:])
     hint = "; to read raw files of cameras: pip install 'intclip[raw]'" if RAW & others.keys() else ""
-    return f"left out {others.total():,} files: {kinds}{f', {more:,} others' if more else ''}{hint}"
+    files = "file" if others.total() == 1 else "files"
+    return f"left out {others.total():,} {files}: {kinds}{f', {more:,} others' if more else ''}{hint}"
 
 
 def _pattern(pattern: str, suffixes: Container[str], exclude: Sequence[str]) -> list[Path]:

@@ -68,5 +68,9 @@ def read_preview(stream: IO[bytes], name: str, max_pixels: int) -> Preview:
     except ImageError:
         raise
     except Exception as error:  # LibRaw's errors, and whatever hostile content leads to
-        said = reason(error)
+        said = (
+            error.args[0].decode("utf-8", "replace")
+            if error.args and isinstance(error.args[0], bytes)
+            else reason(error)
+        )
         raise ImageError(f"{name} cannot be read as a camera's raw file ({said}); save it as JPEG first") from error
