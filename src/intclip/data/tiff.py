@@ -58,7 +58,7 @@ def read_deep(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image | No
                     "shrink the photo first"
                 )
             samples, bits = page.samplesperpixel, page.bitspersample
-            kind = f"{getattr(page.photometric, 'name', page.photometric)}, {samples} × {bits} bits"
+            kind = f"{getattr(page.photometric, 'name', page.photometric)!s:.40}, {samples} × {bits!s:.40} bits"
             if page.photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB) or page.dtype is None:
                 raise ImageError(f"{name} is a TIFF of a kind that is not supported ({kind}); save it as 8-bit TIFF")
             values = page.asarray()
