@@ -179,7 +179,5 @@ def label_embeddings(text: TextTower, taxonomy: Taxonomy, form: str) -> Tensor:
 @torch.no_grad()
 def text_embeddings(text: TextTower, sentences: Sequence[str]) -> Tensor:
     """Text features (T, D) of sentences, each scaled to length √D."""
-    tokens = text.tokenize(sentences).to(next(text.parameters()).device)
-    unit = F.normalize(text(tokens).float(), dim=1)
-    scaled: Tensor = unit * unit.shape[1] ** 0.5
+    scaled: Tensor = text.embed_texts(sentences) * text.embed_dim**0.5
     return scaled

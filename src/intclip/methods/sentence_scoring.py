@@ -118,7 +118,6 @@ class SentenceScoring(nn.Module):
 @torch.no_grad()
 def encode_classes(backbone: Backbone, sentences: list[str], templates: tuple[str, ...]) -> Tensor:
     """Unit text features (K, D): the mean over templates of unit features, made unit again."""
-    device = next(backbone.text.parameters()).device
     texts = [template.replace("{}", sentence) for sentence in sentences for template in templates]
-    features = F.normalize(backbone.encode_text(backbone.tokenize(texts).to(device)), dim=1)
+    features = backbone.embed_texts(texts)
     return F.normalize(features.view(len(sentences), len(templates), -1).mean(dim=1), dim=1)
