@@ -126,3 +126,21 @@ def test_every_objective_is_that_of_the_reports(objective: str, seed: int) -> No
     best = np.asarray(GRID)[np.flatnonzero(values >= values.max() - 1e-12)]
     assert tune_threshold(scores, targets, objective=objective) in best
     assert tune_threshold(scores, targets, objective=objective, ties="first") == pytest.approx(best[0])
+
+
+def test_a_score_at_the_threshold_is_predicted() -> None:
+    assert tune_threshold([[0.5], [0.25]], [[1], [0]], grid=[0.25, 0.5]) == 0.5
+
+
+def test_a_class_of_one_positive_keeps_its_own_threshold_and_ties_go_to_the_first() -> None:
+    scores = np.array([[0.85, 0.9], [0.1, 0.8], [0.1, 0.1], [0.1, 0.1]])
+    targets = np.array([[1, 1], [0, 1], [0, 0], [0, 0]])
+    grid = [0.2, 0.6, 0.84]
+    overall = tune_threshold(scores, targets, grid=grid)
+    first = tune_threshold(scores, targets, grid=grid, per_class=True, ties="first")
+    np.testing.assert_allclose(first, [0.2, 0.2])
+    shrunk = tune_threshold(scores, targets, grid=grid, per_class=True, ties="first", shrinkage=1.0)
+    # One positive of its own, and one imagined one that votes for the global threshold; two and one.
+    one = tune_threshold(scores, targets, grid=grid, ties="first")
+    np.testing.assert_allclose(shrunk, [(0.2 + one) / 2, (2 * 0.2 + one) / 3])
+    assert overall in grid
