@@ -107,7 +107,7 @@ def test_bad_photos_are_named(model, photos, bad):
     with pytest.raises(ImageError, match=r"image 2.*float32"):
         model.predict([photos[0], np.zeros((4, 4, 3), np.float32)])
     for nothing in (float("nan"), 0, [photos[0]]):  # a gap in a column of a table; a number is no open file
-        with pytest.raises(ImageError, match=rf"^image 2: {type(nothing).__name__} .* is no photo; give a path"):
+        with pytest.raises(ImageError, match=rf"^image 2: {type(nothing).__name__} .* is not a photo; give a path"):
             model.predict([photos[0], nothing])
 
 

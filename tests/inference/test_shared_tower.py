@@ -59,11 +59,15 @@ def test_one_tower_serves_all_labels_and_methods(engine, conversions, bundle_pat
             np.testing.assert_allclose(ours.probabilities, theirs.probabilities, atol=1e-5, rtol=0)
 
 
-def test_a_tower_of_other_weights_is_another_tower(conversions, bundle_path, monkeypatch):
+def test_weights_of_the_same_name_and_other_content_are_another_tower(conversions, monkeypatch, photos, tmp_path):
+    labels = tmp_path / "labels.yaml"
+    labels.write_text(OTHER_LABELS)
     intclip.load("zero-shot:tiny", taxonomy=tiny_taxonomy(), engine="openvino")
-    monkeypatch.setattr("intclip.inference.loading.weights_identity", lambda *_: "other weights")
-    intclip.load("zero-shot:tiny", taxonomy=tiny_taxonomy(), engine="openvino")
+    monkeypatch.setitem(registry.BUILDERS, "tiny", lambda name, checkpoint, split: TinyBackbone(seed=1))
+    found = intclip.load("zero-shot:tiny", taxonomy=labels, engine="openvino").predict(photos[0])
+    expected = intclip.load("zero-shot:tiny", taxonomy=labels, engine="torch", device="cpu").predict(photos[0])
     assert conversions == ["openvino"] * 2
+    np.testing.assert_allclose(found[0].probabilities, expected[0].probabilities, atol=1e-5)
 
 
 def test_a_tower_that_is_lost_or_damaged_is_made_anew(conversions, bundle_path, photos, tmp_path, monkeypatch):

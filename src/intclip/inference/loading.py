@@ -158,7 +158,7 @@ def _load_graph(model: _Model, format: GraphFormat, precision: Precision, thread
 
         method = model.build()
         card = _card(model, method)
-        tower_key, tower = ("", None) if trains_trunk(method) else _tower(model, method, format)
+        tower_key, tower = ("", None) if trains_trunk(method) else _tower(method, format)
         head = convert_head(method, card, format, maps=bool(card.maps))
         keep_graph(key, head, tower_key)
         # From the file, as every later load: the same graph from memory may compute with other last bits.
@@ -166,14 +166,14 @@ def _load_graph(model: _Model, format: GraphFormat, precision: Precision, thread
     return Predictor(graph.card, engine=format, graph=graph, build=model.build, precision=precision, threads=threads)
 
 
-def _tower(model: _Model, method: "Method", format: GraphFormat) -> tuple[str, Tower]:
+def _tower(method: "Method", format: GraphFormat) -> tuple[str, Tower]:
     """The key and the graph of a method's image tower: converted once a backbone, for all methods and labels."""
     from intclip.inference.export import convert_tower, tower_features
 
     backbone = method.backbone
     key = graph_key(
-        weights=model.identity["weights"],
-        backbone=backbone.name,
+        # By content: bundles of one backbone's name may have been trained over other weights, or another activation.
+        weights=backbone.identity(),
         split=getattr(backbone, "split", None),
         size=backbone.image_size,
         features=tower_features(method),
