@@ -120,7 +120,7 @@ function drawBars(found) {
       }
       const label = names[row.best];
       nodes.push(make("li", {}, make("button", {
-        type: "button", class: row.holds ? "" : "below", "aria-pressed": String(label === chosen), title: `${row.definition}. Choose it to see its evidence.`,
+        type: "button", class: row.holds ? "" : "below", "aria-pressed": String(label === chosen), title: `${row.definition.replace(/\.$/, "")}. Choose it to see its evidence.`,
         onclick: () => { state.label = label; drawAnswer(); },
       }, make("span", {}, row.name), meter, make("span", { class: "value" }, `${percent(row.value, row.limit, row.holds)} %`))));
     }
