@@ -45,7 +45,7 @@ def walk(run: Callable[[], object]) -> dict[str, int]:
         run()
     finally:
         sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]
+        threading.setprofile(None)
     files = [name for name, _ in entered]
     changes = sum(before != after for before, after in pairwise(files))
     return {"functions": len(set(entered)), "files": len(set(files)), "changes_of_file": changes}

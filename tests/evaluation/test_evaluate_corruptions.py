@@ -11,6 +11,7 @@ from intclip.data.corruptions import CORRUPTIONS, STRENGTHS
 from intclip.data.sample import Dataset, Sample
 from intclip.evaluation.corruptions import corruption_curves, draw_curves, render_curves
 from intclip.evaluation.evaluate import evaluate
+from intclip.inference.pipeline import score_posts
 
 
 class ByContrast:
@@ -21,6 +22,18 @@ class ByContrast:
     def __init__(self, taxonomy, preprocessing):
         self.taxonomy, self.thresholds = taxonomy, np.array([0.5, 0.5], dtype=np.float32)
         self.card = type("Card", (), {"preprocessing": preprocessing})
+
+    def score(self, posts, *, batch_size, workers, augment):
+        def compute(pixels, texts):
+            return {"probabilities": self.predict_pixels(pixels, texts)}
+
+        return score_posts(
+            posts, self.card.preprocessing, compute, batch_size=batch_size, channels=self.channels,
+            alone=self.channels, workers=workers, augment=augment,
+        )  # fmt: skip
+
+    def resolve_thresholds(self, thresholds, channels):
+        return self.thresholds
 
     def predict_pixels(self, pixels, texts):
         contrast = np.abs(np.diff(pixels, axis=3)).mean(axis=(1, 2, 3))

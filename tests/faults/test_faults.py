@@ -189,6 +189,8 @@ def test_too_little_memory_ends_it_and_loses_nothing(harness, inputs, undisturbe
         job.whole(place)
         if process.exitcode > 0 and process.exitcode != LINKER:
             told = harness.told()
+            if "libgomp: " in told:  # OpenMP ends the process by itself
+                continue
             assert process.exitcode == WRONG_INPUT, told
             assert "intclip: no memory is left; " in told
             assert "Traceback" not in told

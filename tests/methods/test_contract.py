@@ -30,7 +30,7 @@ SCALED = {
         "positive_coop",
         "negative_coop",
     ),
-    *("intclip", "intclip free negative", "intclip_words", "ensemble", "sparc"),
+    *("intclip", "intclip free negative", "intclip over levels", "intclip_words", "ensemble", "sparc"),
 }
 """Their logits are small differences times a large scale, of which bfloat16, with 8 bits, keeps the sign at best."""
 ONE_REGION = {"cpad frozen, equal", "wseip frozen", "msrca frozen"}

@@ -38,7 +38,7 @@ SMALL: dict[str, dict[str, object]] = {
 
 OTHERS: dict[str, tuple[str, dict[str, object]]] = {
     "ridge_probe kernel": ("ridge_probe", {"landmarks": 6}),
-    "intclip over levels": ("intclip", {"label_transformer": True, "period": True}),
+    "intclip over levels": ("intclip", {"label_transformer": True, "period": True, "context_length": 3}),
     "mccl frozen, gated": ("mccl", {**MCCL, "train": "none", "stages": [1, 2, 3], "gates": "photo"}),
     "mccl learned prototypes": ("mccl", {**MCCL, "gates": "learned", "pool": {**MCCL["pool"], "update": "gradient"}}),
     "mccl added": ("mccl", {**MCCL, "graph_layers": 0, "pool": {**MCCL["pool"], "composition": "add"}}),

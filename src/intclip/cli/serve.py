@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "INTCLIP_API_KEY"
 DAY = 86_400
+PORT = 8000
 Level = Literal["debug", "info", "warning", "error"]
 
 
@@ -134,7 +135,7 @@ def serve(
     guarded = settings.api_key is not None
     if page and guarded:
         raise IntclipError("--page works without a key: leave the key out, or run the page by `intclip app`")
-    with address.bind(8000) as bound:
+    with address.bind(PORT) as bound:
         configure_logs(log_level)
         models = {name: load_model(spec, labels, **vars(computing)) for name, spec in specs.items()}
         settings = limits.settings(access, address.hosts(bound, guarded=guarded))
