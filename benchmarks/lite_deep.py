@@ -4,7 +4,7 @@
 
 Prints milliseconds: with one thread CPU time, which does not depend on what else the machine is doing, else wall time;
 the minimum of the repeats, which take turns. All shapes are checked to give the plain layers' numbers.
-docs/lite-deep-layers.md tells what they are.
+docs/lab-book/lite-deep-layers.md tells what they are.
 """
 
 import argparse

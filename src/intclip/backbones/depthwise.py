@@ -1,8 +1,8 @@
 """Depthwise convolution whose weight gradient is fast on a CPU.
 
 oneDNN has a fast kernel for the weight gradient of a depthwise convolution up to three columns wide; at five columns
-it is four to five times slower (measured in docs/lite-deep-layers.md). A kernel's columns are independent, so the
-gradient is taken in strips of three columns, each against the input shifted by as many.
+it is four to five times slower (docs/lab-book/lite-deep-layers.md). A kernel's columns are independent, so the gradient
+is computed in strips of three columns, each against the input shifted accordingly.
 """
 
 from collections.abc import Callable

@@ -4,7 +4,7 @@ Tan and Le, EfficientNet (ICML 2019), section 3, in the Lite variant of its auth
 stage's depth and the head's width are not scaled. Every convolution is followed by a batch norm with fixed
 statistics, so it is folded into the convolution: once at build where nothing trains (`FoldedConv`), in each forward
 where it does (`ConvBatchNorm`), so that gradients reach the convolution's weight and the norm's affine parameters.
-Which shape of these layers is fast on a CPU, and by how much, is in docs/lite-deep-layers.md.
+Which shape of these layers is fast on a CPU, and by how much, is in docs/lab-book/lite-deep-layers.md.
 """
 
 import math
