@@ -18,7 +18,7 @@ from intclip.backbones.checkpoint_files import read_state_dict
 from intclip.backbones.checkpoints import openai_state_dict
 from intclip.backbones.clip import ClipBackbone, random_clip
 from intclip.backbones.layouts import to_openai_layout
-from intclip.backbones.sources import find_weights
+from intclip.backbones.weight_files import find_weights
 from intclip.errors import CheckpointError
 
 ODD = [

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from intclip.backbones.sources import INDEX, read_index, weight_parts
+from intclip.backbones.weight_files import INDEX, read_index, weight_parts
 from intclip.errors import CheckpointError
 
 

@@ -11,12 +11,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from intclip.backbones.sources import HUB_PREFIX, SIDECARS, WEIGHT_FILES, weight_parts
+from intclip.backbones.weight_files import SIDECARS, WEIGHT_FILES, weight_parts
 from intclip.errors import CheckpointError, StorageError
 from intclip.extras import require
 from intclip.files import sha256_file, write_text
 
-PREFIX = HUB_PREFIX
+HUB_PREFIX = "hf:"
+"""Beginning of the name of a repository on the hub."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -43,7 +44,7 @@ def parse(spec: str) -> tuple[str, str | None]:
     Raises:
         CheckpointError: It is neither.
     """
-    match = re.fullmatch(rf"{PREFIX}([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", spec)
+    match = re.fullmatch(rf"{HUB_PREFIX}([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", spec)
     if match is None:
         raise CheckpointError(f"{spec!r} is not a hub repository; write hf:owner/name or hf:owner/name@revision")
     return match[1], match[2]

@@ -36,7 +36,8 @@ from intclip.backbones.lite_towers import (
 from intclip.backbones.minilm import load_tokenizer, minilm_from_state_dict
 from intclip.backbones.preprocess import Preprocess
 from intclip.backbones.side_by_side import OwnChannels, SideBySide
-from intclip.backbones.sources import find_weights, source_files
+from intclip.backbones.sources import source_files
+from intclip.backbones.weight_files import find_weights
 from intclip.errors import CheckpointError, IntclipError
 from intclip.files import atomic_path, sha256_file
 

@@ -26,7 +26,8 @@ from intclip.backbones.hub_files import HUB_FILES, OPENAI_FILES
 from intclip.backbones.layouts import source_of, to_openai_layout, unwrap
 from intclip.backbones.lite_towers import LITE_BACKBONES
 from intclip.backbones.model_config import ModelConfig, read_config
-from intclip.backbones.sources import ANY_SIZE, RANDOM, find_weights, local_weights
+from intclip.backbones.sources import ANY_SIZE, RANDOM, local_weights
+from intclip.backbones.weight_files import find_weights
 from intclip.errors import CheckpointError
 
 _log = logging.getLogger(__name__)
@@ -65,13 +66,13 @@ def load_backbone(
         raise CheckpointError(f"no split is called {split!r}; known: {', '.join(get_args(Split))}")
     if activation is not None and activation not in get_args(Activation):
         raise CheckpointError(f"no activation is called {activation!r}; known: {', '.join(get_args(Activation))}")
-    if name.startswith(hub.PREFIX) and checkpoint is None:
+    if name.startswith(hub.HUB_PREFIX) and checkpoint is None:
         return _read(hub.fetch_repository(name), _Wanted(name, split, activation))
     if name.endswith(RANDOM) and checkpoint is None:
         backbone = random_backbone(name.removesuffix(RANDOM), split=split)
         backbone.name = name
         return backbone
-    if checkpoint is not None and (name == ANY_SIZE or name.startswith(hub.PREFIX)):
+    if checkpoint is not None and (name == ANY_SIZE or name.startswith(hub.HUB_PREFIX)):
         return _read(_find(name, checkpoint), _Wanted(name, split, activation))
     builder = BUILDERS.get(name)
     if builder is None:
@@ -223,14 +224,14 @@ def _find(name: str, checkpoint: Checkpoint | None) -> Path:
     """The weight file of a backbone: what is given, else in the folder of weights, else on the hub."""
     if checkpoint is not None:
         text = os.fspath(checkpoint)
-        return hub.fetch_repository(text) if text.startswith(hub.PREFIX) else find_weights(Path(text).expanduser())
+        return hub.fetch_repository(text) if text.startswith(hub.HUB_PREFIX) else find_weights(Path(text).expanduser())
     if (path := local_weights(name)) is not None:
         return find_weights(path)
     file = HUB_FILES[name]
     if name in OPENAI_FILES:
         return hub.fetch(file)
     revision = f"@{file.revision}" if file.revision else ""
-    return hub.fetch_repository(f"{hub.PREFIX}{file.repo}{revision}")
+    return hub.fetch_repository(f"{hub.HUB_PREFIX}{file.repo}{revision}")
 
 
 def _load_clip(

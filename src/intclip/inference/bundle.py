@@ -200,7 +200,8 @@ class Bundle:
         Raises:
             BundleError: It was trained over weights of one's own that are not given, or others are given.
         """
-        from intclip.backbones.sources import HUB_PREFIX, local_weights
+        from intclip.backbones.hub import HUB_PREFIX
+        from intclip.backbones.sources import local_weights
 
         identity = self.info.backbone
         trained = identity.checkpoint
@@ -307,7 +308,7 @@ def save_bundle(
 
 
 def _checkpoint_identity(checkpoint: str | os.PathLike[str]) -> CheckpointIdentity:
-    from intclip.backbones.sources import HUB_PREFIX
+    from intclip.backbones.hub import HUB_PREFIX
 
     text = os.fspath(checkpoint)
     if text.startswith(HUB_PREFIX):

@@ -272,7 +272,7 @@ def _fetch_bundle(spec: str) -> Path:
     from intclip.backbones import hub
 
     try:
-        repo, revision = hub.parse(hub.PREFIX + spec.removeprefix(HUB))
+        repo, revision = hub.parse(hub.HUB_PREFIX + spec.removeprefix(HUB))
     except CheckpointError as error:
         raise BundleError(
             f"{spec!r} is no bundle on the hub; write {HUB}owner/name or {HUB}owner/name@revision"

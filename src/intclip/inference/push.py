@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from intclip.backbones.sources import HUB_PREFIX
+from intclip.backbones.hub import HUB_PREFIX
 from intclip.errors import IntclipError, StorageError
 from intclip.extras import require
 from intclip.inference.bundle import JSON_FILE, WEIGHTS_FILE, Bundle, CheckpointIdentity, load_bundle

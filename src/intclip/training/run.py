@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from intclip.backbones.base import Backbone
-from intclip.backbones.sources import HUB_PREFIX
+from intclip.backbones.hub import HUB_PREFIX
 from intclip.data.sample import Dataset
 from intclip.errors import StorageError, TrainingError
 from intclip.evaluation.report import write_predictions, write_report

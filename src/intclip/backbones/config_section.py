@@ -1,0 +1,143 @@
+"""The JSON files beside a checkpoint, read field by field, and what is found in them."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from intclip.backbones.architecture import Activation, Family
+from intclip.errors import CheckpointError
+
+_ACTIVATIONS: dict[str, Activation] = {
+    "quick_gelu": "quick_gelu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "relu": "relu",
+}
+_OFF: tuple[Any, ...] = (None, False, 0, "", [], {}, "none")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What the files say; empty where there are none.
+
+    Attributes:
+        source: The file that describes the model; None where there is none.
+        family: Which towers; None where nothing says so.
+        sizes: Fields of `Architecture` that the weights must show too.
+        details: Fields of `Architecture` that the weights do not show; also `vision_head_width`, for `vision_heads`.
+        pixels: Fields of `Preprocess`, size included where it is given.
+        tokenizer: What the text tower needs to know of its tokens, such as `pad_id`.
+    """
+
+    source: Path | None = None
+    family: Family | None = None
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    pixels: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is no such file."""
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot read {file}: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"cannot read {file}: expected a JSON object, not {type(content).__name__}")
+    return content
+
+
+class Section:
+    """A JSON object that is read field by field; what is left over must be off."""
+
+    def __init__(self, content: object, source: Path, name: str) -> None:
+        if not isinstance(content, Mapping):
+            raise CheckpointError(f"{source}: {name} is not an object; fetch the file again")
+        self.content, self.source, self.name = dict(content), source, name
+
+    def take(self, key: str, default: Any = None) -> Any:
+        """A field, whatever it is."""
+        return self.content.pop(key, default)
+
+    def whole(self, key: str, default: Any = None) -> Any:
+        """A positive whole number, or a list of them; None where it is missing."""
+        value = self.content.pop(key, default)
+        items = value if isinstance(value, list) and value else [value]
+        if value is not None and not all(type(item) is int and item > 0 for item in items):
+            raise self.error(f"{key} is {value!r}, not a positive whole number")
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        """A positive number."""
+        value = self.content.pop(key, default)
+        if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+            raise self.error(f"{key} is {value!r}, not a positive number")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self.content.pop(key, default)
+        value = default if value is None else value
+        if not isinstance(value, bool):
+            raise self.error(f"{key} is {value!r}, neither true nor false")
+        return value
+
+    def activation(self, key: str, default: str) -> Activation:
+        """Our name of an activation."""
+        value = self.content.pop(key, default)
+        if value not in _ACTIVATIONS:
+            raise self.error(f"the activation {value!r} is not supported; known: {', '.join(_ACTIVATIONS)}")
+        return _ACTIVATIONS[value]
+
+    def only(self, *harmless: str) -> None:
+        """Refuse what is left over and on."""
+        left = sorted(key for key, value in self.content.items() if key not in harmless and value not in _OFF)
+        if left:
+            shown = ", ".join(f"{key} = {self.content[key]!r}" for key in left[:4])
+            raise self.error(f"{shown} is not supported")
+
+    def error(self, what: str) -> CheckpointError:
+        """A refusal that names the file and the object in it."""
+        return CheckpointError(f"{self.source}: {self.name}: {what}")
+
+    def square(self, key: str) -> int | None:
+        """The side of a square, written once or twice; None where it is missing."""
+        value = self.whole(key)
+        if isinstance(value, list):
+            if len(set(value)) != 1:
+                raise self.error(f"{key} = {value!r} is not a square")
+            return int(value[0])
+        return None if value is None else int(value)
+
+    def choice(self, key: str, known: Mapping[Any, str]) -> str | None:
+        """What one of the known values means; None where it is missing."""
+        value = self.take(key)
+        if value is None:
+            return None
+        if not isinstance(value, str | int) or value not in known:
+            raise self.error(f"{key} = {value!r} is not supported; known: {', '.join(map(str, known))}")
+        return known[value]
+
+    def three(self, key: str) -> tuple[float, ...] | None:
+        """A number a channel, or one for all of them; None where it is missing."""
+        value = self.take(key)
+        if value is None:
+            return None
+        values = value if isinstance(value, list) else [value] * 3
+        if len(values) != 3 or not all(type(v) in (int, float) and math.isfinite(v) for v in values):
+            raise self.error(f"{key} = {value!r} is not three numbers")
+        if "std" in key and min(values) <= 0:
+            raise self.error(f"{key} = {value!r} must be above 0")
+        return tuple(map(float, values))
+
+
+def given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that are not None."""
+    return {key: value for key, value in fields.items() if value is not None}
