@@ -7,7 +7,6 @@ import pytest
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score
 
 from fakes import tiny_taxonomy
-from intclip.cli.demo import parent_accuracy
 from intclip.errors import DatasetError
 from intclip.evaluation.evaluate import align_targets
 from intclip.evaluation.report import markdown_table, percent, render, render_run, write_predictions, write_report
@@ -168,11 +167,3 @@ def test_targets_take_the_models_order():
     assert align_targets(TARGETS, five, five) is TARGETS
     with pytest.raises(DatasetError, match="such as 'class 3'"):
         align_targets(TARGETS, tiny_taxonomy(3), tiny_taxonomy(5))
-
-
-def test_parents_of_exclusive_labels_are_told_by_the_sum_of_their_children():
-    taxonomy = tiny_taxonomy()  # labels 0, 2, 4 under the first parent
-    # The first row's most probable label is not under its most probable parent; the last row is wrong.
-    rows = [[0.4, 0.3, 0.0, 0.3, 0.0], [0.1, 0.4, 0.2, 0.0, 0.3], [0.2, 0.6, 0.1, 0.1, 0.0]]
-    right = np.eye(5, dtype=np.float32)[[1, 2, 0]]
-    assert parent_accuracy(taxonomy, np.array(rows, np.float32), right) == pytest.approx(2 / 3)

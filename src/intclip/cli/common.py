@@ -165,6 +165,16 @@ def shell_command() -> str:
     return shlex.join(["intclip", *sys.argv[1:]])
 
 
+def program() -> str:
+    """This program as one calls it again: by its name where the shell finds it, else by its path."""
+    import shlex
+    import shutil
+
+    called = sys.argv[0]
+    here = Path(called).name == "intclip" and shutil.which("intclip") != called
+    return shlex.quote(called) if here else "intclip"
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print aligned columns, and an empty line."""
     cells = [tuple(map(str, row)) for row in (header, *rows)]

@@ -6,33 +6,31 @@ from pathlib import Path
 from intclip.errors import MissingExtraError
 
 PHOTOS = {
-    "skimage": (
-        "astronaut.png",
-        "chelsea.png",
-        "coffee.png",
-        "rocket.jpg",
-        "motorcycle_left.png",
-        "hubble_deep_field.jpg",
-    ),
-    "sklearn": ("china.jpg", "flower.jpg"),
+    "chelsea.png": "skimage",
+    "china.jpg": "sklearn",
+    "coffee.png": "skimage",
+    "astronaut.png": "skimage",
+    "flower.jpg": "sklearn",
+    "motorcycle_left.png": "skimage",
+    "rocket.jpg": "skimage",
+    "hubble_deep_field.jpg": "skimage",
 }
-"""Package to names of the photographs among its example images."""
+"""The photographs among the example images of packages, in the order in which they are shown, and their packages."""
 _FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
 
 
 def demo_photos() -> list[Path]:
-    """Paths of those photos that are installed, by name.
+    """Paths of those photos that are installed.
 
     Raises:
         MissingExtraError: None is.
     """
     found = [
         path
-        for package, names in PHOTOS.items()
+        for name, package in PHOTOS.items()
         if (spec := find_spec(package)) is not None and spec.origin is not None
-        for path in (Path(spec.origin).parent / _FOLDERS[package] / name for name in names)
-        if path.is_file()
+        if (path := Path(spec.origin).parent / _FOLDERS[package] / name).is_file()
     ]
     if not found:
         raise MissingExtraError("the demo photos ship inside scikit-image; install it with: pip install scikit-image")
-    return sorted(found, key=lambda path: path.name)
+    return found
