@@ -26,10 +26,11 @@ def test_bars_thresholds_levels_and_evidence(report, visit, size):
         photos = len(demo_photos())
         assert page.locator(".photo").count() == photos
         assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+        counts = page.locator("#bars button:not(.none) .count")
         page.locator("#threshold").fill("100")
-        assert set(page.locator("#bars .count").all_inner_texts()) == {"0"}
+        assert set(counts.all_inner_texts()) == {"0"}
         page.locator("#threshold").fill("0")
-        assert set(page.locator("#bars .count").all_inner_texts()) == {str(photos)}
+        assert set(counts.all_inner_texts()) == {str(photos)}
         page.locator("#own").click()
         assert page.locator("#threshold-value").inner_text() == "each label's own"
         card = page.locator(".photo").first
@@ -39,10 +40,44 @@ def test_bars_thresholds_levels_and_evidence(report, visit, size):
         page.get_by_role("button", name="sight").click()
         assert card.locator("canvas").evaluate(drawn) != fused
         page.locator("#levels button").nth(1).click()
-        assert page.locator("#bars li").count() == 9
+        page.locator("#rest").click()
+        assert page.locator("#bars button:not(.none)").count() == 9
         page.locator("#bars button").first.focus()
         page.keyboard.press("Enter")
         assert "most probable first" in page.locator("#filter").inner_text()
+
+
+def test_photos_without_a_clear_intent_are_counted_and_marked(report, visit):
+    unclear = [
+        photo.name
+        for photo, one in zip(demo_photos(), load("proxy").predict(demo_photos()), strict=True)
+        if not one.clear
+    ]
+    with visit(report, WIDE) as page:
+        marked = page.locator(".photo", has=page.locator(".unclear")).locator("h3")
+        assert unclear
+        assert marked.all_inner_texts() == unclear
+        none = page.locator("#bars .none")
+        assert none.locator(".count").inner_text() == str(len(unclear))
+        none.click()
+        assert page.locator(".photo h3").all_inner_texts() == unclear
+        page.locator("#threshold").fill("0")
+        expect(none.locator(".count")).to_have_text("0")  # it stays where it is chosen
+        expect(page.locator(".photo")).to_have_count(0)
+        none.click()
+        expect(none).to_have_count(0)
+        expect(page.locator(".photo .unclear")).to_have_count(0)
+
+
+def test_labels_without_photos_are_shown_on_demand(report, visit):
+    found = {name for one in load("proxy").predict(demo_photos()) for name in one.labels}
+    with visit(report, WIDE) as page:
+        names = page.locator("#bars button:not(.none) .name")
+        assert set(names.all_inner_texts()) == found
+        page.locator("#rest").click()
+        assert set(names.all_inner_texts()) == set(load("proxy").taxonomy.names)
+        page.locator("#rest").click()
+        assert set(names.all_inner_texts()) == found
 
 
 @pytest.mark.parametrize("chosen", ["#bars button", "#levels button", "#branches button"])

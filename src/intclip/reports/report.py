@@ -67,6 +67,7 @@ def render(title: str, predictor: Predictor, entries: list[PhotoEntry], failures
     ]
     data = {
         "model": predictor.card.model,
+        "note": predictor.note or "",
         "taxonomy": taxonomy.name,
         "exclusive": taxonomy.exclusive,
         "levels": levels,

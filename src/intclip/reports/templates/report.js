@@ -2,7 +2,8 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const PAGE = 120;      // photos drawn at once
 const SHOWN = 4;       // labels on a card
-const state = { level: 0, label: null, threshold: null, branch: data.branches.includes("fused") ? "fused" : data.branches[0], shown: PAGE };
+const state = { level: 0, label: null, threshold: null, branch: data.branches.includes("fused") ? "fused" : data.branches[0], shown: PAGE, rest: false };
+const NONE = -1;       // stands for the photos on which no label holds
 
 const level = () => data.levels[state.level];
 // A post has thresholds of its own: those of the channels that it has.
@@ -22,6 +23,8 @@ function holds(photo, members) {
   return members.some((index) => photo.probabilities[index] >= threshold(photo, index));
 }
 
+const clear = (photo) => data.exclusive || photo.probabilities.some((value, index) => value >= threshold(photo, index));
+
 // Whole percent; with a decimal where they would look as if the threshold that is missed were reached.
 function percent(photo, index, value) {
   const missed = state.level === 0 && !data.exclusive && value < threshold(photo, index);
@@ -39,18 +42,28 @@ function drawLevels() {
 
 function drawBars() {
   const counts = level().members.map((members) => data.photos.filter((photo) => holds(photo, members)).length);
-  const most = Math.max(1, ...counts);
+  const unclear = data.photos.filter((photo) => !clear(photo)).length;
+  const most = Math.max(1, unclear, ...counts);
   const order = counts.map((_, index) => index).sort((a, b) => counts[b] - counts[a] || a - b);
-  refill($("bars"), order.map((index) => make("li", {}, make("button", {
-    type: "button", "aria-pressed": String(state.label === index), title: level().labels[index],
-    onclick: () => { state.label = state.label === index ? null : index; state.shown = PAGE; draw(); },
-  }, make("span", { class: "name" }, level().labels[index]), track(counts[index] / most), make("span", { class: "count" }, String(counts[index]))))));
+  const found = order.filter((index) => counts[index] || state.label === index), rest = order.filter((index) => !found.includes(index));
+  const rows = [...found, ...(unclear || state.label === NONE ? [NONE] : []), ...(state.rest || !found.length ? rest : [])];
+  refill($("bars"), rows.map((index) => {
+    const [name, count] = index === NONE ? ["no clear intent", unclear] : [level().labels[index], counts[index]];
+    return make("li", {}, make("button", {
+      type: "button", "aria-pressed": String(state.label === index), title: name, class: index === NONE ? "none" : "",
+      onclick: () => { state.label = state.label === index ? null : index; state.shown = PAGE; draw(); },
+    }, make("span", { class: "name" }, name), track(count / most), make("span", { class: "count" }, String(count))));
+  }));
+  $("rest").hidden = !found.length || !rest.length;
+  $("rest").setAttribute("aria-expanded", String(state.rest));
+  $("rest").textContent = state.rest ? "Hide labels without photos" : `${rest.length} more without photos`;
   $("threshold-value").textContent = state.threshold === null ? "each label's own" : `${state.threshold} %`;
   $("own").hidden = state.threshold === null;
 }
 
 function chosen() {
   if (state.label === null) return data.photos;
+  if (state.label === NONE) return data.photos.filter((photo) => !clear(photo));
   const members = level().members[state.label];
   return data.photos.filter((photo) => holds(photo, members)).sort((a, b) => probability(b, members) - probability(a, members));
 }
@@ -58,7 +71,8 @@ function chosen() {
 function drawPhotos() {
   const photos = chosen();
   $("filter").textContent = state.label === null ? `${photos.length} in all. Choose a label above to see its photos; choose one on a photo to see its evidence.`
-    : `${photos.length} of ${data.photos.length} with “${level().labels[state.label]}”, most probable first.`;
+    : state.label === NONE ? `${photos.length} of ${data.photos.length} on which no label reaches its threshold.`
+      : `${photos.length} of ${data.photos.length} with “${level().labels[state.label]}”, most probable first.`;
   $("photos").replaceChildren(...photos.slice(0, state.shown).map(card));
   $("more").hidden = photos.length <= state.shown;
 }
@@ -82,7 +96,7 @@ function card(photo) {
     button.addEventListener("click", () => toggle({ frame, words, list, button, photo, maps, weights }));
     list.append(make("li", {}, button));
   }
-  const parts = [make("h3", { title: photo.path }, photo.name), list];
+  const parts = [make("h3", { title: photo.path }, photo.name), ...(clear(photo) ? [] : [make("p", { class: "unclear" }, "No clear intent; nearest:")]), list];
   if (photo.text) parts.unshift(words);
   if (photo.image) parts.unshift(frame);
   if (photo.conflict !== undefined) parts.push(make("p", { class: "conflict" }, conflict(photo)));
@@ -186,10 +200,12 @@ function drawBranches() {
 function draw() { drawLevels(); drawBars(); drawPhotos(); }
 
 $("lead").textContent = `${data.photos.length} ${data.photos.some((photo) => photo.text) ? "post" : "photo"}${data.photos.length === 1 ? "" : "s"}, ${data.levels[0].labels.length} labels of ${data.taxonomy}, model ${data.model}.`;
+$("note").textContent = data.note;
 document.querySelector(".slider").hidden = data.exclusive;  // the most probable label is the prediction
 $("threshold").value = 50;
 $("threshold").addEventListener("input", (event) => { state.threshold = Number(event.target.value); drawBars(); drawPhotos(); });
 // A button that goes away hands the keyboard on: to the slider, or to the first photo that it brought.
+$("rest").addEventListener("click", () => { state.rest = !state.rest; drawBars(); });
 $("own").addEventListener("click", () => { state.threshold = null; $("threshold").focus(); draw(); });
 $("more").addEventListener("click", () => {
   const before = state.shown;
