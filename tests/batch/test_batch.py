@@ -484,7 +484,7 @@ def test_sources_that_name_nothing(tmp_path, cli):
     ("arguments", "message"),
     [
         (["batch", "x"], "--out DIR"),
-        (["batch", "--out", "gone"], "name the photos"),
+        (["batch", "--out", "gone"], "give the photos"),
         (["batch", "--out", "gone", "--status"], "no batch job in gone"),
         (["batch", "--out", "gone", "--verify"], "no batch job in gone"),
         (["batch", "x", "--out", "y", "--engine", "spark"], "engine"),

@@ -244,9 +244,9 @@ def test_check_command(table: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     [
         (["data", "show", "no-such.csv"], "no dataset or file"),
         (["data", "check", "intentonomy", "--root", "/nowhere/at/all"], "no such file or folder"),
-        (["data", "prepare", "mvsa", "--root", "x"], "cannot be fetched"),
+        (["data", "prepare", "mvsa", "--root", "x"], "cannot be downloaded"),
         (["data", "show", "mvsa", "--set", "missing"], "write key=value"),
-        (["data", "show", "mvsa", "--set", "root=elsewhere"], "its folder by --root"),
+        (["data", "show", "mvsa", "--set", "root=elsewhere"], "its folder with --root"),
         (["data", "show", "mvsa", "--set", "mising=skip"], "did you mean missing"),
         (["data", "show", "table", "--root", "x.csv", "--set", "encoding=3"], "option encoding=3: .*valid string"),
         (["data", "show", "table", "--root", "x.csv", "--set", "shares=abc"], "option shares='abc': .*dictionary"),

@@ -330,4 +330,4 @@ def test_calibrate_writes_the_temperature_of_the_whole_split(cli, tmp_path):
     assert "has a temperature already" in err
     code, _, err = cli("calibrate", run / "predictions-val.parquet", "--write")
     assert code == 2
-    assert "holds no bundle" in err
+    assert "has no bundle" in err

@@ -69,7 +69,7 @@ def test_words_of_a_table_are_left_out_by_a_model_that_reads_none(cli, exported,
     table.write_text(f"image,label,text\n{photos[0]},x,at the sea\n{photos[1]},y,\n")
     code, out, err = cli("predict", table, "-m", exported, "--json")
     assert (code, len(err.splitlines())) == (0, 1)
-    assert err.endswith("reads photos alone: the words in the table are left out\n")
+    assert err.endswith("reads only photos: ignoring the text in the table\n")
     plain = cli("predict", photos[0], photos[1], "-m", exported, "--json")[1]
     assert json.loads(out) == json.loads(plain)
     code, out, err = cli("report", table, "-m", exported, "--out", tmp_path / "page.html")
@@ -187,7 +187,7 @@ def test_a_model_that_is_converted_says_so_once(cli, bundle_path, photos, monkey
         (["export", "MODEL", "--out", "x.xml", "--format", "onnx"], "x.xml"),
         (["export", "MODEL", "--out", "x.onnx"], "exported graph"),
         (["export", "MODEL", "--out", "x.xml", "--int8"], "--calibrate"),
-        (["export", "MODEL", "--out", "x.xml", "--calibrate", "EMPTY"], "add --int8"),
+        (["export", "MODEL", "--out", "x.xml", "--calibrate", "EMPTY"], "--calibrate needs --int8"),
         (["export", "MODEL", "--out", "x"], "name the file *.onnx or *.xml\n"),
         (["export", "gone", "--out", "x.onnx"], "no model 'gone'"),
         (["export", "MODEL"], "--out"),

@@ -306,10 +306,10 @@ def test_command_line(folder, photos, model, tmp_path, cli):
     best = reference_probabilities(photos)[:, 1].argmax()
     assert (code, Path(json.loads(out)[0]["path"]).name) == (0, photos[best].name)
     code, out, _ = cli("search", place, "--text", "joy", "--where", "class 1>1")
-    assert (code, out) == (0, "no photo meets the filters\n")
+    assert (code, out) == (0, "no photo matches the filters\n")
     for arguments, message in (
-        (["search", place], "ask one thing"),
-        (["search", place, "--text", "a", "--intent", "class 1"], "ask one thing"),
+        (["search", place], "give one of --text"),
+        (["search", place, "--text", "a", "--intent", "class 1"], "give one of --text"),
         (["search", place, "--text", " "], "the sentence is empty"),
         (["search", place, "--intent", "joy"], "joy"),
         (["search", tmp_path, "--text", "a"], "no index in"),

@@ -71,7 +71,7 @@ def test_nothing_outside_is_found_and_all_refusals_sound_alike(home, path):
     folders = AllowedFolders([home / "allowed"])
     with pytest.raises(ImageError) as refused:
         folders.read(path)
-    assert str(refused.value) == f"no photo {path!r} in the allowed folders; list_photos names the photos"
+    assert str(refused.value) == f"no photo {path!r} in the allowed folders; list_photos lists the photos"
 
 
 def test_absolute_paths_outside_are_refused_too(home):

@@ -198,7 +198,7 @@ def test_help_and_lists_teach():
         (["evaluate", "no-such-model"], "no model 'no-such-model'"),
         (["ablate"], "name a study: methods"),
         (["ablate", "table9", "--show"], "no study 'table9'; did you mean"),
-        (["evaluate", "lite"], "say which one with --data"),
+        (["evaluate", "lite"], "choose one with --data"),
     ],
 )
 def test_bad_input_is_one_line(words, message, tmp_path, monkeypatch):

@@ -199,8 +199,8 @@ def test_explain_shows_words_and_photo(home, tmp_path):
     assert "by the words alone" in shown
     for wrong, message in (
         (("explain", "--model", folder / "model"), "give a photo, --text, or both"),
-        (("explain", "--text", "sea", "--out", "w.png", "--model", folder / "model"), "is an .html file"),
-        (("explain", "--text", "sea", "--engine", "torch"), "name a label with --label"),
+        (("explain", "--text", "sea", "--out", "w.png", "--model", folder / "model"), "is written as .html"),
+        (("explain", "--text", "sea", "--engine", "torch"), "choose a label with --label"),
     ):
         caught = CliRunner().invoke(app, list(map(str, wrong)))
         assert isinstance(caught.exception, IntclipError)

@@ -13,19 +13,19 @@ def ablate(
         str | None,
         typer.Argument(help="table2 … table6, table-note (losses), methods (Table 1), methods-lite."),
     ] = None,
-    recipe: Annotated[str, typer.Option(help="What all rows start from: a recipe's name or file.")] = "clean",
+    recipe: Annotated[str, typer.Option(help="Base recipe of all rows: a name or a file.")] = "clean",
     data_root: DataRoot = None,
     out: Annotated[Path | None, typer.Option(help="The study's directory; ablations/STUDY-RECIPE by default.")] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas; every row runs once with each.")] = "0,1,2",
     rows: Annotated[
         list[str] | None, typer.Option("--row", metavar="NAME", help="Run only this row; may be repeated.")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=0, help="Runs at once; 0 takes one a core, or one on a GPU.")] = 0,
+    jobs: Annotated[int, typer.Option(min=0, help="Parallel runs; 0: one per core, or one on a GPU.")] = 0,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe for all rows; may be repeated."),
     ] = None,
-    cache: Annotated[str | None, typer.Option(help="Where frozen features are kept: auto, off, or a folder.")] = None,
+    cache: Annotated[str | None, typer.Option(help="Feature cache: auto, off, or a folder.")] = None,
     fine_taxonomy: Annotated[
         Path | None, typer.Option(help="Taxonomy written by `labels integrate --fine-only`, for the row HCI-FG.")
     ] = None,
@@ -33,11 +33,11 @@ def ablate(
     show: Annotated[bool, typer.Option("--show", help="Print the rows and what they change, and exit.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Run a study of the paper on any dataset and backbone, and set the paper's figures beside ours.
+    """Run a study of the paper on any dataset and backbone, next to the paper's figures.
 
-    Every row of the table is trained under every seed. A run that is finished is not run again, one that was
-    interrupted goes on: give the same command again. A run that another study beside --out has made is taken over. The
-    study's directory gets STUDY.md, STUDY.csv, STUDY.png and cells/, a training run each.
+    Trains every row of the table with every seed. Repeat the command to continue:
+    finished runs are kept, interrupted ones resume, and runs of other studies next to --out are reused. Writes
+    STUDY.md, STUDY.csv, STUDY.png and cells/, one training run each.
 
     Examples:
 
@@ -120,6 +120,6 @@ def _print_studies(names: list[str]) -> None:
             print(f"{part}: {study.title}")
             for row in study.rows:
                 what = f"recipe {row.recipe}" if row.recipe else ""
-                what = " and ".join(part for part in (what, str(row.set or "")) if part) or "the recipe as it is"
+                what = " and ".join(part for part in (what, str(row.set or "")) if part) or "the recipe unchanged"
                 what = what if is_run(row, "given") else "published figures only"
                 print(f"  {row.name}: {what}")

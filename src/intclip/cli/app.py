@@ -11,34 +11,34 @@ from intclip.cli.options import with_options
 
 LOOPBACK = "127.0.0.1"
 MODULES = ("fastapi", "fastapi_offline", "uvicorn", "python_multipart", "structlog", "prometheus_client", "cachetools")
-"""What the service needs from the extra `app`."""
+"""Modules that the service needs from the extra `app`."""
 MODELS = Path("models")
-"""Where the page writes the models that it trains."""
+"""Default folder for models trained in the app."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a service listens, and the names it answers to."""
+    """Address of a service, and the host names it answers to."""
 
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for all networks, without a login.")] = (
         LOOPBACK
     )
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one. 8000 for serve, 7860 for app.")
+        int | None, typer.Option(min=0, max=65535, help="Port; 0 picks a free one; default: 8000 (serve), 7860 (app).")
     ] = None
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(help="Answer to this host name too, such as a proxy's; may be repeated. See docs/api.md."),
+        typer.Option(help="Also answer to this host name, such as a proxy's; may be repeated. See docs/api.md."),
     ] = None
 
     def bind(self, port: int) -> socket.socket:
         """A bound socket.
 
         Args:
-            port: Where the user gave none.
+            port: Default port.
 
         Raises:
-            IntclipError: The address is wrong, not of this machine, or in use.
+            IntclipError: The address is invalid, not on this machine, or in use.
         """
         from intclip.serving.server import bind
 
@@ -60,16 +60,16 @@ def app(
             "--model",
             "-m",
             help="lite, zero-shot:RN101, proxy, a bundle's folder, an exported file, or NAME=MODEL; may be repeated, "
-            "the first is chosen when the page opens. lite and proxy by default.",
+            "the first is selected when the page opens. Default: lite and proxy.",
         ),
     ] = None,
     taxonomy: Annotated[str | None, typer.Option(help="Labels of the zero-shot models: a name or a YAML file.")] = None,
     photos: Annotated[
-        list[str] | None, typer.Option(help="Photos that the page opens with, in place of examples; may be repeated.")
+        list[str] | None, typer.Option(help="Photos to open instead of the examples; may be repeated.")
     ] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
-    """Look at photos, their intents and the evidence in the browser; correct labels and train a model on them.
+    """View photos, intents and evidence in the browser; correct labels and train a model on them.
 
     Nothing leaves this machine. See docs/app.md.
 
@@ -102,7 +102,7 @@ def app(
             try:
                 shown = demo_photos()
             except MissingExtraError:
-                shown = []  # the page says how to begin
+                shown = []  # the page explains how to begin
 
         from intclip.serving.app.routes import create_app
 
@@ -110,10 +110,10 @@ def app(
         page = create_app(models, shown, settings, models_folder=MODELS, examples=not photos)
         near = address.host in (LOOPBACK, "::1", "localhost")
         url = f"http://localhost:{listener.getsockname()[1]}" if near else address_of(listener)
-        listener.listen()  # who comes before the page is ready waits for it
-        print(f"intclip app: {url}  (models: {', '.join(models)}; Ctrl-C ends it)", flush=True)
+        listener.listen()  # early connections wait until the page is ready
+        print(f"intclip app: {url}  (models: {', '.join(models)}; Ctrl-C to stop)", flush=True)
         if not near:
-            print("intclip app: anybody who reaches this address may use it; there is no login", flush=True)
+            print("intclip app: anyone who can reach this address can use it; there is no login", flush=True)
         if open_page:
             import webbrowser
 

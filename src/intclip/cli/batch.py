@@ -11,33 +11,33 @@ import typer
 from intclip.cli.options import AsJson, ModelChoice, Reading, Threshold, with_options
 
 Dedupe = Literal["off", "content", "perceptual"]
-Runner = Annotated[Literal["local", "ray"], typer.Option("--runner", help="Who works: this process, or Ray's workers.")]
+Runner = Annotated[Literal["local", "ray"], typer.Option("--runner", help="Run in this process or on Ray.")]
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What a job computes and keeps."""
+    """What a job computes and stores."""
 
-    embedding: Annotated[bool, typer.Option("--embedding", help="Keep each photo's embedding.")] = False
+    embedding: Annotated[bool, typer.Option("--embedding", help="Store each photo's embedding.")] = False
     threshold: Threshold = None
     dedupe: Annotated[
-        Dedupe, typer.Option(help="Mark photos of equal bytes (content), or those that look the same too (perceptual).")
+        Dedupe, typer.Option(help="Mark exact duplicates (content), or near duplicates too (perceptual).")
     ] = "off"
     shard_size: Annotated[int, typer.Option(min=1, max=1_000_000, help="Photos in a Parquet shard.")] = 2048
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What to do with a job that is there."""
+    """What to do with an existing job."""
 
-    status: Annotated[bool, typer.Option("--status", help="Print how far the job is, and exit.")] = False
+    status: Annotated[bool, typer.Option("--status", help="Print the job's progress and exit.")] = False
     verify: Annotated[
         bool,
-        typer.Option("--verify", help="Check that every photo has exactly one row; repair damaged shards first."),
+        typer.Option("--verify", help="Repair damaged shards, then check that every photo has exactly one row."),
     ] = False
-    retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="Compute shards again that hold photos which could not be read.")
-    ] = False
+    retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Recompute shards with unreadable photos.")] = (
+        False
+    )
 
 
 @with_options
@@ -46,11 +46,11 @@ def batch(
         list[str] | None,
         typer.Argument(
             metavar="SOURCE…",
-            help="Folders, quoted patterns, .txt lists, tables (.csv, .jsonl, .parquet), WebDataset .tar files; here "
-            "or at an address such as s3://bucket/photos/; - reads a list from standard input.",
+            help="Folders, quoted patterns, .txt lists, tables (.csv, .jsonl, .parquet), WebDataset .tar files; local "
+            "or at a URL such as s3://bucket/photos/; - reads a list from standard input.",
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The job's folder.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder.")] = None,
     runner: Runner = "local",
     as_json: AsJson = False,
     *,
@@ -61,9 +61,9 @@ def batch(
 ) -> None:
     """Predict any number of photos into Parquet shards.
 
-    If it is stopped, the same command continues with the shards that are missing. Photos that cannot be read become
+    If interrupted, repeat the command to compute the missing shards. Photos that cannot be read become
     rows with an error. Columns of a shard: row, path, probabilities, labels, error, and with --embedding embedding;
-    manifest.json has the names that the probabilities belong to.
+    manifest.json has the names of the probabilities.
 
     Examples:
 
@@ -87,7 +87,7 @@ def batch(
     from intclip.errors import IntclipError
 
     if out is None:
-        raise IntclipError("name the job's folder: --out DIR")
+        raise IntclipError("give the output folder: --out DIR")
     if ask.status:
         _print(read_status(out), as_json, _status_lines)
         return
@@ -97,7 +97,7 @@ def batch(
             model=choice.options(), **asdict(kept), batch_size=reading.batch_size, lenient=reading.lenient
         )
         job = plan_job(out, sources, options, inputs=references(sources, exclude=reading.exclude or ()))
-        # Ray prints on standard output, which is the report's, when workers die.
+        # Ray prints to standard output when workers die, which would corrupt the report.
         with redirect_stdout(sys.stderr), progress_bar("predicting") as report:
             summary = run_job(
                 job,
@@ -109,7 +109,7 @@ def batch(
             )
         found |= asdict(summary)
     elif not ask.verify:
-        raise IntclipError("name the photos: intclip batch SOURCE --out DIR; or use --status or --verify")
+        raise IntclipError("give the photos: intclip batch SOURCE --out DIR; or use --status or --verify")
     else:
         job = read_job(out)
     if ask.verify:
@@ -142,11 +142,11 @@ def _summary_lines(found: dict[str, Any]) -> list[str]:
     if "photos" in found:
         rate = found["computed"] / found["seconds"] if found["computed"] else 0
         lines.append(
-            f"{found['out']}: {found['photos']:,} photos, {found['computed']:,} of them now"
+            f"{found['out']}: {found['photos']:,} photos, {found['computed']:,} computed now"
             + (f" in {_duration(found['seconds'])} ({rate:,.1f} photos/s)" if found["computed"] else "")
             + f"; {found['errors']:,} could not be read"
         )
-        lines += [f"{count:,} repeat another ({kind})" for kind, count in found["duplicates"].items() if count]
+        lines += [f"{count:,} duplicates ({kind})" for kind, count in found["duplicates"].items() if count]
     if "verified" in found:
         checked = found["verified"]
         lines.append(f"verified: {checked['photos']:,} photos, each in exactly one row of {checked['shards']} shards")

@@ -1,4 +1,4 @@
-"""`intclip benchmark`: how fast a model is on this machine."""
+"""`intclip benchmark`: speed of a model on this machine."""
 
 import json
 import sys
@@ -18,27 +18,25 @@ _COLUMNS = {
 
 
 def benchmark(
-    model: Annotated[str, typer.Argument(help="A model as `predict --model` takes it.")] = "lite",
+    model: Annotated[str, typer.Argument(help="A model, as for `predict --model`.")] = "lite",
     photos: Annotated[
-        list[str] | None, typer.Option("--photos", help="Photos, folders or patterns to read; else JPEGs are made.")
+        list[str] | None, typer.Option("--photos", help="Photos, folders or patterns; default: generated JPEGs.")
     ] = None,
-    engines: Annotated[
-        str, typer.Option(help="Engines to compare, with commas; all that are installed by default.")
-    ] = "",
+    engines: Annotated[str, typer.Option(help="Engines to compare, separated by commas; default: all installed.")] = "",
     taxonomy: Labels = None,
     checkpoint: Checkpoint = None,
     device: Device = "auto",
     precision: PrecisionOption = "f32",
-    batch_size: Annotated[int, typer.Option(min=1, help="Photos a batch.")] = 32,
-    seconds: Annotated[float, typer.Option(min=0.1, help="About how long each figure is measured.")] = 3.0,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads to compute with; all cores by default.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Photos per batch.")] = 32,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Approximate measuring time per figure.")] = 3.0,
+    threads: Annotated[int | None, typer.Option(min=1, help="Compute threads; default: all cores.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write the report here as JSON.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the report to this JSON file.")] = None,
 ) -> None:
-    """Measure a model on this machine: loading, photos a second on each engine, one photo, and from JPEG files.
+    """Measure a model's speed on this machine: loading, photos/s on each engine, one photo, and from JPEG files.
 
-    Quiet the machine first: other programs make every figure worse. `load s` is from nothing in memory to the first
-    answer; `photos/s` and `one photo ms` are computing alone; `from files/s` includes reading and resizing.
+    Close other programs first: they slow everything down. `load s` is the time from a cold start to the first
+    answer; `photos/s` and `one photo ms` are computation only; `from files/s` includes reading and resizing.
 
     Examples:
 
@@ -56,7 +54,7 @@ def benchmark(
 
     chosen = [name.strip() for name in engines.split(",") if name.strip()] or installed_engines()
     if unknown := sorted(set(chosen) - {"torch", "openvino", "onnx"}):
-        raise IntclipError(f"no engine is called {unknown[0]!r}; known: torch, openvino, onnx")
+        raise IntclipError(f"unknown engine {unknown[0]!r}: choose torch, openvino or onnx")
     report = measure(
         lambda engine: load(
             model,

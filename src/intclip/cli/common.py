@@ -1,4 +1,4 @@
-"""What several command groups share: options of datasets, wrong numbers, tables, progress bars."""
+"""Parts shared by commands: dataset options, messages about numbers, tables, progress bars."""
 
 import json
 import re
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def load_named_dataset(name: str, root: str | None, options: list[str] | None) -> "Dataset":
-    """The dataset with its missing photos, where its loader can keep them.
+    """Load the dataset, keeping missing photos if its loader can.
 
     Raises:
         DatasetError: As `load_dataset` and `parse_options`.
@@ -35,10 +35,10 @@ def load_named_dataset(name: str, root: str | None, options: list[str] | None) -
 
 
 def parse_options(options: list[str] | None) -> dict[str, Any]:
-    """Options `key=value` of a dataset's loader; values are JSON where they can be, else text.
+    """Parse the options `key=value` of a dataset's loader; values are JSON if they parse, else text.
 
     Raises:
-        DatasetError: There is no "=", or the option is the dataset's place.
+        DatasetError: An option has no "=", or is reserved for the dataset's location.
     """
     from intclip.errors import DatasetError
 
@@ -53,16 +53,16 @@ def parse_options(options: list[str] | None) -> dict[str, Any]:
             chosen[key] = value
     if taken := {"name", "root"} & chosen.keys():
         raise DatasetError(
-            f"--set {min(taken)}: no option of a dataset; give its name or path, and its folder by --root"
+            f"--set {min(taken)}: not a dataset option; give the dataset by name or path, and its folder with --root"
         )
     return chosen
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Seeds of a text such as "0,1,2".
+    """Parse seeds such as "0,1,2".
 
     Raises:
-        RecipeError: One is not a whole number from 0 on, or is given twice.
+        RecipeError: A seed is not a non-negative integer, or is repeated.
     """
     from intclip.errors import RecipeError
 
@@ -71,12 +71,12 @@ def parse_seeds(text: str) -> list[int]:
     except ValueError as error:
         raise RecipeError(f"--seeds {text!r}: give whole numbers separated by commas, such as 0,1,2") from error
     if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise RecipeError(f"--seeds {text!r}: each seed once, from 0 on")
+        raise RecipeError(f"--seeds {text!r}: seeds must be distinct and not negative")
     return seeds
 
 
 def wrong_number(error: "typer.TyperException") -> str | None:
-    """The message for an option that is not a number or is outside its limits; None for any other misuse."""
+    """Return the message for an option that is not a number or is out of range; None for other errors."""
     from pydantic import ValidationError
 
     option, cause = getattr(error, "param", None), error.__cause__
@@ -94,16 +94,16 @@ def wrong_number(error: "typer.TyperException") -> str | None:
 
 
 _STEERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What breaks a line, steers a terminal or turns the writing's direction."""
+"""Characters that break a line, control a terminal or change the writing direction."""
 
 
 def printable(text: str) -> str:
-    """A text of a stranger, such as a photo's name, as one line that a terminal shows and does not obey."""
+    """Escape untrusted text, such as a photo's name, to one line without control characters."""
     return _STEERS.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
 
 
 def can_print(text: str) -> bool:
-    """Whether standard output's encoding has all characters of a text."""
+    """Return whether standard output can encode a text."""
     try:
         text.encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:
@@ -112,7 +112,7 @@ def can_print(text: str) -> bool:
 
 
 def open_console() -> "Console":
-    """Standard output with styles, where it is a terminal that has them."""
+    """Return a console on standard output, styled if it is a terminal."""
     from rich.console import Console
 
     class Output(Console):
@@ -123,7 +123,7 @@ def open_console() -> "Console":
 
 
 def print_written(out: Path, text: str) -> None:
-    """Print what was written where; on standard error where standard output has the result already."""
+    """Print what was written where; on standard error if standard output has the result."""
     from intclip.files import is_stdout
 
     size = f", {out.stat().st_size / 1e6:.1f} MB" if out.is_file() else ""
@@ -131,7 +131,7 @@ def print_written(out: Path, text: str) -> None:
 
 
 def spare_inputs(out: Path, inputs: Iterable[str | Path | None]) -> None:
-    """Refuse to write a result over what it is made from.
+    """Raise if a result would overwrite one of its inputs.
 
     Raises:
         StorageError: The file is one of the inputs.
@@ -139,34 +139,34 @@ def spare_inputs(out: Path, inputs: Iterable[str | Path | None]) -> None:
     from intclip.errors import StorageError
 
     if out.is_file() and any(given is not None and Path(given).exists() and out.samefile(given) for given in inputs):
-        raise StorageError(f"{out} is read for this; choose another name for the result")
+        raise StorageError(f"{out} is an input; choose another output file")
 
 
 def words_read(
     predictor: "Predictor", photos: "Sequence[ImageInput | None]", words: Sequence[str | None]
 ) -> Sequence[str | None] | None:
-    """The words of posts, None where no post has any.
+    """Return the texts of posts, None if there are none.
 
-    A model that reads photos alone is given none where every post has its photo, and a line says so: a table's words
-    are often there for other models.
+    For a model that reads only photos, drop the texts, with a message, if
+    every post has a photo.
     """
     if not any(words):
         return None
     if "text" not in predictor.channels and None not in photos:
-        print(f"{predictor.card.model} reads photos alone: the words in the table are left out", file=sys.stderr)
+        print(f"{predictor.card.model} reads only photos: ignoring the text in the table", file=sys.stderr)
         return None
     return words
 
 
 def shell_command() -> str:
-    """The command that is running, as one would type it."""
+    """Return the running command as a user would type it."""
     import shlex
 
     return shlex.join(["intclip", *sys.argv[1:]])
 
 
 def program() -> str:
-    """This program as one calls it again: by its name where the shell finds it, else by its path."""
+    """Return how to call this program: its name if it is on the PATH, else its path."""
     import shlex
     import shutil
 
@@ -176,7 +176,7 @@ def program() -> str:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print aligned columns, and an empty line."""
+    """Print aligned columns and an empty line."""
     cells = [tuple(map(str, row)) for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     for row in cells:
@@ -186,7 +186,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on a terminal, nothing elsewhere."""
+    """Show a progress bar on a terminal, nothing elsewhere."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -211,10 +211,10 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
 
 
 def name_models(specs: Sequence[str]) -> dict[str, str]:
-    """Name to model: what stands before "=", else the model's own name, of a path its last part.
+    """Map names to models: the part before "=", else the model's name, or the last part of a path.
 
     Raises:
-        IntclipError: Two have one name.
+        IntclipError: Two models have the same name.
     """
     from intclip.errors import IntclipError
 
@@ -230,13 +230,13 @@ def name_models(specs: Sequence[str]) -> dict[str, str]:
 
 
 CLIP_HINT = (
-    "CLIP, trained on 400 million captioned photos, knows more: --model zero-shot:ViT-B/32 (downloads 605 MB once; "
+    "CLIP, trained on 400 million photos, is more accurate: --model zero-shot:ViT-B/32 (downloads 605 MB once; "
     "`intclip models` lists others). This line is shown once."
 )
 
 
 def print_note(predictor: "Predictor") -> None:
-    """Say what a reader of the answers should know; on a terminal, the first time, also where better ones come from."""
+    """Print the model's note; on a terminal, the first time, also a hint at more accurate models."""
     from intclip.files import cache_home
 
     if predictor.note is None:
@@ -250,4 +250,4 @@ def print_note(predictor: "Predictor") -> None:
         home.mkdir(parents=True, exist_ok=True)
         (home / "clip-hint-shown").touch()
     except OSError:
-        pass  # then it is shown again
+        pass  # the hint is shown again next time

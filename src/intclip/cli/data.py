@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 app = typer.Typer(name="data", help="List, prepare and check datasets.", no_args_is_help=True)
 _SHOWN = 10
 
-Name = Annotated[str, typer.Argument(help="A dataset's name (see `intclip data list`), or a file or folder of yours.")]
+Name = Annotated[str, typer.Argument(help="A dataset's name (see `intclip data list`), or your own file or folder.")]
 Options = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Option of the dataset's loader, key=value; may be given several times.", metavar="K=V"),
+    typer.Option("--set", help="Loader option key=value; may be repeated.", metavar="K=V"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
 
 
 @app.command("list")
 def list_datasets(as_json: AsJson = False) -> None:
-    """Name the datasets that can be loaded.
+    """List the datasets that can be loaded.
 
-    docs/datasets.md tells each one's layout, licence and citation.
+    docs/datasets.md has their layouts, licences and citations.
     """
     from intclip.data.registry import DATASETS
 
@@ -47,7 +47,7 @@ def list_datasets(as_json: AsJson = False) -> None:
 
 @app.command()
 def show(name: Name, data_root: DataRoot = None, options: Options = None, as_json: AsJson = False) -> None:
-    """Show a dataset's splits, labels and a few samples, and whether its photos are there, without reading them.
+    """Show a dataset's splits, labels and some samples, and whether its photos exist, without reading them.
 
     intclip data show my-photos.csv
 
@@ -93,29 +93,27 @@ def show(name: Name, data_root: DataRoot = None, options: Options = None, as_jso
 
 @app.command()
 def prepare(
-    name: Annotated[str, typer.Argument(help="intentonomy, the one dataset whose photos can be fetched.")],
-    root: Annotated[Path, typer.Option("--data-root", "--root", help="Folder to fill.")],
+    name: Annotated[str, typer.Argument(help="intentonomy, the only dataset whose photos can be downloaded.")],
+    root: Annotated[Path, typer.Option("--data-root", "--root", help="Output folder.")],
     annotations: Annotated[
-        Path | None, typer.Option(help="Folder with the annotation files; by default those in ROOT, else fetched.")
+        Path | None, typer.Option(help="Folder with the annotation files; default: ROOT, else downloaded.")
     ] = None,
-    split: Annotated[
-        list[str] | None, typer.Option(help="train, val or test; may be given several times; all by default.")
-    ] = None,
+    split: Annotated[list[str] | None, typer.Option(help="train, val or test; may be repeated; default: all.")] = None,
     width: Annotated[int, typer.Option(min=16, help="Largest width of a photo, in pixels.")] = 640,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Photos fetched at once.")] = 8,
-    rate: Annotated[float, typer.Option(min=0.1, help="Most requests a second; be polite.")] = 20,
-    attempts: Annotated[int, typer.Option(min=1, help="Tries a photo, with growing pauses.")] = 5,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds of silence before a try counts as failed.")] = 20,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Parallel downloads.")] = 8,
+    rate: Annotated[float, typer.Option(min=0.1, help="Maximum requests per second.")] = 20,
+    attempts: Annotated[int, typer.Option(min=1, help="Attempts per photo, with growing delays.")] = 5,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds without data before an attempt fails.")] = 20,
     retry_gone: Annotated[
-        bool, typer.Option("--retry-gone", help="Ask again for photos that an earlier run found gone.")
+        bool, typer.Option("--retry-gone", help="Retry photos that an earlier run found gone.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Get Intentonomy's annotations and photos.
+    """Download Intentonomy's annotations and photos.
 
-    Photos are fetched from the addresses in the annotations, resized to WIDTH (about 1 GB instead of 20), verified, and
-    written whole or not at all. Run it again to fetch what is missing. ROOT/prepare-report.json names the photos that
-    are gone from the web; training goes on without them.
+    Photos are downloaded from the URLs in the annotations, resized to WIDTH (about 1 GB instead of 20),
+    verified, and written atomically. Run it again to fetch missing photos. ROOT/prepare-report.json lists the photos
+    that no longer exist; training skips them.
 
     intclip data prepare intentonomy --root data/intentonomy
     """
@@ -123,7 +121,7 @@ def prepare(
     from intclip.errors import DatasetError
 
     if name != "intentonomy":
-        raise DatasetError(f"{name} cannot be fetched, only intentonomy; docs/datasets.md says where to get {name}")
+        raise DatasetError(f"{name} cannot be downloaded, only intentonomy; docs/datasets.md says where to get {name}")
     with progress_bar("photos") as on_progress:
         report = prepare_intentonomy(
             root,
@@ -145,16 +143,16 @@ def check(
     name: Name,
     data_root: DataRoot = None,
     options: Options = None,
-    photos: Annotated[bool, typer.Option(help="Read every photo; --no-photos looks at labels only.")] = True,
+    photos: Annotated[bool, typer.Option(help="Read every photo; --no-photos checks labels only.")] = True,
     plots: Annotated[
-        Path | None, typer.Option(help="Draw class counts, co-occurrence and shift into this folder.")
+        Path | None, typer.Option(help="Plot class counts, co-occurrence and shift into this folder.")
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find missing, damaged, duplicate and leaking photos; count labels, and compare splits.
 
-    A photo leaks when it, or one that looks the same, is in two splits.
+    A photo leaks if it or a near duplicate is in two splits.
 
     intclip data check intentonomy --root data/intentonomy --plots checks/
     """
@@ -182,7 +180,7 @@ def _positives(dataset: "Dataset", sample: "Sample") -> list[str]:
 
 
 def _photo(sample: "Sample") -> str | None:
-    """How a sample's photo is named; None where it has none."""
+    """Return the name of a sample's photo, None if it has none."""
     from intclip.data.images import describe
 
     return None if sample.image is None else describe(sample.image)
@@ -197,7 +195,7 @@ def _print_splits(found: "Check") -> None:
     for split, facts in found.splits.items():
         mean = found.labels_per_sample.get(split, 0.0)
         rows.append((split, facts["samples"], facts["photos"], facts["labelled"], f"{mean:.2f}"))
-    print_table(("split", "samples", "photos", "labelled", "labels a sample"), rows)
+    print_table(("split", "samples", "photos", "labelled", "labels per sample"), rows)
 
 
 def _print_classes(found: "Check") -> None:
@@ -217,8 +215,8 @@ def _print_check(found: "Check", photos: bool) -> None:
             _more(len(problems))
         for title, groups in (
             ("leaking between splits", found.leaks),
-            ("same bytes within a split", found.duplicates),
-            ("alike within a split", found.near_duplicates),
+            ("identical within a split", found.duplicates),
+            ("near duplicates within a split", found.near_duplicates),
         ):
             print(f"groups of photos {title}: {len(groups)}")
             for group in groups[:_SHOWN]:
@@ -229,7 +227,7 @@ def _print_check(found: "Check", photos: bool) -> None:
         print(f"labels that differ by over three standard errors, {pair}: {len(shifted)}")
         for row in shifted[:_SHOWN]:
             print(f"  {row['label']}: {row['first']:.1%} and {row['second']:.1%} (z {row['z']:+.1f})")
-    verdict = "sound" if found.sound else "not sound: see above"
+    verdict = "no problems" if found.sound else "problems found, see above"
     print(f"{found.dataset}: {verdict}" if photos else f"{found.dataset}: photos were not read")
 
 

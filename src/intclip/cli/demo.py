@@ -1,4 +1,4 @@
-"""`intclip demo`: the main job, offline, on real photos from installed packages, and what to try next."""
+"""`intclip demo`: predictions and a report, offline, on real photos from installed packages."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +9,7 @@ import typer
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("demo"),
 ) -> None:
-    """Predict why photos were taken, offline, on photos that come with installed packages; write their report.
+    """Predict why photos were taken and write a report, offline, on photos from installed packages.
 
     intclip demo --out demo
     """
@@ -24,7 +24,7 @@ def demo(
     make_directory(out)
     model = load("lite")
     print(
-        f"Why were these {len(photos)} photos taken? {len(model.taxonomy)} intents, by the model inside the package:\n"
+        f"Why were these {len(photos)} photos taken? {len(model.taxonomy)} intents, predicted by the packaged model:\n"
     )
     for photo, prediction in zip(photos, model.predict(photos), strict=True):
         print(f"  {photo.name:<22} {headline(prediction)}")
@@ -32,7 +32,7 @@ def demo(
     write_folder_report(photos, model, out / "report.html")
     name = program()
     print(f"""
-With the evidence in each photo, for your browser: {out / "report.html"}
+Report with evidence, for your browser: {out / "report.html"}
 
 Next, on your own photos (here ~/Pictures):
   {name} predict ~/Pictures

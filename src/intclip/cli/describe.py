@@ -9,39 +9,37 @@ import typer
 
 def describe(
     photos: Annotated[list[str], typer.Argument(help="Files, folders, quoted patterns, .txt lists of paths.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="The endpoint's name of a model that sees.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Name of a vision-language model at the endpoint.")],
     out: Annotated[Path, typer.Option(help="Table to write: .jsonl or .csv with columns image and text.")],
     base_url: Annotated[
-        str | None, typer.Option("--base-url", help="Such as http://localhost:11434/v1; else $OPENAI_BASE_URL.")
+        str | None, typer.Option("--base-url", help="Such as http://localhost:11434/v1; default: $OPENAI_BASE_URL.")
     ] = None,
     taxonomy: Annotated[
         str | None,
-        typer.Option(help="Tell the model these labels. Descriptions then must not be used to measure those labels."),
+        typer.Option(help="Include these labels in the prompt; do not evaluate them on such descriptions."),
     ] = None,
-    cache: Annotated[Path | None, typer.Option(help="Folder of cached answers; OUT.cache by default.")] = None,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Requests at once.")] = 4,
+    cache: Annotated[Path | None, typer.Option(help="Folder of cached answers; default: OUT.cache.")] = None,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Parallel requests.")] = 4,
     prices: Annotated[
         tuple[float, float],
-        typer.Option(metavar="PROMPT ANSWER", help="Price of a million tokens of prompt and of answer."),
+        typer.Option(metavar="PROMPT ANSWER", help="Prices per million tokens of prompt and answer."),
     ] = (0.0, 0.0),
-    max_cost: Annotated[
-        float | None, typer.Option(min=0, help="Stop before more than this is spent; needs --prices.")
-    ] = None,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds until an answer counts as lost.")] = 60,
-    attempts: Annotated[int, typer.Option(min=1, help="Tries a photo.")] = 5,
-    yes: Annotated[bool, typer.Option("--yes", help="You have read what leaves this machine and agree.")] = False,
+    max_cost: Annotated[float | None, typer.Option(min=0, help="Cost limit; needs --prices.")] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Timeout of a request in seconds.")] = 60,
+    attempts: Annotated[int, typer.Option(min=1, help="Attempts per photo.")] = 5,
+    yes: Annotated[bool, typer.Option("--yes", help="Agree to send the photos.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object about the run.")] = False,
 ) -> None:
-    """Ask a vision-language model for a paragraph about each photo: content, mood, likely purpose.
+    """Describe each photo with a vision-language model: content, mood, likely purpose.
 
-    The photos are sent to the endpoint; what leaves is stated first, and nothing does without --yes, unless the server
-    runs on this machine. Answers are cached by photo and prompt: run again to go on where it stopped.
+    Photos are sent to the endpoint. The command first prints what it would send, and sends nothing without --yes
+    unless the server runs on this machine. Answers are cached by photo and prompt: run again to continue.
 
     export OPENAI_BASE_URL=http://localhost:11434/v1
 
     intclip describe photos/ --model llava --out posts.jsonl
 
-    intclip fit posts.jsonl --out models/mine  # after you added a column labels
+    intclip fit posts.jsonl --out models/mine  # after adding a column labels
     """
     import json
 
@@ -59,9 +57,9 @@ def describe(
     from intclip.labels.llm import ChatClient
 
     if out.suffix not in (".jsonl", ".csv") and not is_stream(out):
-        raise StorageError(f"{out}: write to a .jsonl or .csv file")
+        raise StorageError(f"{out}: name a .jsonl or .csv file")
     if max_cost is not None and prices == (0.0, 0.0):
-        raise IntclipError("--max-cost needs --prices PROMPT ANSWER, the endpoint's prices of a million tokens")
+        raise IntclipError("--max-cost needs --prices PROMPT ANSWER, the endpoint's prices per million tokens")
     if out.is_file():
         _check_own(out)
     labels: list[str] = []
@@ -88,7 +86,7 @@ def describe(
                     bar(done, len(paths))
     finally:
         client.close()
-        # Also after a stop: what was paid for is there, and the cache goes on from it.
+        # Also after an interruption: paid answers are kept, and the cache continues from them.
         rows = [{"image": one.photo, "text": one.text} for one in found if one.error is None]
         if rows:
             _write(out, rows)
@@ -106,17 +104,17 @@ def describe(
 
 
 def _check_own(out: Path) -> None:
-    """Hold that a table that is written anew holds nothing that its user added, such as labels."""
+    """Raise if overwriting a table would lose columns that its user added, such as labels."""
     from intclip.data.tables import read_rows
     from intclip.errors import StorageError, listed
 
     added = {name: None for row in read_rows(out) for name in (*row.known, *row.other) if name not in ("image", "text")}
     if added:
-        raise StorageError(f"{out} holds more than image and text ({listed(added)}); choose another --out to keep it")
+        raise StorageError(f"{out} has other columns ({listed(added)}); choose another --out to keep it")
 
 
 def _write(out: Path, rows: list[dict[str, str]]) -> None:
-    """The table, whole or not at all; photos are named relative to it where they lie below its folder."""
+    """Write the table atomically; paths of photos below its folder are relative to it."""
     import csv
     import io
     import json

@@ -9,24 +9,24 @@ from intclip.cli.options import Device, EngineOption, Labels
 
 
 def distill(
-    teacher: Annotated[str, typer.Argument(help="The large model, as `predict --model` takes it.")],
-    photos: Annotated[list[str], typer.Argument(help="Your own photos: files, folders, patterns. No labels needed.")],
+    teacher: Annotated[str, typer.Argument(help="The large model, as for `predict --model`.")],
+    photos: Annotated[list[str], typer.Argument(help="Photos: files, folders, patterns. No labels needed.")],
     out: Annotated[Path, typer.Option(help="Folder of the student's run; `predict --model OUT` loads it.")],
     recipe: Annotated[str, typer.Option(help="Recipe of the student: a built-in name or a YAML file.")] = "distill",
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe; may be repeated."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     taxonomy: Labels = None,
     engine: EngineOption = "auto",
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Teach a small model what a large one predicts, on your own unlabelled photos.
+    """Distill a large model into a small one on your own unlabelled photos.
 
-    The teacher reads every photo once; the student learns its probabilities and takes its thresholds. A tenth of the
-    photos is held out to measure how well they agree.
+    The teacher scores every photo once; the student learns its probabilities and inherits its thresholds. A tenth
+    of the photos is held out to measure their agreement.
 
     intclip distill runs/best photos/ --out runs/small
 
@@ -46,8 +46,8 @@ def distill(
         return
     same = {name: 100 * value for name, value in found.agreement.items()}
     print(
-        f"{found.photos} photos. On {found.agreement['photos']:.0f} held out, student and teacher agree on "
+        f"{found.photos} photos. On {found.agreement['photos']:.0f} held-out photos, student and teacher agree on "
         f"{same['labels']:.1f} % of the labels and on {same['top_1']:.1f} % of the most probable ones; "
         f"probabilities differ by {found.agreement['difference']:.3f} on average."
     )
-    print(f"The student: {found.run.bundle}   try: intclip predict PHOTO --model {out}")
+    print(f"Student: {found.run.bundle}   try: intclip predict PHOTO --model {out}")

@@ -14,38 +14,34 @@ def evaluate(
         typer.Argument(help="A run or bundle folder, proxy, lite, zero-shot:RN101, an exported file, hf://owner/name."),
     ],
     data: Annotated[
-        str | None, typer.Option(help="Dataset: a name, a table, or a folder; that of the training by default.")
+        str | None, typer.Option(help="Dataset: a name, a table, or a folder; default: the training dataset.")
     ] = None,
     data_root: DataRoot = None,
     options: Annotated[
-        list[str] | None, typer.Option("--set", help="Option key=value of the dataset, besides those of the training.")
+        list[str] | None, typer.Option("--set", help="Dataset option key=value, in addition to the training's.")
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="Which split is scored; by default what the training kept for it, else test.")
+        str | None, typer.Option(help="Split to score; default: the training's test split, else test.")
     ] = None,
     thresholds: Annotated[
         str | None,
-        typer.Option(
-            help="A number for all labels, or a split to tune them on (never the scored one); else the model's."
-        ),
+        typer.Option(help="A number for all labels, or a split to tune on (not the scored one); default: the model's."),
     ] = None,
     per_class: Annotated[
-        bool, typer.Option("--per-class", help="Tune one threshold a label, on the split that --thresholds names.")
+        bool, typer.Option("--per-class", help="Tune one threshold per label, on the split given by --thresholds.")
     ] = False,
     positive_share: Annotated[
-        float | None, typer.Option(min=0, max=1, help="From which share of votes on a label counts as true.")
+        float | None, typer.Option(min=0, max=1, help="Smallest share of votes of a positive label.")
     ] = None,
-    taxonomy: Annotated[
-        str | None, typer.Option(help="Labels of a zero-shot model; those of the dataset by default.")
-    ] = None,
+    taxonomy: Annotated[str | None, typer.Option(help="Labels of a zero-shot model; default: the dataset's.")] = None,
     corruptions: Annotated[
         bool,
         typer.Option("--corruptions", help="Also score compressed, blurred, noisy, small photos and screenshots."),
     ] = False,
-    bootstrap: Annotated[int, typer.Option(min=0, help="Draws of the 95 % intervals; 0 for none.")] = 1000,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Bootstrap draws for the 95 % intervals; 0 for none.")] = 1000,
     out: Annotated[Path | None, typer.Option(help="Also write report and predictions into this folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights file of the backbone, where it is your own.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Your own weights of the backbone.")] = None,
     engine: Annotated[str, typer.Option(help="auto, torch, openvino or onnx.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Photos computed at once.")] = 32,
@@ -53,11 +49,11 @@ def evaluate(
 ) -> None:
     """Score a model on a labelled split: macro, micro and samples F1, mAP, every class, 95 % intervals.
 
-    Thresholds come from the model (tuned on validation in training), from a number, or are tuned on another split
-    of the dataset; tuning on the split that is scored is refused.
+    Thresholds are the model's (tuned on validation during training), a number, or tuned on
+    another split of the dataset, never on the scored one.
 
-    --corruptions scores the split 25 times more: JPEG, blur, noise, down-scaling and screenshots at five strengths
-    each. With --out it leaves corruptions-SPLIT.json, .md and .png.
+    --corruptions scores the split 25 more times: JPEG, blur, noise, downscaling and screenshots at five
+    strengths each. With --out it writes corruptions-SPLIT.json, .md and .png.
 
     Examples:
 
@@ -90,7 +86,7 @@ def evaluate(
     if data is None:
         recipe = None if zero_shot or Path(model).suffix else load_bundle(bundle_path(model)).info.recipe
         if recipe is None:
-            raise DatasetError(f"{model} was not trained on a dataset that it names; say which one with --data")
+            raise DatasetError(f"{model} does not record its training dataset; choose one with --data")
         data, trained = recipe["data"]["name"], recipe["data"]["options"]
         split = split or recipe["data"]["test"]
         positive_share = recipe["data"]["positive_share"] if positive_share is None else positive_share
@@ -101,7 +97,7 @@ def evaluate(
     predictor = load(model, taxonomy=labels, engine=engine, device=device, checkpoint=checkpoint)
     own_files = data not in DATASETS or data in KINDS
     if own_files and "taxonomy" not in chosen and set(dataset.taxonomy.names) < set(predictor.taxonomy.names):
-        # Own files name only the labels that their photos have; the model may know more.
+        # Your own files contain only labels that occur; the model may know more.
         dataset = load_dataset(data, data_root, **chosen, taxonomy=predictor.taxonomy)
     result = score(
         predictor,
@@ -133,7 +129,7 @@ def evaluate(
 
 
 def _number(thresholds: str | None) -> float | str | None:
-    """A number where it is one, else the name of a split."""
+    """Parse a number, or else the name of a split."""
     from intclip.errors import RecipeError
 
     if thresholds is None:

@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 Branch = Literal["fused", "sight", "semantic"]
 Kind = Literal["regions", "fine", "prompts", "positive", "negative", "gradcam", "rollout"]
-"""See `intclip.evidence.kinds`; `prompts` draws two of them, positive and negative."""
+"""Kinds of `intclip.evidence.kinds`, and `prompts`, which draws positive and negative."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """What `explain` draws, and where."""
+    """What `explain` draws, and the output file."""
 
     out: Annotated[
         Path | None,
         typer.Option(
-            help="File to write: .png, .jpg or .webp (overlay.png), for a text alone .html; - is standard output."
+            help="File to write: .png, .jpg or .webp (overlay.png), .html for a text alone; - is standard output."
         ),
     ] = None
-    branch: Annotated[
-        Branch, typer.Option(help="What decides (fused), what is seen (sight), or what is meant (semantic).")
-    ] = "fused"
+    branch: Annotated[Branch, typer.Option(help="What is seen (sight), what is meant (semantic), or both (fused).")] = (
+        "fused"
+    )
     kind: Annotated[
         Kind,
         typer.Option(
@@ -45,12 +45,12 @@ class Drawing:
     ] = "regions"
     neighbours: Annotated[
         str | None,
-        typer.Option(help="Also list the nearest of known photos: a folder, or an index of `intclip index`."),
+        typer.Option(help="Also list the nearest photos of a folder or an index of `intclip index`."),
     ] = None
-    plain: Annotated[bool, typer.Option("--plain", help="Draw the photo with its map alone, without a legend.")] = False
+    plain: Annotated[bool, typer.Option("--plain", help="Draw photo and map without a legend.")] = False
 
     def evidence(self, predictor: "Predictor", photo: "ImageInput", label: str) -> "tuple[Evidence, Evidence | None]":
-        """The evidence, and with `prompts` that of the negative prompt."""
+        """Return the evidence, and with `prompts` also that of the negative prompt."""
         first = "positive" if self.kind == "prompts" else self.kind
         evidence = predictor.explain(photo, label, kind=first)
         if self.neighbours is not None:
@@ -62,14 +62,14 @@ class Drawing:
 
 @dataclass(frozen=True)
 class ExplainedModel(LabelOptions):
-    """A model, and what computes it, in full precision."""
+    """A model and its engine, in full precision."""
 
     model: Annotated[str, typer.Option("--model", "-m", help=MODELS)] = "lite"
     engine: EngineOption = "auto"
     device: Device = "auto"
 
     def load(self) -> "Predictor":
-        """The model.
+        """Load the model.
 
         Raises:
             IntclipError: It cannot be loaded.
@@ -82,9 +82,9 @@ def explain(
     photo: Annotated[str | None, typer.Argument(help="A photo; - reads it from standard input.")] = None,
     text: Annotated[
         str | None,
-        typer.Option(help="Text of a post, with its photo or alone; for lite and models of `intclip fit`."),
+        typer.Option(help="Text of a post, with or without its photo; for lite and models of `intclip fit`."),
     ] = None,
-    label: Annotated[str | None, typer.Option(help="Name of a label; the most probable one by default.")] = None,
+    label: Annotated[str | None, typer.Option(help="Label; default: the most probable one.")] = None,
     *,
     drawing: Drawing,
     how: Annotated[
@@ -97,11 +97,11 @@ def explain(
     choice: ExplainedModel,
     as_json: AsJson = False,
 ) -> None:
-    """Show where in a photo, and in which words, the evidence for a label lies.
+    """Show the evidence for a label in a photo and in a text.
 
-    The map is laid over the part of the photo that the model sees: from dark (least) to bright (most), by its own
-    range; the two maps of --kind prompts share one range, so that their colours compare. A word's weight is how much
-    the label's log-odds fall without it; for a zero-shot model, how much the cosine of text and label falls.
+    The map covers the part of the photo that the model sees, from dark (least) to bright (most)
+    on its own scale; the two maps of --kind prompts share one scale. A word's weight is the drop in the label's
+    log-odds without it or, for a zero-shot model, the drop in the cosine of text and label.
 
     intclip explain photo.jpg --label "Natural beauty" --out overlay.png
 
@@ -128,7 +128,7 @@ def explain(
         raise IntclipError("give a photo, --text, or both")
     out = drawing.out
     if photo is None and out is not None and out.suffix.lower() != ".html" and not is_stdout(out):
-        raise StorageError(f"{out}: the evidence in a text alone is an .html file")
+        raise StorageError(f"{out}: evidence for a text alone is written as .html")
     source = None if photo is None else _one_photo(photo)
     picture = None if source is None else _picture_format(out or Path("overlay.png"))
     image = None if source is None else read_image(source)
@@ -164,7 +164,7 @@ def _one_photo(photo: str) -> "ImageInput":
         return photo
     photos = read_standard_input()
     if len(photos) != 1:
-        raise ImageError(f"standard input names {len(photos)} photos; explain takes one")
+        raise ImageError(f"standard input lists {len(photos)} photos; explain takes one")
     return photos[0]
 
 
@@ -186,7 +186,7 @@ def _picture_format(out: Path) -> tuple[Path, str]:
     if is_stream(out):
         return out, "PNG"
     if out.suffix.lower() not in formats:
-        raise StorageError(f"{out}: write to a .png, .jpg or .webp file")
+        raise StorageError(f"{out}: name a .png, .jpg or .webp file")
     return out, formats[out.suffix.lower()]
 
 
@@ -194,7 +194,7 @@ def _most_probable(predictor: "Predictor", photo: "ImageInput | None", text: str
     from intclip.errors import IntclipError
 
     if photo is None and "text" not in predictor.alone:
-        raise IntclipError(f"{predictor.card.model} predicts nothing from a text alone; name a label with --label")
+        raise IntclipError(f"{predictor.card.model} cannot predict from a text alone; choose a label with --label")
     texts = [text] if text is not None and "text" in predictor.channels else None
     return predictor.predict(None if photo is None else [photo], texts=texts)[0].top(1)[0][0]
 
@@ -202,7 +202,7 @@ def _most_probable(predictor: "Predictor", photo: "ImageInput | None", text: str
 def _draw(
     image: "Image", evidence: "Evidence", other: "Evidence | None", drawing: Drawing, out: Path, format: str
 ) -> dict[str, object]:
-    """Write the evidence in a photo, with that of the other prompt where it is given; what `explain --json` prints."""
+    """Draw the evidence, with that of the other prompt if given; return what `explain --json` prints."""
     from dataclasses import asdict
 
     from intclip.evidence.heat import overlay

@@ -13,9 +13,9 @@ Format = Literal["onnx", "openvino"]
 @with_options
 def export(
     model: Annotated[str, typer.Argument(help=MODELS)],
-    out: Annotated[Path, typer.Option(help="File to write: .onnx, or .xml for OpenVINO (with a .bin beside it).")],
-    format: Annotated[Format | None, typer.Option(help="By default decided by the file's suffix.")] = None,
-    maps: Annotated[bool, typer.Option("--maps", help="Keep the evidence maps among the outputs.")] = False,
+    out: Annotated[Path, typer.Option(help="File to write: .onnx, or .xml for OpenVINO (plus a .bin file).")],
+    format: Annotated[Format | None, typer.Option(help="Default: by the file's suffix.")] = None,
+    maps: Annotated[bool, typer.Option("--maps", help="Include the evidence maps as outputs.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Quantise to int8; OpenVINO only; needs --calibrate.")] = False,
     calibrate: Annotated[
         Path | None, typer.Option(help="Folder with a few hundred typical photos, for --int8.")
@@ -23,9 +23,9 @@ def export(
     *,
     labels: LabelOptions,
 ) -> None:
-    """Write a model as a file that runs without intclip, with labels, preprocessing and thresholds inside.
+    """Export a model to a file that runs without intclip and includes labels, preprocessing and thresholds.
 
-    examples/predict_onnx.py shows how another program uses one.
+    See examples/predict_onnx.py.
 
     intclip export lite --out lite.onnx
 
@@ -42,7 +42,7 @@ def export(
     if int8 and (wanted != "openvino" or calibrate is None):
         raise IntclipError("--int8 writes OpenVINO (*.xml) and needs --calibrate FOLDER with a few hundred photos")
     if calibrate is not None and not int8:
-        raise IntclipError("--calibrate is for --int8 alone; add --int8, or leave it out for float32")
+        raise IntclipError("--calibrate needs --int8; add it, or remove --calibrate for float32")
     predictor = load_model(model, labels, engine="openvino" if int8 else "auto", device="cpu")
     if int8 and calibrate is not None:
         predictor = predictor.quantize(calibrate)

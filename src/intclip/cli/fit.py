@@ -13,21 +13,17 @@ if TYPE_CHECKING:
 
 def fit(
     data: Annotated[str, typer.Argument(help="A .csv, .jsonl or .parquet file, or the name of a dataset.")],
-    out: Annotated[Path, typer.Option(help="Folder to write the model and its figures to.")],
+    out: Annotated[Path, typer.Option(help="Output folder for the model and its metrics.")],
     taxonomy: Annotated[
         str | None,
-        typer.Option(help="Labels with sentences: a built-in name or a YAML file; by default the labels in the data."),
+        typer.Option(help="Labels with sentences: a built-in name or a YAML file; default: labels in the data."),
     ] = None,
-    split: Annotated[list[str] | None, typer.Option(help="Split to fit on; train by default. May be repeated.")] = None,
-    channel: Annotated[
-        list[str] | None, typer.Option(help="What to read: text or image; both by default. May be repeated.")
-    ] = None,
-    backbone: Annotated[str, typer.Option(help="Backbone that reads the photos.")] = "lite",
+    split: Annotated[list[str] | None, typer.Option(help="Split to fit on; default: train. May be repeated.")] = None,
+    channel: Annotated[list[str] | None, typer.Option(help="text or image; default: both. May be repeated.")] = None,
+    backbone: Annotated[str, typer.Option(help="Backbone for the photos.")] = "lite",
     text_encoder: Annotated[
         str,
-        typer.Option(
-            help="minilm, backbone (the backbone's text tower), or the folder of a sentence-transformers model."
-        ),
+        typer.Option(help="minilm, backbone (its text tower), or the folder of a sentence-transformers model."),
     ] = "minilm",
     head: Annotated[
         str | None,
@@ -41,10 +37,10 @@ def fit(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Learn from a few hundred labelled posts: photos, words, or both.
+    """Train on a few hundred labelled posts: photos, text, or both.
 
-    Tries every head by cross-validation, keeps the best, tunes its thresholds, and reports how good it is on posts that
-    it has not seen. Columns: image, text, labels (separated by ";"); one of image and text is enough.
+    Compares heads by cross-validation, keeps the best, tunes its thresholds, and reports its accuracy on
+    unseen posts. Columns: image, text, labels (separated by ";"); image or text alone is enough.
 
     intclip fit posts.csv --out models/mine
 
@@ -65,7 +61,7 @@ def fit(
     if wrong := set(channel or ()) - {"text", "image"}:
         raise IntclipError(f"unknown channel {min(wrong)!r}: choose text or image")
     if folds == 1:
-        raise IntclipError("--folds 1 holds nothing out: choose 0, or 2 and more")
+        raise IntclipError("--folds 1 holds out nothing: choose 0, or at least 2")
     if out.exists() and not overwrite:
         raise StorageError(f"{out} exists; choose another folder or add --overwrite")
     given = [*(options or []), *([] if taxonomy is None else [f"taxonomy={taxonomy}"])]
@@ -73,7 +69,7 @@ def fit(
     if read_text:
         from intclip.data.ocr import add_words_to
 
-        with progress_bar("reading the words in pictures") as bar:
+        with progress_bar("reading text in pictures") as bar:
             tell = None if bar is None else lambda _, done, total: bar(done, total)
             dataset = add_words_to(dataset, split or ["train"], tell)
     settings = {"channels": channel or ["image", "text"], "text_encoder": text_encoder, "head": head, "seed": seed}
@@ -109,7 +105,7 @@ def _print(fitted: "Fitted", out: Path) -> None:
             [mode, *(f"{100 * m[k]['value']:.1f} [{100 * m[k]['low']:.1f}, {100 * m[k]['high']:.1f}]" for k in keys)]
             for mode, m in figures.items()
         ]
-        print("held out by nested cross-validation, percent, with 95 % intervals:")
+        print("held out by nested cross-validation, in percent, with 95 % intervals:")
         print_table(["reads", *keys], rows)
     spent = ", ".join(f"{stage} {time:.1f} s" for stage, time in fitted.seconds.items())
     print(f"{out}: {len(fitted.ids)} posts, {len(fitted.dataset.taxonomy)} labels ({spent})")

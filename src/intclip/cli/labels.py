@@ -22,7 +22,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
 
 @app.command("list")
 def list_taxonomies(as_json: AsJson = False) -> None:
-    """Name the taxonomies that come with intclip."""
+    """List the built-in taxonomies."""
     from intclip.labels import builtin_taxonomies, load_taxonomy
 
     taxonomies = [load_taxonomy(name) for name in builtin_taxonomies()]
@@ -34,18 +34,18 @@ def list_taxonomies(as_json: AsJson = False) -> None:
         print(json.dumps(facts, indent=1, ensure_ascii=False))
         return
     rows = [(t.name, _levels(t), "one" if t.exclusive else "any number") for t in taxonomies]
-    print_table(("name", "levels", "labels a photo"), rows)
+    print_table(("name", "levels", "labels per photo"), rows)
 
 
 @app.command()
 def show(
     name: Name,
     form: Annotated[
-        str, typer.Option("--sentences", "--form", help="Words to print: fine, template, 11-15 …")
+        str, typer.Option("--sentences", "--form", help="Class text to print: fine, template, 11-15 …")
     ] = "11-15",
     as_json: AsJson = False,
 ) -> None:
-    """Print a taxonomy as a tree, with each class's words.
+    """Print a taxonomy as a tree with the text of each class.
 
     intclip labels show intentonomy --form 6-9
     """
@@ -75,10 +75,10 @@ def show(
 
 @app.command()
 def check(name: Name, as_json: AsJson = False) -> None:
-    """Check a taxonomy file: errors leave with code 2, advice is printed.
+    """Check a taxonomy file: errors exit with code 2, suggestions are printed.
 
-    Errors are a cycle, an orphan, a name twice, a wrong number of sentences, a sentence outside its range of words or
-    over 77 CLIP tokens. Advice is about missing forms, long sentences and sentences that are nearly the same.
+    Errors: a cycle, an orphan, a duplicate name, a wrong number of sentences, a sentence outside its range
+    of words or over 77 CLIP tokens. Suggestions: missing forms, long sentences and nearly equal sentences.
 
     intclip labels check my-intents.yaml
     """
@@ -87,7 +87,7 @@ def check(name: Name, as_json: AsJson = False) -> None:
 
     taxonomy = _load(name)
     advice = advise(taxonomy) + [
-        f"tables write label {name!r} as column {column!r}, as they have a column {name!r} of their own"
+        f"tables write label {name!r} as column {column!r}, because {name!r} is another column's name"
         for name, column in zip(taxonomy.names, score_columns(taxonomy.names), strict=True)
         if name != column
     ]
@@ -102,18 +102,18 @@ def check(name: Name, as_json: AsJson = False) -> None:
         return
     for line in advice:
         print(f"advice: {line}")
-    print(f"{taxonomy.name}: {len(taxonomy)} classes, sound")
+    print(f"{taxonomy.name}: {len(taxonomy)} classes, valid")
 
 
 @app.command()
 def score(
     name: Name,
     data: Annotated[
-        str, typer.Argument(help="A dataset (see `intclip data list`), a file of yours, or a JSON of id: description.")
+        str, typer.Argument(help="A dataset (see `intclip data list`), your own file, or a JSON of id: description.")
     ],
     labels: Annotated[
         Path | None,
-        typer.Option(help="For a JSON of descriptions: the annotation file with the labels of its ids."),
+        typer.Option(help="Annotation file with the labels of a JSON of descriptions."),
     ] = None,
     form: Annotated[
         list[str] | None,
@@ -123,21 +123,21 @@ def score(
             help="fine, consolidated, template, 3-5 … 16-20 or all; may be repeated.",
         ),
     ] = None,
-    photos: Annotated[bool, typer.Option("--photos/--texts", help="Rank a dataset's photos, or its texts.")] = True,
+    photos: Annotated[bool, typer.Option("--photos/--texts", help="Rank a dataset's photos or its texts.")] = True,
     split: Annotated[str, typer.Option(help="Split of the dataset.")] = "val",
     data_root: DataRoot = None,
     options: Annotated[
-        list[str] | None, typer.Option("--set", help="Option of the dataset's loader, key=value.", metavar="K=V")
+        list[str] | None, typer.Option("--set", help="Loader option key=value; may be repeated.", metavar="K=V")
     ] = None,
-    backbone: Annotated[str, typer.Option(help="Whose towers embed words, texts and photos.")] = "lite",
+    backbone: Annotated[str, typer.Option(help="Backbone that embeds texts and photos.")] = "lite",
     checkpoint: Annotated[Path | None, typer.Option(help="Weights of the backbone, a file or folder.")] = None,
-    per_class: Annotated[bool, typer.Option("--per-class", help="Print each class's average precision too.")] = False,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Also print each class's average precision.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how well a taxonomy's words rank photos or descriptions, without training.
+    """Measure how well a taxonomy's texts rank photos or descriptions, without training.
 
-    Each class ranks the items by cosine. mAP is the mean of the exact average precisions; F1 is taken where precision
-    equals recall; ranking says whether an item's own classes come first. All in percent, in JSON as shares.
+    Each class ranks the items by cosine. mAP is the mean of exact average precisions; F1 is taken where
+    precision equals recall; ranking is label ranking average precision. Values are percentages, in JSON fractions.
 
     intclip labels score intentonomy descriptions.json --labels annotations.json
 
@@ -151,7 +151,7 @@ def score(
     chosen = [f for f in FORMS if not form or "all" in form or f in form]
     for wanted in form or []:
         if wanted != "all":
-            taxonomy.sentences(wanted)  # refuses an unknown form before anything is loaded
+            taxonomy.sentences(wanted)  # reject an unknown form before loading anything
     with progress_bar("items") as on_progress:
         scores = _scores(
             taxonomy, data, labels, chosen, photos, split, data_root, options, (backbone, checkpoint), on_progress
@@ -195,7 +195,7 @@ def _scores(
     backbone: tuple[str, Path | None],
     on_progress: "Progress | None",
 ) -> "SentenceScores":
-    """Rank a JSON of descriptions where its labels are given, else a dataset."""
+    """Rank a JSON of descriptions if its labels are given, else a dataset."""
     from intclip.backbones import load_backbone
     from intclip.errors import DatasetError
     from intclip.evaluation.sentences import score_dataset, score_texts
@@ -212,7 +212,7 @@ def _scores(
 
     descriptions = read_json(Path(data))
     if not isinstance(descriptions, dict):
-        raise DatasetError(f"{data} is not a JSON object of `id: description`; correct it, or leave out --labels")
+        raise DatasetError(f"{data} is not a JSON object of `id: description`; correct it, or omit --labels")
     known = {photo.id: photo.targets for photo in read_annotations(labels, taxonomy)}
     texts, targets = join_descriptions(descriptions, known, data)
     towers = load_backbone(backbone[0], checkpoint=backbone[1])
@@ -223,37 +223,35 @@ def _scores(
 @app.command()
 def integrate(
     name: Name,
-    model: Annotated[str, typer.Option(help="The endpoint's name of the language model.")],
-    out: Annotated[Path, typer.Option(help="YAML file to write: the taxonomy with the new sentences.")],
+    model: Annotated[str, typer.Option(help="Name of the language model at the endpoint.")],
+    out: Annotated[Path, typer.Option(help="YAML file for the taxonomy with the new sentences.")],
     length: Annotated[
-        list[str] | None, typer.Option(help="3-5, 6-9, 11-15, 16-20 or all words; may be given several times.")
+        list[str] | None, typer.Option(help="3-5, 6-9, 11-15, 16-20 words, or all; may be repeated.")
     ] = None,
     base_url: Annotated[
         str | None,
         typer.Option(
-            help="OpenAI-compatible endpoint, such as http://localhost:11434/v1; $OPENAI_BASE_URL, or OpenAI."
+            help="OpenAI-compatible endpoint, such as http://localhost:11434/v1; default: $OPENAI_BASE_URL or OpenAI."
         ),
     ] = None,
     fine_only: Annotated[
-        bool, typer.Option("--fine-only", help="Start from the class names, without their levels (HCI-FG).")
+        bool, typer.Option("--fine-only", help="Use class names without their levels (HCI-FG).")
     ] = False,
-    cache: Annotated[
-        Path | None, typer.Option(help="Folder of the model's answers; by default OUT.answers beside OUT.")
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, max=64, help="Classes asked for at once.")] = 8,
-    rounds: Annotated[int, typer.Option(min=1, help="Requests a batch; wrong sentences are asked for again.")] = 4,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until an answer counts as lost.")] = 120,
-    attempts: Annotated[int, typer.Option(min=1, help="Tries a request, with growing pauses.")] = 5,
+    cache: Annotated[Path | None, typer.Option(help="Folder of the model's answers; default: OUT.answers.")] = None,
+    batch: Annotated[int, typer.Option(min=1, max=64, help="Classes per request.")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Requests per batch, including retries of invalid sentences.")] = 4,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Timeout of a request in seconds.")] = 120,
+    attempts: Annotated[int, typer.Option(min=1, help="Attempts per request, with growing delays.")] = 5,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Have a language model write a taxonomy's sentences (Hierarchical Class Integration).
 
-    Stage 1 merges the levels of each class and drops what repeats; stage 2 writes one sentence of the asked length.
-    Sentences of a wrong length, missing or twice are asked for again. Every answer is kept with model, prompt hash and
-    date: an interrupted run continues where it stopped, and the same command again, with --overwrite, asks nothing. The
-    key is taken from $OPENAI_API_KEY; a server of your own needs none. This command sends the class names and
-    definitions to BASE_URL.
+    Stage 1 merges the levels of each class and drops repetition; stage 2 writes one sentence of the
+    given length. Missing, duplicate and wrong-length sentences are requested again. Every answer is cached with model,
+    prompt hash and date: an interrupted run continues where it stopped, and repeating the command with --overwrite
+    sends no requests. The key is $OPENAI_API_KEY; local servers need none. Class names and definitions are sent to
+    BASE_URL.
 
     export OPENAI_BASE_URL=http://localhost:11434/v1
 
@@ -271,7 +269,7 @@ def integrate(
     if unknown := [f for f in length or [] if f not in (*WORD_RANGES, "all")]:
         raise typer.BadParameter(f"{unknown[0]!r} is none of: {', '.join(WORD_RANGES)}, all")
     if out.is_file() and not overwrite:
-        raise StorageError(f"{out} exists already; choose another path or give --overwrite")
+        raise StorageError(f"{out} exists; choose another path or add --overwrite")
     kept = (
         cache
         if cache is not None
@@ -298,7 +296,7 @@ def integrate(
         print(json.dumps(facts, indent=1, ensure_ascii=False), file=messages)
         return
     for facts in report:
-        asked = f"{facts['asked']} answers asked, {facts['cached']} kept"
+        asked = f"{facts['asked']} answers requested, {facts['cached']} cached"
         print(f"{facts['form']} words: {len(taxonomy)} sentences, {asked}", file=messages)
     print(f"{out} written; measure it with: intclip labels score {out} DATA", file=messages)
 

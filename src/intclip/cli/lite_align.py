@@ -13,22 +13,22 @@ def lite_align(
         Path, typer.Option("--data-root", "--root", help="Folder with caption files, and photos in images/.")
     ],
     out: Annotated[Path, typer.Option(help="The projection to write, a safetensors file.")],
-    backbone: Annotated[Literal["lite", "lite2", "lite+lite2"], typer.Option(help="Whose image towers.")] = "lite",
-    recipe: Annotated[Path | None, typer.Option(help="YAML file with values instead of the built-in recipe's.")] = None,
-    train: Annotated[str, typer.Option(help="Captions to train on: JSON, photo name to captions.")] = (
+    backbone: Annotated[Literal["lite", "lite2", "lite+lite2"], typer.Option(help="Image towers to align.")] = "lite",
+    recipe: Annotated[Path | None, typer.Option(help="YAML file that overrides the built-in recipe.")] = None,
+    train: Annotated[str, typer.Option(help="Training captions: JSON, photo name to captions.")] = (
         "captions_train.json"
     ),
-    val: Annotated[str, typer.Option(help='Captions to measure recall on; "" for none.')] = "captions_val.json",
+    val: Annotated[str, typer.Option(help='Captions for measuring recall; "" for none.')] = "captions_val.json",
     also: Annotated[
-        Path | None, typer.Option(help="A second folder of captioned photos, mixed in as the recipe says.")
+        Path | None, typer.Option(help="A second folder of captioned photos, mixed in by the recipe.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Another seed than the recipe's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed; default: the recipe's.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Train the projection that joins an embedded image tower with its sentences, on captioned photos.
+    """Train the projection that aligns an embedded image tower with sentence embeddings, on captioned photos.
 
-    It takes pairs of photos and captions, and the names of ImageNet's classes; the towers stay as they are. The
-    result is what ships with the project; the command is there to make it again, or one for your own photos.
+    Uses pairs of photos and captions, and the names of ImageNet's classes; the towers
+    stay frozen. This reproduces the packaged projection, or makes one for your own photos.
 
     Examples:
 

@@ -36,14 +36,14 @@ PANELS = {
     "Research": (ablate, distill, benchmark, lite_align, mccl_app),
     "Deploy": (export, push),
 }
-"""Commands and groups of commands, by what one wants."""
+"""Commands and command groups, by purpose."""
 
 
 class _Panels(typer.core.TyperGroup):
-    """Commands listed panel by panel; Typer does so with Rich alone, which is slow to import."""
+    """List commands by panel; Typer only does so with Rich, which is slow to import."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write a section a panel."""
+        """Write one section per panel."""
         width = max(map(len, self.commands))
         for panel in PANELS:
             rows = [
@@ -84,6 +84,6 @@ for _panel, _members in PANELS.items():
 
 
 def main() -> None:
-    """Run the command line; see `run_to_exit` for how it ends."""
+    """Run the command line; see `run_to_exit` for exit codes."""
     prepare_process()
     run_to_exit(lambda: app(standalone_mode=False))

@@ -1,4 +1,4 @@
-"""`intclip mccl`: the three checks of MCCL."""
+"""`intclip mccl`: three diagnostics of MCCL."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,31 +14,31 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="mccl",
-    help="Look into a trained MCCL: prototypes, momentum, attention.",
+    help="Inspect a trained MCCL: prototypes, momentum, attention.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
 Run = Annotated[str, typer.Argument(help="Folder of a trained MCCL: a run or its bundle.")]
-Checkpoint = Annotated[Path | None, typer.Option(help="Weights file of the backbone, where it is your own.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Your own weights of the backbone.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
 def prototypes(
     run: Run,
     photos: Annotated[list[str], typer.Argument(help="Files, folders, quoted patterns, .txt lists of paths.")],
-    out: Annotated[Path, typer.Option(help="Picture to write, *.png or *.jpg.")] = Path("prototypes.png"),
-    stage: Annotated[int | None, typer.Option(min=1, max=4, help="Stage of the backbone; the last one read.")] = None,
-    label: Annotated[str | None, typer.Option(help="Only prototypes made for this label.")] = None,
-    count: Annotated[int, typer.Option(min=1, help="Prototypes, drawn at random.")] = 10,
-    nearest: Annotated[int, typer.Option(min=1, help="Patches of each, from as many photos.")] = 5,
-    limit: Annotated[int, typer.Option(min=1, help="Photos to search, at most.")] = 500,
+    out: Annotated[Path, typer.Option(help="Image file to write, *.png or *.jpg.")] = Path("prototypes.png"),
+    stage: Annotated[int | None, typer.Option(min=1, max=4, help="Backbone stage; default: the last.")] = None,
+    label: Annotated[str | None, typer.Option(help="Only prototypes of this label.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Number of prototypes, drawn at random.")] = 10,
+    nearest: Annotated[int, typer.Option(min=1, help="Patches per prototype, each from a different photo.")] = 5,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of photos to search.")] = 500,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draw.")] = 0,
     checkpoint: Checkpoint = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw the patches nearest to some prototypes: do they show one thing?
+    """Draw the patches nearest to some prototypes, to see whether they show one concept.
 
     Examples:
 
@@ -87,13 +87,13 @@ def attention(
     photo: Annotated[Path, typer.Argument(help="One photo.")],
     labels: Annotated[
         list[str] | None,
-        typer.Option("--label", help="Labels to compare, repeat it; else the two probable ones that differ most."),
+        typer.Option("--label", help="Labels to compare; default: the two probable ones that differ most."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Picture to write, *.png or *.jpg.")] = Path("attention.png"),
+    out: Annotated[Path, typer.Option(help="Image file to write, *.png or *.jpg.")] = Path("attention.png"),
     checkpoint: Checkpoint = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw where contrasting labels look in one photo: do they look at different things?
+    """Draw the attention of contrasting labels in a photo, to see whether it differs.
 
     Examples:
 
@@ -124,22 +124,22 @@ def attention(
 
 @app.command()
 def momentum(
-    recipe: Annotated[str, typer.Option(help="What every run starts from: a recipe's name or file.")] = "mccl",
+    recipe: Annotated[str, typer.Option(help="Base recipe of all runs: a name or a file.")] = "mccl",
     values: Annotated[str, typer.Option(help="Momenta, separated by commas.")] = "0.9,0.99999",
     data_root: DataRoot = None,
-    out: Annotated[Path, typer.Option(help="Directory of the runs and the table.")] = Path("ablations/momentum"),
+    out: Annotated[Path, typer.Option(help="Output folder of the runs and the table.")] = Path("ablations/momentum"),
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
-    jobs: Annotated[int, typer.Option(min=0, help="Runs at once; 0 takes one a core, or one on a GPU.")] = 0,
+    jobs: Annotated[int, typer.Option(min=0, help="Parallel runs; 0: one per core, or one on a GPU.")] = 0,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe for all runs; may be repeated."),
     ] = None,
-    cache: Annotated[str | None, typer.Option(help="Where frozen features are kept: auto, off, or a folder.")] = None,
+    cache: Annotated[str | None, typer.Option(help="Feature cache: auto, off, or a folder.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train with several momenta of the prototypes, and report what that does to scores, stability and collapse.
+    """Train with several prototype momenta, and report scores, stability and collapse.
 
-    Runs that are finished are not run again; give the same command again to go on.
+    Repeat the command to continue; finished runs are kept.
 
     Examples:
 
@@ -186,7 +186,7 @@ def _load(run: str, checkpoint: Path | None) -> "MCCL":
 
     method = load_bundle(bundle_path(run)).build_method(checkpoint)
     if not isinstance(method, MCCL):
-        raise IntclipError(f"{run} is no MCCL; train one with `intclip train mccl`")
+        raise IntclipError(f"{run} is not an MCCL model; train one with `intclip train mccl`")
     return method
 
 

@@ -1,4 +1,4 @@
-"""`intclip mcp`: the Model Context Protocol, by which an assistant reads photos in folders that it may use."""
+"""`intclip mcp`: a Model Context Protocol server for photos in allowed folders."""
 
 import hashlib
 import io
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from intclip.inference.predictor import Predictor
 
 MOST_PHOTOS = 200
-"""Photos that a tool takes or names at once: answers must fit an assistant's context."""
+"""Maximum number of photos per call: answers must fit an assistant's context."""
 LABELS_SHOWN = 5
 PICTURE_SIDE = 1024
 INSTRUCTIONS = (
     "intclip estimates why photos were taken or shared. Probabilities are a model's estimates, not facts about people. "
-    "Paths are inside the folders that the user allowed; list_photos names them."
+    "Paths are inside the folders that the user allowed; list_photos lists them."
 )
 
 
 class AllowedFolders:
-    """Folders whose photos an assistant may use; nothing outside is opened, whatever a path or a link says.
+    """Folders whose photos an assistant may use; paths and links to the outside are rejected.
 
     Args:
         folders: The folders.
@@ -42,15 +42,15 @@ class AllowedFolders:
 
         for folder in folders:
             if not Path(folder).is_dir():
-                raise StorageError(f"{folder} is not a folder; name folders whose photos the assistant may use")
+                raise StorageError(f"{folder} is not a folder; give folders whose photos the assistant may use")
         self.folders = [Path(folder).resolve(strict=True) for folder in folders]
 
     def find(self, path: str) -> Path:
-        """The file behind a path, links and ".." followed.
+        """Resolve a path, following links and "..".
 
         Raises:
-            ImageError: It is outside, or there is no such file; the message is the same, so that nobody learns what
-                lies outside.
+            ImageError: It is outside or does not exist; the message is the same, so that it reveals
+                nothing about files outside.
         """
         from intclip.errors import ImageError
 
@@ -61,10 +61,10 @@ class AllowedFolders:
                 continue
             if real.is_file() and any(real.is_relative_to(folder) for folder in self.folders):
                 return real
-        raise ImageError(f"no photo {path!r} in the allowed folders; list_photos names the photos")
+        raise ImageError(f"no photo {path!r} in the allowed folders; list_photos lists the photos")
 
     def read(self, path: str) -> bytes:
-        """The bytes of a photo; a link that is put in its place meanwhile is not followed."""
+        """Read a photo's bytes without following a link that has replaced it in the meantime."""
         from intclip.errors import ImageError
 
         real = self.find(path)
@@ -75,7 +75,7 @@ class AllowedFolders:
             raise ImageError(f"{path} cannot be read: {error.strerror}") from error
 
     def photos(self) -> list[Path]:
-        """All photos in the folders; links that lead outside are left out."""
+        """List all photos in the folders, without links to the outside."""
         from intclip.data.images import find_images
         from intclip.errors import ImageError
 
@@ -83,7 +83,7 @@ class AllowedFolders:
         for folder in self.folders:
             try:
                 paths = find_images(folder)
-            except ImageError:  # there are none
+            except ImageError:  # no photos
                 continue
             for path in paths:
                 try:
@@ -94,13 +94,13 @@ class AllowedFolders:
 
 
 def make_server(folders: AllowedFolders, predictor: "Predictor", choice: ModelChoice, home: Path) -> "MCPServer":
-    """The server with its tools.
+    """Create the server with its tools.
 
     Args:
-        folders: What may be read.
+        folders: Allowed folders.
         predictor: The model.
-        choice: How it was chosen, for the index.
-        home: Where the index for `search_photos` lies.
+        choice: How the model was chosen, for the index.
+        home: Folder of the index for `search_photos`.
     """
     from mcp.server.mcpserver import Image, MCPServer
     from mcp.types import ToolAnnotations
@@ -115,21 +115,21 @@ def make_server(folders: AllowedFolders, predictor: "Predictor", choice: ModelCh
 
     @server.tool(annotations=reads)
     def list_photos(contains: str = "", first: int = 0) -> dict[str, Any]:
-        """Names photos in the allowed folders whose path has `contains`, at most 200 from number `first` on."""
+        """Lists photos in the allowed folders whose path has `contains`, at most 200 starting at number `first`."""
         found = [str(path) for path in folders.photos() if contains.casefold() in str(path).casefold()]
         first = max(0, first)
         return {"count": len(found), "photos": found[first : first + MOST_PHOTOS]}
 
     @server.tool(annotations=reads)
     def list_labels() -> dict[str, Any]:
-        """Names the labels that photos are scored against, with their definitions."""
+        """Lists the labels and their definitions."""
         taxonomy = predictor.taxonomy
         labels = {name: taxonomy.definitions.get(name, "") for name in taxonomy.names}
         return {"taxonomy": taxonomy.name, "model": predictor.card.model, "note": predictor.note, "labels": labels}
 
     @server.tool(annotations=reads)
     def predict(photos: list[str]) -> list[dict[str, Any]]:
-        """Estimates why photos were taken: the labels that hold, and the most probable ones. At most 200 photos."""
+        """Estimates why photos were taken: predicted labels and the most probable ones. At most 200 photos."""
         if len(photos) > MOST_PHOTOS:
             raise IntclipError(f"{len(photos)} photos at once; send at most {MOST_PHOTOS}")
         answers: list[dict[str, Any]] = []
@@ -145,7 +145,7 @@ def make_server(folders: AllowedFolders, predictor: "Predictor", choice: ModelCh
 
     @server.tool(annotations=reads, structured_output=False)
     def explain(photo: str, label: str) -> list[Any]:
-        """Shows where in a photo a label's evidence lies: the photo under a map, bright where it speaks most for it."""
+        """Shows the evidence for a label in a photo: the photo under a map, bright where the evidence is strongest."""
         content = folders.read(photo)
         try:
             evidence = predictor.explain(content, label)
@@ -155,12 +155,12 @@ def make_server(folders: AllowedFolders, predictor: "Predictor", choice: ModelCh
         drawn.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
         stream = io.BytesIO()
         drawn.save(stream, "JPEG", quality=85)
-        text = f"{photo}: {evidence.label} {evidence.probability:.2f}; bright where the photo speaks most for it"
+        text = f"{photo}: {evidence.label} {evidence.probability:.2f}; bright where the evidence is strongest"
         return [text, Image(data=stream.getvalue(), format="jpeg")]
 
     @server.tool(annotations=reads)
     def search_photos(text: str, count: int = 10) -> list[dict[str, Any]]:
-        """Finds photos by what they show or mean, in English. The first search reads all photos: it takes a while."""
+        """Finds photos by what they show or mean, in English. The first search indexes all photos and takes a while."""
         from intclip.search.index import update_index
         from intclip.search.query import PhotoIndex
 
@@ -180,10 +180,10 @@ def mcp(
     *,
     choice: ModelChoice,
 ) -> None:
-    """Let an assistant read, explain and search photos in some folders, by the Model Context Protocol.
+    """Let an assistant predict, explain and search photos in some folders (Model Context Protocol).
 
-    The assistant's program starts this command and talks to it over standard input and output. Photos outside of the
-    folders cannot be read, not by links either. An index for searching is kept in the cache folder.
+    The assistant starts this command and communicates over standard input and output. Photos outside the
+    folders cannot be read, not even through links. The search index is stored in the cache folder.
 
     intclip mcp ~/Pictures/holiday
 
@@ -204,7 +204,7 @@ def mcp(
 
 
 def _named(error: Exception, path: str) -> str:
-    """The error with the photo's path in place of what photos from memory are called."""
+    """Return the error's message with the photo's path instead of the name for in-memory photos."""
     from intclip.data.images import describe
 
     return str(error).removeprefix("image 1: ").replace(describe(b""), path)

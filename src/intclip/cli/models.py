@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from intclip.backbones.hub import HubFile
 
 _LITE = {
-    "lite": "at once and offline, any labels; a small model's guesses",
-    "lite2": "as lite with a larger image tower: better to train on, no better without training",
-    "lite+lite2": "both towers: the best of the embedded ones to train on (recipe best), slower",
+    "lite": "offline, any labels; small, less accurate",
+    "lite2": "like lite with a larger image tower: better for training, no better without it",
+    "lite+lite2": "both towers: the best embedded one for training (recipe best), slower",
 }
 _CLIP = {
     "ViT-B/32": "any labels; trained on 400 million captioned photos, the smallest of these",
@@ -26,13 +26,13 @@ _CLIP = {
 
 @dataclass(frozen=True)
 class Found:
-    """A model that `load` takes.
+    """A model that `load` accepts.
 
     Attributes:
-        model: What to write behind --model.
+        model: Value for --model.
         where: "embedded", "missing" (its package is not installed), "cache" or "hub".
-        megabytes: Size of its weights; of one on the hub about what is downloaded.
-        use: What it is good for.
+        megabytes: Size of its weights; on the hub, approximate download size.
+        use: Purpose.
     """
 
     model: str
@@ -42,9 +42,9 @@ class Found:
 
 
 def models(as_json: AsJson = False) -> None:
-    """List the models that can be had: embedded, downloaded before, or on the hub, with sizes and uses.
+    """List available models: embedded, downloaded, or on the hub, with sizes and uses.
 
-    Nothing is downloaded. Models of your own (`intclip train`, `intclip fit`) are folders; give their path.
+    Downloads nothing. Your own models (`intclip train`, `intclip fit`) are folders; pass their path.
 
     intclip models
 
@@ -63,7 +63,7 @@ def models(as_json: AsJson = False) -> None:
 
 
 def find_models() -> list[Found]:
-    """All models that `load` takes by name; it looks at files alone."""
+    """List all models that `load` accepts by name, by checking files only."""
     from intclip.backbones.hub_files import HUB_FILES, PUBLISHED
     from intclip.backbones.lite_towers import LITE_BACKBONES, LITE_TOWERS, TEXT_PACKAGE, package_folder
     from intclip.errors import CheckpointError
@@ -78,7 +78,7 @@ def find_models() -> list[Found]:
         except CheckpointError:
             rows.append(Found(name, "missing", 0, _LITE[name]))
     for name, folder in SHORT_NAMES.items():
-        use = "the intents of Flickr8k's captions: 16 labels, trained on lite"
+        use = "16 intents from Flickr8k's captions, trained on lite"
         rows.append(Found(name, "embedded", _megabytes((BUNDLES / folder).iterdir()), use))
     for name, file in HUB_FILES.items():
         path = _local(name, file)
@@ -91,7 +91,7 @@ def find_models() -> list[Found]:
 
 
 def _local(name: str, file: "HubFile") -> Path | None:
-    """Where the weights of a CLIP lie already: in the folder of weights, or in the hub's cache."""
+    """Find a CLIP's local weights, in the weights folder or the hub's cache."""
     from intclip.backbones.hub import cached
     from intclip.backbones.sources import WEIGHTS_VARIABLE
     from intclip.errors import MissingExtraError

@@ -1,4 +1,4 @@
-"""Options that several commands share, as objects: a command that takes such an object has its fields as options."""
+"""Options shared by commands, as dataclasses whose fields become options of the command."""
 
 import dataclasses
 import inspect
@@ -21,20 +21,20 @@ MODELS = "lite, lite2, lite+lite2, zero-shot:RN101, proxy, a bundle's folder, an
 Exclude = Annotated[
     list[str] | None,
     typer.Option(
-        help="Leave out files and folders of this name or path inside a folder, such as '*_small.jpg' or drafts; may "
-        "be repeated.",
+        help="Skip files and folders with this name or path inside a folder, such as '*_small.jpg' or "
+        "drafts; may be repeated.",
         metavar="PATTERN",
     ),
 ]
 Threshold = Annotated[
     float | None,
-    typer.Option(min=0, max=1, help="Probability from which a label holds; by default the model's own thresholds."),
+    typer.Option(min=0, max=1, help="Smallest probability of a predicted label; default: the model's thresholds."),
 ]
 ReadText = Annotated[
     bool,
     typer.Option(
         "--read-text",
-        help="Read the words in each picture too (OCR) and add them to the post's text, for models that read text.",
+        help="Also read the text in each picture (OCR) and add it to the post's text, for models that use text.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -42,25 +42,25 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 Labels = Annotated[str | None, typer.Option("--taxonomy", help="Labels of a zero-shot model: a name or a YAML file.")]
 DataRoot = Annotated[
-    str | None, typer.Option("--data-root", "--root", help="Folder of the dataset; by default inside $INTCLIP_DATA.")
+    str | None, typer.Option("--data-root", "--root", help="Folder of the dataset; default: inside $INTCLIP_DATA.")
 ]
 Sentences = Annotated[
     str,
     typer.Option(
         "--sentences",
         "--form",
-        help="Words for a label in a zero-shot model: fine, consolidated, 3-5, 6-9, 11-15 or 16-20.",
+        help="Class text of a zero-shot model: fine, consolidated, 3-5, 6-9, 11-15 or 16-20.",
     ),
 ]
-Checkpoint = Annotated[Path | None, typer.Option(help="Weights of the backbone, a file of your own.")]
-EngineOption = Annotated[Engine, typer.Option("--engine", help="Library that computes.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Your own weights of the backbone.")]
+EngineOption = Annotated[Engine, typer.Option("--engine", help="Inference engine.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-PrecisionOption = Annotated[Precision, typer.Option("--precision", help="Arithmetic; f32 is exact.")]
+PrecisionOption = Annotated[Precision, typer.Option("--precision", help="Arithmetic precision.")]
 
 
 @dataclass(frozen=True)
 class LabelOptions:
-    """The labels of a zero-shot model, and the weights of its backbone."""
+    """Labels of a zero-shot model and weights of its backbone."""
 
     taxonomy: Labels = None
     sentences: Sentences = "11-15"
@@ -69,7 +69,7 @@ class LabelOptions:
 
 @dataclass(frozen=True)
 class ModelChoice(LabelOptions):
-    """A model, and what computes it."""
+    """A model and its engine."""
 
     model: Annotated[str, typer.Option("--model", "-m", help=MODELS)] = "lite"
     engine: EngineOption = "auto"
@@ -77,7 +77,7 @@ class ModelChoice(LabelOptions):
     precision: PrecisionOption = "f32"
 
     def load(self) -> "Predictor":
-        """The model.
+        """Load the model.
 
         Raises:
             IntclipError: It cannot be loaded.
@@ -85,7 +85,7 @@ class ModelChoice(LabelOptions):
         return load_model(self.model, self, engine=self.engine, device=self.device, precision=self.precision)
 
     def options(self) -> "ModelOptions":
-        """The model as the manifest of a batch job keeps it."""
+        """Describe the model for the manifest of a batch job."""
         from intclip.batch.job import ModelOptions
 
         content = dataclasses.asdict(self)
@@ -100,17 +100,17 @@ class Reading:
     """How photos are found and read."""
 
     exclude: Exclude = None
-    lenient: Annotated[
-        bool, typer.Option("--lenient", help="Read truncated photos too; what is missing of them is grey.")
-    ] = False
-    batch_size: Annotated[int, typer.Option(min=1, help="Photos computed at once.")] = 32
+    lenient: Annotated[bool, typer.Option("--lenient", help="Also read truncated photos; missing parts are grey.")] = (
+        False
+    )
+    batch_size: Annotated[int, typer.Option(min=1, help="Photos per batch.")] = 32
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads that decode photos; with --runner ray, processes.")
+        int | None, typer.Option(min=1, help="Threads that decode photos; processes with --runner ray.")
     ] = None
 
 
 def load_model(model: str, labels: LabelOptions, **how: Any) -> "Predictor":
-    """A model by name; `how` says what computes it.
+    """Load a model by name; `how` sets its engine.
 
     Raises:
         IntclipError: It cannot be loaded.
@@ -121,7 +121,7 @@ def load_model(model: str, labels: LabelOptions, **how: Any) -> "Predictor":
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose parameters that are dataclasses are given field by field, each field an option."""
+    """Turn a command's dataclass parameters into options, one per field."""
     signature = inspect.signature(command)
     kinds: dict[str, Any] = {
         name: parameter.annotation

@@ -1,4 +1,4 @@
-"""Where `intclip predict` puts its predictions: the terminal, JSON, CSV, Parquet, and sidecars beside the photos."""
+"""Outputs of `intclip predict`: terminal, JSON, CSV, Parquet, and XMP sidecars."""
 
 import sys
 from collections.abc import Sequence
@@ -28,30 +28,28 @@ _SIGNS, _PLAIN_SIGNS = ("●", "○", "━"), ("*", "o", "=")
 
 @dataclass(frozen=True)
 class Shown:
-    """What is shown of a prediction."""
+    """Which part of a prediction is shown."""
 
     top: Annotated[int, typer.Option(min=1, help="Labels shown for each photo, most probable first.")] = 5
     threshold: Threshold = None
-    level: Annotated[str | None, typer.Option(help="Level of the taxonomy at which probabilities are read.")] = None
+    level: Annotated[str | None, typer.Option(help="Report probabilities at this level of the taxonomy.")] = None
 
 
 @dataclass(frozen=True)
 class Outputs:
     """Where predictions go."""
 
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array, an object for each photo.")] = False
-    csv: Annotated[Path | None, typer.Option(help="CSV file to write, a row for each photo; - is standard output.")] = (
-        None
-    )
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array with one object per photo.")] = False
+    csv: Annotated[Path | None, typer.Option(help="CSV file to write, one row per photo; - is standard output.")] = None
     parquet: Annotated[
-        Path | None, typer.Option(help="Parquet file to write, a row for each photo; - is standard output.")
+        Path | None, typer.Option(help="Parquet file to write, one row per photo; - is standard output.")
     ] = None
     xmp: Annotated[
         bool,
         typer.Option(
             "--xmp",
-            help="Add the labels that hold as keywords to a sidecar beside each photo (photo.jpg.xmp), as digiKam, "
-            "Lightroom, immich and PhotoPrism read them; whatever a sidecar holds already stays.",
+            help="Add predicted labels as keywords to each photo's sidecar "
+            "(photo.jpg.xmp), for digiKam, Lightroom, immich and PhotoPrism; its other content is kept.",
         ),
     ] = False
 
@@ -61,35 +59,35 @@ class Outputs:
         return [path for path in (self.csv, self.parquet) if path is not None]
 
     def check(self, named: Sequence[str], images: "Sequence[ImageInput | None]") -> None:
-        """Refuse outputs that would be written over each other or over what is read, before anything is computed.
+        """Reject outputs that would overwrite each other or an input, before computing anything.
 
         Args:
-            named: What the command line names.
-            images: The photos that it stands for.
+            named: Arguments of the command line.
+            images: The photos they expand to.
 
         Raises:
-            StorageError: As said, or a photo has no place for a sidecar.
+            StorageError: Outputs conflict, or a photo cannot have a sidecar.
         """
         for table in self.tables:
             spare_inputs(table, [*named, *(image for image in images if isinstance(image, str | Path))])
         if len(self.tables) == 2 and self.tables[0].resolve() == self.tables[1].resolve():
             raise StorageError(
-                f"{self.csv}: --csv and --parquet cannot be one file; choose another name for one of them"
+                f"{self.csv}: --csv and --parquet name the same file; choose another name for one of them"
             )
         if sum(map(is_stdout, self.tables)) + self.as_json > 1:
-            raise StorageError("standard output takes one result: --json, --csv - or --parquet -")
+            raise StorageError("standard output can have only one of --json, --csv - and --parquet -")
         if self.xmp:
             _check_sidecars(images)
 
 
 class Results:
-    """Hands predictions to all outputs, and remembers what failed.
+    """Writes predictions to all outputs and collects failures.
 
     Args:
-        outputs: Where they go.
+        outputs: The outputs.
         shown: What is shown.
-        predictor: Whose predictions they are.
-        stack: Closes the files; where it ends with an error they are removed.
+        predictor: The model.
+        stack: Closes the files; on error they are removed.
     """
 
     def __init__(self, outputs: Outputs, shown: Shown, predictor: "Predictor", stack: ExitStack) -> None:
@@ -113,10 +111,10 @@ class Results:
         self._predictor = predictor
 
     def write(self, image: "ImageInput | None", prediction: "Prediction") -> None:
-        """Take the next prediction.
+        """Write the next prediction.
 
         Raises:
-            BrokenPipeError: Nobody reads standard output any more, and there is no other output.
+            BrokenPipeError: Standard output was closed, and there is no other output.
         """
         self._count += 1
         if prediction.error is not None:
@@ -131,10 +129,10 @@ class Results:
             except BrokenPipeError:
                 if not (self._files or self._outputs.xmp):
                     raise
-                silence_stdout()  # the files are wanted all the same
+                silence_stdout()  # the files are still wanted
 
     def finish(self) -> None:
-        """Say what was written.
+        """Report what was written.
 
         Raises:
             IntclipError: Something could not be read or written.
@@ -153,16 +151,16 @@ class Results:
         if count == failed == 1:
             raise IntclipError(self._failures[0])
         if count == failed:
-            raise IntclipError(f"none of the {count} photos could be read; look at the first, as named above")
+            raise IntclipError(f"none of the {count} photos could be read; check the first one listed above")
         if failed:
-            raise IntclipError(f"{failed} of {count} photos could not be read; all others are done")
+            raise IntclipError(f"{failed} of {count} photos could not be read; the others are done")
         if self._unwritten:
-            raise IntclipError(f"{len(self._unwritten)} of {count} sidecars could not be written; all others are done")
+            raise IntclipError(f"{len(self._unwritten)} of {count} sidecars could not be written; the others are done")
 
     def _write_sidecar(self, image: "ImageInput | None", prediction: "Prediction") -> None:
         from intclip.inference.sidecars import write_sidecar
 
-        assert isinstance(image, Path)  # `Outputs.check` has seen it
+        assert isinstance(image, Path)  # checked by `Outputs.check`
         try:
             self._sidecars += write_sidecar(image, prediction) is not None
         except StorageError as error:
@@ -177,11 +175,11 @@ def _check_sidecars(images: "Sequence[ImageInput | None]") -> None:
     for image in images:
         if not isinstance(image, Path):
             name = "a text alone" if image is None else describe(image)
-            raise StorageError(f"--xmp writes a sidecar beside each photo's file; {name} has no file of its own")
+            raise StorageError(f"--xmp writes a sidecar next to each photo's file; {name} has no file")
 
 
 def _table_writer(top: int, level: str | None) -> "Writer":
-    """Prints a block for each photo: its path, then the most probable labels with a bar."""
+    """Prints a block per photo: its path, then the most probable labels with bars."""
     from rich.markup import escape
 
     from intclip.inference.display import UNCLEAR
@@ -206,7 +204,7 @@ def _table_writer(top: int, level: str | None) -> "Writer":
 
 
 def _disputed(prediction: "Prediction") -> str:
-    """The labels that only one channel holds, the two widest gaps."""
+    """Format the labels that only one channel predicts, the two widest gaps."""
     from rich.markup import escape
 
     pairs = list(prediction.conflict.disputed.items())[:2] if prediction.conflict is not None else []
@@ -215,7 +213,7 @@ def _disputed(prediction: "Prediction") -> str:
 
 
 def _best(prediction: "Prediction", top: int, level: str | None) -> list[tuple[str, float, bool]]:
-    """The most probable names with their probability and whether they hold; a parent holds where a child does."""
+    """Return the most probable names, their probabilities, and whether they are predicted (a parent if a child is)."""
     if level is None:
         holding = set(prediction.labels)
         return [(name, probability, name in holding) for name, probability in prediction.top(top)]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from intclip.data.images import ImageInput
 
 LONG_WORK = 64
-"""Photos from which on a progress bar is worth its lines."""
+"""Minimum number of photos for a progress bar."""
 
 
 @with_options
@@ -27,7 +27,7 @@ def predict(
     ] = None,
     text: Annotated[
         str | None,
-        typer.Option(help="Text of the post, with its photo or alone; for models that read text (`intclip fit`)."),
+        typer.Option(help="Text of the post, with or without its photo; for models of `intclip fit`."),
     ] = None,
     read_text: ReadText = False,
     *,
@@ -39,8 +39,8 @@ def predict(
     """Predict why photos were taken.
 
     A filled dot marks labels at or above their threshold. Photos that cannot be read are listed at the end and the
-    exit code is 2; the results of all others are written. For posts with a photo and a text, models of `intclip fit`
-    also predict how far the two contradict each other: conflict, from 0 (they agree) to 1.
+    exit code is 2; all other results are written. For posts with photo and text, models of `intclip fit`
+    also report how much the two contradict each other: conflict, from 0 (they agree) to 1.
 
     intclip predict photo.jpg
 
@@ -64,7 +64,7 @@ def predict(
         from intclip.data.ocr import add_words
 
         if "text" not in predictor.channels:
-            raise IntclipError(f"{predictor.card.model} reads photos alone; --read-text takes a model of `intclip fit`")
+            raise IntclipError(f"{predictor.card.model} reads only photos; --read-text needs a model of `intclip fit`")
         texts = add_words(images, words)
     predictions = predictor.predict_iter(
         [Lenient(image) if reading.lenient and image is not None else image for image in images],
@@ -87,7 +87,7 @@ def predict(
 def _posts(
     photos: Sequence[str], text: str | None, exclude: Sequence[str]
 ) -> "tuple[list[ImageInput | None], list[str | None]]":
-    """Photos and texts of posts, None where a post lacks one of them."""
+    """Return photos and texts of posts, None where one is missing."""
     from intclip.data.unlabelled import read_posts
     from intclip.errors import IntclipError
 
@@ -96,6 +96,6 @@ def _posts(
     images, texts = read_posts(photos, exclude=exclude)
     if text is not None:
         if len(images) > 1 or any(texts):
-            raise IntclipError("--text is about one photo; for several posts give a table with columns image and text")
+            raise IntclipError("--text is for one photo; for several posts give a table with columns image and text")
         return images or [None], [text]
     return images, texts

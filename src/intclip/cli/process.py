@@ -1,4 +1,4 @@
-"""How a command's process writes, stops and ends."""
+"""Output, signals and exit codes of a command's process."""
 
 import codecs
 import errno
@@ -22,11 +22,11 @@ INTERRUPTED = 130
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 _NO_MEMORY = re.compile("can(.t|not) allocate memory|out of memory|bad_alloc|can.t start new thread", re.IGNORECASE)
 _NOISY = ("tifffile",)
-"""Libraries that log what the error of a photo says already."""
+"""Libraries whose log messages repeat a photo's error."""
 
 
 class Stopped(BaseException):
-    """The system asks the process to end (SIGTERM, SIGHUP): what is half-written is removed on the way out."""
+    """Raised on SIGTERM and SIGHUP, so that partial files are removed before exit."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -34,7 +34,7 @@ class Stopped(BaseException):
 
 
 def prepare_process() -> None:
-    """Write any character to any terminal, log to standard error, and end in order when the system asks for it."""
+    """Set up encoding, logging to standard error, and clean exit on signals."""
     codecs.register_error("intclip.escape", _escape)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -49,10 +49,10 @@ def prepare_process() -> None:
 
 
 def run_to_exit(action: Callable[[], object]) -> NoReturn:
-    """Do something and leave the process as a command does.
+    """Run a function and exit the process.
 
-    The exit code is 0 on success, and when whoever reads standard output wants no more; 2 with one line on wrong input;
-    130 when interrupted. A process that was asked to end does so by that signal.
+    The exit code is 0 on success or when standard output is closed, 2 with one line on wrong input, 130
+    when interrupted. After SIGTERM or SIGHUP the process ends by that signal.
     """
     try:
         code = action()
@@ -83,14 +83,14 @@ def run_to_exit(action: Callable[[], object]) -> NoReturn:
 
 
 def silence_stdout() -> None:
-    """Drop what goes to standard output from here on: its reader is gone."""
+    """Discard further standard output: its reader is gone."""
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, sys.stdout.fileno())
     os.close(sink)
 
 
 def _leave_quietly() -> NoReturn:
-    sys.stdout = sys.__stdout__ or sys.stdout  # Typer puts a wrapper in its place
+    sys.stdout = sys.__stdout__ or sys.stdout  # Typer replaces it with a wrapper
     silence_stdout()
     sys.exit(0)
 
@@ -100,7 +100,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:
-    r"""What a stream cannot encode, as JSON and Python write it: \uXXXX, outside the basic plane as two of them."""
+    r"""Escape what a stream cannot encode like JSON: \uXXXX, with surrogate pairs outside the basic plane."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
@@ -109,14 +109,14 @@ def _escape(error: UnicodeError) -> tuple[str, int]:
 
 
 class _Plain(logging.Formatter):
-    """Messages with nothing that a terminal obeys."""
+    """Formats messages without control characters."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return printable(super().formatMessage(record))
 
 
 def _log_to_stderr() -> None:
-    """Show warnings, and what our own work says of itself. A service logs in its own way."""
+    """Log warnings and intclip's own messages. A service has its own logging."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Plain("%(message)s"))
     handler.addFilter(_is_shown)
@@ -130,18 +130,18 @@ def _is_shown(record: logging.LogRecord) -> bool:
 
 
 def _shortage(error: Exception) -> str | None:
-    """What the machine lacked, where that is why something failed deep inside."""
-    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:  # a log, a lock: what is written in many places
+    """Return a message if the cause of an error is lack of memory, disk space or permission."""
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:  # logs, locks: written in many places
         return f"cannot use {error.filename or 'a file'}: {error.strerror}; free space or choose a writable place"
-    # torch and its libraries have no kind of their own for it, nor always a word.
+    # torch and its libraries have no exception class for it.
     if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)) or memory_is_short():
         place = " on the GPU" if "CUDA" in str(error) else ""
-        return f"no memory is left{place}; free some, or choose smaller batches and fewer workers"
+        return f"out of memory{place}; free some, or choose smaller batches and fewer workers"
     return None
 
 
 def _usage(error: typer.TyperException) -> None:
-    """A command without its arguments shows its help; any other misuse one line."""
+    """Show help for a command without arguments, and one line for any other usage error."""
     if type(error).__name__ == "NoArgsIsHelpError":
         print(error.format_message(), file=sys.stderr)
         sys.exit(2)

@@ -10,11 +10,11 @@ def push(
     repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the Hugging Face hub.")],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     license: Annotated[str | None, typer.Option(help="Licence for the model card, such as cc-by-4.0.")] = None,
-    message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
+    message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
 ) -> None:
-    """Put a trained model on the Hugging Face hub, with a generated model card.
+    """Upload a trained model to the Hugging Face hub, with a generated model card.
 
-    Log in once with `hf auth login`. Every command takes the model back as hf://OWNER/NAME.
+    Log in once with `hf auth login`. Every command accepts the model as hf://OWNER/NAME.
 
     Examples:
 

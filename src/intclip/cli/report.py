@@ -32,23 +32,23 @@ def report(
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Why these photos were taken",
     sentences: Sentences = "11-15",
     evaluation: Annotated[
-        bool, typer.Option("--evaluation", help="Report how good a model is, from what was scored before.")
+        bool, typer.Option("--evaluation", help="Report a model's accuracy from saved predictions.")
     ] = False,
-    split: Annotated[str, typer.Option(help="With --evaluation: which split.")] = "test",
+    split: Annotated[str, typer.Option(help="With --evaluation: the split.")] = "test",
     against: Annotated[
         Path | None, typer.Option(help="With --evaluation: the folder of another model to compare with.")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="With --evaluation: dataset of the photos; that of the training by default.")
+        str | None, typer.Option(help="With --evaluation: dataset of the photos; default: the training dataset.")
     ] = None,
     data_root: Annotated[
-        str | None, typer.Option("--data-root", "--root", help="With --evaluation: where that dataset lies.")
+        str | None, typer.Option("--data-root", "--root", help="With --evaluation: folder of that dataset.")
     ] = None,
 ) -> None:
-    """Write photos, their intents by level and the evidence for them as one page that needs no network.
+    """Write one offline page with photos, their intents by level and the evidence.
 
-    With --evaluation the page is about a model: every label, curves over thresholds, precision and recall, calibration,
-    confusion and co-occurrence, best and worst photos, and what another model does differently.
+    With --evaluation the page is about a model: metrics per label, curves over thresholds, precision and recall,
+    calibration, confusion and co-occurrence, best and worst photos, and a comparison with another model.
 
     Examples:
 
@@ -70,7 +70,7 @@ def report(
     from intclip.reports.report import write_folder_report
 
     if against is not None or data is not None or data_root is not None:
-        raise IntclipError("--against, --data and --data-root are about a model; add --evaluation")
+        raise IntclipError("--against, --data and --data-root need --evaluation")
     paths, texts = read_posts(photos, exclude=exclude or ())
     spare_inputs(out, [*photos, *(path for path in paths if isinstance(path, Path))])
     predictor = load(model, taxonomy=taxonomy, sentences=sentences)
@@ -81,7 +81,7 @@ def report(
     if failures:
         for failure in failures:
             print(f"  {printable(str(failure))}", file=sys.stderr)
-        raise IntclipError(f"{len(failures)} of {len(paths)} photos could not be read; all others are in the report")
+        raise IntclipError(f"{len(failures)} of {len(paths)} photos could not be read; the others are in the report")
 
 
 def _evaluation(
@@ -93,7 +93,7 @@ def _evaluation(
     from intclip.reports.evaluation_report import write_evaluation_report
 
     if len(folders) != 1:
-        raise IntclipError("--evaluation is about one folder; name the other one with --against")
+        raise IntclipError("--evaluation takes one folder; give the other one with --against")
     spare_inputs(out, [file for folder in (folders[0], against) if folder for file in evaluation_files(folder, split)])
     ours = read_evaluation(folders[0], split)
     theirs = None if against is None else read_evaluation(against, split)
@@ -106,7 +106,7 @@ def _evaluation(
 
 
 def names_apart(first: Path, second: Path) -> tuple[str, str]:
-    """Names of two folders: as many last parts of their paths as tell them apart."""
+    """Name two folders by as many last parts of their paths as distinguish them."""
     paths = [folder.resolve().parts for folder in (first, second)]
     for count in range(1, max(map(len, paths)) + 1):
         one, other = ("/".join(parts[-count:]) for parts in paths)
@@ -118,7 +118,7 @@ def names_apart(first: Path, second: Path) -> tuple[str, str]:
 def _photo_finder(
     evaluation: "SavedEvaluation", data: str | None, data_root: str | None
 ) -> "Callable[[str], ImageSource | None] | None":
-    """Where the photos of the evaluation lie; the page does without them, unless they were asked for."""
+    """Find the photos of the evaluation; without them the page has none, unless they were requested."""
     from intclip.data.registry import load_dataset
     from intclip.errors import IntclipError
 
@@ -126,8 +126,8 @@ def _photo_finder(
     name = data or section.get("name")
     if name is None:
         if data_root is not None:
-            raise IntclipError("which dataset lies there? Say it with --data")
-        print("no photos in the page: say with --data and --data-root where they lie", file=sys.stderr)
+            raise IntclipError("--data-root needs the dataset: give --data")
+        print("the page has no photos: give --data and --data-root", file=sys.stderr)
         return None
     root = data_root if data_root is not None or data is not None else section.get("root")
     try:
@@ -135,7 +135,7 @@ def _photo_finder(
     except IntclipError as error:
         if data is not None or data_root is not None:
             raise
-        print(f"no photos in the page: {error}", file=sys.stderr)
+        print(f"the page has no photos: {error}", file=sys.stderr)
         return None
     images = {sample.id: sample.image for samples in dataset.splits.values() for sample in samples}
     return images.get

@@ -17,14 +17,12 @@ def index(
         list[str],
         typer.Argument(
             metavar="SOURCE…",
-            help="As for `intclip batch`; or the folder of a finished batch job that kept embeddings.",
+            help="As for `intclip batch`, or the folder of a finished batch job with embeddings.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The index's folder.")],
-    add: Annotated[bool, typer.Option("--add", help="Keep indexed photos that SOURCE does not name.")] = False,
-    retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="Read photos again that could not be read.")
-    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder of the index.")],
+    add: Annotated[bool, typer.Option("--add", help="Keep indexed photos that are not in SOURCE.")] = False,
+    retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Retry photos that could not be read.")] = False,
     runner: Runner = "local",
     as_json: AsJson = False,
     *,
@@ -33,8 +31,8 @@ def index(
 ) -> None:
     """Index photos for `intclip search`: their embeddings and the probabilities of their intents.
 
-    Run it again after photos were added, changed or removed: only new and changed ones are computed. If it is stopped,
-    the same command continues.
+    Run it again after adding, changing or removing photos: only new and changed ones are computed. If interrupted,
+    repeat the command to continue.
 
     Examples:
 
@@ -42,7 +40,7 @@ def index(
 
     intclip index more/ --out photos.index --add
 
-    intclip index intents/ --out photos.index  # a batch job: nothing is computed
+    intclip index intents/ --out photos.index  # a batch job, without recomputing
     """
     import json
     from dataclasses import asdict
@@ -74,18 +72,18 @@ def index(
 
 
 def search(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The index's folder.")],
-    text: Annotated[str | None, typer.Option(help="A sentence.")] = None,
-    photo: Annotated[str | None, typer.Option(help="A photo; it need not be indexed.")] = None,
-    intent: Annotated[str | None, typer.Option(help="A label's name: by its probability.")] = None,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the index.")],
+    text: Annotated[str | None, typer.Option(help="Find photos by a sentence.")] = None,
+    photo: Annotated[str | None, typer.Option(help="Find photos similar to this one, indexed or not.")] = None,
+    intent: Annotated[str | None, typer.Option(help="Find photos with a high probability of this label.")] = None,
     where: Annotated[
         list[str] | None,
         typer.Option(help='Only photos such as "Natural beauty>0.5" or "Enjoy life" (at its threshold); repeatable.'),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Photos shown.")] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array, an object a photo.")] = False,
+    top: Annotated[int, typer.Option(min=1, help="Number of results.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array with one object per photo.")] = False,
 ) -> None:
-    """Find photos of an index by a sentence, by a photo or by an intent.
+    """Find photos in an index by a sentence, a photo or an intent.
 
     Examples:
 
@@ -102,7 +100,7 @@ def search(
     from intclip.search.query import PhotoIndex
 
     if sum(value is not None for value in (text, photo, intent)) != 1:
-        raise IntclipError("ask one thing: --text SENTENCE, --photo FILE or --intent NAME")
+        raise IntclipError("give one of --text SENTENCE, --photo FILE and --intent NAME")
     index = PhotoIndex(folder)
     filters = where or []
     if text is not None:
@@ -124,4 +122,4 @@ def search(
         intents = ", ".join(f"{names[k]} {hit.probabilities[k]:.2f}" for k in best)
         print(f"{hit.score:6.3f}  {printable(hit.path)}  {intents}")
     if not hits:
-        print("no photo meets the filters")
+        print("no photo matches the filters")

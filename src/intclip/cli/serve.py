@@ -21,10 +21,10 @@ Level = Literal["debug", "info", "warning", "error"]
 
 @dataclass(frozen=True)
 class Access:
-    """Who may ask."""
+    """Who has access."""
 
     api_key_file: Annotated[
-        Path | None, typer.Option(help=f"File with the key that clients must show; or set {KEY_VARIABLE}.")
+        Path | None, typer.Option(help=f"File with the key that clients must send; or set {KEY_VARIABLE}.")
     ] = None
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="Allow web pages from this origin (CORS); may be repeated.")
@@ -33,24 +33,20 @@ class Access:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the service takes, and for how long it waits."""
+    """Limits and timeouts of the service."""
 
-    capacity: Annotated[int, typer.Option(min=2, help="Photos inside at once; more are refused with 429.")] = 256
-    max_batch: Annotated[int, typer.Option(min=1, help="Photos computed at once.")] = 32
-    max_photos: Annotated[int, typer.Option(min=1, help="Photos in one request.")] = 32
-    max_megapixels: Annotated[float, typer.Option(min=0.01, max=178, help="Million pixels of a photo.")] = 50
-    max_characters: Annotated[int, typer.Option(min=1, help="Characters of a post's text.")] = 5000
-    max_request_mb: Annotated[float, typer.Option(min=0.01, max=512, help="Million bytes of a request.")] = 32
-    upload_seconds: Annotated[
-        float, typer.Option(min=0.1, max=DAY, help="Seconds within which a request must have arrived.")
-    ] = 30
-    answer_seconds: Annotated[
-        float, typer.Option(min=0.1, max=DAY, help="Seconds after which a request is given up.")
-    ] = 60
-    connections: Annotated[int, typer.Option(min=2, help="Connections at once; further ones get 503.")] = 1024
+    capacity: Annotated[int, typer.Option(min=2, help="Photos in progress; more get status 429.")] = 256
+    max_batch: Annotated[int, typer.Option(min=1, help="Photos per batch.")] = 32
+    max_photos: Annotated[int, typer.Option(min=1, help="Photos per request.")] = 32
+    max_megapixels: Annotated[float, typer.Option(min=0.01, max=178, help="Megapixels per photo.")] = 50
+    max_characters: Annotated[int, typer.Option(min=1, help="Characters per text.")] = 5000
+    max_request_mb: Annotated[float, typer.Option(min=0.01, max=512, help="Megabytes per request.")] = 32
+    upload_seconds: Annotated[float, typer.Option(min=0.1, max=DAY, help="Timeout of an upload in seconds.")] = 30
+    answer_seconds: Annotated[float, typer.Option(min=0.1, max=DAY, help="Timeout of an answer in seconds.")] = 60
+    connections: Annotated[int, typer.Option(min=2, help="Open connections; more get status 503.")] = 1024
 
     def settings(self, access: Access, hosts: tuple[str, ...] = ()) -> "Settings":
-        """The settings of the service.
+        """Return the settings of the service.
 
         Raises:
             IntclipError: A limit contradicts another one, or a key or an origin is malformed; the key is not shown.
@@ -83,12 +79,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Computing:
-    """What computes the models."""
+    """Engine of the models."""
 
     engine: EngineOption = "auto"
     device: Device = "auto"
     precision: PrecisionOption = "f32"
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads to compute with; all cores by default.")] = None
+    threads: Annotated[int | None, typer.Option(min=1, help="Compute threads; default: all cores.")] = None
 
 
 @with_options
@@ -100,17 +96,17 @@ def serve(
     computing: Computing,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", "-m", help="A model as `predict --model` takes it, or NAME=MODEL; may be repeated."),
+        typer.Option("--model", "-m", help="A model, as for `predict --model`, or NAME=MODEL; may be repeated."),
     ] = None,
     page: Annotated[
-        bool, typer.Option("--page", help="Add the page of `intclip app` at /app, over the same queue, without a key.")
+        bool, typer.Option("--page", help="Serve the page of `intclip app` at /app, without a key.")
     ] = False,
-    log_level: Annotated[Level, typer.Option(help="How much is logged.")] = "info",
+    log_level: Annotated[Level, typer.Option(help="Log level.")] = "info",
 ) -> None:
-    """Serve models over HTTP until Ctrl-C, which finishes what was taken. /docs describes the API.
+    """Serve models over HTTP until Ctrl-C. /docs describes the API.
 
-    Photos of all clients share one queue and are computed together. Nothing is fetched from addresses, and neither logs
-    nor metrics hold anything of a photo.
+    Photos of all clients share one queue and are computed in batches. URLs are not fetched, and logs and
+    metrics contain nothing about photos.
 
     intclip serve
 
@@ -118,7 +114,7 @@ def serve(
 
     curl -F images=@photo.jpg http://127.0.0.1:8000/v1/predict
     """
-    # Read when torch loads: threads that wait for work sleep, and leave their core to those that decode and answer.
+    # Read when torch loads: idle threads sleep and leave their core to decoding and answering.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from intclip.cli.common import name_models
     from intclip.errors import IntclipError
@@ -134,7 +130,7 @@ def serve(
     settings = limits.settings(access)
     guarded = settings.api_key is not None
     if page and guarded:
-        raise IntclipError("--page works without a key: leave the key out, or run the page by `intclip app`")
+        raise IntclipError("--page works only without a key: remove the key, or use `intclip app`")
     with address.bind(PORT) as bound:
         configure_logs(log_level)
         models = {name: load_model(spec, labels, **vars(computing)) for name, spec in specs.items()}
@@ -160,5 +156,5 @@ def _read_key(file: Path | None) -> str | None:
         reason = getattr(error, "strerror", None) or error
         raise IntclipError(f"cannot read the API key from {file}: {reason}") from error
     if not key:
-        raise IntclipError(f"{file} holds no API key; write one line into it")
+        raise IntclipError(f"{file} has no API key; write the key as its only line")
     return key

@@ -9,34 +9,30 @@ from intclip.cli.options import DataRoot
 
 
 def train(
-    recipe: Annotated[
-        str | None, typer.Argument(help="Name of a built-in recipe (see --list), or path of a YAML file.")
-    ] = None,
+    recipe: Annotated[str | None, typer.Argument(help="A built-in recipe (see --list), or a YAML file.")] = None,
     data_root: DataRoot = None,
-    out: Annotated[Path | None, typer.Option(help="The run's directory; runs/RECIPE by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder; default: runs/RECIPE.")] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change one key, such as optim.lr=0.01; may be repeated."),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint; start where there is none.")
-    ] = False,
-    cache: Annotated[str | None, typer.Option(help="Where frozen features are kept: auto, off, or a folder.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint, if any.")] = False,
+    cache: Annotated[str | None, typer.Option(help="Feature cache: auto, off, or a folder.")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard events.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Print the whole recipe, defaults included, and exit.")] = False,
     list_recipes: Annotated[bool, typer.Option("--list", help="List the built-in recipes and exit.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:
-    """Train a model by a recipe, and score it once on the test split.
+    """Train a model from a recipe and score it once on the test split.
 
-    A recipe says everything: data, backbone, method, optimiser, protocol. `--set` changes a key for one run; a typo is
-    an error that names the nearest key. Stopped at any moment, the same command with `--resume` continues, and on a
-    CPU ends with the same model, bit for bit.
+    A recipe sets everything: data, backbone, method, optimiser, protocol. `--set` changes a key
+    for one run; unknown keys are errors. An interrupted run continues with `--resume` and, on a CPU, ends with the same
+    model bit for bit.
 
-    The run's directory gets recipe.yaml, log.jsonl (losses, rates, speed, validation), bundle/ (the model, for
+    The output folder gets recipe.yaml, log.jsonl (losses, rates, speed, validation), bundle/ (the model, for
     `intclip predict --model RUN`), a report and the predictions of every scored split, and metrics.json.
 
-    Several processes share one run:
+    To use several processes:
 
     torchrun --nproc-per-node 2 -m intclip.cli train RECIPE …
 
@@ -62,7 +58,7 @@ def train(
             print(f"{name:<{width}}  {describe_recipe(name)}")
         return
     if recipe is None:
-        raise RecipeError(f"name a recipe: {', '.join(builtin_recipes())}, or a YAML file; see `intclip train --help`")
+        raise RecipeError(f"give a recipe: {', '.join(builtin_recipes())}, or a YAML file; see `intclip train --help`")
     chosen = load_recipe(recipe, place_overrides(data_root, cache, tensorboard=tensorboard) + (overrides or []))
     if show:
         print(dump_recipe(chosen.model_dump(mode="json")), end="")
@@ -78,11 +74,11 @@ def train(
     from intclip.evaluation.report import render_run
 
     print(render_run(result.metrics), end="")
-    print(f"\nThe model: {result.bundle}   try: intclip predict PHOTO --model {result.out}")
+    print(f"\nModel: {result.bundle}   try: intclip predict PHOTO --model {result.out}")
 
 
 def place_overrides(data_root: str | None, cache: str | None, *, tensorboard: bool = False) -> list[str]:
-    """The overrides that `--data-root`, `--cache` and `--tensorboard` stand for; `--set` comes after them."""
+    """Return the overrides for `--data-root`, `--cache` and `--tensorboard`; `--set` takes precedence."""
     import json
 
     pairs = [("data.root", data_root), ("cache.path", cache)]

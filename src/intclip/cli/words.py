@@ -1,4 +1,4 @@
-"""Evidence of words on a terminal."""
+"""Word evidence on a terminal."""
 
 from intclip.evidence.words import FAINT, WordEvidence
 
@@ -7,7 +7,7 @@ _BAR = 20
 
 
 def print_words(evidence: WordEvidence) -> None:
-    """Print what the words say, the text in colours where there are any, and the words of most weight."""
+    """Print the label, the text with words coloured by weight, and the words with the largest weights."""
     from rich.console import Console
     from rich.text import Text
 
@@ -15,7 +15,7 @@ def print_words(evidence: WordEvidence) -> None:
     told = f"{evidence.unit} {evidence.score:.2f}"
     if evidence.probability is not None:
         told = f"{evidence.probability:.3f}, {told}"
-    console.print(Text(f"{evidence.label}: {told} by the words alone"))
+    console.print(Text(f"{evidence.label}: {told} from the text alone"))
     most = max(abs(weight) for _, weight in evidence.words) or 1.0
     text = Text("  ")
     for word, weight in evidence.words:
