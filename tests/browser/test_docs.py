@@ -28,6 +28,6 @@ def address(browser):
 def test_the_docs_page_needs_no_other_host(address, visit):
     with visit(f"{address}/docs", (1280, 900)) as page:  # which fails where another host is asked
         page.locator(".opblock-summary-path", has_text="/v1/predict").click()
-        page.get_by_text("Intents of one or many photos").wait_for()
+        page.get_by_text("Predict the intents of one or more photos").wait_for()
         assert page.locator(".opblock").count() == 7
         page.wait_for_load_state("networkidle")

@@ -120,7 +120,7 @@ def test_a_photo_that_breaks_the_engine_harms_no_other(tmp_path):
         askers = start(url)
         with Client(url, attempts=1) as client:
             for _ in range(5):
-                with pytest.raises(ServiceError, match="internal error; the log tells more under request") as refusal:
+                with pytest.raises(ServiceError, match="internal error; see the log, request") as refusal:
                     client.predict(photo(poison))
                 assert refusal.value.status == 500
             for asker in askers:

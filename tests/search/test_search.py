@@ -195,7 +195,7 @@ def test_a_batch_job_is_indexed_without_computing(folder, photos, model, tmp_pat
     ways = [PhotoIndex(tmp_path / name).by_text("old books") for name in ("index", "direct")]
     assert [hit.path for hit in ways[0]] == [hit.path for hit in ways[1]]
     bare = plan_job(tmp_path / "bare", [str(folder)], JobOptions(model=model))
-    with pytest.raises(StorageError, match="kept no embeddings; run it with --embedding"):
+    with pytest.raises(StorageError, match="has no embeddings; run it with --embedding"):
         update_index(tmp_path / "other", [str(bare.folder)], model)
 
 

@@ -94,8 +94,8 @@ def test_a_bad_photo_among_good_ones_has_its_place_and_alone_it_is_refused(serve
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ({}, "no photo in the request"),
-        ({"images": ["https://example.org/a.jpg"]}, "images.0: must be the base64 .* addresses are not fetched"),
+        ({}, "the request has no photo"),
+        ({"images": ["https://example.org/a.jpg"]}, "images.0: must be the base64 .* URLs are not fetched"),
         ({"images": ["a"]}, "must be the base64"),
         ({"images": [3]}, "images.0: must be the base64 of a photo file"),
         ({"images": [None]}, "neither a photo nor words"),
@@ -245,9 +245,9 @@ def test_a_photo_that_breaks_the_model_spoils_neither_its_request_nor_its_neighb
     for name in ("guilty", "both bad"):  # nothing of theirs could be answered
         assert answers[name].status_code == 500
         assert answers[name].headers["X-Request-Id"] in detail(answers[name])
-    lines = [line for line in caplog.messages if "broke the model" in line]
+    lines = [line for line in caplog.messages if "the model failed on a photo" in line]
     assert len(lines) == 3
-    assert all(line.startswith("a photo broke the model: RuntimeError at watched.py:") for line in lines)
+    assert all(line.startswith("a photo the model failed on a photo: RuntimeError at watched.py:") for line in lines)
     assert "the engine broke" not in caplog.text  # an engine's words may quote what it was given
     metrics = client.get("/metrics").text
     assert "intclip_model_failures_total 3.0" in metrics

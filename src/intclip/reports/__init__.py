@@ -1,1 +1,1 @@
-"""Pages and sheets about photos and models: the folder report, the model report, contact sheets."""
+"""HTML reports on photos and models, and contact sheets."""

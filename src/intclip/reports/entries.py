@@ -1,4 +1,4 @@
-"""What a report's page holds of each photo or post: thumbnail, probabilities, evidence, coloured words."""
+"""Entries of a report: thumbnail, probabilities, evidence and coloured words of each photo or post."""
 
 import base64
 from collections.abc import Iterable
@@ -22,29 +22,28 @@ from intclip.inference.predictor import Predictor
 THUMBNAIL = 320
 """Longest side of a photo in the page, in pixels."""
 EVIDENCE_LABELS = 3
-"""Labels of a photo whose evidence the page holds: its most probable ones."""
+"""Number of a photo's most probable labels with evidence in the page."""
 ATTENTION_SIDE = 8
-"""Largest side of a grid of regions whose attention the page holds: it grows with the fourth power, 4 KB for 8."""
+"""Largest grid side with attention in the page: its size grows with the fourth power, 4 KB for 8."""
 PER_MILLE = 1000
-"""Probabilities are whole numbers in the page."""
+"""Probabilities are integers in the page."""
 DISPUTED = 2
 """Number of disputed labels that the page shows for a post."""
 
 
 class PhotoEntry(TypedDict):
-    """One photo or post as the page holds it.
+    """One photo or post of the page.
 
-    name: file name; path: where it lay; image: thumbnail as a data URI; size: its width and height; probabilities: per
+    name: file name; path: its path; image: thumbnail as a data URI; size: its width and height; probabilities: per
     mille (K,); evidence: label index to branch to region logits as base64 bytes, row by row, 0 the map's lowest and 255
     its highest; box: the part (left, top, right, bottom) that the model saw, as shares of the photo.
 
-    attention: which sight regions answer which semantic one (queries by keys), as the maps, each row by its largest; of
-    models that have it, on grids up to `ATTENTION_SIDE`.
+    attention: sight regions by semantic region (queries by keys), encoded like the maps, each row scaled by its
+    largest; only for models that have it, on grids up to `ATTENTION_SIDE`.
 
-    Of a model that reads words also thresholds: per mille (K,), of the channels that the post has; text: its words;
-    words: label index to percent of the strongest word's weight, one a word, below 0 against the label; conflict: of
-    photo and words, per mille; disputed: label, percent by the photo, percent by the words. Of words alone image is
-    empty.
+    For models that use text also thresholds: per mille (K,), for the post's channels; text: its text;
+    words: label index to percent of the strongest word's weight, one per word, negative against the label; conflict: of
+    photo and text, per mille; disputed: label, percent by photo, percent by text. Without a photo image is empty.
     """
 
     name: str
@@ -65,7 +64,7 @@ class PhotoEntry(TypedDict):
 def make_entries(
     posts: Iterable[Post], predictor: Predictor, *, batch_size: int
 ) -> tuple[list[PhotoEntry], list[ImageError]]:
-    """Entries of photos, words, or both, and one error for each post that could not be read."""
+    """Return entries of photos, texts, or both, and one error per unreadable post."""
     entries: list[PhotoEntry] = []
     failures: list[ImageError] = []
     given, scored = tee(posts)
@@ -109,7 +108,7 @@ def _entry(number: int, image: ImageInput | None, text: str | None, scored: Scor
 def _words(
     text: str | None, strongest: npt.NDArray[np.int64], prediction: Prediction, predictor: Predictor
 ) -> PhotoEntry:
-    """What a model that reads words adds to an entry."""
+    """Return the fields that models with text add to an entry."""
     added: dict[str, Any] = {"thresholds": thresholds_per_mille(prediction.thresholds)}
     if text and (parts := part(text)):
         added["text"] = parts
@@ -126,7 +125,7 @@ def _words(
 
 
 def _percent(weights: npt.NDArray[np.float64]) -> list[int]:
-    """Weights as percent of the largest, from -100 to 100."""
+    """Scale weights to percent of the largest, from -100 to 100."""
     most = float(np.abs(weights).max())
     return [round(100 * float(value) / most) if most else 0 for value in weights]
 
@@ -134,14 +133,14 @@ def _percent(weights: npt.NDArray[np.float64]) -> list[int]:
 def per_mille(
     probabilities: npt.NDArray[np.floating[Any]], thresholds: npt.NDArray[np.floating[Any]], *, exclusive: bool = False
 ) -> list[int]:
-    """Probabilities (K,) as whole numbers that reach `thresholds_per_mille` where they reach their thresholds (K,).
+    """Round probabilities (K,) so that they reach `thresholds_per_mille` exactly if they reach their thresholds (K,).
 
-    Where labels exclude each other the first of the largest numbers is the label that the model predicts instead.
+    For exclusive labels, the first of the largest numbers is the predicted label.
     """
     rounded = (probabilities * PER_MILLE).round().astype(int)
     if exclusive:
         best = int(probabilities.argmax())
-        rounded[:best] = np.minimum(rounded[:best], rounded[best] - 1)  # those before it that rounding made its equals
+        rounded[:best] = np.minimum(rounded[:best], rounded[best] - 1)  # earlier ones that rounding made equal
         return list(map(int, rounded))
     least = np.asarray(thresholds_per_mille(thresholds))
     held = probabilities >= thresholds
@@ -150,12 +149,12 @@ def per_mille(
 
 
 def thresholds_per_mille(thresholds: npt.NDArray[np.floating[Any]]) -> list[int]:
-    """Thresholds (K,) as the page holds them."""
+    """Convert thresholds (K,) for the page."""
     return [round(float(threshold) * PER_MILLE) for threshold in thresholds]
 
 
 class Shown(TypedDict):
-    """The part of an entry that shows the photo."""
+    """Return the fields of an entry for the photo."""
 
     name: str
     path: str
@@ -165,7 +164,7 @@ class Shown(TypedDict):
 
 
 def thumbnail(image: Image.Image, source: str, preprocess: Preprocess) -> Shown:
-    """A photo as the page shows it; the image itself becomes the thumbnail."""
+    """Make a photo's thumbnail, in place."""
     box = preprocess.source_box(image.size)
     width, height = image.size
     image.thumbnail((THUMBNAIL, THUMBNAIL))
@@ -179,7 +178,7 @@ def thumbnail(image: Image.Image, source: str, preprocess: Preprocess) -> Shown:
 
 
 def packed(regions: npt.NDArray[np.floating[Any]]) -> str:
-    """Region logits (h, w) as base64: a byte for h, one for w, then h · w bytes from the lowest to the highest."""
+    """Encode region logits (h, w) as base64: a byte each for h and w, then h · w bytes from lowest to highest."""
     low, high = float(regions.min()), float(regions.max())
     scaled = (regions - low) / (high - low) if high > low else np.zeros_like(regions)
     content = bytes(regions.shape) + (scaled * 255).round().astype(np.uint8).tobytes()

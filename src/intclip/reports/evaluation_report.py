@@ -1,4 +1,4 @@
-"""An evaluation as one HTML file without any network: tables, curves as inline SVG, and the photos behind them.
+"""An evaluation as one offline HTML file: tables, curves as inline SVG, and photos.
 
 Everything is drawn here; the page's script only sorts the table of classes.
 """
@@ -33,10 +33,10 @@ TEMPLATES = Path(__file__).parent / "templates"
 THUMBNAIL = 220
 """Longest side of a photo in the page, in pixels."""
 PHOTOS = 12
-"""Photos of each row: best, worst, better by one model, by the other."""
+"""Photos per row: best, worst, better by one model, by the other."""
 DRAWS = 500
 FindPhoto = Callable[[str], ImageInput | None]
-"""Where the photo of an id lies, or None."""
+"""Maps an id to its photo, or None."""
 HEADLINE = {
     "multilabel": ("macro_f1", "micro_f1", "samples_f1", "mAP"),
     "singlelabel": ("accuracy", "macro_f1", "balanced_accuracy"),
@@ -48,9 +48,9 @@ class Photo:
     """A photo of the page.
 
     Attributes:
-        id: Of the sample.
-        image: Data URI; None where the photo is not there.
-        labels: (name, how it went: "hit", "missed" or "wrong", its probability), true ones first.
+        id: Id of the sample.
+        image: Data URI; None if the photo is missing.
+        labels: (name, "hit", "missed" or "wrong", probability), true ones first.
         note: A figure, such as its loss.
     """
 
@@ -67,13 +67,13 @@ def write_evaluation_report(
     against: SavedEvaluation | None = None,
     find_photo: FindPhoto | None = None,
 ) -> None:
-    """Write the page of one evaluation, with what another model does differently.
+    """Write the page of an evaluation, optionally compared with another model.
 
     Args:
-        evaluation: Of the model that the page is about.
+        evaluation: Evaluation of the model.
         path: The HTML file to write.
-        against: Of another model with the same labels; only photos that both have are compared.
-        find_photo: Where the photos lie; the page names them by their ids without it.
+        against: Evaluation of another model with the same labels; only common photos are compared.
+        find_photo: Finds photos; without it the page has only their ids.
 
     Raises:
         DatasetError: The two cannot be compared, see `same_photos`.
@@ -85,7 +85,7 @@ def write_evaluation_report(
 def render(
     evaluation: SavedEvaluation, *, against: SavedEvaluation | None = None, find_photo: FindPhoto | None = None
 ) -> str:
-    """The whole page as HTML; see `write_evaluation_report`."""
+    """Return the page as HTML; see `write_evaluation_report`."""
     from jinja2 import Environment, FileSystemLoader
 
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -100,7 +100,7 @@ def render(
 
 
 def page_content(evaluation: SavedEvaluation, against: SavedEvaluation | None, find_photo: FindPhoto) -> dict[str, Any]:
-    """Everything the template fills in."""
+    """Return the variables of the template."""
     other = None
     if against is not None:
         evaluation, other = same_photos(evaluation, against)
@@ -150,7 +150,7 @@ def _decisions(evaluation: SavedEvaluation) -> Decisions:
 
 
 def _report(evaluation: SavedEvaluation) -> Mapping[str, Any]:
-    """The report on the photos that are there: a comparison may have fewer of them."""
+    """Return the report on the given photos: a comparison may have fewer."""
     if evaluation.task == "singlelabel":
         return singlelabel_report(evaluation.probabilities, evaluation.targets)
     levels = evaluation.thresholds
@@ -242,7 +242,7 @@ def _precision_recall(evaluation: SavedEvaluation, ours: Decisions, theirs: Deci
             "name": name,
             "AP": averages[k].item(),
             "points": points(recall, precision),
-            # Where the model's own threshold lies on the curve.
+            # The model's threshold on the curve.
             "dot": (float(hits / positives), float(hits / predicted)) if predicted and positives else None,
             "share": float(positives / max(ours.known[:, k].sum(), 1)),
         }
@@ -258,7 +258,7 @@ def _hard(decisions: Decisions) -> Floats:
 
 
 def points(x: Sequence[float] | Floats, y: Sequence[float] | Floats) -> str:
-    """Points of an SVG polyline in a unit square of 100 × 100 with y upwards; what is not finite is left out."""
+    """Return the points of an SVG polyline in a square of 100 × 100 with y upwards, without non-finite values."""
     return " ".join(f"{100 * a:.4g},{100 - 100 * b:.4g}" for a, b in _pairs(x, y))
 
 
@@ -267,12 +267,12 @@ def _pairs(x: Sequence[float] | Floats, y: Sequence[float] | Floats) -> list[tup
 
 
 def _cells(matrix: Floats) -> list[tuple[int, int, float]]:
-    """(row, column, share) of the cells of a matrix that a page can show: from half a percent on."""
+    """Return (row, column, share) of a matrix's cells of at least half a percent."""
     return [(int(i), int(j), float(matrix[i, j])) for i, j in np.argwhere(np.nan_to_num(matrix) >= 0.005)]
 
 
 class _Shower:
-    """Photos by row, each read once."""
+    """Return photos by row, each read once."""
 
     def __init__(self, evaluation: SavedEvaluation, decisions: Decisions, find_photo: FindPhoto) -> None:
         self.evaluation, self.decisions, self.find_photo = evaluation, decisions, find_photo

@@ -1,7 +1,7 @@
-"""A report of photos or posts: one HTML file without any network, with intents by level, and evidence on demand.
+"""A report on photos or posts: one offline HTML file with intents by level, and evidence on demand.
 
-The page holds a thumbnail a photo, the probabilities, and the region logits of its strongest labels as bytes (a 7 × 7
-map takes 49), which the browser turns into an overlay when it is asked for: 2,000 photos stay a page of some MB.
+The page has a thumbnail per photo, the probabilities, and the region logits of its
+strongest labels as bytes (49 for a 7 × 7 map), which the browser turns into an overlay on demand.
 """
 
 import json
@@ -29,22 +29,22 @@ def write_folder_report(
     title: str = "Why these photos were taken",
     batch_size: int = 32,
 ) -> list[ImageError]:
-    """Score photos, or posts with a model that reads words, and write their report.
+    """Score photos or posts, and write their report.
 
     Args:
         images: As for `Predictor.predict`.
         predictor: The model.
         path: The HTML file to write.
-        texts: The posts' words, for a model that reads words; as for `Predictor.predict`.
+        texts: The posts' texts; as for `Predictor.predict`.
         title: Heading of the page.
         batch_size: Photos scored at once.
 
     Returns:
-        One error for each post that could not be read; the page lists them too.
+        One error per unreadable post; the page lists them too.
 
     Raises:
         ImageError: There is no readable photo at all.
-        IntclipError: There are texts, and the model reads none.
+        IntclipError: There are texts, but the model does not use text.
         StorageError: The file cannot be written.
     """
     if texts is not None:
@@ -57,7 +57,7 @@ def write_folder_report(
 
 
 def render(title: str, predictor: Predictor, entries: list[PhotoEntry], failures: list[ImageError]) -> str:
-    """The whole page as HTML."""
+    """Return the page as HTML."""
     from jinja2 import Environment, FileSystemLoader
 
     taxonomy = predictor.taxonomy
@@ -83,7 +83,7 @@ def render(title: str, predictor: Predictor, entries: list[PhotoEntry], failures
         legend=LEGEND,
         style=_read("look.css") + _read("report.css"),
         script=_read("overlay.js") + _read("report.js"),
-        # A "<" could end the script element or open another, whatever stands in a file name or a post.
+        # A "<" in a file name or post could end the script element or open another.
         data=json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
     )
 
@@ -93,7 +93,7 @@ def _read(name: str) -> str:
 
 
 def _members(predictor: Predictor, level: int) -> list[list[int]]:
-    """For every label of a level, the indices of the classes below it."""
+    """Return the class indices below every label of a level."""
     taxonomy = predictor.taxonomy
     names = list(taxonomy.levels.values())[level]
     if level == 0:

@@ -1,4 +1,4 @@
-"""Evidence as one picture: one map or two prompts' side by side, what it shows, a legend, nearest known photos."""
+"""Evidence as one picture: one map or two prompts side by side, caption, legend, nearest photos."""
 
 import math
 
@@ -12,18 +12,18 @@ from intclip.evidence.heat import LEGEND, Heat, colors, overlay, upsample
 from intclip.evidence.pictures import INK, PAPER, QUIET, font, shorten
 
 NARROWEST = 360
-"""Width that the legend needs, in pixels: a smaller photo is centred over it."""
+"""Width of the legend in pixels; a smaller photo is centred above it."""
 _GAP, _LINE, _BAR, _TILE, _TEXT, _SMALL = 10, 22, 12, 96, 15, 13
 _ORDINARY = 800
-"""Side, in pixels, of a square as large as a photo beside which these lengths are right; they grow with larger ones."""
+"""Photo side in pixels for which these lengths are right; they scale up with larger photos."""
 
 
 def evidence_sheet(photo: Image.Image, evidence: Evidence, branch: str = "fused") -> Image.Image:
-    """The photo with a map of its evidence, above a legend and, where there are any, the nearest known photos.
+    """Draw the photo with its evidence map, a legend and any nearest photos.
 
     Args:
         photo: Upright, RGB.
-        evidence: Of this photo.
+        evidence: The evidence.
         branch: "fused", "sight" or "semantic".
     """
     what = "" if evidence.kind == "regions" else f", {evidence.kind}"
@@ -31,7 +31,7 @@ def evidence_sheet(photo: Image.Image, evidence: Evidence, branch: str = "fused"
 
 
 def prompts_sheet(photo: Image.Image, positive: Evidence, negative: Evidence, branch: str = "fused") -> Image.Image:
-    """As `evidence_sheet`, of a label's two prompts: each region's likeness to the positive and to the negative one.
+    """Like `evidence_sheet`, for the similarity of each region to a label's positive and negative prompt.
 
     Args:
         photo: Upright, RGB.
@@ -44,10 +44,10 @@ def prompts_sheet(photo: Image.Image, positive: Evidence, negative: Evidence, br
 
 
 def prompts_overlay(photo: Image.Image, positive: Evidence, negative: Evidence, branch: str = "fused") -> Image.Image:
-    """The photo twice, under the map of the positive prompt and under that of the negative one; see `prompts_sheet`.
+    """Draw the photo twice, with the maps of the positive and the negative prompt; see `prompts_sheet`.
 
-    Both maps have one range, from the least to the most of the two: the same colour is the same likeness, and the
-    prompt under which a region is brighter is the one it speaks for.
+    Both maps share one scale: equal colours mean equal similarity, and a
+    region supports the prompt under which it is brighter.
     """
     halves = [overlay(photo, heat, positive.box) for heat in _common_range(positive, negative, branch)]
     pair = Image.new("RGB", (2 * photo.width + _GAP, photo.height), PAPER)
@@ -57,7 +57,7 @@ def prompts_overlay(photo: Image.Image, positive: Evidence, negative: Evidence, 
 
 
 def _common_range(positive: Evidence, negative: Evidence, branch: str) -> list[Heat]:
-    """Two maps (S, S) in [0, 1], scaled by one range."""
+    """Scale two maps (S, S) jointly to [0, 1]."""
     regions = [each.regions.get(branch, next(iter(each.regions.values()))) for each in (positive, negative)]
     heats = [upsample(values, len(positive.fused)) for values in regions]
     low, high = min(heat.min() for heat in heats), max(heat.max() for heat in heats)
@@ -65,7 +65,7 @@ def _common_range(positive: Evidence, negative: Evidence, branch: str) -> list[H
 
 
 def _sheet(drawn: Image.Image, evidence: Evidence, what: str, captions: tuple[str, ...] = ()) -> Image.Image:
-    """The drawn maps above all that is said of them; captions belong to as many maps side by side."""
+    """Stack the maps above captions and legend; one caption per map."""
     scale = _scale(drawn.size)
     gap, line, bar, tile = (round(scale * length) for length in (_GAP, _LINE, _BAR, _TILE))
     text, small = round(scale * _TEXT), round(scale * _SMALL)
@@ -94,12 +94,12 @@ def _sheet(drawn: Image.Image, evidence: Evidence, what: str, captions: tuple[st
 
 
 def _scale(size: tuple[int, int]) -> float:
-    """How much larger than on a small photo all that is written on a sheet must be, to be read beside this one."""
+    """Return the text scale for a photo of this size."""
     return max(1.0, math.sqrt(size[0] * size[1]) / _ORDINARY)
 
 
 def _draw_neighbours(sheet: Image.Image, draw: ImageDraw.ImageDraw, evidence: Evidence, top: int, scale: float) -> None:
-    """Tiles with their cosines, as many as the width holds."""
+    """Draw tiles with their cosines, as many as fit."""
     gap, line, side, small = (round(scale * length) for length in (_GAP, _LINE, _TILE, _SMALL))
     draw.text((gap, top), "nearest known photos, by cosine", fill=QUIET, font=font(small))
     for column, neighbour in enumerate(evidence.neighbours):
@@ -108,7 +108,7 @@ def _draw_neighbours(sheet: Image.Image, draw: ImageDraw.ImageDraw, evidence: Ev
             return
         try:
             tile = ImageOps.fit(read_image(neighbour.path, min_side=side), (side, side))
-        except ImageError:  # indexed once, and gone since
+        except ImageError:  # deleted since indexing
             tile = Image.new("RGB", (side, side), QUIET)
         sheet.paste(tile, (left, top + line))
         draw.text((left, top + line + side + 2), f"{neighbour.cosine:.2f}", fill=INK, font=font(small))

@@ -1,4 +1,4 @@
-"""Make an index of photos, or bring it up to date: only photos that are new or changed are computed."""
+"""Create or update an index of photos; only new or changed photos are computed."""
 
 import hashlib
 import os
@@ -44,16 +44,16 @@ _GENERATION = re.compile(r"g-\d{6,}")
 
 
 class IndexInfo(BaseModel, frozen=True, extra="forbid"):
-    """What `index.json` holds.
+    """Content of `index.json`.
 
     Attributes:
         format: Version of the layout.
-        generation: Name of the folder that holds the photos.
-        model: What computed them.
+        generation: Name of the current generation's folder.
+        model: The model.
         identity: See `model_identity`.
-        taxonomy: All of `Taxonomy.to_dict`.
-        thresholds: K of them.
-        photos: Number N of photos that can be found.
+        taxonomy: `Taxonomy.to_dict`.
+        thresholds: K thresholds.
+        photos: Number N of searchable photos.
         errors: Number of photos that could not be read.
         dim: Size D of an embedding.
     """
@@ -71,14 +71,14 @@ class IndexInfo(BaseModel, frozen=True, extra="forbid"):
 
 @dataclass(frozen=True)
 class Updated:
-    """What an update did.
+    """Result of an update.
 
     Attributes:
-        photos: That can be found now.
-        computed: New or changed ones.
-        kept: That were there already.
-        removed: Photos that are gone.
-        errors: That could not be read.
+        photos: Searchable photos.
+        computed: New or changed photos.
+        kept: Unchanged photos.
+        removed: Removed photos.
+        errors: Unreadable photos.
     """
 
     photos: int
@@ -89,16 +89,16 @@ class Updated:
 
 
 def read_index(folder: str | os.PathLike[str]) -> IndexInfo:
-    """What an index holds.
+    """Read an index's metadata.
 
     Raises:
-        StorageError: There is none, or it is damaged.
+        StorageError: It is missing or damaged.
     """
     path = Path(folder, INDEX)
     try:
         return IndexInfo.model_validate_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise StorageError(f"no index in {folder}; make one with: intclip index PHOTOS --out {folder}") from error
+        raise StorageError(f"no index in {folder}; create one with: intclip index PHOTOS --out {folder}") from error
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}; check its permissions") from error
     except ValidationError as error:
@@ -120,39 +120,39 @@ def update_index(
     exact_limit: int = EXACT_LIMIT,
     on_progress: Report | None = None,
 ) -> Updated:
-    """Make an index hold the photos of some sources.
+    """Create or update an index of the photos of some sources.
 
-    A killed update goes on where it was; readers see the index before it until it is complete.
+    A killed update continues where it stopped; readers see the old index until the new one is complete.
 
     Args:
-        folder: The index, or where to make it.
-        sources: See `references`; or the folder of one finished batch job with embeddings, which computes nothing.
-        model: Must be the index's own, where there is one.
-        add: Keep photos of the index that the sources do not name; without it, they leave it.
-        retry_errors: Read photos again that could not be read, though they have not changed.
-        exclude: Of the sources, see `references`.
-        lenient: Read truncated photos too.
+        folder: Folder of the index.
+        sources: See `references`; or the folder of one finished batch job with embeddings, whose results are reused.
+        model: Must be the model of an existing index.
+        add: Keep indexed photos that are not in the sources; otherwise they are removed.
+        retry_errors: Retry unreadable photos even if unchanged.
+        exclude: See `references`.
+        lenient: Also read truncated photos.
         runner: As for `run_job`.
         workers: As for `run_job`.
-        batch_size: Photos that the model takes at once.
+        batch_size: Photos per batch.
         exact_limit: See `build_vectors`.
         on_progress: As for `run_job`.
 
     Raises:
-        StorageError: The index is another model's, or cannot be written; the folder holds other files and no index; a
-            batch job has no embeddings.
-        IntclipError: The sources name no photos, or the model cannot be loaded.
+        StorageError: The index belongs to another model, or cannot be written; the folder has other
+            files; a batch job has no embeddings.
+        IntclipError: The sources have no photos, or the model cannot be loaded.
     """
     folder = Path(folder)
     require("faiss", "search")
     finished = _finished_job(sources)
-    # Before the folder is touched: sources without photos leave nothing behind.
+    # Checked before the folder is created, so that sources without photos leave no folder.
     inputs = references(sources, exclude=exclude) if finished is None else _inputs(finished)
     named: dict[str, tuple[str, Reference]] = {}
     for reference in inputs:
         named.setdefault(reference.path, (_stamp(reference), reference))
     _refuse_other_files(folder)
-    with hold_lock(folder / LOCK, f"another process works on {folder}; wait for it"):
+    with hold_lock(folder / LOCK, f"another process is using {folder}; wait for it"):
         before = read_index(folder) if (folder / INDEX).exists() else None
         _clean(folder, before)
         if finished is not None:
@@ -183,9 +183,9 @@ def update_index(
 
 
 def _refuse_other_files(folder: Path) -> None:
-    """Refuse a folder that is something else already; what a killed first update left is an index's own.
+    """Reject a folder with other files, except what a killed first update left.
 
-    What an update will remove is known by its files too, not by its name alone: photos may lie in a folder "work".
+    Files that an update will remove are recognised by content, not only by name: there may be photos in a folder "work".
     """
     parts = {path.name: {PHOTOS, ERRORS, VECTORS} for path in _generations(folder)}
     parts[WORK] = {MANIFEST, INPUTS, SHARDS, PROGRESS}
@@ -193,7 +193,7 @@ def _refuse_other_files(folder: Path) -> None:
     for path in folder.glob("[!.]*"):
         own = parts.get(path.name)
         if (own is None and not indexed) or (own and not own.issuperset(file.name for file in path.glob("[!.]*"))):
-            raise StorageError(f"{folder} holds other files; choose a new folder for the index")
+            raise StorageError(f"{folder} has other files; choose a new folder for the index")
 
 
 def _generations(folder: Path) -> list[Path]:
@@ -201,7 +201,7 @@ def _generations(folder: Path) -> list[Path]:
 
 
 def _clean(folder: Path, info: IndexInfo | None) -> None:
-    """Remove generations that do not hold, and what a killed update was writing."""
+    """Remove old generations and partial files of a killed update."""
     for path in (*_generations(folder), *folder.glob(".*.partial")):
         if info is None or path.name != info.generation:
             shutil.rmtree(path, ignore_errors=True)
@@ -209,12 +209,12 @@ def _clean(folder: Path, info: IndexInfo | None) -> None:
 
 
 def _finished_job(sources: Sequence[str]) -> Job | None:
-    # Both: a folder of photos may hold a manifest of another kind.
+    # Both, because a folder of photos may contain another kind of manifest.
     if len(sources) != 1 or not (Path(sources[0], MANIFEST).is_file() and Path(sources[0], SHARDS).is_dir()):
         return None
     job = read_job(sources[0])
     if not job.manifest.options.embedding:
-        raise StorageError(f"the batch job {sources[0]} kept no embeddings; run it with --embedding")
+        raise StorageError(f"the batch job {sources[0]} has no embeddings; run it with --embedding")
     verify_job(job)
     return job
 
@@ -225,7 +225,7 @@ def _inputs(job: Job) -> Iterator[Reference]:
 
 
 def _plan(folder: Path, sources: Sequence[str], options: JobOptions, inputs: Sequence[Reference]) -> Job:
-    """The job over the new photos; one that a killed update left goes on if it is over the same photos."""
+    """Return the job over the new photos, continuing one left by a killed update if its photos are the same."""
     try:
         return plan_job(folder, sources, options, inputs=inputs)
     except StorageError:
@@ -234,7 +234,7 @@ def _plan(folder: Path, sources: Sequence[str], options: JobOptions, inputs: Seq
 
 
 def _stamp(reference: Reference) -> str:
-    """What changes when a photo does: size and time of change, or what its store says."""
+    """Return a stamp that changes with the photo: size and modification time, or the store's metadata."""
     image = reference.image()
     if isinstance(image, TarMember):
         path = str(image.archive)
@@ -247,7 +247,7 @@ def _stamp(reference: Reference) -> str:
         try:
             system, inner = filesystem(path)
             return place + hashlib.sha256(str(system.ukey(inner)).encode()).hexdigest()[:32]
-        except Exception:  # every store has errors of its own; reading the photo will tell
+        except Exception:  # stores have various errors; reading the photo will report it
             return "absent"
     try:
         status = Path(path).stat()
@@ -257,7 +257,7 @@ def _stamp(reference: Reference) -> str:
 
 
 def _known(folder: Path, before: IndexInfo | None, *, retry_errors: bool) -> dict[str, str]:
-    """Path to stamp of every photo of the index, read or not; with `retry_errors`, those not read have none."""
+    """Map every path of the index to its stamp; with `retry_errors`, unreadable ones have none."""
     if before is None:
         return {}
     parquet = require("pyarrow.parquet", "core")
@@ -283,7 +283,7 @@ def _write_generation(
     model: ModelOptions,
     identity: str,
 ) -> IndexInfo:
-    """Write the photos that stay and those that came into a new folder."""
+    """Write kept and new photos into a new folder."""
     number = 1 + max((int(path.name[2:]) for path in _generations(folder)), default=0)
     generation = f"g-{number:06d}"
     parquet = require("pyarrow.parquet", "core")
@@ -304,7 +304,7 @@ def _write_generation(
             for writer in writers.values():
                 writer.close()
         if not counts[PHOTOS]:
-            raise StorageError(f"none of the {counts[ERRORS]:,} photos could be read; nothing is indexed")
+            raise StorageError(f"none of the {counts[ERRORS]:,} photos could be read; nothing was indexed")
         vectors = build_vectors(_embeddings(partial / PHOTOS), counts[PHOTOS], dim, exact_limit=exact_limit)
         save_vectors(vectors, partial / VECTORS)
     return IndexInfo(
@@ -322,7 +322,7 @@ def _write_generation(
 def _parts(
     folder: Path, before: IndexInfo | None, keep: set[str], job: Job | None, fresh: dict[str, str]
 ) -> Iterator[tuple[str, Any]]:
-    """Tables of photos and of errors: those that stay, then those of the job, each path once."""
+    """Return tables of photos and of errors: kept ones, then those of the job, each path once."""
     arrow, parquet = require("pyarrow", "core"), require("pyarrow.parquet", "core")
     if before is not None and keep:
         for name in (PHOTOS, ERRORS):
@@ -346,7 +346,7 @@ def _parts(
 
 
 def _empty(folder: Path, writers: dict[str, Any]) -> None:
-    """Tables that got no rows at all are there all the same, empty."""
+    """Create empty tables for those without rows."""
     arrow, parquet = require("pyarrow", "core"), require("pyarrow.parquet", "core")
     for name in (PHOTOS, ERRORS):
         if name not in writers:

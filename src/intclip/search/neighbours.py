@@ -1,4 +1,4 @@
-"""The nearest of known photos, such as those of the training: what the model takes a photo to be like."""
+"""Nearest known photos, such as training photos: what the model considers similar."""
 
 import os
 from pathlib import Path
@@ -20,17 +20,17 @@ _BATCH = 32
 def nearest_photos(
     predictor: Predictor, image: ImageInput, place: str | os.PathLike[str], *, count: int = 5
 ) -> tuple[Neighbour, ...]:
-    """The known photos whose embeddings are nearest, nearest first; the photo itself is left out.
+    """Return the known photos with the nearest embeddings, nearest first, without the photo itself.
 
     Args:
         predictor: The model.
         image: The photo.
-        place: A folder of photos, all of which are computed now; or an index of `intclip index`, made with this model.
-        count: How many.
+        place: A folder of photos, which are embedded on each call, or an index of `intclip index` made with this model.
+        count: Number of photos.
 
     Raises:
         ImageError: The photo cannot be read, or the folder has none.
-        IntclipError: The index is another model's, or the model is an exported graph, which has no embeddings.
+        IntclipError: The index belongs to another model, or the model is an exported graph, which has no embeddings.
     """
     own = str(Path(image).resolve()) if isinstance(image, str | Path) else None
     if Path(place, INDEX).is_file():

@@ -1,4 +1,4 @@
-"""Ask an index: by a sentence, by a photo, by an intent; among photos with certain intents."""
+"""Search an index by sentence, photo or intent, with filters on intents."""
 
 import os
 import re
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from intclip.backbones.base import Backbone
 
 _FILTER = re.compile(r"\s*(?P<name>.*?)\s*(?P<sign>>=|<=|>|<)\s*(?P<value>[0-9.]+)\s*")
-_COMPARES = re.compile("[<>=]")  # left in a name: what follows is not a number, or there are two filters in one
+_COMPARES = re.compile("[<>=]")  # left in a name: no number follows, or two filters in one
 _SIGNS = {">": np.greater, ">=": np.greater_equal, "<": np.less, "<=": np.less_equal}
 
 
 @dataclass(frozen=True, eq=False)
 class Hit:
-    """A photo that was found.
+    """A search result.
 
     Attributes:
-        path: As it was indexed.
+        path: Path as indexed.
         score: Cosine with the sentence or photo, or the intent's probability.
         probabilities: (K,) float32.
     """
@@ -45,13 +45,13 @@ class Hit:
 
 
 class PhotoIndex:
-    """An index, opened for questions; see `update_index`.
+    """An index opened for search; see `update_index`.
 
     Args:
-        folder: Where it lies.
+        folder: Folder of the index.
 
     Attributes:
-        info: What it holds.
+        info: Its metadata.
         taxonomy: Its K labels.
 
     Raises:
@@ -64,19 +64,19 @@ class PhotoIndex:
         self._home = Path(folder, self.info.generation)
 
     def __len__(self) -> int:
-        """Number of photos that can be found."""
+        """Number of searchable photos."""
         return self.info.photos
 
     def by_text(self, text: str, *, where: Sequence[str] = (), top: int = 10) -> list[Hit]:
-        """Photos whose embeddings are nearest to a sentence's.
+        """Find photos with embeddings nearest to a sentence's.
 
         Args:
             text: What the photos should show or mean.
-            where: See `matching`; photos must meet all of them.
-            top: How many.
+            where: Filters, see `matching`; all must match.
+            top: Number of results.
 
         Raises:
-            IntclipError: The sentence is empty, too long or in unknown words, or a filter is wrong.
+            IntclipError: The sentence is empty, too long or has only unknown words, or a filter is invalid.
         """
         import torch
 
@@ -90,16 +90,16 @@ class PhotoIndex:
         return self._near(embedding.numpy(), where, top)
 
     def by_photo(self, photo: ImageInput, *, where: Sequence[str] = (), top: int = 10) -> list[Hit]:
-        """Photos whose embeddings are nearest to a photo's, which need not be in the index.
+        """Find photos with embeddings nearest to a photo's, indexed or not.
 
         Args:
-            photo: As `read_image` takes it.
+            photo: As for `read_image`.
             where: See `matching`.
-            top: How many.
+            top: Number of results.
 
         Raises:
             ImageError: The photo cannot be read.
-            IntclipError: A filter is wrong.
+            IntclipError: A filter is invalid.
         """
         import torch
 
@@ -109,16 +109,16 @@ class PhotoIndex:
         return self._near(embedding.numpy(), where, top)
 
     def by_intent(self, label: str, *, where: Sequence[str] = (), top: int = 10) -> list[Hit]:
-        """Photos by the probability of a label, highest first.
+        """Find photos with the highest probability of a label.
 
         Args:
             label: Name or alias.
             where: See `matching`.
-            top: How many.
+            top: Number of results.
 
         Raises:
-            TaxonomyError: The label is unknown; the nearest ones are named.
-            IntclipError: A filter is wrong.
+            TaxonomyError: The label is unknown.
+            IntclipError: A filter is invalid.
         """
         scores = self._probabilities[:, self.taxonomy.index(label)]
         rows = np.flatnonzero(self.matching(where))
@@ -126,14 +126,14 @@ class PhotoIndex:
         return self._hits(best, scores[best])
 
     def matching(self, where: Sequence[str]) -> npt.NDArray[np.bool_]:
-        """Which photos (N,) meet every filter.
+        """Return a mask (N,) of the photos that match every filter.
 
         Args:
-            where: "Natural beauty>0.5" (also >=, <, <=), or a name alone: at or above the model's threshold.
+            where: "Natural beauty>0.5" (also >=, <, <=), or only a name: at or above the model's threshold.
 
         Raises:
             IntclipError: A filter is malformed.
-            TaxonomyError: It names no label.
+            TaxonomyError: A label is unknown.
         """
         mask = np.ones(len(self), dtype=bool)
         for text in where:
@@ -172,8 +172,8 @@ class PhotoIndex:
         parquet = require("pyarrow.parquet", "core")
         try:
             return parquet.read_table(self._home / PHOTOS, columns=[name], memory_map=True)[name].combine_chunks()
-        except Exception as error:  # Arrow raises its own errors and Python's
-            raise StorageError(f"{self._home / PHOTOS} is damaged or gone; index again in another folder") from error
+        except Exception as error:  # Arrow raises its own and Python's errors
+            raise StorageError(f"{self._home / PHOTOS} is damaged or missing; index again in another folder") from error
 
     @cached_property
     def _paths(self) -> Any:
@@ -189,7 +189,7 @@ class PhotoIndex:
 
     @cached_property
     def _backbone(self) -> "Backbone":
-        """The model's towers in torch, on the CPU: one question needs no engine."""
+        """Load the model's backbone in torch on the CPU; a single query needs no engine."""
         predictor = self.info.model.model_copy(update={"engine": "torch", "device": "cpu"}).load()
         if model_identity(predictor, self.info.model) != self.info.identity:
             raise StorageError(f"the model {self.info.model.spec} is not the one the index was made with; index again")

@@ -12,22 +12,22 @@ from intclip.extras import require
 from intclip.files import atomic_path
 
 EXACT_LIMIT = 200_000
-"""Vectors up to which every query is compared with all of them: about 10 ms of one core for 384 dimensions."""
+"""Maximum number of vectors for exhaustive search: about 10 ms on one core for 384 dimensions."""
 _TRAIN_PER_LIST = 64
 _PROBED_SHARE = 16
 
 
 def build_vectors(batches: Iterable[npt.NDArray[Any]], count: int, dim: int, *, exact_limit: int = EXACT_LIMIT) -> Any:
-    """A FAISS index by inner product; vectors are kept in half precision, ids are their positions.
+    """Build a FAISS index by inner product; vectors are stored in half precision, ids are their positions.
 
-    Beyond `exact_limit` the vectors are dealt into 4√N lists around centres, and a query reads a sixteenth of them: the
-    answers are nearly always the same, and the time grows with √N.
+    Beyond `exact_limit` the vectors are divided into 4√N lists around centres, and a query reads a sixteenth of them:
+    the results are nearly always the same, and the time grows with √N.
 
     Args:
-        batches: Unit vectors (B, D), `count` in all; read once, the first of them to place the centres.
+        batches: Unit vectors (B, D), `count` in total; read once, the first ones to place the centres.
         count: Number N of vectors.
         dim: D.
-        exact_limit: See above.
+        exact_limit: Maximum N for exhaustive search.
 
     Raises:
         MissingExtraError: FAISS is not installed.
@@ -40,7 +40,7 @@ def build_vectors(batches: Iterable[npt.NDArray[Any]], count: int, dim: int, *, 
             index.add(_rows(batch))
         return index
     lists = int(4 * count**0.5)
-    # The quantiser belongs to Python; FAISS must not outlive it, so it hands ownership over.
+    # Python owns the quantiser; transfer ownership so that it lives as long as the index.
     quantizer = faiss.IndexFlatIP(dim)
     index = faiss.IndexIVFScalarQuantizer(quantizer, dim, lists, half, inner, False)
     quantizer.this.disown()
@@ -63,7 +63,7 @@ def build_vectors(batches: Iterable[npt.NDArray[Any]], count: int, dim: int, *, 
 
 
 def save_vectors(index: Any, path: Path) -> None:
-    """Write an index, whole or not at all.
+    """Write an index atomically.
 
     Raises:
         StorageError: It cannot be written.
@@ -77,29 +77,29 @@ def save_vectors(index: Any, path: Path) -> None:
 
 
 def load_vectors(path: Path) -> Any:
-    """Read an index; the lists of a large one stay on disk until a query wants them.
+    """Read an index; the lists of a large one stay on disk until a query needs them.
 
     Raises:
-        StorageError: It is gone or damaged.
+        StorageError: It is missing or damaged.
         MissingExtraError: FAISS is not installed.
     """
     faiss = require("faiss", "search")
     try:
         return faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
     except RuntimeError as error:
-        raise StorageError(f"{path} is damaged or gone; remove the index's folder and index again") from error
+        raise StorageError(f"{path} is damaged or missing; remove the index's folder and index again") from error
 
 
 def nearest(
     index: Any, query: npt.NDArray[np.float32], count: int, allowed: npt.NDArray[np.bool_] | None = None
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Ids and cosines of the vectors nearest to one, highest cosine first.
+    """Return ids and cosines of the nearest vectors, highest cosine first.
 
     Args:
         index: See `build_vectors`.
-        query: (D,) of unit length.
-        count: How many; fewer come where there are fewer.
-        allowed: (N,) which ids may come.
+        query: Unit vector (D,).
+        count: Maximum number of results.
+        allowed: Mask (N,) of allowed ids.
     """
     faiss = require("faiss", "search")
     count = min(count, index.ntotal if allowed is None else int(allowed.sum()))
@@ -110,7 +110,7 @@ def nearest(
     if allowed is not None:
         bits = np.packbits(allowed, bitorder="little")
         options["sel"] = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
-        if ivf:  # few photos are allowed: look into more lists, so that enough of them are met
+        if ivf:  # few photos are allowed: probe more lists to find enough of them
             share = max(float(allowed.mean()), 1e-9)
             options["nprobe"] = min(index.nlist, int(index.nprobe / share))
     kind = faiss.SearchParametersIVF if ivf else faiss.SearchParameters

@@ -1,4 +1,4 @@
-"""What the service is asked and what it answers, as data; the server and the client share it."""
+"""Requests and responses of the service, shared by server and client."""
 
 import base64
 import binascii
@@ -12,17 +12,17 @@ Branch = Literal["fused", "sight", "semantic"]
 
 
 def check_key(key: str) -> None:
-    """Whether a key may travel in a header.
+    """Check that a key is valid in a header.
 
     Raises:
-        ValueError: It may not; the message does not show it.
+        ValueError: It is not; the message does not contain it.
     """
     if not re.fullmatch(r"[!-~]+", key):
-        raise ValueError("api_key travels in a header: letters, digits and signs of ASCII, no blanks")
+        raise ValueError("api_key must be ASCII letters, digits and punctuation, without spaces")
 
 
 def _from_base64(value: Any) -> Any:
-    """Bytes of a base64 text or a data URL; those of a file as they are."""
+    """Decode base64 or a data URL; return a file's bytes unchanged."""
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str):
@@ -35,7 +35,7 @@ def _from_base64(value: Any) -> Any:
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):
-        hint = "; addresses are not fetched, send the photo itself" if "://" in value[:16] else ""
+        hint = "; URLs are not fetched, send the photo itself" if "://" in value[:16] else ""
         raise ValueError(f"must be the base64 of a photo file{hint}") from None
 
 
@@ -47,7 +47,7 @@ Photo = Annotated[
 
 
 def _from_form(value: Any) -> Any:
-    """Of a form's text only the two words of JSON; pydantic takes "0", "off", "y" and more."""
+    """Accept only JSON's two words in a form; pydantic accepts "0", "off", "y" and more."""
     return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
 
 
@@ -59,14 +59,14 @@ class _Asked(BaseModel):
 
 
 class PredictRequest(_Asked):
-    """Which photos, and how to read them.
+    """A request for predictions.
 
     Attributes:
-        images: One or many photos; null for a post without one.
-        texts: The posts' words, as many as there are photos, or without any photo; null where a post has none.
-        model: Its name; the first of `/v1/models` by default.
-        threshold: A label holds from this probability on; the model's own by default.
-        level: Read the scores at this level of the taxonomy; labels stay as they are.
+        images: One or more photos; null for a post without one.
+        texts: The posts' texts, one per photo, or without photos; null for a post without text.
+        model: Model name; default: the first of `/v1/models`.
+        threshold: Smallest probability of a predicted label; default: the model's.
+        level: Level of the taxonomy for the scores; labels are not affected.
     """
 
     images: list[Photo | None] = []
@@ -77,16 +77,16 @@ class PredictRequest(_Asked):
 
 
 class ExplainRequest(_Asked):
-    """A photo, or a text, and a label.
+    """A request for evidence: a photo or a text, and a label.
 
     Attributes:
         image: The photo; null to explain a text.
         text: The text; null to explain a photo.
         label: Name or alias of a label.
-        model: The model's name; the first of `/v1/models` by default.
-        picture: Send the photo with the map drawn over it.
-        branch: Which map to draw.
-        fine: Read enlarged parts of the photo too, for a finer map; ten passes in place of one.
+        model: Model name; default: the first of `/v1/models`.
+        picture: Return the photo with the map overlaid.
+        branch: Map to draw.
+        fine: Also use enlarged parts of the photo, for a finer map; ten passes instead of one.
     """
 
     image: Photo | None = None
@@ -105,18 +105,18 @@ class ExplainRequest(_Asked):
 
 
 class Result(BaseModel):
-    """What the model says of one photo.
+    """Prediction for one post.
 
     Attributes:
         source: The file's name, or "image 1", "text 1", counted in the request.
-        error: Why the photo could not be read; null when it could.
+        error: Why the photo could not be read; null on success.
         labels: Names at or above their thresholds.
         clear: Whether there are any; false means "no clear intent".
-        scores: Name to probability; null where there is an error.
-        conflict: How far photo and words contradict each other, from 0 to 1, of a post that has both, by a model that
-            reads either alone; null elsewhere.
-        disputed: Labels that one of the two holds and the other does not: name to the probabilities by the photo alone
-            and by the words alone, the widest gap first.
+        scores: Name to probability; null on error.
+        conflict: How much photo and text contradict each other, from 0 to 1; null unless the post has both and the
+            model can use each alone.
+        disputed: Labels predicted by only one channel: name to the probabilities by photo and by text, widest gap
+            first.
     """
 
     source: str
@@ -132,10 +132,10 @@ class PredictAnswer(BaseModel):
     """Results in the order of the photos.
 
     Attributes:
-        model: Who answered.
+        model: Name of the model.
         taxonomy: Its labels.
         level: Level of the scores.
-        results: One a photo.
+        results: One per post.
     """
 
     model: str
@@ -145,13 +145,13 @@ class PredictAnswer(BaseModel):
 
 
 class Box(BaseModel):
-    """A part of the upright photo, in its pixels.
+    """A box in pixels of the upright photo.
 
     Attributes:
-        left: From the left edge.
-        top: From the upper edge.
-        right: From the left edge.
-        bottom: From the upper edge.
+        left: Left edge.
+        top: Top edge.
+        right: Right edge.
+        bottom: Bottom edge.
     """
 
     left: float
@@ -161,17 +161,17 @@ class Box(BaseModel):
 
 
 class Explanation(BaseModel):
-    """Where in a photo, or in which words, a label's evidence lies.
+    """Evidence for a label in a photo or a text.
 
     Attributes:
         model: The model's name.
         label: The label's name.
-        probability: Of the label; null where a model scores a text by similarity alone.
-        branches: Maps that are the model's own.
-        regions: Map to its region logits (h, w), of a fine map (4h, 4w): the sign tells for or against the label.
+        probability: Probability of the label; null if the model scores text by similarity only.
+        branches: Maps that the model has.
+        regions: Map name to region logits (h, w), or (4h, 4w) for a fine map: positive for, negative against the label.
         box: The part of the photo that the model saw; null for a text.
-        picture: The photo with the map over it, JPEG in base64, longer side at most 1,024 pixels; null by default.
-        words: The words of a text with their weights: above 0 a word speaks for the label, below 0 against it.
+        picture: The photo with the map, JPEG in base64, longer side at most 1,024 pixels; null by default.
+        words: The words of a text with their weights: positive for, negative against the label.
     """
 
     model: str
@@ -189,22 +189,22 @@ class Explanation(BaseModel):
 
 
 class ModelInfo(BaseModel):
-    """A model that is served.
+    """A served model.
 
     Attributes:
-        name: What requests call it.
-        method: How it was made.
-        backbone: Its towers.
+        name: Its name in requests.
+        method: Its method.
+        backbone: Its backbone.
         taxonomy: Its labels; `/v1/taxonomies` lists them.
-        task: Whether exactly one label holds or any number.
+        task: Single-label or multi-label.
         reads: "image", "text" or both.
-        explains_words: Whether `/v1/explain` takes a text.
-        evidence: Whether `/v1/explain` takes a photo.
-        engine: Which library computes.
+        explains_words: Whether `/v1/explain` accepts a text.
+        evidence: Whether `/v1/explain` accepts a photo.
+        engine: Inference engine.
         arithmetic: "float32" or "int8".
-        input_size: Side of the square it sees, in pixels.
-        default: Whether it answers where a request names none.
-        note: What a reader of its answers should know, in one sentence; null where there is nothing to say.
+        input_size: Side of its square input, in pixels.
+        default: Whether it is the default model.
+        note: One sentence that users of its answers should know; null if none.
     """
 
     name: str
@@ -230,10 +230,10 @@ class TaxonomyInfo(BaseModel):
         models: Names of the models that have it.
         levels: Level to its names, fine to coarse.
         parents: Label to its ancestors, nearest first.
-        thresholds: Label to the probability it holds from, by model.
-        definitions: Label to its definition, where there is one.
-        exclusive: Whether exactly one label holds.
-        source: Where the labels come from.
+        thresholds: Label to its threshold, by model.
+        definitions: Label to its definition, if any.
+        exclusive: Whether exactly one label applies.
+        source: Origin of the labels.
     """
 
     name: str
@@ -247,7 +247,7 @@ class TaxonomyInfo(BaseModel):
 
 
 class State(BaseModel):
-    """Whether the service lives, or takes requests.
+    """State of the service.
 
     Attributes:
         status: "ok", "starting" or "stopping".
@@ -257,10 +257,10 @@ class State(BaseModel):
 
 
 class Problem(BaseModel):
-    """Why a request was refused.
+    """Error response.
 
     Attributes:
-        detail: One line: what, where, how to mend it.
+        detail: One line: what is wrong, where, and how to fix it.
     """
 
     detail: str

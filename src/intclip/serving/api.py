@@ -1,4 +1,4 @@
-"""The REST API: it reads requests, hands photos to the queue and waits for it without blocking the event loop."""
+"""The REST API: reads requests, puts photos in the queue and waits without blocking the event loop."""
 
 import asyncio
 import math
@@ -57,11 +57,11 @@ _LATER = {"Retry-After": "5"}
 
 
 def create_api(models: Mapping[str, Predictor], settings: Settings | None = None) -> FastAPI:
-    """The API over some models; the app is mounted on it and shares its queue, `api.state.batcher`.
+    """Create the API; its queue is `api.state.batcher`.
 
     Args:
         models: Name to model; the first is the default.
-        settings: Its limits.
+        settings: Limits.
     """
     settings = settings or Settings()
     metrics = Metrics()
@@ -80,7 +80,7 @@ def create_api(models: Mapping[str, Predictor], settings: Settings | None = None
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(_warm_up, batcher)
-        api.openapi()  # made once, now: it would hold the event loop up for some hundred milliseconds
+        api.openapi()  # built now: later it would block the event loop for a few hundred milliseconds
         api.state.status = "ok"
         yield
         api.state.status = "stopping"
@@ -92,13 +92,13 @@ def create_api(models: Mapping[str, Predictor], settings: Settings | None = None
     api: FastAPI = FastAPIOffline(  # its page loads nothing from other hosts
         redoc_url=None,
         title="intclip",
-        summary="Tells why a photo was taken or shared.",
+        summary="Predicts why a photo was taken or shared.",
         version=__version__,
         lifespan=lifespan,
     )
     api.state.batcher, api.state.settings, api.state.status = batcher, settings, "starting"
     api.state.uploads = Uploads(settings.max_body_bytes, settings.max_bytes_inside)
-    api.state.ends = []  # calls that end what runs beside the queue
+    api.state.ends = []  # called at shutdown
     api.state.guarded = settings.api_key is not None
     api.include_router(_open_routes(api))
     guard: list[Any] = [] if settings.api_key is None else [Depends(_Key(settings.api_key.get_secret_value()))]
@@ -120,7 +120,7 @@ def create_api(models: Mapping[str, Predictor], settings: Settings | None = None
 
 
 class _Key:
-    """Lets a request through that shows the key; asked before its body is read."""
+    """Require the API key, before the body is read."""
 
     def __init__(self, key: str) -> None:
         self._key = key.encode()
@@ -129,7 +129,7 @@ class _Key:
         self, given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
     ) -> None:
         if given is None or not secrets.compare_digest(given.credentials.encode(), self._key):
-            wrong = "show the API key: Authorization: Bearer KEY"
+            wrong = "send the API key: Authorization: Bearer KEY"
             raise HTTPException(401, wrong, {"WWW-Authenticate": "Bearer", "Connection": "close"})
 
 
@@ -139,13 +139,13 @@ def _open_routes(api: FastAPI) -> APIRouter:
     @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz")
     async def healthz() -> State:
-        """Whether the process answers."""
+        """Liveness."""
         return State(status="ok")
 
     @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", responses={503: {"model": State, "description": "Starting or stopping."}})
     async def readyz(response: Response) -> State:
-        """Whether it takes requests."""
+        """Readiness."""
         response.status_code = 200 if api.state.status == "ok" else 503
         return State(status=api.state.status)
 
@@ -158,10 +158,10 @@ def _routes(batcher: Batcher, settings: Settings, metrics: Metrics, uploads: Upl
 
     @router.post("/v1/predict", tags=["photos"], responses=REFUSALS, openapi_extra=predict_body(models, settings))
     async def predict(request: Request) -> PredictAnswer:
-        """Intents of one or many photos, with the words beside them where the model reads words.
+        """Predict the intents of one or more photos, with their texts if the model uses text.
 
-        A photo that cannot be read, or breaks the model, has its place among the results, with its error; where there
-        is no other, the answer is 422, or 500. Photos are sent, never fetched from an address.
+        A photo that cannot be read, or on which the model fails, gets a result with an error; if no
+        photo succeeds, the status is 422 or 500. Photos are uploaded, never fetched from a URL.
         """
         with uploads.counted(request) as counted:
             asked, names = await read_body(counted, PredictRequest, settings)
@@ -171,25 +171,25 @@ def _routes(batcher: Batcher, settings: Settings, metrics: Metrics, uploads: Upl
         if len(errors) == len(answer.results):
             if failures:
                 raise failures[0]
-            more = f" (and {len(errors) - 1} more that cannot be read)" if len(errors) > 1 else ""
+            more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
             raise HTTPException(422, errors[0] + more)
         return answer
 
     @router.post("/v1/explain", tags=["photos"], responses=REFUSALS, openapi_extra=explain_body(models))
     async def explain(request: Request) -> Explanation:
-        """Where in a photo, or in which words of a text, a label's evidence lies, by the model's own region logits."""
+        """Return the evidence for a label in a photo (region logits) or in the words of a text."""
         with uploads.counted(request) as counted:
             asked, names = await read_body(counted, ExplainRequest, settings)
             return await explain_one(batcher, asked, names, settings)
 
     @router.get("/v1/models", tags=["models"])
     async def list_models() -> list[ModelInfo]:
-        """The models that are served, the default first."""
+        """List the served models, default first."""
         return [describe_model(name, model, name == batcher.default) for name, model in models.items()]
 
     @router.get("/v1/taxonomies", tags=["models"])
     async def list_taxonomies() -> list[TaxonomyInfo]:
-        """The labels of the models, with their hierarchy and thresholds."""
+        """List the models' labels with hierarchy and thresholds."""
         return describe_taxonomies(models)
 
     @router.get(
@@ -208,12 +208,12 @@ def _routes(batcher: Batcher, settings: Settings, metrics: Metrics, uploads: Upl
 async def predict_posts(
     batcher: Batcher, asked: PredictRequest, names: Sequence[str | None], settings: Settings
 ) -> tuple[PredictAnswer, list[ModelFailure]]:
-    """A result for each post of a request, and those that broke the model.
+    """Return a result for each post of a request, and the failures of the model.
 
     Args:
-        batcher: The queue before the models.
+        batcher: The queue.
         asked: A valid request.
-        names: Of the files, see `read_body`.
+        names: File names, see `read_body`.
         settings: Limits of the service.
     """
     name, predictor = batcher.find(asked.model)
@@ -230,7 +230,7 @@ async def predict_posts(
 async def explain_one(
     batcher: Batcher, asked: ExplainRequest, names: Sequence[str | None], settings: Settings
 ) -> Explanation:
-    """Evidence of a label in a photo or in a text; arguments as for `predict_posts`."""
+    """Return the evidence for a label in a photo or a text; arguments as for `predict_posts`."""
     name, _ = batcher.find(asked.model)
     if asked.image is None:
         words = batcher.explain_words(asked.text or "", asked.label, model=name)
@@ -246,7 +246,7 @@ async def explain_one(
 
 
 async def answer_all(futures: Sequence[Future[Found]], seconds: float) -> list[Found | IntclipError | ModelFailure]:
-    """Results, or why a photo has none; given up, and the futures cancelled, after some seconds."""
+    """Wait for results or errors; on timeout cancel the futures."""
     try:
         async with asyncio.timeout(seconds):
             await all_done(futures)
@@ -254,7 +254,7 @@ async def answer_all(futures: Sequence[Future[Found]], seconds: float) -> list[F
         raise HTTPException(503, f"no answer within {seconds:g} s; try again later", _LATER) from None
     finally:
         for future in futures:
-            future.cancel()  # does nothing to one that is done
+            future.cancel()  # no effect on finished ones
     answers: list[Found | IntclipError | ModelFailure] = []
     for future in futures:
         error = future.exception()
@@ -278,7 +278,7 @@ async def answer_one(future: Future[Found], source: str, settings: Settings) -> 
 
 
 def _warm_up(batcher: Batcher) -> None:
-    """Answer a photo alone and two together: no first request waits for an engine or an image format to be loaded."""
+    """Predict one photo and a pair, so that the first request does not wait for engines and decoders to load."""
     Image.init()
     blank = np.zeros((8, 8, 3), dtype=np.uint8)
     for name, model in batcher.models.items():
@@ -289,7 +289,7 @@ def _warm_up(batcher: Batcher) -> None:
 
 
 async def _wrong(request: Request, error: Exception) -> Response:
-    """What went wrong, as one line with the status of its kind."""
+    """Return an error as one line with the matching status."""
     status, headers = 422, {}
     if isinstance(error, Busy):
         status, headers = 429, {"Retry-After": str(math.ceil(error.retry_after))}

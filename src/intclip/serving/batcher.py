@@ -1,8 +1,8 @@
-"""The one queue before the models: whoever asks submits photos one by one, and they are computed in batches.
+"""The queue in front of the models: photos are submitted one by one and computed in batches.
 
-Photos are decoded in a small pool of threads and computed by two workers. The first never waits for a batch to fill:
-it takes what is ready, and while it computes the next photos come together. So a photo alone is answered at once, and
-under load batches grow by themselves. Once there is a full one the second worker begins it beside the first: no core
+Photos are decoded in a small thread pool and computed by two workers. The first never waits for a batch to fill:
+it takes what is ready, and while it computes, the next photos accumulate. So a single photo is answered at once, and
+batches grow under load. A full batch is started by the second worker while the first is still computing, so no core
 waits for the last photos of a batch.
 """
 
@@ -35,29 +35,29 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 Post = tuple[ImageInput | None, str | None]
-"""A photo, the words beside it, or both; words only for a model that reads them."""
+"""A photo, a text, or both; text only for models that use it."""
 
 _Pixels = dict[int, npt.NDArray[np.float32]]
-"""What a worker writes its batches into, (B, 3, S, S) by S: made anew for each, they would scatter through memory."""
+"""A worker's batch buffers, (B, 3, S, S) by S; new ones for each batch would fragment memory."""
 
 log = logging.getLogger(__name__)
 
 MAX_CHARACTERS = 5000
-"""Longest text of a post: all of its words are encoded, up to two seconds for one of this length."""
+"""Maximum characters per text: encoding one of this length takes up to two seconds."""
 _BEHIND = 8
-"""Photos that came so much later are decoded before the next one of a list: long lists do not hold up single photos."""
+"""Photos that arrive this much later still overtake the rest of a list, so long lists do not delay single photos."""
 _MEMORY = 0.8
-"""Share of the past in the running mean of seconds a photo."""
+"""Weight of the past in the running mean of seconds per photo."""
 _LONGEST_WAIT = 60.0
 _WORKERS = 2
-"""Batches at once: where one ends, the cores that are through with it go on with the next."""
+"""Concurrent batches: cores that finish one early continue with the next."""
 
 
 class Busy(IntclipError):
     """The queue is full.
 
     Args:
-        retry_after: Seconds after which there is probably room, at least 1.
+        retry_after: Seconds until there is probably room, at least 1.
     """
 
     def __init__(self, retry_after: float) -> None:
@@ -66,14 +66,14 @@ class Busy(IntclipError):
 
 
 class Closed(IntclipError):
-    """The queue takes nothing more: the program is shutting down."""
+    """The queue is closed: the program is shutting down."""
 
 
 class ModelFailure(RuntimeError):
-    """Reading or computing one photo broke off in a way that nobody foresaw; no fault of who asked."""
+    """Reading or computing one photo failed unexpectedly; not the client's fault."""
 
     def __init__(self) -> None:
-        super().__init__("the model failed on this one; the log tells more")
+        super().__init__("the model failed on this one; see the log")
 
 
 @dataclass(eq=False, slots=True)
@@ -87,21 +87,21 @@ class _Job:
 
 
 class Batcher:
-    """Models behind one bounded queue; made once and shared by all threads.
+    """Models behind one bounded queue; thread-safe.
 
     Args:
         models: Name to model; the first is the default.
-        capacity: Most photos inside at once: waiting, decoded, being computed.
-        max_batch: Most photos the engine takes at once.
-        decoders: Threads that decode; as many as there are usable cores by default.
-        max_pixels: Larger photos are refused from their header.
-        max_characters: Longer texts are refused.
-        on_batch: Told the size of each batch and the seconds it took, those in which an earlier one was not yet through
-            not counted; on a worker's thread.
-        on_failure: Told of each `ModelFailure`, on the thread where it came up.
+        capacity: Maximum photos in progress: waiting, decoded, being computed.
+        max_batch: Maximum photos per batch.
+        decoders: Decoding threads; default: the number of usable cores.
+        max_pixels: Larger photos are rejected.
+        max_characters: Longer texts are rejected.
+        on_batch: Called on a worker's thread with the size of each batch and its seconds, not counting time that
+            overlaps an earlier batch.
+        on_failure: Called with each `ModelFailure`, on the thread where it occurred.
 
     Attributes:
-        models: See above.
+        models: Name to model.
         default: Name of the first model.
     """
 
@@ -128,54 +128,53 @@ class Batcher:
         self._arrivals = 0
         self._queue: deque[_Job] = deque()
         self._inside = 0
-        self._seconds = 0.02  # a photo, until the first batches have been timed
+        self._seconds = 0.02  # per photo, until the first batches have been timed
         self._closing = False
         self._change = threading.Condition()
         self._pool = ThreadPoolExecutor(decoders or usable_cores(), thread_name_prefix="intclip-decode")
         self._computing = 0
-        self._ended = 0.0  # when the last batch was through
+        self._ended = 0.0  # end of the last batch
         self._workers = [
             threading.Thread(target=self._work, name=f"intclip-batches-{number}", daemon=True)
             for number in range(_WORKERS)
         ]
         for worker in self._workers:
             worker.start()
-        # Whoever is interrupted does not close; an engine that computes while its process is torn down aborts it.
+        # An interrupted program does not call close, and an engine that is still computing at exit aborts the process.
         atexit.register(self.close)
 
     @property
     def inside(self) -> int:
-        """Photos taken and not yet answered."""
+        """Photos accepted and not yet answered."""
         return self._inside
 
     def submit(
         self, image: ImageInput | None, text: str | None = None, *, model: str | None = None
     ) -> Future[Prediction]:
-        """Take one post; `submit_all` tells what is raised, and what the future holds."""
+        """Submit one post; see `submit_all`."""
         return self.submit_all([(image, text)], model=model)[0]
 
     def submit_all(self, posts: Sequence[Post], *, model: str | None = None) -> list[Future[Prediction]]:
-        """Take some posts, all of them or none.
+        """Submit posts, all of them or none.
 
         Args:
             posts: At most `capacity`.
-            model: Its name; the first one by default.
+            model: Model name; default: the first.
 
-        Returns:
-            A future a post. It holds the `Prediction`, or raises `ImageError` where the photo cannot be read, and
-            `ModelFailure` where it breaks the model; others of its batch do not feel that. One that is cancelled before
-            its batch was begun is not computed.
+        Returns: A future per post with its `Prediction`. It raises `ImageError` if the photo cannot be read, and
+            `ModelFailure` if the model fails on it; other photos of the batch are not affected. A future cancelled
+            before its batch starts is not computed.
 
         Raises:
             Busy: There is no room for all of them.
             Closed: `close` was called.
-            IntclipError: There is no such model, it reads no words, or a post is empty or its text too long.
+            IntclipError: The model is unknown or does not use text, or a post is empty or its text too long.
         """
         name, predictor = self.find(model)
         for image, text in posts:
             _check_post(name, predictor, image, text, self._max_characters)
         jobs = [_Job(name, image, text, _source(image), Future()) for image, text in posts]
-        with self._change:  # so that `close` ends the pool before or after, not between
+        with self._change:  # so that `close` cannot end the pool in between
             self._enter(len(jobs))
             for place, job in enumerate(jobs):
                 self._arrivals += 1
@@ -186,43 +185,43 @@ class Batcher:
     def explain(
         self, image: ImageInput, label: str, *, model: str | None = None, fine: bool = False
     ) -> "Future[Evidence]":
-        """Evidence of a label in a photo, from the very pixels that `submit` predicts from.
+        """Compute the evidence for a label in a photo, from the same pixels as `submit`.
 
         Args:
             image: The photo.
             label: Name or alias of a label.
-            model: Its name; the default by default.
-            fine: Evidence of kind "fine", ten passes, in place of "regions".
+            model: Model name; default: the first.
+            fine: Evidence of kind "fine", ten passes, instead of "regions".
 
         Raises:
-            TaxonomyError: There is no such label.
-            Busy, Closed, IntclipError: As `submit_all`; and the model has no maps.
+            TaxonomyError: The label is unknown.
+            Busy, Closed, IntclipError: As `submit_all`, or the model has no maps.
         """
         predictor = self.find(model)[1]
         predictor.taxonomy.index(label)
         return self.run(partial(_explain, predictor, image, label, self._max_pixels, fine=fine))
 
     def explain_words(self, text: str, label: str, *, model: str | None = None) -> "Future[WordEvidence]":
-        """Which words of a text speak for a label.
+        """Compute the evidence for a label in a text.
 
         Args:
-            text: The words of a post.
+            text: The post's text.
             label: Name or alias of a label.
-            model: The model's name; the default by default.
+            model: Model name; default: the first.
 
         Raises:
-            TaxonomyError: There is no such label.
-            Busy, Closed, IntclipError: As `submit_all`; and the model does not read words alone.
+            TaxonomyError: The label is unknown.
+            Busy, Closed, IntclipError: As `submit_all`, or the model cannot use text alone.
         """
         name, predictor = self.find(model)
         predictor.taxonomy.index(label)
         if "text" not in predictor.alone:
-            raise IntclipError(f"{name} does not read words alone; `intclip fit` makes a model that does")
+            raise IntclipError(f"{name} cannot use text alone; train a model that can with `intclip fit`")
         _check_post(name, predictor, None, text, self._max_characters)
         return self.run(partial(predictor.explain_words, text, label))
 
     def run(self, work: Callable[[], Result]) -> Future[Result]:
-        """Other work on a photo, such as drawing one, in the decoding threads; it takes the room of one photo.
+        """Run other work on a photo, such as drawing, in the decoding threads; counts as one photo.
 
         Raises:
             Busy: The queue is full.
@@ -235,18 +234,18 @@ class Batcher:
         return future
 
     def find(self, model: str | None = None) -> tuple[str, Predictor]:
-        """A model and its name; the first one by default.
+        """Return a model and its name; default: the first.
 
         Raises:
-            IntclipError: There is no such model.
+            IntclipError: The model is unknown.
         """
         name = self.default if model is None else model
         if name not in self.models:
-            raise IntclipError(f"no model {name!r} is served; there are: {', '.join(self.models)}")
+            raise IntclipError(f"unknown model {name!r}; served models: {', '.join(self.models)}")
         return name, self.models[name]
 
     def close(self) -> None:
-        """Take nothing more, finish everything that was taken, then end the threads."""
+        """Close the queue, finish accepted photos, then end the threads."""
         with self._change:
             self._closing = True
         self._pool.shutdown(wait=True)
@@ -257,7 +256,7 @@ class Batcher:
         atexit.unregister(self.close)
 
     def _enter(self, count: int) -> None:
-        """Take room; the caller holds the lock."""
+        """Reserve room; the caller holds the lock."""
         if self._closing:
             raise Closed("the service is shutting down; try again later")
         if self._inside + count > self._capacity:
@@ -271,7 +270,7 @@ class Batcher:
                 self._change.notify_all()
 
     def _decode_next(self) -> None:
-        """Photo to the model's size, (S, S, 3) uint8: little to keep while it waits for its batch."""
+        """Resize a photo to the model's input, (S, S, 3) uint8, to save memory while it waits."""
         with self._change:
             job = heappop(self._undecoded)[2]
         if job.future.cancelled():
@@ -281,7 +280,7 @@ class Batcher:
             if job.image is not None:
                 job.pixels = _read(job.image, self.models[job.model], self._max_pixels)
                 job.image = None
-        except BaseException as error:  # of any kind: the room must be left, and somebody waits
+        except BaseException as error:  # of any kind: the room must be released, and a client is waiting
             self._finish([job], [self._told(error)])
             return
         with self._change:
@@ -308,14 +307,14 @@ class Batcher:
                 self._leave(gone)
 
     def _may_begin(self) -> bool:
-        """Beside a batch that is computed only a full one is begun; what is less grows until that one is done.
+        """Return whether a worker may start: next to a running batch, only a full one may.
 
         The caller holds the lock.
         """
         return len(self._queue) >= (self._max_batch if self._computing else 1)
 
     def _wake(self) -> None:
-        """Wake a worker where one may begin; woken for every photo, both would take turns for nothing.
+        """Wake a worker if one may start; waking for every photo would be wasteful.
 
         The caller holds the lock.
         """
@@ -323,7 +322,7 @@ class Batcher:
             self._change.notify()
 
     def _take(self) -> list[_Job]:
-        """The oldest job and those of the same model behind it, up to a batch; others keep their order."""
+        """Take the oldest job and others of the same model, up to a batch; the rest keep their order."""
         model = self._queue[0].model
         batch: list[_Job] = []
         others: list[_Job] = []
@@ -337,7 +336,7 @@ class Batcher:
         start = time.perf_counter()
         try:
             found = _predict(self.models[jobs[0].model], jobs, pixels, self._max_batch)
-        except BaseException as error:  # must not end the worker (a panic in Rust is no Exception), nor fail the others
+        except BaseException as error:  # must not end the worker (a Rust panic is not an Exception) or fail the others
             if len(jobs) == 1:
                 return [self._told(error)]
             half = len(jobs) // 2
@@ -350,17 +349,17 @@ class Batcher:
         return found
 
     def _told(self, error: BaseException) -> Exception:
-        """What the future raises: without frames, which would keep the photo for as long as somebody holds it."""
+        """Return the error for the future without frames, which would keep the photo alive."""
         if isinstance(error, IntclipError):
             return type(error)(str(error)) if type(error) in (ImageError, IntclipError) else error
-        # Its own text may quote a post's words.
+        # Its message may contain a post's text.
         places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in extract_tb(error.__traceback__)[-3:]]
-        log.error("a photo broke the model: %s at %s", type(error).__name__, " < ".join(reversed(places)))
+        log.error("the model failed on a photo: %s at %s", type(error).__name__, " < ".join(reversed(places)))
         self._on_failure()
         return ModelFailure()
 
     def _finish(self, jobs: list[_Job], results: Sequence[Prediction | Exception]) -> None:
-        self._leave(len(jobs))  # first: whoever is answered may submit again at once
+        self._leave(len(jobs))  # first: an answered client may submit again at once
         for job, result in zip(jobs, results, strict=True):
             if not job.future.set_running_or_notify_cancel():
                 continue
@@ -373,15 +372,15 @@ class Batcher:
 def _check_post(name: str, predictor: Predictor, image: ImageInput | None, text: str | None, most: int) -> None:
     words = text is not None and text.strip() != ""
     if words and "text" not in predictor.channels:
-        raise IntclipError(f"{name} reads photos alone; give no text, or serve a model of `intclip fit`")
+        raise IntclipError(f"{name} uses only photos; send no text, or serve a model of `intclip fit`")
     if text is not None and len(text) > most:
-        raise IntclipError(f"a text has {len(text)} characters; at most {most} are taken, shorten it")
+        raise IntclipError(f"a text has {len(text)} characters; shorten it to at most {most}")
     if not words and image is None:
-        raise IntclipError("a post has neither a photo nor words; give one of them")
+        raise IntclipError("a post has neither photo nor text; send at least one")
     if not words and "image" not in predictor.channels:
-        raise IntclipError(f"{name} reads words alone; give a text")
+        raise IntclipError(f"{name} uses only text; send a text")
     if image is None and "text" not in predictor.alone:
-        raise IntclipError(f"{name} reads words only beside a photo; give the photo too")
+        raise IntclipError(f"{name} uses text only together with a photo; send the photo too")
 
 
 def _predict(predictor: Predictor, jobs: list[_Job], kept: _Pixels, most: int) -> list[Prediction | Exception]:
@@ -409,7 +408,7 @@ def _read(image: ImageInput, predictor: Predictor, max_pixels: int) -> npt.NDArr
 
 
 def _explain(predictor: Predictor, image: ImageInput, label: str, max_pixels: int, *, fine: bool) -> "Evidence":
-    # A photo of the model's own size goes through its preprocessing unchanged; only the box is the whole photo's.
+    # A photo already at the input size passes preprocessing unchanged; only the box refers to the whole photo.
     evidence = predictor.explain(_read(image, predictor, max_pixels), label, kind="fine" if fine else "regions")
     size = read_image(image, max_pixels=max_pixels).size
     return replace(evidence, box=predictor.card.preprocessing.source_box(size), source=_source(image))

@@ -1,4 +1,4 @@
-"""Requests as data: JSON with base64 or a form with files, within bounds of size and time, off the event loop."""
+"""Parse requests (JSON with base64, or forms with files) within limits of size and time, off the event loop."""
 
 import asyncio
 from collections.abc import Iterator
@@ -20,19 +20,19 @@ from intclip.serving.settings import Settings
 Asked = TypeVar("Asked", bound=BaseModel)
 
 JSON, FORM = "application/json", "multipart/form-data"
-_CLOSE = {"Connection": "close"}  # the rest of a body that is refused is not read
+_CLOSE = {"Connection": "close"}  # the rest of a rejected body is not read
 _NAME = 120
 
 
 class Uploads:
-    """How many bytes of requests are under way.
+    """Counts the bytes of requests in progress.
 
     Args:
-        most: Of one request; a larger one is refused with 413, from its header where that tells.
-        most_together: Of all; whatever comes in beyond is refused with 429.
+        most: Maximum bytes of one request; larger ones get 413, from the header if possible.
+        most_together: Maximum bytes of all requests; more get 429.
 
     Attributes:
-        bytes: How many there are; only the event loop's thread changes it.
+        bytes: Current count; changed only on the event loop's thread.
     """
 
     def __init__(self, most: int, most_together: int) -> None:
@@ -41,7 +41,7 @@ class Uploads:
 
     @contextmanager
     def counted(self, request: Request) -> Iterator[Request]:
-        """The request, its bytes counted until the block ends."""
+        """Count the request's bytes until the block ends."""
         held = 0
         length = request.headers.get("content-length", "")
         self._check(int(length) if length.isdecimal() else 0)
@@ -69,19 +69,17 @@ class Uploads:
 
 
 async def read_body(request: Request, kind: type[Asked], settings: Settings) -> tuple[Asked, list[str | None]]:
-    """A request of either media type, and the names of its files, one a photo.
+    """Parse a request of either media type; return it and the names of its files, one per photo.
 
     Raises:
-        HTTPException: 408 it came too slowly, 413 it is too large, 415 another media type, 400 no valid form, 422
-            fields stand in its address, where nobody would read them.
-        IntclipError: It does not say what it should.
+        HTTPException: 408 too slow, 413 too large, 415 unsupported media type, 400 malformed form, 422 fields in the
+            URL, where they would be ignored.
+        IntclipError: The fields are invalid.
     """
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if request.query_params:
         field = next(iter(request.query_params))[:_NAME]
-        raise HTTPException(
-            422, f"{field!r} stands in the address, behind the ?; send it as a field of the body", _CLOSE
-        )
+        raise HTTPException(422, f"{field!r} is in the URL's query; send it as a field of the body", _CLOSE)
     if media not in (JSON, FORM):
         raise HTTPException(415, f"send {FORM} or {JSON}, not {media[:80] or 'an unnamed type'}", _CLOSE)
     try:
@@ -90,13 +88,13 @@ async def read_body(request: Request, kind: type[Asked], settings: Settings) -> 
                 return await _read_form(request, kind, settings)
             body = await request.body()
     except TimeoutError:
-        slow = f"the request did not come in within {settings.upload_seconds:g} s; send it faster, or smaller photos"
+        slow = f"the request took longer than {settings.upload_seconds:g} s to arrive; send smaller photos"
         raise HTTPException(408, slow, _CLOSE) from None
     except StarletteError as error:
         if error.status_code != 400:
             raise
         what, most = error.detail.rstrip("."), settings.max_photos
-        hint = f"let curl -F or a library write the form with its Content-Type, at most {most} photos in one"
+        hint = f"let curl -F or a library build the form and its Content-Type, with at most {most} photos"
         raise HTTPException(400, f"{what[0].lower()}{what[1:]}; {hint}", _CLOSE) from None
     return await run_in_threadpool(partial(_parse_json, kind, body)), []
 
@@ -127,7 +125,7 @@ async def _read_form(request: Request, kind: type[Asked], settings: Settings) ->
             else:
                 found[key] = content
     if any(isinstance(photo, str) for photo in (*found.get("images", ()), found.get("image"))):
-        return await run_in_threadpool(partial(_parse_form, kind, found)), names  # base64 takes a while
+        return await run_in_threadpool(partial(_parse_form, kind, found)), names  # base64 is slow
     return _parse_form(kind, found), names
 
 
@@ -139,15 +137,15 @@ def _parse_form(kind: type[Asked], found: dict[str, Any]) -> Asked:
 
 
 def _base_name(name: str | None) -> str | None:
-    """A file's name without folders, of bounded length."""
+    """Return a file's name without folders, shortened."""
     return (name or "").replace("\\", "/").rpartition("/")[2][:_NAME] or None
 
 
 def _refuse(error: ValidationError) -> NoReturn:
-    """One line that names the place, and nothing of what was sent."""
+    """Return an error that names the field but quotes nothing of the request."""
     first = error.errors(include_input=False, include_url=False)[0]
     place = ".".join(map(str, first["loc"][:2]))[:_NAME]
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        raise IntclipError(f"there is no field {place!r}; /docs lists the fields") from None
+        raise IntclipError(f"unknown field {place!r}; /docs lists the fields") from None
     raise IntclipError(f"{place}: {message[0].lower()}{message[1:]}" if place else message) from None

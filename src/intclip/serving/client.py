@@ -1,4 +1,4 @@
-"""A client of the service, typed.
+"""Typed client of the service.
 
 with Client("http://127.0.0.1:8000") as client:
 client.predict(["a.jpg", "b.jpg"]).results[0].labels
@@ -25,18 +25,18 @@ Answer = TypeVar("Answer")
 _File = tuple[str, tuple[str | None, bytes, str]]
 
 _UNREACHED = (httpx2.RequestError, httpx2.InvalidURL, UnicodeError)
-"""What httpx raises where no answer came; the last of a host's name that cannot be looked up."""
+"""Errors of httpx without a response; the last one for an unresolvable host name."""
 _LATER = (429, 503)
 _LONGEST_WAIT = 60.0
 
 
 class ServiceError(IntclipError):
-    """The service refused a request, or cannot be reached.
+    """The service rejected a request or cannot be reached.
 
     Args:
-        message: Its own words, in one line.
-        status: The HTTP status; None where there was no answer.
-        retry_after: Seconds after which it asks to come again.
+        message: Its message, one line.
+        status: The HTTP status; None without a response.
+        retry_after: Seconds to wait before a retry.
     """
 
     def __init__(self, message: str, status: int | None = None, retry_after: float | None = None) -> None:
@@ -45,18 +45,17 @@ class ServiceError(IntclipError):
 
 
 class Client:
-    """Asks a service; it may be shared by threads.
+    """Client of a service; thread-safe.
 
     Args:
-        url: Where the service is.
-        api_key: If it wants one.
-        timeout: Seconds to wait for an answer.
-        attempts: How often to ask where the service is busy (429, 503), each time after as long as it says and a little
-            more.
+        url: URL of the service.
+        api_key: Its API key, if it needs one.
+        timeout: Seconds to wait for a response.
+        attempts: Maximum attempts while the service is busy (429, 503), after the delay it requests and a little more.
 
     Raises:
-        ServiceError: The address is none.
-        IntclipError: The key cannot travel in a header.
+        ServiceError: The URL is invalid.
+        IntclipError: The key is not valid in a header.
     """
 
     def __init__(
@@ -101,24 +100,24 @@ class Client:
         threshold: float | None = None,
         level: str | None = None,
     ) -> PredictAnswer:
-        """Results in the order of the posts; one whose photo cannot be read has an `error`.
+        """Predict posts; results are in order, and unreadable photos have an `error`.
 
         Args:
-            photos: One or many; None for a post without one.
-            texts: One a photo, None where a post has none; or without any photo, for a model that reads words alone.
-            model: Its name; the service's first by default.
-            threshold: A label holds from this probability on.
-            level: Read the scores at this level of the taxonomy.
+            photos: One or more; None for a post without one.
+            texts: One per photo, None for a post without text; or without photos, for a model that can use text alone.
+            model: Model name; default: the service's first.
+            threshold: Smallest probability of a predicted label.
+            level: Level of the taxonomy for the scores.
 
         Raises:
-            ServiceError: The request is refused, or no photo of it can be read.
-            IntclipError: A file cannot be read, or there is neither a photo nor a text.
+            ServiceError: The request is rejected, or none of its photos can be read.
+            IntclipError: A file cannot be read, or there is neither photo nor text.
         """
         several = [photos] if isinstance(photos, str | os.PathLike | bytes) else photos
         words = [texts] if isinstance(texts, str) else texts
         fields = {"model": model, "threshold": threshold, "level": level}
         if not len(several) and not len(words):
-            raise IntclipError("there is no photo to ask about; give one or many, or texts")
+            raise IntclipError("no photos; give at least one, or texts")
         files = [_file("images", photo, place) for place, photo in enumerate(several, start=1)]
         return self._send("/v1/predict", files, fields | {"texts": [text or "" for text in words]}, PredictAnswer)
 
@@ -132,18 +131,18 @@ class Client:
         branch: Branch = "fused",
         fine: bool = False,
     ) -> Explanation:
-        """Where in a photo the evidence of a label lies.
+        """Return the evidence for a label in a photo.
 
         Args:
             photo: The photo.
             label: Name or alias of a label.
-            model: Its name; the service's first by default.
-            picture: With the photo and the map over it.
-            branch: Which map is drawn.
-            fine: A finer map, by ten passes in place of one.
+            model: Model name; default: the service's first.
+            picture: Also return the photo with the map.
+            branch: Map to draw.
+            fine: A finer map, ten passes instead of one.
 
         Raises:
-            ServiceError: The request is refused, or the photo cannot be read.
+            ServiceError: The request is rejected, or the photo cannot be read.
             IntclipError: The file cannot be read.
         """
         switches = {name: "true" for name, on in {"picture": picture, "fine": fine}.items() if on}
@@ -151,15 +150,15 @@ class Client:
         return self._send("/v1/explain", [_file("image", photo, 1)], fields, Explanation)
 
     def models(self) -> list[ModelInfo]:
-        """The models that are served, the default first."""
+        """List the served models, default first."""
         return self._ask("GET", "/v1/models", TypeAdapter(list[ModelInfo]))
 
     def taxonomies(self) -> list[TaxonomyInfo]:
-        """The labels of the models."""
+        """List the models' labels."""
         return self._ask("GET", "/v1/taxonomies", TypeAdapter(list[TaxonomyInfo]))
 
     def ready(self) -> bool:
-        """Whether the service takes requests; False where it cannot be reached."""
+        """Return whether the service is ready; False if it cannot be reached."""
         try:
             return self._http.get("/readyz").status_code == 200
         except _UNREACHED:
@@ -183,9 +182,7 @@ class Client:
         try:
             return kind.validate_json(answer)
         except ValidationError as error:
-            raise ServiceError(
-                f"{self._url} answers, but not as intclip {__version__} does; check the address"
-            ) from error
+            raise ServiceError(f"{self._url} did not answer like intclip {__version__}; check the URL") from error
 
     def _once(self, method: str, path: str, **content: Any) -> bytes:
         try:
@@ -204,12 +201,12 @@ def _unreached(url: str, error: Exception) -> ServiceError:
 
 
 def _utf8(text: str) -> str:
-    """A file's name, or the words of a post, as UTF-8 can carry it."""
+    """Replace what UTF-8 cannot encode in a file's name or text."""
     return text.encode("utf-8", "replace").decode()
 
 
 def _asked_wait(state: tenacity.RetryCallState) -> float:
-    """As long as the service says, or ever longer; and a little more, so that not all clients come at once."""
+    """Wait as requested by the service, or with exponential backoff, plus jitter."""
     error = state.outcome.exception() if state.outcome else None
     asked = getattr(error, "retry_after", None)
     least: float = min(asked if asked is not None else 0.5 * 2**state.attempt_number, _LONGEST_WAIT)
@@ -231,7 +228,7 @@ def _file(field: str, photo: Photo | None, place: int) -> _File:
 
 
 def _detail(response: httpx2.Response) -> str:
-    """The service's own line, or what answered in its place."""
+    """Return the service's message, or a summary of another response."""
     try:
         return str(response.json()["detail"])
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""Waiting on an event loop for futures that other threads finish, many at a time."""
+"""Wait on an event loop for futures that other threads finish in batches."""
 
 import asyncio
 from collections import deque
@@ -10,10 +10,10 @@ from weakref import WeakKeyDictionary
 
 
 async def all_done(futures: Sequence[Future[Any]]) -> None:
-    """Return once all of them are done, however they ended.
+    """Return once all futures are done, successfully or not.
 
-    `asyncio.wrap_future` wakes the loop for every future by a call of the system, at which the thread that finishes a
-    batch loses the interpreter's lock; here it goes on, and the loop hears of the whole batch at once.
+    `asyncio.wrap_future` wakes the loop with a system call per future, which makes the
+    finishing thread release the interpreter lock; here the loop is woken once per batch.
     """
     if not futures:
         return
@@ -21,7 +21,7 @@ async def all_done(futures: Sequence[Future[Any]]) -> None:
     bell = _bells.setdefault(loop, _Doorbell())
     waiter, done, wanted = loop.create_future(), count(1), len(futures)
 
-    def told(_: Future[Any]) -> None:  # it must not hold the futures, which hold it: nobody would free their photos
+    def told(_: Future[Any]) -> None:  # must not reference the futures: a cycle would keep their photos alive
         if next(done) == wanted:
             bell.ring(waiter)
 
@@ -31,7 +31,7 @@ async def all_done(futures: Sequence[Future[Any]]) -> None:
 
 
 class _Doorbell:
-    """Waiters of one loop whose futures are done, and whether it was told that there are some."""
+    """Finished waiters of one loop, and whether it has been notified."""
 
     def __init__(self) -> None:
         self._ready: deque[asyncio.Future[None]] = deque()
@@ -46,7 +46,7 @@ class _Doorbell:
             loop.call_soon_threadsafe(self._answer)
 
     def _answer(self) -> None:
-        self._rung = False  # first: whoever comes from here on rings again
+        self._rung = False  # first: later waiters ring again
         while self._ready:
             waiter = self._ready.popleft()
             if not waiter.done():

@@ -1,4 +1,4 @@
-"""Which host names a service answers to: pages elsewhere must not reach it by a name that points at this machine."""
+"""Allowed host names of a service, against DNS rebinding."""
 
 import ipaddress
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 def allowed_hosts(host: str, address: str, *, guarded: bool, extra: Sequence[str] = ()) -> tuple[str, ...]:
-    """Host names that a service answers to; empty for all of them.
+    """Return the allowed host names of a service; empty for all.
 
-    A name that an attacker controls can point at 127.0.0.1 (DNS rebinding), and then a page under that name reads
-    whatever a local service answers. On loopback without a key only local names are answered. A service for the
-    network cannot know its names: it answers to all, unless some are given.
+    A host name controlled by an attacker can point to 127.0.0.1 (DNS rebinding), which lets a page
+    under that name read a local service. On loopback without a key only local names are allowed. A network service
+    cannot know its names, so all are allowed unless some are given.
 
     Args:
-        host: What the user asked to listen at.
-        address: The numeric address that it became.
-        guarded: Whether clients show a key.
-        extra: Further names, as the user gave them.
+        host: Address given by the user.
+        address: Its numeric address.
+        guarded: Whether clients need a key.
+        extra: More names given by the user.
     """
     loopback = ipaddress.ip_address(address.partition("%")[0]).is_loopback
     if loopback and not guarded:
@@ -30,11 +30,11 @@ def allowed_hosts(host: str, address: str, *, guarded: bool, extra: Sequence[str
 
 
 class Hosts:
-    """ASGI middleware that refuses requests and WebSockets whose Host header names another host.
+    """ASGI middleware that rejects requests and WebSockets with another host in their Host header.
 
     Args:
-        app: What answers the others.
-        names: Lower case, without a port; an IPv6 address without brackets.
+        app: The wrapped application.
+        names: Allowed names, lower case, without port; IPv6 addresses without brackets.
     """
 
     def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:
@@ -47,18 +47,18 @@ class Hosts:
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
-            detail = "this service does not answer to that host name; start it with --allow-host NAME to add one"
+            detail = "unknown host name; start the service with --allow-host NAME to allow it"
             await JSONResponse({"detail": detail}, 421)(scope, receive, send)
 
 
 def host_name(scope: Scope) -> str | None:
-    """The one Host header without its port, in lower case; None where it is missing, doubled or malformed."""
+    """Return the Host header without port, in lower case; None if missing, repeated or malformed."""
     found = [value for name, value in scope["headers"] if name == b"host"]
     if len(found) != 1:
         return None
     try:
         parts = urlsplit(f"//{found[0].decode('ascii')}")
-        _ = parts.port  # raises where it is none
+        _ = parts.port  # raises if invalid
     except ValueError:
         return None
     plain = parts.username is None and not (parts.path or parts.query or parts.fragment)

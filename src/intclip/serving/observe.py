@@ -1,4 +1,4 @@
-"""What the service tells about itself: logs and metrics. Photos, their names and their labels are in neither."""
+"""Logs and metrics of the service; neither contains photos, their names or labels."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from intclip.serving.batcher import Batcher
 
 GONE = 499
-"""Status told of a client that went away before it had sent all, as nginx tells it."""
+"""Logged status for a client that disconnected early, as in nginx."""
 LEVELS = ("debug", "info", "warning", "error")
 _BATCHES = (1, 2, 4, 8, 16, 32, 64)
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -28,10 +28,10 @@ _SHARED: list[Any] = [
 
 
 class Metrics:
-    """Counters of one service, in a registry of their own.
+    """Metrics of one service, in their own registry.
 
     Attributes:
-        registry: What `/metrics` writes out.
+        registry: Content of `/metrics`.
     """
 
     def __init__(self) -> None:
@@ -40,14 +40,16 @@ class Metrics:
         self.seconds = Histogram(
             "intclip_request_seconds", "From request to answer", ["route"], buckets=_SECONDS, registry=self.registry
         )
-        self.batches = Histogram("intclip_batch_photos", "Photos a batch", buckets=_BATCHES, registry=self.registry)
+        self.batches = Histogram("intclip_batch_photos", "Photos per batch", buckets=_BATCHES, registry=self.registry)
         self.computing = Counter("intclip_compute_seconds", "Seconds of computing batches", registry=self.registry)
         self.failures = Counter("intclip_unreadable_photos", "Photos that could not be read", registry=self.registry)
-        self.model_failures = Counter("intclip_model_failures", "Photos the model broke on", registry=self.registry)
-        self._inside = Gauge("intclip_photos_inside", "Photos taken and not yet answered", registry=self.registry)
+        self.model_failures = Counter(
+            "intclip_model_failures", "Photos that failed in the model", registry=self.registry
+        )
+        self._inside = Gauge("intclip_photos_inside", "Photos accepted and not yet answered", registry=self.registry)
 
     def watch(self, batcher: Batcher) -> None:
-        """Read the queue's length whenever the metrics are read."""
+        """Read the queue's length on each scrape."""
         self._inside.set_function(lambda: batcher.inside)
 
     def on_batch(self, photos: int, seconds: float) -> None:
@@ -57,7 +59,7 @@ class Metrics:
 
 
 class Observer:
-    """ASGI middleware around everything: one line of log and its counts a request; an answer to unforeseen errors."""
+    """Outermost ASGI middleware: one log line and metrics per request; a response to unexpected errors."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
@@ -82,7 +84,7 @@ class Observer:
             await self._app(scope, receive, watched)
         except ClientDisconnect:
             status = GONE
-        except asyncio.CancelledError:  # by the end of the process; uvicorn would print a traceback and answer 500
+        except asyncio.CancelledError:  # at process end; uvicorn would print a traceback and answer 500
             if not status:
                 stopped = JSONResponse({"detail": "the service was stopped; try again later"}, 503)
                 await stopped(scope, receive, watched)
@@ -90,10 +92,10 @@ class Observer:
             self._log.exception("failed", request=request)
             if status:
                 raise
-            answer = JSONResponse({"detail": f"internal error; the log tells more under request {request}"}, 500)
+            answer = JSONResponse({"detail": f"internal error; see the log, request {request}"}, 500)
             await answer(scope, receive, watched)
         finally:
-            # The route's pattern, not the path: a path may hold anything, and every value would be a series of its own.
+            # The route's pattern, not the path: every distinct path would create a time series.
             route = getattr(scope.get("route"), "path", "other")
             seconds = time.perf_counter() - start
             self._metrics.requests.labels(route, str(status)).inc()
@@ -104,10 +106,10 @@ class Observer:
 
 
 def make_log() -> structlog.stdlib.BoundLogger:
-    """The service's log.
+    """Return the service's logger.
 
-    It has its own processors, whatever the program around it chose: structlog's default tracebacks print the local
-    variables, photos among them.
+    It has its own processors, because structlog's default tracebacks print local
+    variables, including photos.
     """
     log: structlog.stdlib.BoundLogger = structlog.wrap_logger(
         logging.getLogger("intclip.serving"),
@@ -121,7 +123,7 @@ def configure_logs(level: str = "info") -> None:
     """Send this process's logs to standard error: JSON lines, or plain columns on a terminal.
 
     Args:
-        level: One of `LEVELS`; of other libraries only warnings are told.
+        level: One of `LEVELS`; other libraries log only warnings.
     """
     terminal = sys.stderr.isatty()
     ends: list[Any] = (

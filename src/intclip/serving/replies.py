@@ -1,4 +1,4 @@
-"""From a request to posts, and from predictions and evidence to answers."""
+"""Convert requests to posts, and predictions and evidence to responses."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,29 +22,29 @@ PICTURE_SIDE = 1024
 
 
 def make_posts(asked: PredictRequest, most: int) -> list[Post]:
-    """Photos with their words.
+    """Return the posts of a request.
 
     Args:
         asked: A valid request.
-        most: Photos that are taken.
+        most: Maximum number of posts.
 
     Raises:
-        IntclipError: There is none, there are too many, or photos and words differ in number.
+        IntclipError: There are none or too many, or the numbers of photos and texts differ.
     """
     count = max(len(asked.images), len(asked.texts))
     if count == 0:
-        raise IntclipError("there is no photo in the request; send one in the field images")
+        raise IntclipError("the request has no photo; send one in the field images")
     if count > most:
-        raise IntclipError(f"{count} photos in one request; at most {most} are taken, send them in several")
+        raise IntclipError(f"{count} photos in one request; send at most {most} at a time")
     if asked.images and asked.texts and len(asked.images) != len(asked.texts):
         counts = f"{len(asked.images)} images and {len(asked.texts)} texts"
-        raise IntclipError(f"{counts}; give one text a photo, blank where a post has none")
+        raise IntclipError(f"{counts}; send one text per photo, blank if a post has none")
     images = asked.images or [None] * count
     return list(zip(images, asked.texts or [None] * count, strict=True))
 
 
 def make_sources(posts: Sequence[Post], names: Sequence[str | None]) -> list[str]:
-    """What each post is called in the answer: its file's name, else its kind and place, counted from 1."""
+    """Name each post in the response: by its file name, or its kind and position, counted from 1."""
     kept = list(names) + [None] * (len(posts) - len(names))
     kinds = ["text" if image is None else "image" for image, _ in posts]
     return [name or f"{kind} {place}" for place, (kind, name) in enumerate(zip(kinds, kept, strict=True), start=1)]
@@ -56,13 +56,13 @@ def make_results(
     level: int,
     thresholds: npt.NDArray[np.float32] | None = None,
 ) -> list[Result]:
-    """Predictions, or why there is none, as the service answers them.
+    """Convert predictions or errors to results.
 
     Args:
-        found: One for each post.
-        sources: What each post is called.
-        level: Level of the taxonomy at which the scores are read.
-        thresholds: (K,), in place of those of the predictions.
+        found: One per post.
+        sources: Names of the posts.
+        level: Level of the taxonomy for the scores.
+        thresholds: (K,), instead of those of the predictions.
     """
     return [
         _make_result(one if thresholds is None else replace(one, thresholds=thresholds), source, level)
@@ -80,13 +80,13 @@ def _make_result(prediction: Prediction, source: str, level: int) -> Result:
 
 
 def reason(error: Exception, source: str) -> str:
-    """The error with the photo's name in it."""
+    """Return the error with the photo's name in it."""
     unnamed, text = describe(b""), str(error)
     return text.replace(unnamed, source) if unnamed in text else f"{source}: {text}"
 
 
 def draw_evidence(image: bytes, evidence: Evidence, branch: Branch, max_pixels: int) -> str:
-    """The photo with a map laid over it, JPEG in base64.
+    """Draw the photo with a map, JPEG in base64.
 
     Raises:
         ImageError: The photo cannot be read.
@@ -100,7 +100,7 @@ def draw_evidence(image: bytes, evidence: Evidence, branch: Branch, max_pixels: 
 
 
 def make_explanation(model: str, evidence: Evidence, picture: str | None = None) -> Explanation:
-    """Evidence in a photo as `/v1/explain` answers it."""
+    """Convert evidence in a photo to a response of `/v1/explain`."""
     return Explanation(
         model=model,
         label=evidence.label,
@@ -113,12 +113,12 @@ def make_explanation(model: str, evidence: Evidence, picture: str | None = None)
 
 
 def make_word_explanation(model: str, evidence: WordEvidence) -> Explanation:
-    """Evidence in the words of a text as `/v1/explain` answers it."""
+    """Convert evidence in a text to a response of `/v1/explain`."""
     return Explanation(model=model, label=evidence.label, probability=evidence.probability, words=list(evidence.words))
 
 
 def describe_model(name: str, model: Predictor, default: bool) -> ModelInfo:
-    """A model as `/v1/models` tells it."""
+    """Describe a model for `/v1/models`."""
     card = model.card
     return ModelInfo(
         name=name,
@@ -138,7 +138,7 @@ def describe_model(name: str, model: Predictor, default: bool) -> ModelInfo:
 
 
 def describe_taxonomies(models: Mapping[str, Predictor]) -> list[TaxonomyInfo]:
-    """Each taxonomy once; two of one name that differ are both told."""
+    """List each taxonomy once; different ones with the same name are both listed."""
     found: list[tuple[dict[str, Any], TaxonomyInfo]] = []
     for name, model in models.items():
         taxonomy = model.taxonomy

@@ -1,4 +1,4 @@
-"""How the OpenAPI page describes requests: with the names of the models, levels and labels that are served."""
+"""OpenAPI schemas of requests, with the names of the served models, levels and labels."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,13 +12,13 @@ from intclip.serving.settings import Settings
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "The form is malformed."},
-    408: {"model": Problem, "description": "The request came in too slowly."},
+    408: {"model": Problem, "description": "The request was too slow."},
     413: {"model": Problem, "description": "The request is too large."},
     415: {"model": Problem, "description": "Neither a form nor JSON."},
-    422: {"model": Problem, "description": "Something in the request is wrong, or no photo of it can be read."},
-    429: {"model": Problem, "description": "Too much is waiting; Retry-After says when to come again."},
-    500: {"model": Problem, "description": "The model failed on every photo of it, or something unforeseen happened."},
-    503: {"model": Problem, "description": "Shutting down, or no answer in time."},
+    422: {"model": Problem, "description": "The request is invalid, or none of its photos can be read."},
+    429: {"model": Problem, "description": "The queue is full; retry after Retry-After seconds."},
+    500: {"model": Problem, "description": "The model failed on every photo, or another internal error."},
+    503: {"model": Problem, "description": "Shutting down, or timeout."},
 }
 UNKNOWN: dict[int | str, dict[str, Any]] = {401: {"model": Problem, "description": "The API key is missing or wrong."}}
 
@@ -36,7 +36,7 @@ def predict_body(models: Mapping[str, Predictor], settings: Settings) -> dict[st
         fields["images"] |= {"maxItems": settings.max_photos}
         if words:
             fields["texts"] |= {"maxItems": settings.max_photos}
-        else:  # then a request is its photos
+        else:  # a request is only photos
             del fields["texts"]
             fields["images"] |= {"minItems": 1, "items": _photo(form)}
             del fields["images"]["default"]
@@ -56,7 +56,7 @@ def explain_body(models: Mapping[str, Predictor]) -> dict[str, Any]:
         fields = schema["properties"]
         _choose(fields["model"], list(models), form)
         fields["label"]["enum"] = labels
-        if not words:  # then a photo is all that can be explained
+        if not words:  # only photos can be explained
             del fields["text"]
             fields["image"] = _photo(form)
             schema["required"] = ["image", "label"]
@@ -66,7 +66,7 @@ def explain_body(models: Mapping[str, Predictor]) -> dict[str, Any]:
 
 
 def _schema(kind: type[BaseModel], form: bool) -> dict[str, Any]:
-    """A model's schema; a form's fields are never null, and its photos are files."""
+    """Return a model's schema; in a form, fields are never null and photos are files."""
     schema = kind.model_json_schema()
     for name in ("title", "description"):
         schema.pop(name, None)
@@ -86,7 +86,7 @@ def _schema(kind: type[BaseModel], form: bool) -> dict[str, Any]:
 
 
 def _choose(field: dict[str, Any], names: list[str], form: bool) -> None:
-    """Name the values of a text field."""
+    """List the values of a text field."""
     (field if form else field["anyOf"][0])["enum"] = names
 
 

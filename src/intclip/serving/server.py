@@ -1,4 +1,4 @@
-"""Run an API until somebody stops it: its socket, uvicorn, and an end that finishes what was taken."""
+"""Run an API: socket, uvicorn, and a graceful shutdown."""
 
 import asyncio
 import contextlib
@@ -16,14 +16,14 @@ from intclip.serving.observe import make_log
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound socket that does not listen yet, so that a port in use is told before a model is loaded.
+    """Bind a socket without listening, so that a port in use is reported before loading a model.
 
     Args:
         host: Name or address.
-        port: 0 takes any that is free.
+        port: 0 picks a free one.
 
     Raises:
-        IntclipError: The address is wrong, not of this machine, or in use.
+        IntclipError: The address is invalid, not on this machine, or in use.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -41,19 +41,19 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def address(bound: socket.socket) -> str:
-    """Where a bound socket is reached."""
+    """Return the URL of a bound socket."""
     host, port = bound.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 class Server(uvicorn.Server):
-    """uvicorn, at whose second Ctrl-C no more requests are waited for; what was taken is computed and answered."""
+    """uvicorn server that, on a second Ctrl-C, stops waiting for uploads but still answers accepted requests."""
 
     interrupted = False
     """Whether Ctrl-C ended it.
 
-    uvicorn raises the signal again once it has ended, which does nothing in a program that was started in the
-    background of a shell script: its SIGINT is ignored. Who needs to know asks here.
+    uvicorn raises the signal again at its end, but a program
+    started in the background of a shell script ignores SIGINT.
     """
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -64,27 +64,27 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """See uvicorn."""
         await super().shutdown(sockets)
-        if self.force_exit:  # uvicorn goes without it then, and the queue would be closed when nobody can answer
+        if self.force_exit:  # uvicorn skips it then, and the queue would close too early
             await self.lifespan.shutdown()
-            await asyncio.sleep(0.1)  # the last answers are being written
+            await asyncio.sleep(0.1)  # the last responses are being written
 
 
 def run(api: FastAPI, bound: socket.socket, *, connections: int, grace_seconds: float) -> bool:
-    """Serve until SIGINT or SIGTERM, then answer what was taken and return whether it was SIGINT.
+    """Serve until SIGINT or SIGTERM, then finish accepted requests; return whether it was SIGINT.
 
     Args:
         api: See `create_api`.
         bound: From `bind`; closed at the end.
-        connections: Most connections at once; further ones get 503.
-        grace_seconds: How long requests under way may take after the signal.
+        connections: Maximum open connections; more get 503.
+        grace_seconds: Maximum time for requests in progress after the signal.
     """
     log = make_log()
     log.info("serving", url=address(bound), models=list(api.state.batcher.models))
     if not ipaddress.ip_address(bound.getsockname()[0]).is_loopback and not api.state.guarded:
-        log.warning("open", hint="other machines may ask without a key; set INTCLIP_API_KEY or --api-key-file")
+        log.warning("open", hint="other machines have access without a key; set INTCLIP_API_KEY or --api-key-file")
     config = uvicorn.Config(
         api,
-        http="h11",  # it bounds the size of a request's head; httptools, where that is installed, does not
+        http="h11",  # limits the size of a request's header; httptools does not
         log_config=None,
         access_log=False,
         server_header=False,
@@ -93,9 +93,9 @@ def run(api: FastAPI, bound: socket.socket, *, connections: int, grace_seconds: 
     )
     server = Server(config)
     gc.collect()
-    gc.freeze()  # what is loaded stays: walking through it again and again took a fifth of the event loop's time
+    gc.freeze()  # scanning permanent objects took a fifth of the event loop's time
     gc.set_threshold(2_000, 10, 10)  # with 200 requests under way the usual 700 took another seventh
-    with contextlib.suppress(KeyboardInterrupt):  # how uvicorn hands Ctrl-C on after it has finished
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn re-raises Ctrl-C when it has finished
         server.run(sockets=[bound])
     log.info("stopped")
     return server.interrupted

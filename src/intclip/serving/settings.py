@@ -10,22 +10,22 @@ from intclip.serving.batcher import MAX_CHARACTERS
 
 
 class Settings(BaseModel, frozen=True, extra="forbid"):
-    """What the service takes, and for how long it waits.
+    """Limits and timeouts of the service.
 
     Attributes:
-        capacity: Most photos inside at once; more are refused with 429 and Retry-After.
-        max_batch: Most photos computed at once.
-        decoders: Threads that decode; as many as there are usable cores by default.
-        max_photos: Most photos of a request.
-        max_pixels: Most pixels of a photo.
-        max_characters: Longest text of a post.
-        max_body_bytes: Largest request.
-        max_bytes_inside: Bytes of all requests under way together; more are refused with 429.
-        upload_seconds: A request must have come in whole after this long.
-        answer_seconds: A request is given up after this long in the queue.
-        api_key: Clients show it as `Authorization: Bearer KEY`; None lets everybody in.
-        cors_origins: Web pages from these origins may ask; none by default.
-        hosts: Host names that are answered, see `intclip.serving.hosts`; all of them by default.
+        capacity: Maximum photos in progress; more get 429 and Retry-After.
+        max_batch: Maximum photos per batch.
+        decoders: Decoding threads; default: the number of usable cores.
+        max_photos: Maximum photos per request.
+        max_pixels: Maximum pixels per photo.
+        max_characters: Maximum characters per text.
+        max_body_bytes: Maximum bytes per request.
+        max_bytes_inside: Maximum bytes of all requests in progress; more get 429.
+        upload_seconds: Timeout of an upload.
+        answer_seconds: Timeout of an answer.
+        api_key: Key that clients send as `Authorization: Bearer KEY`; None allows everyone.
+        cors_origins: Allowed origins of web pages; default: none.
+        hosts: Allowed host names, see `intclip.serving.hosts`; default: all.
     """
 
     capacity: int = Field(default=256, ge=2)
@@ -45,12 +45,12 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _fits(self) -> "Settings":
         if self.max_photos > self.capacity:
-            raise ValueError(f"max_photos {self.max_photos} is above capacity {self.capacity}: it could never be taken")
+            raise ValueError(f"max_photos {self.max_photos} is above capacity {self.capacity}: it could never be used")
         if self.max_body_bytes > self.max_bytes_inside:
-            raise ValueError("max_body_bytes is above max_bytes_inside: it could never be taken")
+            raise ValueError("max_body_bytes is above max_bytes_inside: it could never be used")
         if self.api_key is not None:
             check_key(self.api_key.get_secret_value())
-        for origin in self.cors_origins:  # it is compared letter by letter with what a browser sends
+        for origin in self.cors_origins:  # compared literally with what a browser sends
             if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\sA-Z]+", origin):
-                raise ValueError(f"{origin!r} is no origin; write it as https://example.org, without a path")
+                raise ValueError(f"{origin!r} is not an origin; write https://example.org, without a path")
         return self

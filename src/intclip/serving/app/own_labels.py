@@ -1,4 +1,4 @@
-"""Labels that a visitor writes, scored zero-shot: each photo is encoded once, each new list of labels only itself."""
+"""Zero-shot scoring of a visitor's labels; each photo and each list of labels is encoded once."""
 
 import hashlib
 import threading
@@ -28,34 +28,34 @@ MOST_LABELS = 60
 OWN_BACKBONE = "lite"
 _PHOTOS_KEPT = 512
 _VIEWS_KEPT = 16
-"""Photos whose enlarged parts are kept too, for finer evidence."""
+"""Number of photos whose enlarged parts are cached too, for finer evidence."""
 _LISTS_KEPT = 8
 _NEEDS: "tuple[FeatureName, ...]" = ("pooled", "regions")
 
 
 def make_taxonomy(lines: Sequence[str]) -> Taxonomy:
-    """A taxonomy from what somebody wrote, one label a line; blank and repeated lines are dropped.
+    """Parse a taxonomy, one label per line; blank and repeated lines are dropped.
 
     Raises:
-        TaxonomyError: A line cannot be a label, there are more than `MOST_LABELS`, or none.
+        TaxonomyError: A line is not a valid label, there are more than `MOST_LABELS`, or none.
     """
     names: dict[str, str] = {}
     for line in lines:
         if name := " ".join(line.split()):
             names.setdefault(name.casefold(), name)
     if not names:
-        raise TaxonomyError("there is no label; write at least one")
+        raise TaxonomyError("no labels; write at least one")
     if len(names) > MOST_LABELS:
         raise TaxonomyError(f"{len(names)} labels are too many; write at most {MOST_LABELS}")
     return parse_taxonomy(list(names.values()), NAME, name=NAME)
 
 
 class OwnLabels:
-    """Scores photos against any labels; may be shared by threads.
+    """Scores photos against any labels; thread-safe.
 
     Args:
         backbone: The backbone's name.
-        max_pixels: Larger photos are refused from their header.
+        max_pixels: Larger photos are rejected.
     """
 
     def __init__(self, backbone: str = OWN_BACKBONE, *, max_pixels: int) -> None:
@@ -68,7 +68,7 @@ class OwnLabels:
         self._lock = threading.Lock()
 
     def predict(self, photo: bytes, labels: Taxonomy) -> Prediction:
-        """Probabilities of the labels in an encoded photo.
+        """Return the probabilities of the labels in an encoded photo.
 
         Raises:
             ImageError: The photo cannot be read.
@@ -80,17 +80,17 @@ class OwnLabels:
         return Prediction(logits.sigmoid().numpy().astype(np.float32), thresholds, labels, NAME)
 
     def explain(self, photo: bytes, labels: Taxonomy, label: str, *, fine: bool = False) -> "Evidence":
-        """Where in an encoded photo a label's evidence lies.
+        """Return the evidence for a label in an encoded photo.
 
         Args:
             photo: The photo file.
-            labels: What is scored.
+            labels: The labels scored.
             label: One of them.
-            fine: Evidence of kind "fine" in place of "regions".
+            fine: Evidence of kind "fine" instead of "regions".
 
         Raises:
             ImageError: The photo cannot be read.
-            TaxonomyError: There is no such label.
+            TaxonomyError: The label is unknown.
         """
         from intclip.evidence.evidence import make_evidence
         from intclip.evidence.views import join_views

@@ -1,4 +1,4 @@
-"""The page of `intclip app`: static files over the REST API, and the few routes that only the page needs."""
+"""The page of `intclip app`: static files on top of the REST API, and routes that only the page needs."""
 
 import io
 import os
@@ -39,9 +39,9 @@ PATH = "/app"
 STATIC = Path(__file__).parent / "static"
 LEAST_ROWS = 20
 PREVIEW_SIDE = 1600
-"""Longer side, in pixels, of the picture of a photo that the browser cannot show."""
+"""Longer side, in pixels, of the preview of a photo that the browser cannot decode."""
 LARGEST_TRAINING = 4_000_000_000
-"""Bytes of the photos that a model is trained on; they wait on disk."""
+"""Maximum bytes of the photos for training; they are stored on disk."""
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; form-action 'none'; "
@@ -51,23 +51,23 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-"""The page loads nothing from elsewhere, and no other page may frame it or embed its photos."""
+"""Headers: the page loads nothing from other hosts, and other pages cannot frame it or embed its photos."""
 
 
 class PagePredictRequest(PredictRequest):
-    """As `PredictRequest`; where there are labels, photos are scored against those in place of the model's own."""
+    """`PredictRequest` with optional labels that replace the model's."""
 
     labels: list[str] = Field(default_factory=list)
 
 
 class PageExplainRequest(ExplainRequest):
-    """As `ExplainRequest`, and the labels that the photo was scored against, where they are the visitor's own."""
+    """`ExplainRequest` with the visitor's own labels, if any."""
 
     labels: list[str] = Field(default_factory=list)
 
 
 class ReadTextRequest(BaseModel):
-    """A picture whose words are read."""
+    """A picture whose text is read."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -75,7 +75,7 @@ class ReadTextRequest(BaseModel):
 
 
 class _Static(StaticFiles):
-    """The page's files, with the headers that protect it."""
+    """Static files with security headers."""
 
     def file_response(self, full_path: Any, stat_result: os.stat_result, scope: Scope, status_code: int = 200) -> Any:
         response = super().file_response(full_path, stat_result, scope, status_code)
@@ -91,14 +91,14 @@ def create_app(
     models_folder: Path | None = None,
     examples: bool = False,
 ) -> FastAPI:
-    """The API with the page.
+    """Create the API with the page.
 
     Args:
-        models: Name to model; the first is chosen when the page opens.
+        models: Name to model; the first is selected when the page opens.
         photos: Photos that the page opens with; visitors can read them.
         settings: Limits of the API.
-        models_folder: Where models that visitors train are written; None offers no training.
-        examples: Whether the visitor's own photos take the place of those.
+        models_folder: Folder for models that visitors train; None disables training.
+        examples: Whether `photos` are examples, which the visitor's own photos replace.
     """
     api = create_api(models, settings)
     state = api.state
@@ -113,7 +113,7 @@ def create_app(
         "training": trainer is not None,
         "reads_text": find_spec("rapidocr") is not None,
         "max_photos": min(settings.max_photos, settings.capacity // 2),
-        "max_bytes": 0.9 * settings.max_body_bytes,  # what a form adds to its files fits into the rest
+        "max_bytes": 0.9 * settings.max_body_bytes,  # leaves room for the form's overhead
         "least_rows": LEAST_ROWS,
         "most_rows": MOST_ROWS,
         "most_labels": MOST_LABELS,
@@ -125,7 +125,7 @@ def create_app(
 
     @page.get("/facts")
     async def read_facts() -> dict[str, Any]:
-        """What the page needs to know beside `/v1/models` and `/v1/taxonomies`."""
+        """Configuration of the page besides `/v1/models` and `/v1/taxonomies`."""
         return facts
 
     _add_photos(page, photos, state)
@@ -145,7 +145,7 @@ async def _redirect(target: str, request: Request) -> Response:
 
 
 def photo_names(photos: Sequence[Path]) -> list[str]:
-    """What the page calls photos of this machine: their paths from the working folder, else from their common one."""
+    """Name local photos by their paths relative to the working folder, or else to their common folder."""
     if not photos:
         return []
     absolute = [Path(os.path.abspath(photo)) for photo in photos]  # noqa: PTH100 (links keep their names)
@@ -158,21 +158,21 @@ def photo_names(photos: Sequence[Path]) -> list[str]:
 def _add_photos(page: APIRouter, photos: Sequence[Path], state: Any) -> None:
     @page.get("/photos/{place}")
     async def photo(place: int) -> Response:
-        """A photo that the page opens with, as it lies on disk."""
+        """Return a photo that the page opens with, unchanged."""
         if not (0 <= place < len(photos) and photos[place].is_file()):
-            raise HTTPException(404, "there is no such photo")
-        # A browser must never take a file for a page, whatever it holds.
+            raise HTTPException(404, "no such photo")
+        # A browser must never interpret a file as a page.
         return FileResponse(photos[place], media_type="application/octet-stream", headers=_HEADERS)
 
     @page.post("/preview")
     async def preview(request: Request) -> Response:
-        """A photo that the browser cannot decode, as a JPEG; X-Photo-Size has the size of the whole one."""
+        """Return a JPEG of a photo that the browser cannot decode; X-Photo-Size has its full size."""
         with state.uploads.counted(request) as counted:
             content = await counted.body()
             draw = partial(_preview, content, state.settings.max_pixels)
             try:
                 picture, size = await answer_one(state.batcher.run(draw), "the photo", state.settings)
-            except ImageError:  # nothing to show; a refusal would stand as an error in the browser's console
+            except ImageError:  # an error status would appear in the browser's console
                 return Response(status_code=204)
         return Response(picture, media_type="image/jpeg", headers={"X-Photo-Size": f"{size[0]}x{size[1]}"})
 
@@ -192,7 +192,7 @@ def _add_answers(page: APIRouter, state: Any) -> None:
 
     @page.post("/predict")
     async def predict(request: Request) -> PredictAnswer:
-        """As `/v1/predict`, and for the visitor's own labels; it answers too where no photo can be read."""
+        """Like `/v1/predict`, also for the visitor's own labels; succeeds even if no photo can be read."""
         with state.uploads.counted(request) as counted:
             asked, names = await read_body(counted, PagePredictRequest, state.settings)
             if not asked.labels:
@@ -206,7 +206,7 @@ def _add_answers(page: APIRouter, state: Any) -> None:
 
     @page.post("/explain")
     async def explain(request: Request) -> Explanation:
-        """As `/v1/explain`, and for the visitor's own labels."""
+        """Like `/v1/explain`, also for the visitor's own labels."""
         with state.uploads.counted(request) as counted:
             asked, names = await read_body(counted, PageExplainRequest, state.settings)
             if not asked.labels:
@@ -219,14 +219,14 @@ def _add_answers(page: APIRouter, state: Any) -> None:
 
 def _photo_of(image: Any) -> bytes:
     if not isinstance(image, bytes):
-        raise IntclipError("own labels are scored against photos; send a photo")
+        raise IntclipError("your own labels need a photo; send one")
     return image
 
 
 def _add_reading(page: APIRouter, state: Any) -> None:
     @page.post("/read-text")
     async def read_text(request: Request) -> dict[str, str]:
-        """The words in a picture; none where it cannot be read."""
+        """Return the text in a picture; empty if it cannot be read."""
         with state.uploads.counted(request) as counted:
             asked, _ = await read_body(counted, ReadTextRequest, state.settings)
             work = partial(read_words, asked.image, max_pixels=state.settings.max_pixels)
@@ -237,9 +237,9 @@ def _add_reading(page: APIRouter, state: Any) -> None:
 
 
 async def _from_page(x_intclip_page: Annotated[str, Header()] = "") -> None:
-    """Refuses what another site's page sends: without CORS a browser lets it add no header of its own."""
+    """Reject requests from other sites: without CORS they cannot add a custom header."""
     if x_intclip_page != "1":
-        raise HTTPException(403, "only the page of the app may ask for this")
+        raise HTTPException(403, "only the app's page can use this")
 
 
 def _add_training(page: APIRouter, trainer: Trainer, state: Any) -> None:
@@ -248,12 +248,12 @@ def _add_training(page: APIRouter, trainer: Trainer, state: Any) -> None:
 
     @page.get("/training")
     async def status() -> Training:
-        """How far the training has come."""
+        """Return the progress of the training."""
         return trainer.status
 
     @page.post("/training", dependencies=[Depends(_from_page)])
     async def start(request: Request) -> Training:
-        """Begin to train on corrected photos: fields name, model (whose labels they are) and rows, files images."""
+        """Start training on corrected photos: fields name, model (whose labels are used) and rows, files images."""
         with uploads.counted(request) as counted:
             async with counted.form(max_files=MOST_ROWS, max_fields=8, max_part_size=10_000_000) as form:
                 try:

@@ -1,4 +1,4 @@
-"""Train a model on what a visitor corrected, and serve it beside the others."""
+"""Train a model on a visitor's corrections and serve it with the others."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ from intclip.labels.taxonomy import Taxonomy
 from intclip.serving.batcher import Batcher
 
 MOST_ROWS = 1000
-"""Photos a model of the page is trained on; `intclip fit` takes any number."""
+"""Maximum number of training photos in the app; `intclip fit` has no limit."""
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,40}"
 _log = logging.getLogger(__name__)
 
@@ -29,9 +29,9 @@ class Row(BaseModel):
     """A corrected photo.
 
     Attributes:
-        name: What the visitor calls the photo.
-        labels: The labels that hold; none is an answer too.
-        text: The words of the post.
+        name: The visitor's name for the photo.
+        labels: The labels that apply, possibly none.
+        text: The post's text.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -42,17 +42,17 @@ class Row(BaseModel):
 
 
 class Training(BaseModel):
-    """How far a training has come.
+    """Progress of a training.
 
     Attributes:
         state: "idle" before the first one.
-        stage: What is being done.
-        done: How much of the stage is done.
-        total: How much there is.
-        model: What the trained model is called among the served ones.
-        folder: Where its bundle lies.
-        photos: How many photos it learned from.
-        held_out: Metric to {"value", "low", "high"}, measured on photos that the model had not seen.
+        stage: Current stage.
+        done: Completed units of the stage.
+        total: All units of the stage.
+        model: Name of the trained model in the service.
+        folder: Folder of its bundle.
+        photos: Number of training photos.
+        held_out: Metric to {"value", "low", "high"}, measured on unseen photos.
         error: Why it failed.
     """
 
@@ -68,18 +68,18 @@ class Training(BaseModel):
 
 
 class _Stopped(Exception):
-    """The program ends."""
+    """Raised when the program ends."""
 
 
 class Trainer:
-    """Trains one model at a time in a thread of its own.
+    """Trains one model at a time in its own thread.
 
     Args:
-        batcher: Takes the trained models among its own.
-        folder: Where bundles are written, a folder each.
+        batcher: Receives the trained models.
+        folder: Parent folder of the bundles.
 
     Attributes:
-        status: Of the training that runs, or of the last one.
+        status: Status of the current or last training.
     """
 
     def __init__(self, batcher: Batcher, folder: Path) -> None:
@@ -92,16 +92,16 @@ class Trainer:
     def start(
         self, rows: Sequence[Row], photos: "tempfile.TemporaryDirectory[str]", taxonomy: Taxonomy | None, name: str
     ) -> Training:
-        """Begin to train; `status` tells how it goes on.
+        """Start training; see `status` for progress.
 
         Args:
-            rows: What is known of each photo.
-            photos: Folder with as many photos, called as `photo_file` says; removed at the end.
-            taxonomy: The labels; None takes those that the rows name.
-            name: What the model is called; a number is appended where the name is taken.
+            rows: Labels and text of each photo.
+            photos: Folder with the photos, named by `photo_file`; removed at the end.
+            taxonomy: The labels; None uses those in the rows.
+            name: Name of the model; a number is appended if it is taken.
 
         Raises:
-            IntclipError: A training runs already, or the name cannot be a folder's.
+            IntclipError: A training is running, or the name is not a valid folder name.
         """
         if not re.fullmatch(_NAME, name):
             raise IntclipError(f"name: {name[:40]!r} cannot name a folder; use letters, digits, '-', '_' and '.'")
@@ -114,7 +114,7 @@ class Trainer:
         return self.status
 
     def close(self) -> None:
-        """Stop at the next step of the training, and wait for that."""
+        """Stop at the next training step, and wait for it."""
         self._closing = True
         self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -134,12 +134,12 @@ class Trainer:
                 update={"state": "done", "stage": "", "model": name, "folder": str(folder), "held_out": held_out}
             )
         except _Stopped:
-            self._fail("the app was closed before the training had finished")
+            self._fail("the app was closed before training finished")
         except IntclipError as error:
             self._fail(str(error))
-        except Exception:  # the page must hear of it, and the next training must be possible
+        except Exception:  # report it to the page, and allow the next training
             _log.exception("training failed")
-            self._fail("the training failed unexpectedly; the log of the app has the details")
+            self._fail("training failed unexpectedly; see the app's log")
 
     def _fail(self, error: str) -> None:
         self.status = Training(state="failed", error=error, photos=self.status.photos)
@@ -151,14 +151,14 @@ class Trainer:
 
 
 def photo_file(number: int) -> str:
-    """What the photo of a row is called, counted from 0."""
+    """Return the file name of a row's photo, counted from 0."""
     return f"{number:06}.photo"
 
 
 def _fit(
     rows: Sequence[Row], home: Path, taxonomy: Taxonomy | None, out: Path, tell: Callable[[str, int, int], None]
 ) -> dict[str, dict[str, float]]:
-    """What `intclip fit` does with a table of these rows; returns the held-out metrics of all channels together."""
+    """Run `intclip fit` on a table of these rows; return the held-out metrics of all channels together."""
     from intclip.training.fitting import fit_dataset, write_fitted
 
     table = home / "corrections.jsonl"
