@@ -465,7 +465,7 @@ def test_sources_that_name_nothing(tmp_path, cli):
         "gone-*.tar": "nothing matches",
         str(tmp_path / "empty.txt"): "names no photos",
         str(tmp_path / "bad.tar"): "not an uncompressed tar",
-        str(tmp_path / "text.parquet"): "not a Parquet file",
+        str(tmp_path / "text.parquet"): "not a readable Parquet file",
         "memory://nowhere/x.txt": "nothing is at memory://nowhere/x.txt",
         "nosuch://bucket/": "cannot open nosuch://bucket/",
     }

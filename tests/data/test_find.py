@@ -42,7 +42,7 @@ def test_what_systems_put_there_is_no_photo(tmp_path, folder):
     root = fill(tmp_path, "a.jpg", f"{folder}/a.jpg", f"trip/{folder}/b.jpg", "trip/b.jpg")
     assert found(root) == ["a.jpg", "trip/b.jpg"]
     assert [path.name for path in find_images(f"{root}/**/*.jpg")] == ["a.jpg", "b.jpg"]
-    assert [path.name for path in find_images(root / folder / "a.jpg")] == ["a.jpg"], "named outright"
+    assert [path.name for path in find_images(root / folder / "a.jpg")] == ["a.jpg"], "given directly"
 
 
 @pytest.mark.parametrize(

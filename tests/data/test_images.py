@@ -415,7 +415,7 @@ def test_lists(tmp_path: Path) -> None:
 def test_finding_nothing_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "hollow").mkdir()
     for paths, fault in (
-        ([], "no photos were named"),
+        ([], "no photos given"),
         (tmp_path / "none", "no such file or folder"),
         (tmp_path / "hollow", "no photos in folder"),
         (f"{tmp_path}/*.jpg", "no photos match"),

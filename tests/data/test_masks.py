@@ -35,7 +35,7 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[]", "expected one entry a photo"),
+        ("[]", "expected one entry per photo"),
         ("{", "not JSON"),
         ('{"low/a.jpg": {"scores": [1], "image_shape": [2, 3]}}', "photo a: not scores"),
         (

@@ -112,7 +112,7 @@ def test_a_column_of_shares_and_others_is_refused(folder: Path) -> None:
     ):
         lines = [f'{name}.jpg,"{cell}",0' for name, cell in zip("abc", cells, strict=True)]
         path = write(folder / "x.csv", "\n".join(["image,pets,food", *lines]))
-        with pytest.raises(DatasetError, match=r"not a share.*write 0, 1, .*if it is none.*taxonomy") as error:
+        with pytest.raises(DatasetError, match=r"not a share.*write 0, 1, .*if it is not one.*taxonomy") as error:
             load_table(path)
         assert one_line(error).startswith(f"{path}, row {row}, column 'pets': {value!r} is not a share")
         assert load_table(path, taxonomy=str(write(folder / "food.yaml", "- food\n"))).taxonomy.names == ("food",)
@@ -274,13 +274,13 @@ WRONG_JSONL = {
     "text of the wrong type": ('{"text": ["a"], "labels": ["sea"]}', "its text is"),
     "label of the wrong type": ('{"image": "a.jpg", "labels": [["sea"], "b"]}', "row 1: .*sea"),
     "true as a label": ('{"image": "a.jpg", "labels": [true, "b"]}', "row 1: True"),
-    "number without taxonomy": ('{"image": "a.jpg", "labels": [3]}', "no label is named"),
+    "number without taxonomy": ('{"image": "a.jpg", "labels": [3]}', "no row has a label"),
     "shares of the wrong type": ('{"image": "a.jpg", "votes": 3, "labels": ["a"]}', "neither label to share"),
     "share out of range": ('{"image": "a.jpg", "votes": {"a": 1e999}}', "not a share"),
     "labels that differ by case": ('{"image": "a.jpg", "labels": ["Sea", "sea"]}', "twice"),
     "NUL in a label": ('{"image": "a.jpg", "labels": ["pe\\u0000ts"]}', "holds a NUL character"),
     "empty label": ('{"image": "a.jpg", "labels": [" ", "sea"]}', "empty"),
-    "number too long": ('{"image": "a.jpg", "labels": ' + "9" * 5000 + "}", "not JSON that can be read"),
+    "number too long": ('{"image": "a.jpg", "labels": ' + "9" * 5000 + "}", "unreadable JSON"),
     "nested without end": ("[" * 100_000, "not JSON"),
 }  # fmt: skip
 
@@ -306,10 +306,10 @@ def test_wrong_parquet_and_wrong_files(folder: Path) -> None:
     (folder / "x.xlsx").touch()
     (folder / "hollow").mkdir()
     for root, fault in (
-        ("x.parquet", "not a Parquet file"),
+        ("x.parquet", "not a readable Parquet file"),
         ("x.xlsx", "no table"),
         ("none.csv", "no such table"),
-        ("hollow", "holds no table"),
+        ("hollow", "has no table"),
     ):
         with pytest.raises(DatasetError, match=fault) as error:
             load_table(folder / root)

@@ -238,7 +238,7 @@ def test_a_photo_that_breaks_the_model_spoils_neither_its_request_nor_its_neighb
         for level, one in zip(asked[name], answers[name].json()["results"], strict=True):
             if level == 66:
                 assert (one["scores"], one["labels"]) == (None, [])
-                assert one["error"] == "1.png: the model failed on this one; the log tells more"
+                assert one["error"] == "1.png: the model failed on this one; see the log"
             else:
                 assert one["error"] is None
                 assert one["scores"]["class 0"] == pytest.approx(level / 255)
@@ -247,7 +247,7 @@ def test_a_photo_that_breaks_the_model_spoils_neither_its_request_nor_its_neighb
         assert answers[name].headers["X-Request-Id"] in detail(answers[name])
     lines = [line for line in caplog.messages if "the model failed on a photo" in line]
     assert len(lines) == 3
-    assert all(line.startswith("a photo the model failed on a photo: RuntimeError at watched.py:") for line in lines)
+    assert all(line.startswith("the model failed on a photo: RuntimeError at watched.py:") for line in lines)
     assert "the engine broke" not in caplog.text  # an engine's words may quote what it was given
     metrics = client.get("/metrics").text
     assert "intclip_model_failures_total 3.0" in metrics

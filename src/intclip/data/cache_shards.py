@@ -1,14 +1,12 @@
-"""Shards of a feature cache: what a shard's numbers depend on, its files, their checks, and who computes which.
+"""Shards of a feature cache: naming, files, checks, and division of work between processes.
 
-A shard holds the features of a run of photos in one view, in a folder named by a hash of everything that its numbers
-depend on: `<feature>.npy` with a row a photo, and `shard.json` with shapes, checksums and the photos that could not be
-read. A folder that bears the right name and passes its checks is right, so a build never asks what an earlier one did.
-
-One process fills a cache alone, or several each compute a part of it. They look for what is missing, tell each other
-and share the work; each builds its own shards, and all look again, until nobody misses one. A shard is the work of one
-process, and its bytes do not depend on which. On a disk that all of them see, one round does. Where every machine has a
-disk of its own, a shard goes to one machine a round, and the others find it missing in the next: each disk is filled by
-the processes that see it, and nobody has to say which do.
+A shard contains the features of consecutive photos in one view, in a folder named by a hash of everything that they
+depend on: `<feature>.npy` with one row per photo, and `shard.json` with shapes, checksums and unreadable photos. A
+folder with the right name that passes its checks is valid, whichever build wrote it. One or several processes fill a
+cache. They exchange lists of missing shards and divide them; each builds its share, and all check again until none is
+missing. A shard is built by one process, and its bytes do not depend on which. On a shared disk one round is enough. If
+every machine has its own disk, each shard is built on one machine per round, and the others find it missing in the next
+round, so each disk is filled by the processes that use it.
 """
 
 import hashlib
@@ -44,9 +42,9 @@ rebuilds and never misreads."""
 Dtype = Literal["float16", "float32"]
 
 SHARD_BYTES = 128 * 2**20
-"""No shard is much larger: what one sequential read brings."""
+"""Target size of a shard: one sequential read."""
 SHARD_PHOTOS = 512
-"""Nor has more photos: some seconds of work, what a killed build loses and what processes share a cache out by."""
+"""Maximum photos per shard: a few seconds of work, which is what a killed build loses."""
 
 Arrays = dict[str, npt.NDArray[Any]]
 Shapes = dict[str, tuple[int, ...]]
@@ -57,7 +55,7 @@ class Shard:
     """Rows `start` … `start + count` of the list of photos, in one view.
 
     Attributes:
-        folder: Where it lies, or will.
+        folder: Its folder, which may not exist yet.
         view: 0 is un-augmented.
         start: Index of its first photo.
         count: Number of its photos.
@@ -92,15 +90,15 @@ def plan(
         folder: The key's folder.
         photos: Content hash of every photo, see `photo_hashes`.
         augmentation: The augmentation's options and seed as plain data; it matters to every view but 0.
-        views: Views to hold.
-        size: Photos in a shard; the last one may hold fewer.
+        views: Views to store.
+        size: Photos per shard; the last one may have fewer.
     """
     shards: dict[int, list[Shard]] = {}
     for view in views:
         shards[view] = []
         for start in range(0, len(photos), size):
             part = photos[start : start + size]
-            # A view's seed has the photo's index in it; the plain photo is the same wherever it stands.
+            # A view's seed includes the photo's index; the plain photo does not depend on its position.
             name = digest([view, start, augmentation, list(part)] if view else list(part))[:32]
             shards[view].append(Shard(folder / name, view, start, len(part)))
     return shards
@@ -116,10 +114,10 @@ def write_shard(
         shapes: Feature to its shape without the batch.
         dtype: Numbers on disk.
         count: Rows.
-        batches: (rows, features) that fill some rows; rows that none fills stay 0.
+        batches: (rows, features); rows that are not filled stay 0.
 
     Raises:
-        FloatingPointError: A finite number became infinite in `dtype`, or was none; the message names the feature.
+        FloatingPointError: A number is not finite in `dtype`; the message names the feature.
     """
     files = {
         name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(count, *shape))
@@ -137,7 +135,7 @@ def write_shard(
 
 
 def seal(folder: Path, shapes: Shapes, errors: Mapping[int, str]) -> None:
-    """Write the manifest of a shard whose feature files are whole.
+    """Write the manifest of a shard whose feature files are complete.
 
     Args:
         folder: The shard's folder.
@@ -152,7 +150,7 @@ def seal(folder: Path, shapes: Shapes, errors: Mapping[int, str]) -> None:
 
 
 def read_manifest(shard: Shard) -> dict[str, Any]:
-    """A shard's manifest; empty when there is none or it cannot be parsed."""
+    """Read a shard's manifest; empty if missing or unparsable."""
     try:
         content = json.loads(shard.manifest.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -161,7 +159,7 @@ def read_manifest(shard: Shard) -> dict[str, Any]:
 
 
 def is_whole(shard: Shard, *, checksums: bool) -> bool:
-    """Whether a shard's files are there and, with `checksums`, hold what was written."""
+    """Return whether a shard's files exist and, with `checksums`, match their checksums."""
     features = read_manifest(shard).get("features", {})
     paths = {name: shard.path(name) for name in features}
     if not features or not all(path.is_file() for path in paths.values()):
@@ -170,7 +168,7 @@ def is_whole(shard: Shard, *, checksums: bool) -> bool:
 
 
 def missing_shards(shards: Iterable[Shard], *, checksums: bool, workers: int) -> list[Shard]:
-    """Those that are not whole, see `is_whole`, in their order."""
+    """Return the incomplete shards in order, see `is_whole`."""
     shards = list(shards)
     with ThreadPoolExecutor(workers) as pool:
         whole = pool.map(lambda shard: is_whole(shard, checksums=checksums), shards)
@@ -178,7 +176,7 @@ def missing_shards(shards: Iterable[Shard], *, checksums: bool, workers: int) ->
 
 
 def photo_hashes(sources: Sequence[ImageSource | None], workers: int) -> list[str]:
-    """Content hash of every photo; a photo that is not there hashes to its path."""
+    """Return every photo's content hash; a missing photo is hashed by its path."""
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(_photo_hash, sources))
 
@@ -190,7 +188,7 @@ def _photo_hash(source: ImageSource | None) -> str:
         if source is not None:
             return hashlib.sha256(read_bytes(source)).hexdigest()
     except (OSError, ImageError):
-        pass  # the reader of photos says what is wrong with it, and the shard keeps what it said
+        pass  # reading the photo reports the error, which the shard stores
     return f"absent {source}"
 
 
@@ -202,11 +200,11 @@ class Crew(Protocol):
         """Number of this process, from 0."""
 
     def each(self, work: Callable[[], T]) -> list[T]:
-        """What some work gives in every process, in order of rank, once all have done it; an error in one ends all."""
+        """Run a function in every process and return all results by rank; an error in one ends all."""
 
 
 class Alone:
-    """One process."""
+    """A single process."""
 
     rank = 0
 
@@ -227,18 +225,18 @@ def fill(
     progress: bool,
     crew: Crew,
 ) -> None:
-    """Build the shards that are not whole.
+    """Build the incomplete shards.
 
     Args:
         home: The key's folder.
-        description: The key as plain JSON, for people.
-        shards: All that are wanted.
-        build: Makes one, whole or not at all.
-        check_room: Raises where those that are missing do not fit; called before any is built.
-        verify: Hold the shards that are there to their checksums.
-        workers: Threads that read them.
+        description: The key as plain JSON, for information.
+        shards: All requested shards.
+        build: Builds a shard atomically.
+        check_room: Raises if the missing shards do not fit; called before building.
+        verify: Check existing shards against their checksums.
+        workers: Threads for that.
         progress: Show a progress bar, if standard error is a terminal.
-        crew: Who builds them; all of them call this for the same shards.
+        crew: The processes; all call this for the same shards.
 
     Raises:
         StorageError: See `build` and `check_room`; in every process of the crew.
@@ -246,7 +244,7 @@ def fill(
     missing: dict[str, Shard] = {}
 
     def look(candidates: Iterable[Shard], *, first: bool = False) -> dict[str, int]:
-        """What this process misses: names, and photos of each."""
+        """Return this process's missing shards: name to number of photos."""
         absent = missing_shards(candidates, checksums=verify, workers=workers)
         if first and absent:
             check_room(absent)
@@ -273,10 +271,10 @@ def fill(
 
 
 def share_out(lacks: Sequence[Mapping[str, int]]) -> list[list[str]]:
-    """Who builds which shard: each goes to the process with the fewest photos so far among those that miss it.
+    """Assign each shard to the process with the fewest photos so far among those that miss it.
 
     Args:
-        lacks: By process: the names of the shards that it misses, and their photos. All processes must pass the same.
+        lacks: By process: name to number of photos of its missing shards. Must be equal in all processes.
 
     Returns:
         Names by process; together each name once.
@@ -291,16 +289,16 @@ def share_out(lacks: Sequence[Mapping[str, int]]) -> list[list[str]]:
 
 
 def check_room(missing: Sequence[Shard], folder: Path, bytes_per_photo: int, limit: int) -> None:
-    """Check that what is missing fits a folder and its disk.
+    """Check that the missing shards fit the cache's limit and the disk.
 
     Args:
         missing: Shards to build.
         folder: Folder of all caches.
         bytes_per_photo: Size of all features of one photo in one view.
-        limit: Bytes that the folder may hold.
+        limit: Maximum bytes of the folder.
 
     Raises:
-        StorageError: It does not.
+        StorageError: They do not fit.
     """
     needed = sum(shard.count for shard in missing) * bytes_per_photo
     held = _bytes_in(folder) - sum(_bytes_in(shard.folder) for shard in missing)
@@ -310,7 +308,7 @@ def check_room(missing: Sequence[Shard], folder: Path, bytes_per_photo: int, lim
     )
     if held + needed > limit:
         raise StorageError(
-            f"{what} and holds {held / 1e9:.2f} GB already, its limit is {limit / 1e9:.2f} GB; raise the limit, keep "
+            f"{what} and already uses {held / 1e9:.2f} GB of its limit of {limit / 1e9:.2f} GB; raise the limit, keep "
             "fewer views, cache in float16, remove old caches from that folder, or run with the cache off"
         )
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
@@ -326,7 +324,7 @@ def _bytes_in(folder: Path) -> int:
 
 
 def _remove_leftovers(home: Path) -> None:
-    """Remove what killed builds began; what is younger than an hour may be another process's work."""
+    """Remove partial files of killed builds; those younger than an hour may belong to another process."""
     for path in (*home.glob(".*.partial"), *home.glob(".*.replaced")):
         if path.is_dir() and time.time() - path.stat().st_mtime > 3600:
             shutil.rmtree(path, ignore_errors=True)

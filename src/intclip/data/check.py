@@ -1,4 +1,4 @@
-"""`intclip data check`: what is wrong with a dataset's photos and labels before anything is trained on them."""
+"""`intclip data check`: find problems of a dataset's photos and labels before training."""
 
 import hashlib
 from collections import defaultdict
@@ -34,16 +34,16 @@ class Problem:
 
 @dataclass
 class Check:
-    """What a check found.
+    """Result of a check.
 
     Attributes:
         dataset: Name of the dataset.
         splits: Split to its number of samples, of those with a photo, and of labelled ones.
-        missing: Photos that are not there.
-        corrupt: Photos that cannot be read.
+        missing: Missing photos.
+        corrupt: Unreadable photos.
         duplicates: Groups of ("split", "id") with the same bytes, within a split.
-        near_duplicates: The same by perceptual hash, and not the same bytes.
-        leaks: Groups of either kind that reach across splits: the same photo in train and test.
+        near_duplicates: The same by perceptual hash, with different bytes.
+        leaks: Groups of either kind across splits: the same photo in train and test.
         labels: Names of the K labels.
         positives: Split to (K,) numbers of positive samples.
         unknown: Split to (K,) numbers of samples whose label is unknown.
@@ -68,11 +68,11 @@ class Check:
 
     @property
     def sound(self) -> bool:
-        """Whether every photo is there and whole, and none leaks from one split into another."""
+        """Whether every photo exists and can be read, and none is in two splits."""
         return not (self.missing or self.corrupt or self.leaks)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON values."""
+        """Return the result as JSON values."""
         plain = {key: value for key, value in vars(self).items() if key != "cooccurrence"}
         plain["missing"] = [vars(problem) for problem in self.missing]
         plain["corrupt"] = [vars(problem) for problem in self.corrupt]
@@ -86,11 +86,11 @@ def check_dataset(
     workers: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Check:
-    """Look at every photo and label of a dataset, loaded with `missing="keep"` so that missing photos are seen.
+    """Check every photo and label of a dataset, loaded with `missing="keep"` so that missing photos are found.
 
     Args:
-        dataset: With its splits.
-        photos: Read the photos; without it, labels only.
+        dataset: The dataset.
+        photos: Read the photos; otherwise only check labels.
         workers: Threads that read photos.
         on_progress: Called with photos read and photos in all.
     """
@@ -128,7 +128,7 @@ def _look_at_photos(
 
 
 def _look(sample: Sample) -> tuple[str, tuple[int, int]] | ImageError:
-    """Content hash and perceptual hash of a photo."""
+    """Return content hash and perceptual hash of a photo."""
     assert sample.image is not None
     try:
         content = read_bytes(sample.image)
@@ -147,7 +147,7 @@ def _groups(
 
 
 def _alike_groups(looks: Sequence[tuple[str, str, str, tuple[int, int]]]) -> list[list[tuple[str, str]]]:
-    """Groups linked by the same content or by near hashes."""
+    """Group samples by equal content or near hashes."""
     if not looks:
         return []
     near = near_groups(np.array([hashed for *_, hashed in looks], dtype=np.uint64))
@@ -189,7 +189,7 @@ def _shift(
     second: npt.NDArray[np.float64],
     second_size: npt.NDArray[np.int64],
 ) -> list[dict[str, Any]]:
-    """Labels by the size of their shift: two-proportion z statistic, largest first."""
+    """Rank labels by their shift (two-proportion z statistic), largest first."""
     pooled = (first * first_size + second * second_size) / np.maximum(first_size + second_size, 1)
     spread = np.sqrt(pooled * (1 - pooled) * (1 / np.maximum(first_size, 1) + 1 / np.maximum(second_size, 1)))
     z = np.divide(second - first, spread, out=np.zeros_like(first), where=spread > 0)

@@ -1,4 +1,4 @@
-"""Draw what `intclip data check` found."""
+"""Plots of `intclip data check`."""
 
 import io
 from pathlib import Path
@@ -40,7 +40,7 @@ def draw(check: Check, folder: Path) -> list[Path]:
     image = axes.imshow(conditional, vmin=0, vmax=1, cmap="viridis")
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
-    axes.set_title(f"{check.dataset}: share of a row's positives that are positive in the column, too")
+    axes.set_title(f"{check.dataset}: share of a row's positives that are also positive in the column")
     together.colorbar(image, shrink=0.7)
     figures = {"class_counts": counts, "cooccurrence": together}
 

@@ -1,4 +1,4 @@
-"""Any mode of a decoded photo as sRGB."""
+"""Convert decoded photos of any mode to sRGB."""
 
 from functools import lru_cache
 from io import BytesIO
@@ -12,18 +12,18 @@ from PIL import Image, ImageCms
 from intclip.errors import ImageError
 
 MAX_PROFILE = 4 * 2**20
-"""Largest colour profile read, in bytes; those of printers have up to about 3 MB."""
+"""Largest accepted colour profile in bytes; printer profiles have up to about 3 MB."""
 
 _SPACES = {"RGB": b"RGB ", "RGBA": b"RGB ", "L": b"GRAY", "LA": b"GRAY", "CMYK": b"CMYK"}
-"""Mode to the colour space that a profile for it is about."""
-_SAME = 2  # of 255; a profile that changes no colour by more is sRGB in its own words
-_MANY_STEPS = b"mpet"  # the one type of table without a limit on the work that a colour takes
+"""Mode to the colour space of its profiles."""
+_SAME = 2  # of 255; a profile that changes no colour by more is equivalent to sRGB
+_MANY_STEPS = b"mpet"  # the only tag type with unbounded work per colour
 
 
 def to_srgb(image: Image.Image) -> Image.Image:
-    """A photo as RGB in the sRGB colour space, over white where it is transparent.
+    """Convert a photo to RGB in the sRGB colour space, on white where it is transparent.
 
-    An embedded ICC profile is followed; one that is damaged, or for another kind of pixels, is ignored.
+    An embedded ICC profile is applied; one that is damaged, or for other kinds of pixels, is ignored.
 
     Raises:
         ImageError: Its colours cannot be converted.
@@ -40,14 +40,14 @@ def to_srgb(image: Image.Image) -> Image.Image:
 
 
 def _follow(image: Image.Image, profile: bytes) -> Image.Image:
-    """The photo in sRGB, its transparency kept; as it is where the profile cannot be followed."""
+    """Convert to sRGB, keeping transparency; unchanged if the profile cannot be applied."""
     alpha = image.getchannel("A") if image.mode in ("RGBA", "LA") else None
     colours = image.convert(image.mode[:-1]) if alpha is not None else image
     transform = _transform(profile, colours.mode)
     if transform is None:
         return image
     result = ImageCms.applyTransform(colours, transform)
-    assert result is not None  # None is for work in place
+    assert result is not None  # None is only returned for in-place conversion
     if alpha is not None:
         result.putalpha(alpha)
     return result
@@ -55,10 +55,10 @@ def _follow(image: Image.Image, profile: bytes) -> Image.Image:
 
 @lru_cache(maxsize=32)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From a profile's colours to sRGB; None where it is sRGB, or cannot be followed.
+    """Build the transform from a profile to sRGB; None if it is sRGB or cannot be applied.
 
-    The work is bounded: Pillow's library makes a table of at most 280,000 colours of every profile whose colours take
-    a fixed number of steps; others are ignored.
+    The cost is bounded: Pillow's library builds a table of at most 280,000 colours for profiles with a
+    fixed number of steps; others are ignored.
     """
     if len(profile) > MAX_PROFILE or _MANY_STEPS in profile:
         return None
@@ -99,14 +99,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_bytes(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Values of 16 bits and more as 0 to 255.
+    """Scale values of 16 bits and more to 0 to 255.
 
-    Full brightness is the smallest of the usual values that holds the largest one: of floats 1, 255, or the largest
-    itself; of 16-bit integers the largest of their kind; of larger ones 255, 65,535, 4,294,967,295, or the largest
-    itself. (Pillow's own conversion clips at 255, which turns such photos white.)
+    Full brightness is the smallest usual maximum that covers all values: for floats 1, 255, or the
+    largest value; for 16-bit integers their maximum; for larger integers 255, 65,535, 4,294,967,295, or the largest
+    value. (Pillow clips at 255, which turns such photos white.)
 
     Args:
-        values: Any shape, integers or floats; NaN and what is negative is black.
+        values: Any shape, integers or floats; NaN and negative values become black.
     """
     if values.dtype.kind == "f":
         values = np.asarray(np.nan_to_num(values))
@@ -115,7 +115,7 @@ def to_bytes(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 
 def _full_scale(values: npt.NDArray[Any]) -> float:
-    """The value of full brightness, see `to_bytes`."""
+    """Return the value of full brightness, see `to_bytes`."""
     most = float(values.max())
     if values.dtype.kind == "f":
         return 1.0 if most <= 1 else 255.0 if most <= 255 else most

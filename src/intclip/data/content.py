@@ -1,4 +1,4 @@
-"""The bytes of a photo, wherever they lie: a file, an archive, a table, an address, memory, an open stream."""
+"""Read a photo's bytes from a file, an archive, a table, a URL, memory or a stream."""
 
 import io
 import os
@@ -18,16 +18,16 @@ PhotoFile = str | os.PathLike[str] | TarMember | EmbeddedPhoto | RemoteFile
 """A photo in a file or in a part of one."""
 
 _streams = threading.Lock()
-"""One stream may be given several times, and threads read it."""
+"""Guards streams that are passed several times and read by threads."""
 
 
 def open_content(source: PhotoFile | bytes | IO[bytes]) -> IO[bytes]:
-    """A photo's bytes as a stream of our own, at its beginning.
+    """Open a photo's bytes as a new stream.
 
-    A stream that can seek is read from its beginning, as Pillow does, and put back where it was.
+    A seekable stream is read from its beginning, as Pillow does, and its position is restored.
 
     Raises:
-        ImageError: There is no such file, it is empty, or it cannot be read.
+        ImageError: The file is missing, empty or unreadable.
     """
     name = describe(source)
     if isinstance(source, bytes):
@@ -42,17 +42,17 @@ def open_content(source: PhotoFile | bytes | IO[bytes]) -> IO[bytes]:
         return io.BytesIO(read_remote(source))
     if hasattr(source, "read"):
         return io.BytesIO(_read_stream(source, name))
-    if not isinstance(source, str | os.PathLike):  # a missing value of a table; a number would be an open file
+    if not isinstance(source, str | os.PathLike):  # a missing value of a table, or a file descriptor
         raise ImageError(
             f"{type(source).__name__} {str(source)[:40]} is not a photo; give a path, an image or an array"
         )
     if is_remote(name):
-        raise ImageError(f"{name} is an address, not a file; `intclip batch` reads addresses, or download the photo")
+        raise ImageError(f"{name} is a URL, not a file; use `intclip batch`, or download the photo")
     try:
         status = os.stat(source)  # noqa: PTH116 (takes str and Path alike)
         if stat.S_ISDIR(status.st_mode):
-            raise ImageError(f"{name} is a folder, not a photo; name a file in it")
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its writer
+            raise ImageError(f"{name} is a folder, not a photo; give a file in it")
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would block
             raise ImageError(f"{name} is not a regular file; give an image file")
         if status.st_size == 0:
             raise ImageError(f"{name} is an empty file (0 bytes); fetch it again")
@@ -66,10 +66,10 @@ def open_content(source: PhotoFile | bytes | IO[bytes]) -> IO[bytes]:
 
 
 def read_bytes(source: PhotoFile) -> bytes:
-    """The bytes of a photo's file, as they are stored.
+    """Read the bytes of a photo's file.
 
     Raises:
-        ImageError: There is no such file, it is empty, or it cannot be read.
+        ImageError: The file is missing, empty or unreadable.
     """
     try:
         with open_content(source) as stream:
@@ -81,10 +81,10 @@ def read_bytes(source: PhotoFile) -> bytes:
 
 
 def read_member(member: TarMember) -> bytes:
-    """The bytes of a file in a tar archive.
+    """Read a file in a tar archive.
 
     Raises:
-        ImageError: The archive is gone or shorter than its index says, or the file is empty.
+        ImageError: The archive is missing or truncated, or the file is empty.
     """
     name = describe(member)
     try:
@@ -111,7 +111,7 @@ def _read_stream(stream: Any, name: str) -> bytes:
             finally:
                 if place is not None:
                     stream.seek(place)
-        except (OSError, ValueError, AttributeError) as error:  # closed, or a stream in name only
+        except (OSError, ValueError, AttributeError) as error:  # closed, or not really a stream
             raise ImageError(f"cannot read {name}: {reason(error)}; give an open binary file") from error
     if not isinstance(content, bytes | bytearray):
         raise ImageError(f"{name} is open as text; open it in binary mode")
@@ -140,7 +140,7 @@ def _read_cell(photo: EmbeddedPhoto) -> bytes:
 
 @lru_cache(maxsize=8)
 def _group_starts(table: Path, modified: int) -> tuple[int, ...]:
-    """First row of each row group of a Parquet file."""
+    """Return the first row of each row group of a Parquet file."""
     footer = require("pyarrow.parquet", "core").read_metadata(table)
     starts = [0]
     for number in range(footer.num_row_groups - 1):
@@ -148,9 +148,9 @@ def _group_starts(table: Path, modified: int) -> tuple[int, ...]:
     return tuple(starts)
 
 
-@lru_cache(maxsize=2)  # neighbouring rows are read one after the other, by several threads
+@lru_cache(maxsize=2)  # neighbouring rows are read in sequence by several threads
 def _group(table: Path, modified: int, column: str, number: int) -> list[bytes | None]:
-    """The cells of a column in one row group."""
+    """Read a column of one row group."""
     arrow, parquet = require("pyarrow", "core"), require("pyarrow.parquet", "core")
     with parquet.ParquetFile(table) as file:
         cells = file.read_row_group(number, columns=[column])[column]

@@ -1,8 +1,8 @@
-"""What social media do to photos, at five strengths: JPEG, blur, noise, down-scaling, and screenshots with text.
+"""Corruptions typical of social media, at five strengths: JPEG, blur, noise, downscaling, screenshots with text.
 
 After Hendrycks and Dietterich, Benchmarking Neural Network Robustness to Common Corruptions and Perturbations (ICLR
-2019), whose five strengths and most of whose kinds these follow; the numbers are ours. A photo is first brought to a
-short side of at most `SIDE` pixels, as an upload is, so that a strength means the same for every photo.
+2019), with the same five levels and mostly the same kinds; the parameters are ours. A photo is first reduced to a
+short side of at most `SIDE` pixels, as by an upload, so that a strength means the same for every photo.
 """
 
 import io

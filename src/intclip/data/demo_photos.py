@@ -15,15 +15,15 @@ PHOTOS = {
     "rocket.jpg": "skimage",
     "hubble_deep_field.jpg": "skimage",
 }
-"""The photographs among the example images of packages, in the order in which they are shown, and their packages."""
+"""Example photos of packages, in display order, and their packages."""
 _FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
 
 
 def demo_photos() -> list[Path]:
-    """Paths of those photos that are installed.
+    """Return the paths of installed demo photos.
 
     Raises:
-        MissingExtraError: None is.
+        MissingExtraError: None is installed.
     """
     found = [
         path

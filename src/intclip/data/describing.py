@@ -1,7 +1,7 @@
 """Descriptions of photos by a vision-language model at any OpenAI-compatible endpoint.
 
-The prompt names no label unless it is asked to: a description that was given the label words cannot be used to
-measure how well those labels are read from it.
+By default the prompt contains no labels: descriptions written with the labels in
+view cannot be used to evaluate them.
 """
 
 import threading
@@ -19,23 +19,23 @@ from intclip.labels.llm import Answer, ChatClient, Message
 
 _PROMPTS = Path(__file__).parent / "prompts"
 MAX_SIDE = 768
-"""Longer photos are made smaller before they are sent: fewer tokens, and no more of the photo than is needed."""
+"""Longer photos are downscaled before sending, to save tokens and reveal no more than needed."""
 TOKENS_A_PHOTO = 1200
-"""Tokens of prompt and photo, for the estimate of costs before the first one is sent."""
+"""Tokens of prompt and photo, for the initial cost estimate."""
 MAX_TOKENS = 300
 MOST_FAILURES = 3
-"""Failures of the endpoint in a row that stop a run."""
+"""Consecutive failures of the endpoint that stop a run."""
 _QUALITY = 88
 
 
 @dataclass(frozen=True)
 class Described:
-    """What came back for one photo.
+    """Result for one photo.
 
     Attributes:
         photo: Its path.
-        text: The description, one paragraph; empty where there is an error.
-        answer: Provenance; None where there is an error.
+        text: The description, one paragraph; empty on error.
+        answer: Provenance; None on error.
         error: Why there is no description.
         endpoint_failed: Whether it was the endpoint, and not the photo or the cost cap.
     """
@@ -49,11 +49,11 @@ class Described:
 
 @dataclass(frozen=True)
 class Price:
-    """What an endpoint costs, and how much may be spent.
+    """Prices of an endpoint and a spending limit.
 
     Attributes:
-        per_photo: Highest price of one photo; 0 where nothing is charged.
-        cap: Most that may be spent in one run; None for no limit.
+        per_photo: Maximum price of a photo; 0 if free.
+        cap: Maximum cost of a run; None for no limit.
     """
 
     per_photo: float = 0.0
@@ -61,12 +61,12 @@ class Price:
 
     @classmethod
     def from_tokens(cls, prompt: float, answer: float, cap: float | None) -> "Price":
-        """Highest price of a photo from prices of a million tokens of prompt and answer."""
+        """Return the maximum price of a photo from prices per million tokens of prompt and answer."""
         return cls((TOKENS_A_PHOTO * prompt + MAX_TOKENS * answer) / 1e6, cap)
 
 
 def photo_prompt(labels: Sequence[str] = ()) -> str:
-    """The words that go with a photo; label names only where they are given."""
+    """Return the prompt for a photo, with label names only if given."""
     text = (_PROMPTS / "photo.txt").read_text(encoding="utf-8").strip()
     if labels:
         more = Template((_PROMPTS / "photo_labels.txt").read_text(encoding="utf-8").strip())
@@ -75,7 +75,7 @@ def photo_prompt(labels: Sequence[str] = ()) -> str:
 
 
 def photo_message(photo: str | Path, prompt: str) -> Message:
-    """One turn of a conversation with a photo in it, re-encoded: no place, camera or time of the file goes along.
+    """Return a message with a photo, re-encoded without location, camera or time.
 
     Raises:
         ImageError: The photo cannot be read.
@@ -93,17 +93,17 @@ def describe_photos(
     workers: int = 4,
     price: Price | None = None,
 ) -> Iterator[Described]:
-    """Describe photos, in order; at most `workers` requests at once, and no more photos open than twice that.
+    """Describe photos, in order, with at most `workers` parallel requests and twice as many photos in memory.
 
-    A photo that cannot be read, or whose answer does not come, takes its place with an error, and the others go on;
-    three failures of the endpoint in a row stop the run. Answers from the client's cache cost nothing.
+    A photo that cannot be read or described gives a result with an error, and the others continue;
+    three consecutive failures of the endpoint stop the run. Answers from the client's cache cost nothing.
 
     Args:
         photos: Paths.
         client: A client of the endpoint.
-        prompt: The prompt; by default that of `photo_prompt`.
-        workers: Requests at once.
-        price: Cost cap; the photos beyond it get an error.
+        prompt: The prompt; default: `photo_prompt()`.
+        workers: Parallel requests.
+        price: Cost limit; photos beyond it get an error.
 
     Raises:
         LanguageModelError: The endpoint failed three times in a row.
@@ -133,7 +133,7 @@ def describe_photos(
 
 
 def is_local(base_url: str) -> bool:
-    """Whether an endpoint runs on this machine, so that no photo leaves it."""
+    """Return whether an endpoint runs on this machine, so that no photo leaves it."""
     host = urlsplit(base_url).hostname or ""
     if host == "localhost":
         return True
@@ -144,17 +144,17 @@ def is_local(base_url: str) -> bool:
 
 
 def privacy_statement(count: int, endpoint: str, model: str) -> str:
-    """What is said before the first photo leaves the machine."""
+    """Return the notice shown before photos are sent."""
     where = endpoint or "https://api.openai.com"
     return (
-        f"{count} photos will be sent to {where} (model {model}), made smaller to {MAX_SIDE} pixels and without the "
-        "data in their files (place, camera, time). Whoever runs that server can see and may keep them. "
-        "People in the photos may not have agreed to that."
+        f"{count} photos will be sent to {where} (model {model}), reduced to {MAX_SIDE} pixels and "
+        "without metadata (location, camera, time). The server's operator can see and keep them. People in the photos "
+        "may not have agreed to that."
     )
 
 
 class _Budget:
-    """Counts what was spent, over all threads: money is set aside before a request, and given back if it fails."""
+    """Tracks spending over all threads: reserved before a request, released if it fails."""
 
     def __init__(self, price: Price) -> None:
         self._price = price
@@ -181,7 +181,7 @@ def _describe(photo: str | Path, client: ChatClient, prompt: str, budget: _Budge
         return Described(name, "", error=str(error))
     known = client.recall([message], max_tokens=MAX_TOKENS)
     if known is None and not budget.take():
-        return Described(name, "", error=f"{name}: the cost cap is reached; raise --max-cost and run again to go on")
+        return Described(name, "", error=f"{name}: cost limit reached; raise --max-cost and run again to continue")
     try:
         answer = known or client.ask([message], max_tokens=MAX_TOKENS)
     except LanguageModelError as error:

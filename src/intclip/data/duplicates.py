@@ -1,4 +1,4 @@
-"""Which photos look the same: 128-bit perceptual hashes, and groups of those that are near."""
+"""Near duplicates by 128-bit perceptual hashes."""
 
 from collections.abc import Iterator
 
@@ -9,23 +9,23 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 NEAR_BITS = 4
-"""Photos whose perceptual hashes differ in at most so many bits count as the same picture."""
+"""Maximum number of differing hash bits of near duplicates."""
 
-_INFORMATIVE = 20  # set bits; a hash with fewer, as of a blank page or a small drawing on white, says little
+_INFORMATIVE = 20  # set bits; hashes with fewer, such as of a blank page, are not informative
 
 
 def perceptual_hash(image: Image.Image) -> tuple[int, int]:
-    """128 bits that survive resizing and recompression: where brightness rises to the right, and where downwards."""
+    """Hash a photo to 128 bits that survive resizing and recompression: signs of horizontal and vertical gradients."""
     grey = np.asarray(image.convert("L").resize((9, 9), Image.Resampling.BOX), dtype=np.int16)
     right, down = grey[:8, 1:] > grey[:8, :-1], grey[1:, :8] > grey[:-1, :8]
     return int.from_bytes(np.packbits(right).tobytes(), "big"), int.from_bytes(np.packbits(down).tobytes(), "big")
 
 
 def near_groups(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """A number for each photo's group; photos of one group look the same.
+    """Number the groups of near duplicates.
 
-    Near hashes link photos into groups, so that a group may hold photos that differ in more bits than two neighbours
-    do. A photo whose hash says too little is alone.
+    Groups are connected components, so photos of a group may differ in more bits than linked pairs
+    do. Photos with uninformative hashes are alone.
 
     Args:
         hashes: (N, 2) perceptual hashes.
@@ -45,10 +45,10 @@ def near_groups(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
 
 
 def near_pairs(hashes: npt.NDArray[np.uint64], bits: int) -> Iterator[tuple[int, int]]:
-    """Pairs (i < j) of rows of (N, 2) hashes that differ in at most so many bits, some of them twice.
+    """Yield pairs (i < j) of rows of (N, 2) hashes that differ in few bits, some of them twice.
 
-    The 128 bits are cut into bands. Hashes that differ in few bits agree in at least one band, so that only those that
-    agree in a band are compared: the work grows with the number of likely pairs and not with the square of the photos.
+    The 128 bits are divided into bands. Hashes that differ in few bits agree in at least
+    one band, so only hashes that agree in a band are compared, which avoids comparing all pairs.
     """
     flags = np.unpackbits(hashes.astype(">u8").view(np.uint8), axis=1)
     for band in np.array_split(flags, bits + 1, axis=1):

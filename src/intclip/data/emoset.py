@@ -1,4 +1,4 @@
-"""Two large emotion sets over Mikels' eight emotions: EmoSet-8, and the votes of MultiEmo-Bench."""
+"""Two large datasets with Mikels' eight emotions: EmoSet-8 and MultiEmo-Bench."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -32,8 +32,8 @@ def load_emoset(root: Root = None, *, missing: Missing = "error") -> Dataset:
 
     Args:
         root: Folder with `train.json`, `val.json`, `test.json`, `image/<emotion>/*.jpg` and `annotation/`. Each JSON is
-            a list of rows that begin with the emotion and hold the photo's path below the folder; ids and the paths of
-            the attributes' files are not read.
+            a list of rows with the emotion first, then the photo's relative path; ids
+            and attribute paths are not read.
         missing: What to do about photos that are not there.
 
     Raises:
@@ -62,13 +62,13 @@ def load_multiemo(
 ) -> Dataset:
     """MultiEmo-Bench: 10,344 photos with the votes of 20 people for each of eight emotions (Chen et al., 2026).
 
-    A target is the share of those who felt the emotion; several may hold.
+    A target is the share of annotators who felt the emotion.
 
     Args:
         root: Folder with one table of votes, `votes` or `annotations` with .csv, .jsonl or .parquet: a photo column
             (`intclip.data.tables.COLUMNS`; paths are relative to the folder), a column for each emotion with its number
-            of votes, and, where it is not the same for all photos, a column `annotators`.
-        annotators: People who were asked about a photo.
+            of votes, and, if it differs between photos, a column `annotators`.
+        annotators: Number of annotators per photo.
         missing: What to do about photos that are not there.
         shares: Deal the photos into splits, such as {"train": 0.8, "test": 0.2}; by default all are "test".
         seed: Seed of that deal.
@@ -90,7 +90,7 @@ def _emoset_sample(row: Any, where: str, folder: Path, reader: Labels) -> Sample
         raise DatasetError(f"{where}: expected a list of an emotion and paths, found {row!r:.60}; {_FETCH}")
     photo = next((cell for cell in row[1:] if isinstance(cell, str) and cell.lower().endswith((".jpg", ".png"))), None)
     if photo is None:
-        raise DatasetError(f"{where}: it names no photo; {_FETCH}")
+        raise DatasetError(f"{where}: no photo; {_FETCH}")
     photo = photo.replace("\\", "/")  # one release was written on Windows
     return Sample(photo, reader.targets([row[0]], where), inside(folder, photo, where), where=where)
 
@@ -98,7 +98,7 @@ def _emoset_sample(row: Any, where: str, folder: Path, reader: Labels) -> Sample
 def _multiemo_sample(row: Row, folder: Path, reader: Labels, annotators: int) -> Sample:
     photo = row.known.get("image")
     if not isinstance(photo, str) or not photo:
-        raise DatasetError(f"{row.where}: there is no photo; {_FETCH}")
+        raise DatasetError(f"{row.where}: no photo; {_FETCH}")
     asked = _count(row, "annotators", annotators)
     if asked < 1:
         raise DatasetError(f"{row.where}: {asked} annotators; {_FETCH}")
@@ -112,7 +112,7 @@ def _multiemo_sample(row: Row, folder: Path, reader: Labels, annotators: int) ->
 
 
 def _count(row: Row, column: str, default: int | None = None) -> int:
-    """A whole number from a cell."""
+    """Parse an integer cell."""
     cell = next((value for name, value in row.other.items() if name.strip().casefold() == column), default)
     try:
         number = float(cell)  # type: ignore[arg-type]

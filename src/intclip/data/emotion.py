@@ -1,4 +1,4 @@
-"""Emotion sets in their published layouts: EmotionROI-6, FI-8, ArtPhoto, Abstract, Emotion6."""
+"""Emotion datasets in their published layouts: EmotionROI-6, FI-8, ArtPhoto, Abstract, Emotion6."""
 
 import csv
 import os
@@ -61,8 +61,8 @@ def load_fi8(root: Root = None, *, missing: Missing = "error", seed: int = 0) ->
 
     Args:
         root: Folder with `<emotion>/*.jpg`, or `{train,val,test}/<emotion>/*.jpg`. Lists `{train,val,test}.txt` with
-            lines `<emotion>/<file>` are followed where they are there; without either, 80 / 5 / 15 % are dealt by
-            `seed`, the shares of the paper, which does not publish its split.
+            lines `<emotion>/<file>` are used if present; otherwise `seed` splits the data 80
+            / 5 / 15 %, the paper's proportions (its split is not published).
         missing: What to do about listed photos that are not there.
         seed: Seed of the split.
 
@@ -90,7 +90,7 @@ def load_artphoto(root: Root = None, *, folds: int = 5, fold: int = 0, seed: int
     Args:
         root: Folder with `<emotion>_<number>.jpg` (also inside `testImages_artphoto/`).
         folds: Parts of the cross-validation; the papers use 5 and publish no split.
-        fold: Which part is "test".
+        fold: Index of the "test" part.
         seed: Seed of the split.
 
     Raises:
@@ -122,11 +122,11 @@ def load_abstract(
 
     Args:
         root: Folder with `ABSTRACT_groundTruth.csv` and the paintings (also inside `testImages_abstract/`).
-        labels: "dominant": the emotion with most votes; paintings where two share the first place are left out, which
-            leaves 228, as in the papers. "votes": all paintings, with the share of votes for each emotion.
+        labels: "dominant": the emotion with most votes; ties are dropped, which leaves
+            228 paintings, as in the papers. "votes": all paintings, with the share of votes for each emotion.
         missing: What to do about photos that are not there.
         folds: Parts of the cross-validation; the papers use 5 and publish no split.
-        fold: Which part is "test".
+        fold: Index of the "test" part.
         seed: Seed of the split.
 
     Raises:
@@ -170,8 +170,8 @@ def load_emotion6(
     Args:
         root: Folder with `images/<emotion>/<number>.jpg` and the tab-separated `ground_truth.txt`: file, valence,
             arousal, and the shares of anger, disgust, fear, joy, sadness, surprise and neutral.
-        labels: "dominant": the strongest of the six emotions, photos where two share the first place left out; "votes":
-            their shares, without neutral; "keyword": the folder, that is, the word that found the photo.
+        labels: "dominant": the strongest of the six emotions, without ties; "votes": their
+            shares, without neutral; "keyword": the folder, i.e. the search term of the photo.
         missing: What to do about photos that are not there.
         seed: Seed of the split into 80 % train and 20 % test; none is published.
 
@@ -210,7 +210,7 @@ def load_emotion6(
 
 
 def class_folders(folder: Path, reader: Labels, prefix: str = "") -> list[Sample]:
-    """Photos in one folder a class, one label each.
+    """Read photos from one folder per class.
 
     Raises:
         DatasetError: A folder is not a label of the taxonomy, or there are no photos.
@@ -253,9 +253,9 @@ def _votes(cell: str, where: str) -> float:
 
 
 def _settle(votes: npt.NDArray[np.float32], labels: str) -> npt.NDArray[np.float32] | None:
-    """Targets from votes; None where no single label is ahead."""
+    """Convert votes to targets; None if there is a tie."""
     if labels not in ("dominant", "votes"):
-        raise DatasetError(f"labels={labels!r}: choose dominant, votes, or for emotion6 keyword")
+        raise DatasetError(f"labels={labels!r}: choose dominant, votes, or (emotion6 only) keyword")
     if labels == "votes":
         total = votes.sum()
         return None if total == 0 else np.asarray(votes / total, dtype=np.float32)

@@ -1,14 +1,14 @@
-"""Frozen features of photos, computed once and kept on disk as memory-mapped shards.
+"""Frozen features of photos, computed once and stored as memory-mapped shards.
 
     cache = open_or_build(folder, samples, cache_key(backbone, method.needs, dtype="float16"), extract,
                           views=range(1, 1 + K), augment=augment)
     features = cache.batch(indices, view=1)
 
-View 0 is the plain photo; view v ≥ 1 is what `pixel_batches(…, augment=augment, epoch=0, view=v)` gives, so the
-augmentation comes before the cache and training goes through the K views in turn. A shard that is there and whole is
-never computed again: a killed build goes on at the next missing one, further views or photos add to it, and a change of
-weights, preprocessing, augmentation or photos leaves the old shards aside. `cache_shards.py` has the files, and
-who computes which.
+View 0 is the plain photo; view v ≥ 1 is what `pixel_batches(…, augment=augment, epoch=0, view=v)`
+returns, so augmentation is applied before caching and training cycles through the K views. Complete shards are never
+recomputed: an interrupted build continues with the missing ones, new views or photos add shards, and a change of
+weights, preprocessing, augmentation or photos leads to new shards. See `cache_shards.py` for files and division of
+work.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -55,19 +55,19 @@ Extract = Callable[[npt.NDArray[np.float32]], Arrays]
 """Pixels (B, 3, S, S) to features (B, …) by name, "stages" as `stage1` … `stage4`: an engine, or `torch_extract`."""
 
 DEFAULT_LIMIT = 20 * 10**9
-"""Bytes that a cache folder may hold unless the caller says otherwise."""
+"""Default size limit of a cache folder in bytes."""
 
 
 @dataclass(frozen=True)
 class CacheKey:
-    """Everything but the photo and its view that decides a feature's numbers.
+    """Everything that a feature depends on except the photo and its view.
 
     Attributes:
         weights: Hash of the backbone's image tower, see `weights_hash`.
         preprocess: Photo to pixels.
         names: Backbone features; "pixels" cannot be cached.
         dtype: Numbers on disk.
-        precision: In what the extracting engine computes, such as "fp32" or "bf16".
+        precision: Precision of the extracting engine, such as "fp32" or "bf16".
     """
 
     weights: str
@@ -77,7 +77,7 @@ class CacheKey:
     precision: str = "fp32"
 
     def describe(self) -> dict[str, object]:
-        """The key as plain JSON."""
+        """Return the key as plain JSON."""
         return {
             "format": FORMAT,
             "weights": self.weights,
@@ -95,25 +95,25 @@ class CacheKey:
 def cache_key(
     backbone: Backbone, names: Iterable[FeatureName], *, dtype: Dtype = "float16", precision: str = "fp32"
 ) -> CacheKey:
-    """The key of some features of a backbone.
+    """Return the key of some features of a backbone.
 
     Args:
-        backbone: Gives the weights and the preprocessing.
-        names: Which features, as a method's `needs` names them.
+        backbone: The backbone.
+        names: Features, as in a method's `needs`.
         dtype: Numbers on disk: float16 halves the space and rounds to 11 bits (relative error at most 2⁻¹¹).
-        precision: In what the extracting engine computes.
+        precision: Precision of the extracting engine.
 
     Raises:
         StorageError: "pixels" is among the names.
     """
     names = tuple(names)
     if "pixels" in names:
-        raise StorageError("this method trains on pixels, which are not cached; train it with the cache off")
+        raise StorageError("this method trains on pixels, which cannot be cached; switch the cache off")
     return CacheKey(weights_hash(backbone), backbone.preprocess, names, dtype, precision)
 
 
 def weights_hash(backbone: Backbone) -> str:
-    """Hash of all that makes an image tower's features: name, design (activation, heads), preprocessing and tensors."""
+    """Hash everything that an image tower's features depend on: name, architecture, preprocessing and tensors."""
     parts: list[object] = [backbone.name, backbone.design(), backbone.preprocess.model_dump(mode="json")]
     for part, module in (("trunk", backbone.trunk), ("deep", backbone.deep), ("head", backbone.head)):
         parts.append([part, tensor_hashes(module)])
@@ -121,7 +121,7 @@ def weights_hash(backbone: Backbone) -> str:
 
 
 def torch_extract(backbone: Backbone, names: Iterable[FeatureName], device: torch.device | str = "cpu") -> Extract:
-    """`Backbone.features` as an extractor: the slow twin of an inference engine."""
+    """Return `Backbone.features` as an extractor: a slow alternative to an inference engine."""
     names = tuple(names)
 
     def extract(pixels: npt.NDArray[np.float32]) -> Arrays:
@@ -133,7 +133,7 @@ def torch_extract(backbone: Backbone, names: Iterable[FeatureName], device: torc
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """Features of N photos in some views, read from disk as they are asked for.
+    """Features of N photos in some views, read from disk on demand.
 
     Attributes:
         shapes: Feature name to its shape without the batch.
@@ -141,7 +141,7 @@ class FeatureCache:
         count: Number N of photos.
         shard_size: Photos in a shard.
         shards: View to its shards, in order of the photos.
-        errors: Index to why that photo could not be read; its features are zeros.
+        errors: Index to the error of an unreadable photo; its features are zeros.
     """
 
     shapes: Shapes
@@ -153,7 +153,7 @@ class FeatureCache:
 
     @property
     def views(self) -> tuple[int, ...]:
-        """The views it holds."""
+        """The available views."""
         return tuple(self.shards)
 
     def __len__(self) -> int:
@@ -166,15 +166,15 @@ class FeatureCache:
         view: int = 0,
         device: torch.device | str = "cpu",
     ) -> Features:
-        """Features of some photos, float32, in the order asked for.
+        """Return features of some photos, float32, in the order of `indices`.
 
         Args:
             indices: Positions among the samples, in any order.
             view: One of `views`.
-            device: Where they are wanted; they travel there as they lie on disk.
+            device: Target device; they are transferred in the dtype of the disk.
 
         Raises:
-            KeyError: The cache does not hold that view.
+            KeyError: The cache does not have that view.
         """
         wanted = np.asarray(indices, dtype=np.int64)
         if wanted.size and not 0 <= wanted.min() <= wanted.max() < self.count:
@@ -192,14 +192,14 @@ class FeatureCache:
         return features
 
     def batches(self, size: int, view: int = 0) -> Iterator[tuple[npt.NDArray[np.int64], Features]]:
-        """(indices, features) of all photos in order: one sequential read of every file."""
+        """Yield (indices, features) of all photos in order, reading every file sequentially."""
         for start in range(0, self.count, size):
             indices = np.arange(start, min(start + size, self.count))
             yield indices, self.batch(indices, view)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A host tensor on a device; the host does not wait for a GPU, whose copies need page-locked memory for that."""
+    """Copy a tensor to a device, asynchronously for a GPU, which requires page-locked memory."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
@@ -221,23 +221,23 @@ def open_or_build(
     """Open the features of some samples, computing what is missing or damaged.
 
     Args:
-        folder: Where caches lie; one folder serves any number of keys, splits and runs.
+        folder: Cache folder, shared by any number of keys, splits and runs.
         samples: Photos of one split.
         key: See `cache_key`.
         extract: Computes the key's features.
-        views: Views to hold: 0 for the plain photo, 1 … K for augmented ones.
-        augment: Needed for views other than 0; its options and seed are part of what names a shard.
-        batch_size: Photos that `extract` takes at once.
-        limit: Bytes that `folder` may hold, everything in it included.
+        views: Views to store: 0 for the plain photo, 1 … K for augmented ones.
+        augment: Required for views other than 0; its options and seed are part of a shard's name.
+        batch_size: Photos per call of `extract`.
+        limit: Maximum bytes of `folder`, including all its content.
         workers: Threads that read photos; as many as there are usable cores by default.
-        verify: Read all shards through and compare their checksums; about a second a gigabyte, and then they are in
-            the system's memory. Without it, only the presence of files is checked.
+        verify: Check the checksums of all shards; about a second per gigabyte, and leaves them in
+            the system's file cache. Otherwise only the presence of files is checked.
         progress: Show a progress bar while building, if standard error is a terminal.
-        crew: Processes that build together what is missing; all of them call this for the same samples.
+        crew: Processes that build missing shards together; all call this for the same samples.
 
     Raises:
-        StorageError: What is missing does not fit the limit or the disk (nothing is computed then), a feature exceeds
-            the range of the key's dtype, or the folder cannot be written.
+        StorageError: The missing shards do not fit the limit or the disk (nothing is computed then), a feature
+            exceeds the range of the key's dtype, or the folder cannot be written.
     """
     views = tuple(views)
     if any(views) and augment is None:
@@ -267,7 +267,7 @@ def open_or_build(
         progress=progress,
         crew=crew or Alone(),
     )
-    _mapped.cache_clear()  # a shard that was read before may have been replaced
+    _mapped.cache_clear()  # a shard read earlier may have been replaced
     errors = {
         shard.start + int(row): reason
         for shard in chain(*shards.values())
@@ -305,7 +305,7 @@ def _build(shard: Shard, batches: Iterator[PixelBatch], extract: Extract, shapes
         seal(partial_folder, shapes, errors)
 
 
-@lru_cache(maxsize=256)  # each holds a file open
+@lru_cache(maxsize=256)  # each keeps a file open
 def _mapped(path: str) -> npt.NDArray[Any]:
     try:
         mapped: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)

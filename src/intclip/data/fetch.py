@@ -1,4 +1,4 @@
-"""Polite, patient downloads: one pace for all threads, retries with backoff, Retry-After honoured, sizes verified."""
+"""Downloads with a common rate limit, retries with backoff, Retry-After support and size checks."""
 
 import threading
 import time
@@ -12,18 +12,18 @@ from intclip.errors import reason
 from intclip.extras import require
 
 MAX_BYTES = 64 * 2**20
-"""Largest answer accepted."""
+"""Maximum response size."""
 
 
 class Gone(Exception):
-    """The server says that there is nothing at this address (404, 410)."""
+    """The URL does not exist any more (404, 410)."""
 
 
 class Failed(Exception):
-    """The address could not be fetched this time; trying again later may help.
+    """The download failed; a later attempt may succeed.
 
     Attributes:
-        unreachable: No server answered.
+        unreachable: Whether no server answered.
     """
 
     def __init__(self, reason: str, *, unreachable: bool = False) -> None:
@@ -32,7 +32,7 @@ class Failed(Exception):
 
 
 class _Again(Failed):
-    """A failed attempt worth repeating; `after` seconds at the earliest."""
+    """A failed attempt that can be retried after `after` seconds."""
 
     def __init__(self, reason: str, *, after: float = 0, unreachable: bool = False) -> None:
         super().__init__(reason, unreachable=unreachable)
@@ -40,15 +40,15 @@ class _Again(Failed):
 
 
 class Fetcher:
-    """Fetches addresses for several threads.
+    """Downloads URLs for several threads.
 
     Args:
-        rate: Most requests a second, all threads together.
-        attempts: Tries an address.
-        timeout: Seconds to connect, and between two pieces of an answer; a whole answer may take four times as long.
-        backoff: Seconds before the second try; doubled each time, with jitter.
-        max_wait: Longest pause that a server's Retry-After is granted.
-        connections: Open at once.
+        rate: Maximum requests per second of all threads.
+        attempts: Attempts per URL.
+        timeout: Seconds to connect, and between two chunks of a response; a whole response may take four times as long.
+        backoff: Seconds before the second attempt; doubled each time, with jitter.
+        max_wait: Maximum accepted Retry-After in seconds.
+        connections: Maximum open connections.
 
     Raises:
         MissingExtraError: The extra `hub` is not installed.
@@ -90,15 +90,15 @@ class Fetcher:
         self._client.close()
 
     def fetch(self, url: str, accept: tuple[str, ...] = ()) -> bytes:
-        """The content at an address, whole.
+        """Download the content of a URL.
 
         Args:
             url: http or https.
-            accept: Beginnings of content types that are welcome, such as "image/"; empty for any.
+            accept: Prefixes of accepted content types, such as "image/"; empty for any.
 
         Raises:
-            Gone: There is nothing at the address.
-            Failed: It could not be fetched; the message says why.
+            Gone: The URL does not exist.
+            Failed: The download failed.
         """
         tenacity = self._tenacity
         retrying = tenacity.Retrying(
@@ -121,7 +121,7 @@ class Fetcher:
             raise Failed("interrupted")
 
     def _pace(self) -> None:
-        """Wait for this request's turn."""
+        """Wait for this request's turn under the rate limit."""
         with self._lock:
             turn = max(self._next, time.monotonic())
             self._next = turn + self._interval
@@ -142,21 +142,21 @@ class Fetcher:
                     pieces.append(piece)
                     size += len(piece)
                     if size > MAX_BYTES:
-                        raise Failed(f"the answer is larger than {MAX_BYTES >> 20} MB")
+                        raise Failed(f"the response is larger than {MAX_BYTES >> 20} MB")
                     if time.monotonic() > deadline:
-                        raise _Again("the answer came too slowly")
+                        raise _Again("the response was too slow")
                     if self.stopping.is_set():
                         raise Failed("interrupted")
         except (self._httpx.ConnectError, self._httpx.ConnectTimeout) as error:
             raise _Again(f"no server answered ({reason(error)})", unreachable=True) from error
         except self._httpx.TimeoutException as error:
-            raise _Again("the server was silent for too long") from error
+            raise _Again("the server did not respond in time") from error
         except (self._httpx.InvalidURL, self._httpx.UnsupportedProtocol, self._httpx.TooManyRedirects) as error:
-            raise Failed(f"the address leads nowhere ({reason(error)})") from error
+            raise Failed(f"invalid URL ({reason(error)})") from error
         except self._httpx.HTTPError as error:
-            raise _Again(f"the answer broke off ({reason(error)})") from error
+            raise _Again(f"the response was interrupted ({reason(error)})") from error
         if not size:
-            raise _Again("the answer was empty")
+            raise _Again("the response was empty")
         return b"".join(pieces)
 
     def _judge(self, status: int, headers: Mapping[str, str]) -> None:
@@ -165,7 +165,7 @@ class Fetcher:
         if status in (408, 425, 429) or status >= 500:
             after = min(retry_after(headers.get("retry-after")), self._max_wait)
             if status in (429, 503):
-                with self._lock:  # all threads wait, not only the one that got the answer
+                with self._lock:  # all threads wait, not only the one that got the response
                     self._next = max(self._next, time.monotonic() + after)
             raise _Again(f"status {status}", after=after)
         if status != 200:
@@ -173,7 +173,7 @@ class Fetcher:
 
 
 def retry_after(value: str | None) -> float:
-    """Seconds that a Retry-After header asks for, given as seconds or as a date; 0 where there is none."""
+    """Parse a Retry-After header (seconds or a date) to seconds; 0 if there is none."""
     if not value:
         return 0.0
     try:

@@ -1,4 +1,4 @@
-"""Find photos in files, folders, globs and lists."""
+"""Find photos in files, folders, patterns and lists."""
 
 import glob
 import logging
@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 from intclip.data.raw import SUFFIXES as RAW
 from intclip.errors import ImageError, reason
 
-# HEIC and JPEG XL are listed so that a folder's photos are refused by name where their extras are not installed.
+# HEIC and JPEG XL are listed so that they are reported if their extras are not installed.
 _COMMON = frozenset(
     f".{name}"
     for name in (
@@ -22,10 +22,10 @@ _COMMON = frozenset(
     )
 )
 SUFFIXES = _COMMON | RAW if find_spec("rawpy") else _COMMON
-"""Names that photos end in, in folders and patterns; raw files of cameras where the extra `raw` is installed."""
+"""Suffixes of photos in folders and patterns; camera raw files only if the extra `raw` is installed."""
 
 GENERATED = frozenset({"@eadir", "$recycle.bin", "system volume information", "__macosx", "#recycle", "lost+found"})
-"""Folders that systems and servers fill with thumbnails, copies and deleted files, in lower case."""
+"""System folders with thumbnails, copies and deleted files, in lower case."""
 
 _log = logging.getLogger("intclip.data")
 
@@ -37,22 +37,22 @@ def find_images(
     exclude: Sequence[str] = (),
     keep_missing: bool = False,
 ) -> list[Path]:
-    """The photos that files, folders (recursive), glob patterns and .txt lists (one path a line) name.
+    """Find photos in files, folders (recursive), glob patterns and .txt lists (one path per line).
 
-    Arguments keep their order, what a folder or a pattern holds is sorted, and a photo named twice counts once. Files
-    named outright or in a list are taken whatever their suffix. In folders and patterns, files with an image's suffix
-    are taken, but none that is hidden or in a folder of `GENERATED`; how many files of which kinds a folder holds
-    besides is logged. Linked folders are followed, each folder once.
+    Arguments keep their order, folders and patterns are sorted, and duplicates are dropped.
+    Files given directly or in a list can have any suffix. In folders and patterns, files with an image suffix are
+    taken, except hidden ones and those in folders of `GENERATED`; the number and kinds of other files are logged.
+    Linked folders are followed once.
 
     Args:
-        paths: See above.
-        suffixes: What names of files in folders and patterns end in, in lower case.
-        exclude: Patterns such as "*_small.jpg" or "drafts" of files and folders to leave out of folders and patterns:
-            of a name, or of a path inside the given folder.
-        keep_missing: Take paths of lists that do not exist too, for a caller that goes on where one cannot be read.
+        paths: Files, folders, patterns and lists.
+        suffixes: Suffixes for folders and patterns, in lower case.
+        exclude: Patterns such as "*_small.jpg" or "drafts" of files and folders to skip: a
+            name, or a path inside the given folder.
+        keep_missing: Keep missing paths of lists, for callers that continue after errors.
 
     Raises:
-        ImageError: Something named does not exist, a pattern matches nothing, or a folder holds no photo.
+        ImageError: A path does not exist, a pattern matches nothing, or a folder has no photos.
     """
     if isinstance(paths, str | Path):
         paths = [paths]
@@ -60,17 +60,17 @@ def find_images(
     for path in paths:
         found.update(dict.fromkeys(_expand(path, suffixes, exclude, keep_missing)))
     if not found:
-        raise ImageError("no photos were named; give files, folders, patterns such as 'photos/*.jpg', or a .txt list")
+        raise ImageError("no photos given; pass files, folders, patterns such as 'photos/*.jpg', or a .txt list")
     return list(found)
 
 
 def is_hidden(path: PurePath) -> bool:
-    """Whether a file or a folder above it has a name that begins with a dot."""
+    """Return whether a file or a folder above it is hidden (begins with a dot)."""
     return any(part.startswith(".") for part in path.parts)
 
 
 def is_excluded(path: PurePath, exclude: Sequence[str] = ()) -> bool:
-    """Whether a file was generated or is excluded, by its path inside the folder that was named."""
+    """Return whether a file is generated or excluded, by its path inside the given folder."""
     parts = path.parts
     if any(part.lower() in GENERATED for part in parts):
         return True
@@ -85,14 +85,16 @@ def _expand(path: str | Path, suffixes: Container[str], exclude: Sequence[str], 
         if path.is_dir():
             found = photos_in(path, suffixes, exclude)
             if not found:
-                raise ImageError(f"no photos in folder {path}; it should hold .jpg, .png, .webp or other image files")
+                raise ImageError(
+                    f"no photos in folder {path}; it should contain .jpg, .png, .webp or other image files"
+                )
             yield from found
         elif path.suffix.lower() == ".txt" and path.is_file():
             yield from _listed(path, keep_missing)
         elif path.exists():
             yield path
         elif "://" in text:
-            raise ImageError(f"{text} is an address; `intclip batch` reads addresses, or download the photo")
+            raise ImageError(f"{text} is a URL; use `intclip batch`, or download the photo")
         elif any(sign in text for sign in "*?["):
             yield from _pattern(text, suffixes, exclude)
         else:
@@ -104,14 +106,12 @@ def _expand(path: str | Path, suffixes: Container[str], exclude: Sequence[str], 
 
 
 def photos_in(folder: Path, suffixes: Container[str] = SUFFIXES, exclude: Sequence[str] = ()) -> list[Path]:
-    """The photos in a folder and those below it, sorted, see `find_images`; there may be none."""
+    """Return the sorted photos in a folder, recursively, see `find_images`; possibly none."""
     found: list[Path] = []
     others: Counter[str] = Counter()
     seen: set[str] = set()
     waiting = [folder]
-    while (
-        waiting
-    ):  # folders that are linked come after all others, so that a photo's own path is the one it is named by
+    while waiting:  # linked folders come last, so that photos keep their own paths
         links: list[Path] = []
         for place in waiting:
             for parent, files in _walk(place, folder, exclude, seen, links):
@@ -120,7 +120,7 @@ def photos_in(folder: Path, suffixes: Container[str] = SUFFIXES, exclude: Sequen
                     if suffix in suffixes:
                         found.append(Path(parent, name))
                     else:
-                        others[suffix or "without an ending"] += 1
+                        others[suffix or "without suffix"] += 1
         waiting = sorted(links)
     if others:
         _log.info("%s: %s", folder, _left_out(others))
@@ -130,7 +130,7 @@ def photos_in(folder: Path, suffixes: Container[str] = SUFFIXES, exclude: Sequen
 def _walk(
     place: Path, folder: Path, exclude: Sequence[str], seen: set[str], links: list[Path]
 ) -> Iterator[tuple[str, list[str]]]:
-    """Folders that were not seen yet with the names of their files that count; linked folders go to `links`."""
+    """Yield new folders with the names of their files; linked folders go to `links`."""
     for parent, folders, files in os.walk(place, onerror=_raise):
         real = os.path.realpath(parent)
         if real in seen:
@@ -147,9 +147,9 @@ def _walk(
 def _left_out(others: Counter[str]) -> str:
     kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in others.most_common(8))
     more = sum(count for _, count in others.most_common()[8:])
-    hint = "; to read raw files of cameras: pip install 'intclip[raw]'" if RAW & others.keys() else ""
+    hint = "; to read camera raw files: pip install 'intclip[raw]'" if RAW & others.keys() else ""
     files = "file" if others.total() == 1 else "files"
-    return f"left out {others.total():,} {files}: {kinds}{f', {more:,} others' if more else ''}{hint}"
+    return f"skipped {others.total():,} {files}: {kinds}{f', {more:,} others' if more else ''}{hint}"
 
 
 def _pattern(pattern: str, suffixes: Container[str], exclude: Sequence[str]) -> list[Path]:
@@ -164,7 +164,7 @@ def _pattern(pattern: str, suffixes: Container[str], exclude: Sequence[str]) -> 
     )
     if not found:
         raise ImageError(
-            f"no photos match {pattern}; check the pattern, and quote it so that the shell leaves it alone"
+            f"no photos match {pattern}; check the pattern, and quote it so that the shell does not expand it"
         )
     return found
 
@@ -178,20 +178,20 @@ def _listed(listing: Path, keep_missing: bool) -> list[Path]:
 
 
 def list_paths(text: str, name: str, folder: Path, *, keep_missing: bool = False) -> list[Path]:
-    """The paths in a list of photos, one a line.
+    """Parse a list of photos, one path per line.
 
     Args:
         text: The list.
         name: Name of the list, for messages.
-        folder: What its paths are relative to; where there is no such file, to the working directory.
-        keep_missing: Take paths that do not exist too, unless none exists.
+        folder: Base of relative paths; the working directory is tried next.
+        keep_missing: Keep missing paths, unless none exists.
 
     Raises:
-        ImageError: The list is empty, or names a photo that is not there.
+        ImageError: The list is empty, or a photo is missing.
     """
     names = [(row, line.strip()) for row, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not names:
-        raise ImageError(f"the list {name} is empty; write one path a line")
+        raise ImageError(f"the list {name} is empty; write one path per line")
     paths = [(row, path, _place(folder, path)) for row, path in names]
     missing = [(row, path) for row, path, place in paths if not place.is_file()]
     if missing and not (keep_missing and len(missing) < len(paths)):

@@ -1,4 +1,4 @@
-"""Open a photo of any supported kind, without decoding it; say what a file is that cannot be opened."""
+"""Open photos of supported formats without decoding; describe files that cannot be opened."""
 
 import re
 from contextlib import suppress
@@ -12,12 +12,12 @@ from intclip.errors import ImageError, MissingExtraError, reason
 from intclip.extras import require
 
 MAX_PIXELS = 178_956_970
-"""Largest photo decoded, in pixels: where Pillow itself speaks of a decompression bomb (about 536 MB as RGB)."""
+"""Maximum pixels of a photo: Pillow's limit for decompression bombs (about 536 MB as RGB)."""
 
 MAX_JPEG_PIXELS = 4 * MAX_PIXELS
-"""Largest JPEG read by the decoder's own downscaling. Its work still grows with all pixels: about 3 s for so many."""
+"""Maximum pixels of a JPEG downscaled by its decoder, which takes about 3 s."""
 
-# An explicit list keeps out EPS, which Pillow hands to Ghostscript, and formats that nobody shares photos in.
+# An explicit list excludes EPS, which Pillow passes to Ghostscript, and formats not used for photos.
 # MPO (two JPEGs in one file, as phones write) comes with JPEG.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
 
@@ -26,12 +26,12 @@ _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", *tiff.MAGIC, b"\0\0\0
 
 
 def open_image(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image | None:
-    """A photo opened and not yet decoded, where its decoder allows that; None where it is a camera's raw file.
+    """Open a photo, if possible without decoding it; None for a camera raw file.
 
-    A JPEG of more than `MAX_PIXELS` is opened too; it must be decoded at a smaller size.
+    A JPEG of more than `MAX_PIXELS` is opened too, but must be decoded at a smaller size.
 
     Raises:
-        ImageError: It is not an image, damaged, too large, or of a kind that is not supported.
+        ImageError: It is not an image, damaged, too large, or in an unsupported format.
     """
     head = stream.read(64)
     stream.seek(0)
@@ -60,12 +60,12 @@ def open_image(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image | N
 
 
 def _is_heif(head: bytes) -> bool:
-    """Whether a file is HEIC or HEIF, by its first 64 bytes; AVIF may have the same first brand."""
+    """Return whether a file is HEIC or HEIF by its first 64 bytes; AVIF may have the same first brand."""
     return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS and b"avif" not in head[8:]
 
 
 def too_large(name: str, size: str, max_pixels: int) -> ImageError:
-    """The refusal of a photo of so many pixels."""
+    """Return the error for a photo with too many pixels."""
     limit = f"{min(max_pixels, MAX_PIXELS) / 1e6:.0f} million"
     return ImageError(f"{name} is too large: {size} pixels, the limit is {limit}; shrink the photo first")
 
@@ -104,15 +104,15 @@ def _unidentified(stream: IO[bytes], name: str) -> str:
         stream.seek(0)
         said = _refusal(stream, head)
         detail = f": {said}" if said else ""
-        return f"{name} is damaged, or of a variant that cannot be read{detail}; fetch it again, or save it as JPEG"
+        return f"{name} is damaged or in an unsupported variant{detail}; fetch it again, or save it as JPEG"
     kind = ""
     if re.match(rb"\s*(<\?xml|<!doctype|<html|<svg|\{)", head, re.IGNORECASE):
-        kind = " (it holds text, such as a web page or a drawing)"
-    return f"{name} is not an image that can be read{kind}; give JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
+        kind = " (it is text, such as a web page or a drawing)"
+    return f"{name} is not a supported image{kind}; give JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
 
 
 def _refusal(stream: IO[bytes], head: bytes) -> str:
-    """Why Pillow's reader of this kind refuses a file."""
+    """Return why Pillow's reader of this format rejects a file."""
     for format in FORMATS:
         factory, accept = Image.OPEN.get(format, (None, None))
         if factory is not None and accept is not None and accept(head[:16]) is True:

@@ -1,4 +1,4 @@
-"""Read one photo of any kind as RGB, or refuse it by name."""
+"""Read a photo of any kind as RGB."""
 
 import base64
 import io
@@ -30,11 +30,11 @@ __all__ = [
 ]  # fmt: skip
 
 ImageInput = PhotoFile | Lenient | bytes | IO[bytes] | Image.Image | npt.NDArray[np.uint8]
-"""What `read_image` takes."""
+"""Inputs of `read_image`."""
 
 MAX_SCANS = 200
-"""Most scans of a progressive JPEG. Cameras and editors write about ten; each costs a pass over all pixels, and a few
-bytes are enough for one: a file of 1 MB can hold some minutes of work."""
+"""Maximum scans of a progressive JPEG. Cameras and editors write about ten. Each costs a pass over all pixels
+but may be a few bytes long, so a file of 1 MB could take minutes."""
 
 _ORIENTATION = 0x0112
 _TRANSPOSE = {
@@ -48,31 +48,31 @@ _TRANSPOSE = {
 }
 _SINGLE = (str, os.PathLike, TarMember, EmbeddedPhoto, RemoteFile, Lenient, bytes, Image.Image, np.ndarray)
 _truncated = threading.Lock()
-"""Held while Pillow's global switch for truncated files is on."""
+"""Held while Pillow's global option for truncated files is on."""
 
-# Pillow warns from half of MAX_PIXELS on; the limit here is stated and refused by name, so the warning says nothing.
+# Pillow warns from half of MAX_PIXELS on; our limit raises its own error, so the warning is redundant.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-# Damaged EXIF is common, and harmless: at worst a photo is not turned upright.
+# Damaged EXIF is common and harmless: at worst a photo is not turned upright.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 
 def read_image(source: ImageInput, *, min_side: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """A photo as PIL RGB (sRGB), upright, over white where it is transparent; of an animation, the first frame.
+    """Read a photo as PIL RGB (sRGB), upright, on white where transparent; the first frame of an animation.
 
-    The source is left as it is: a PIL image keeps its size and its draft mode, a stream its place.
+    The source is not modified: a PIL image keeps its size and draft mode, a stream its position.
 
     Args:
         source: A path, a tar member, a cell of a Parquet file, a remote file, a file's bytes, a binary stream, a PIL
             image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA; or one of them as `Lenient`.
-        min_side: Let the JPEG decoder halve the photo while its short side stays at least this many pixels: for photos
-            much larger than the model's input this saves most of the decoding time and changes pixels slightly.
-        max_pixels: Larger photos are refused from their header, before decoding; at most `MAX_PIXELS` for files. Where
-            it is `MAX_PIXELS`, the JPEG decoder brings larger photos, up to `MAX_JPEG_PIXELS`, within it.
+        min_side: Let the JPEG decoder halve the photo while its short side stays at least this many pixels: for
+            photos much larger than the model's input this saves most of the decoding time and changes pixels slightly.
+        max_pixels: Larger photos are rejected before decoding; at most `MAX_PIXELS` for files. If equal to
+            `MAX_PIXELS`, larger JPEGs up to `MAX_JPEG_PIXELS` are downscaled by the decoder.
 
     Raises:
-        ImageError: There is no such file, it is empty, truncated, not an image, of an unsupported kind, or too large;
-            or the source is of no kind that holds a photo.
-        MemoryError: It failed while no memory was left.
+        ImageError: The file is missing, empty, truncated, not an image, in an unsupported format, or too large; or the
+            source has an unsupported type.
+        MemoryError: Out of memory.
     """
     lenient = isinstance(source, Lenient)
     while isinstance(source, Lenient):
@@ -93,19 +93,19 @@ def read_image(source: ImageInput, *, min_side: int | None = None, max_pixels: i
 
 
 def is_photo(value: object) -> bool:
-    """Whether a value is one photo (or the folder of several), and not a list of them."""
+    """Return whether a value is one photo (or a folder), not a list of photos."""
     return isinstance(value, _SINGLE) or hasattr(value, "read")
 
 
 def jpeg_base64(image: Image.Image, *, quality: int) -> str:
-    """An RGB image as a JPEG in base64."""
+    """Encode an RGB image as JPEG in base64."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality, optimize=True)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def data_url(image: Image.Image, side: int, *, quality: int) -> str:
-    """An RGB image, its longer side at most `side`, as a JPEG in an address (`data:image/jpeg;base64,…`)."""
+    """Encode an RGB image, longer side at most `side`, as a JPEG data URL."""
     image = image.copy()
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     return "data:image/jpeg;base64," + jpeg_base64(image, quality=quality)
@@ -121,7 +121,7 @@ def _read(source: Any, name: str, min_side: int | None, max_pixels: int) -> Imag
             image = open_image(stream, name, max_pixels)
         except ImageError:
             raise
-        except Exception as error:  # Pillow's parsers raise whatever a hostile header makes them raise
+        except Exception as error:  # Pillow's parsers can raise anything on hostile headers
             raise _damaged(name, error) from error
         if image is None:
             return _read_raw(stream, name, min_side, max_pixels)
@@ -143,7 +143,7 @@ def _read_raw(stream: IO[bytes], name: str, min_side: int | None, max_pixels: in
 
 
 def _open_again(image: Image.Image, max_pixels: int) -> Image.Image | None:
-    """A caller's image that was opened and not decoded yet, opened by us; None where that is not possible."""
+    """Reopen a caller's image that is not decoded yet; None if not possible."""
     file = image.fp if isinstance(image, ImageFile.ImageFile) and image.tile and image.tell() == 0 else None
     if file is None:
         return None
@@ -153,7 +153,7 @@ def _open_again(image: Image.Image, max_pixels: int) -> Image.Image | None:
         content = file.read()
         file.seek(place)
         again = open_image(io.BytesIO(content), "", max_pixels)
-    except Exception:  # it can still be read as it is, or will say why not
+    except Exception:  # it can still be read directly, or will raise its own error
         return None
     if again is None or (again.size, again.mode) != (image.size, image.mode):  # the caller has set a draft mode
         return None
@@ -177,7 +177,7 @@ def _decode(image: Image.Image, name: str, min_side: int | None, max_pixels: int
         if width == 0 or height == 0:
             raise ImageError(f"{name} has no pixels ({width} × {height})")
         if (scans := _count_scans(image)) > MAX_SCANS:
-            raise ImageError(f"{name} has {scans} scans, the limit is {MAX_SCANS}; save the photo anew")
+            raise ImageError(f"{name} has {scans} scans, the limit is {MAX_SCANS}; save the photo again")
         if width * height > max_pixels:
             _shrink(image, name, min_side, max_pixels)
         elif min_side is not None and image.format in ("JPEG", "MPO"):
@@ -188,20 +188,20 @@ def _decode(image: Image.Image, name: str, min_side: int | None, max_pixels: int
             result = result.transpose(method)
         elif result is image:
             result = result.copy()
-        result.info = {}  # what was heeded here must not be heeded again: profile, orientation, transparency
+        result.info = {}  # profile, orientation and transparency must not be applied twice
         return result
     except ImageError:
         raise
-    except Exception as error:  # Pillow's decoders raise whatever hostile content makes them raise
+    except Exception as error:  # Pillow's decoders can raise anything on hostile content
         raise _damaged(name, error) from error
 
 
 def _shrink(image: Image.Image, name: str, min_side: int | None, max_pixels: int) -> None:
-    """Have the JPEG decoder halve a photo until it is within the limit, and on towards `min_side`.
+    """Let the JPEG decoder halve a photo until it is within the limit, and further towards `min_side`.
 
     Raises:
-        ImageError: It is larger than that decoder may read, or of another kind. (The memory of a progressive JPEG does
-            not shrink with the result.)
+        ImageError: It is too large for the decoder, or another format. (A progressive JPEG needs the same memory at any
+            size.)
     """
     width, height = image.size
     drafts = image.format in ("JPEG", "MPO") and not image.info.get("progressive")
@@ -213,7 +213,7 @@ def _shrink(image: Image.Image, name: str, min_side: int | None, max_pixels: int
 
 
 def _count_scans(image: Image.Image) -> int:
-    """Scans of a progressive JPEG that was not decoded yet, at most a few too many; 0 of anything else."""
+    """Count the scans of an undecoded progressive JPEG, approximately; 0 for anything else."""
     if not isinstance(image, ImageFile.ImageFile) or image.fp is None or not image.info.get("progressive"):
         return 0
     place = image.fp.tell()
@@ -241,8 +241,8 @@ def _reading_truncated() -> Iterator[None]:
 
 
 def _damaged(name: str, error: Exception) -> ImageError:
-    if memory_is_short():  # a photo that is not to blame must not be kept as one that cannot be read
-        raise MemoryError(f"no memory is left to read {name}") from error
+    if memory_is_short():  # do not record a good photo as unreadable
+        raise MemoryError(f"out of memory while reading {name}") from error
     if isinstance(error, MemoryError):
         return ImageError(f"{name} does not fit into memory; shrink the photo first")
     reason = " ".join(str(error).split()) or type(error).__name__

@@ -1,8 +1,8 @@
 """Intentonomy's annotation format: Intentonomy itself, and the proxy intents on Flickr8k.
 
-A JSON file a split with `categories` (id, name), `images` (id, filename, unsplash_url) and `annotations` (image_id and
-either `category_ids` or `category_ids_softprob`, a share of votes for each category).
-Source: KMnP/intentonomy, DATA.md (Jia et al., CVPR 2021).
+One JSON file per split with `categories` (id, name), `images` (id, filename, unsplash_url) and `annotations` (image_id
+and either `category_ids` or `category_ids_softprob`, a share of votes for each category). Source: KMnP/intentonomy,
+DATA.md (Jia et al., CVPR 2021).
 """
 
 import os
@@ -34,7 +34,7 @@ from intclip.labels.taxonomy import Taxonomy
 
 SPLITS = ("train", "val", "test")
 REPORT = "prepare-report.json"
-"""What `intclip data prepare` leaves in the dataset's folder; photos listed there as gone are not asked for again."""
+"""Report of `intclip data prepare` in the dataset's folder; photos listed as gone are not requested again."""
 
 _LABEL_MATRIX = "train_label_vectors_intentonomy2020.npy"
 _PREPARE = "get them with `intclip data prepare intentonomy`"
@@ -47,7 +47,7 @@ class Photo:
     Attributes:
         id: Id of the photo.
         filename: Relative to the photos' folder.
-        url: Where it can be fetched; None where the file has none.
+        url: Its URL, if any.
         targets: (K,) in the taxonomy's order.
         where: File and number of the record, for messages.
     """
@@ -60,10 +60,10 @@ class Photo:
 
 
 def read_annotations(path: Path, taxonomy: Taxonomy) -> list[Photo]:
-    """The photos of an annotation file, in its order.
+    """Read the photos of an annotation file, in order.
 
     Raises:
-        DatasetError: The file is malformed, names a category outside the taxonomy or a photo that it does not list.
+        DatasetError: The file is malformed, or names an unknown category or photo.
     """
     reader = Labels(taxonomy)
     content, columns = _read_categories(path, reader)
@@ -88,13 +88,13 @@ def read_annotations(path: Path, taxonomy: Taxonomy) -> list[Photo]:
     if astray:
         raise DatasetError(
             f"{path}, annotation {astray[0][0]}: photo {astray[0][1]!r} is not among the file's images; {len(astray)} "
-            "annotations name photos that are not there; remove them or add the images"
+            "annotations name missing photos; remove them or add the images"
         )
     return list(photos.values())
 
 
 def _read_categories(path: Path, reader: Labels) -> tuple[Any, dict[Any, int]]:
-    """An annotation file's content, and the column of each of its categories by id."""
+    """Read an annotation file and map its category ids to columns."""
     content = read_json(path)
     require_keys(content, {"categories": list, "images": list, "annotations": list}, str(path))
     columns: dict[Any, int] = {}
@@ -103,7 +103,7 @@ def _read_categories(path: Path, reader: Labels) -> tuple[Any, dict[Any, int]]:
         require_keys(category, {"id": (int, str), "name": str}, where)
         columns[category["id"]] = reader.index(category["name"], where)
     if len(set(columns.values())) < len(content["categories"]):
-        raise DatasetError(f"{path}: two categories have the same id or mean the same label; make them unique")
+        raise DatasetError(f"{path}: two categories have the same id or label; make them unique")
     return content, columns
 
 
@@ -132,7 +132,7 @@ def _targets(
                     raise DatasetError(f"{where}: category {category!r} is not among the file's categories; correct it")
                 row[columns[category]] = 1
         else:
-            raise DatasetError(f"{where}: there is neither 'category_ids' nor 'category_ids_softprob'; add one of them")
+            raise DatasetError(f"{where}: no 'category_ids' or 'category_ids_softprob'; add one of them")
         targets[image] = row
     return targets
 
@@ -145,19 +145,19 @@ def load_intentonomy(
     train_labels: Literal["votes", "binary"] = "votes",
     text: bool = True,
 ) -> Dataset:
-    """Intentonomy: 12,740 / 498 / 1,217 photos, 28 intents, several hold for one photo (Jia et al., CVPR 2021).
+    """Intentonomy: 12,740 / 498 / 1,217 photos, 28 intents, multi-label (Jia et al., CVPR 2021).
 
     Args:
-        root: Folder with `intentonomy_{train,val,test}2020.json` (those that are there are loaded; also in
-            `annotations/`) and the photos at their `filename` (also in `images/`).
-        missing: What to do about photos that are not there. Those that `intclip data prepare` reported as gone from the
-            web are left out in any case, unless "keep".
-        positive_share: Train targets are votes of three people (0, 1/3, 2/3, 1); from which share on a label counts:
-            0.3 is one vote, as the released code of IntCLIP and HLEG counts; 0.6 is two of three.
+        root: Folder with `intentonomy_{train,val,test}2020.json` (existing ones are loaded;
+            also in `annotations/`) and the photos at their `filename` (also in `images/`).
+        missing: How to treat missing photos. Those reported as gone by `intclip
+            data prepare` are skipped unless "keep".
+        positive_share: Smallest positive share of the three votes (0, 1/3, 2/3, 1): 0.3 requires one vote, as in the
+            released code of IntCLIP and HLEG; 0.6 requires two.
         train_labels: "votes" from the annotations, or "binary" from `train_label_vectors_intentonomy2020.npy`, rows in
-            the order of the annotations. Where the matrix is there and the train annotations are not, its rows become
-            samples without photo, for label statistics.
-        text: Attach the photos' descriptions from `descriptions_{split}.json` where they are there.
+            the order of the annotations. If only the matrix exists, its rows become samples
+            without photos, for label statistics.
+        text: Use descriptions from `descriptions_{split}.json` as text, if present.
 
     Raises:
         DatasetError: A file is missing or malformed, or photos are missing.
@@ -174,7 +174,7 @@ def load_intentonomy(
     matrix = annotation_file(folder, _LABEL_MATRIX)
     if train_labels == "binary" or (matrix is not None and "train" not in splits):
         if matrix is None:
-            raise DatasetError(f"{folder} holds no {_LABEL_MATRIX}; put it there or use train_labels='votes'")
+            raise DatasetError(f"{folder} has no {_LABEL_MATRIX}; add it or use train_labels='votes'")
         splits["train"] = _binary_train(load_array(matrix), splits.get("train"), matrix, taxonomy)
     elif train_labels != "votes":
         raise DatasetError(f"train_labels={train_labels!r}: choose votes or binary")
@@ -192,17 +192,17 @@ def load_proxy_intents(
     positive_share: float = 0.4,
     captions: Literal["first", "all", "none"] = "first",
 ) -> Dataset:
-    """Proxy intents: 6,091 / 1,008 Flickr8k photos, 16 intents read from five captions each by word lists.
+    """Proxy intents: 6,091 / 1,008 Flickr8k photos, 16 intents derived from five captions each with word lists.
 
     The taxonomy has the labels that the files name.
 
     Args:
-        root: Folder with `intents_{train,val}.json`, `captions_{train,val}.json`, if there are any those of `test`, and
-            the photos.
-        missing: What to do about photos that are not there.
-        positive_share: Train targets are shares of five captions; a label counts from two of five on, as in val.
-        captions: Text of a sample: its first caption, all five (one a line), or none. The labels were read from these
-            captions: a text model sees the answer in them.
+        root: Folder with `intents_{train,val}.json`, `captions_{train,val}.json`, optionally those of
+            `test`, and the photos.
+        missing: How to treat missing photos.
+        positive_share: Smallest positive share of the five captions; default: two, as in val.
+        captions: Text of a sample: its first caption, all five (one per line), or none. The captions contain the
+            labels, so a text model sees the answer.
 
     Raises:
         DatasetError: A file is missing or malformed, or photos are missing.
@@ -226,7 +226,7 @@ def load_proxy_intents(
 
 
 def _named_by(folder: Path, taxonomy: Taxonomy) -> Taxonomy:
-    """A taxonomy without the classes that no annotation file in the folder names."""
+    """Return the taxonomy without classes that no annotation file in the folder names."""
     named: set[str] = set()
     for split in SPLITS:
         if (path := annotation_file(folder, f"intents_{split}.json")) is not None:
@@ -235,12 +235,12 @@ def _named_by(folder: Path, taxonomy: Taxonomy) -> Taxonomy:
 
 
 def annotation_file(folder: Path, name: str) -> Path | None:
-    """A file in the dataset's folder or its `annotations/`; None where it is in neither."""
+    """Find a file in the dataset's folder or its `annotations/`; None if missing."""
     return next((path for path in (folder / name, folder / "annotations" / name) if path.is_file()), None)
 
 
 def gone_photos(folder: Path) -> list[str]:
-    """Ids of the photos that `intclip data prepare` found gone from the web."""
+    """Return ids of photos that `intclip data prepare` found gone."""
     path = folder / REPORT
     if not path.is_file():
         return []
@@ -272,10 +272,10 @@ def _one_text(value: Any, captions: str) -> str | None:
 
 def _binary_train(matrix: npt.NDArray[Any], train: list[Sample] | None, path: Path, taxonomy: Taxonomy) -> list[Sample]:
     if matrix.ndim != 2 or matrix.shape[1] != len(taxonomy) or not np.isin(matrix, (0, 1)).all():
-        raise DatasetError(f"{path} holds {matrix.shape} {matrix.dtype}; expected 0 and 1 in (photos, {len(taxonomy)})")
+        raise DatasetError(f"{path} has {matrix.shape} {matrix.dtype}; expected 0 and 1 in (photos, {len(taxonomy)})")
     rows = matrix.astype(np.float32)
     if train is None:
         return [Sample(f"train-{number:05d}", row) for number, row in enumerate(rows)]
     if len(train) != len(rows):
-        raise DatasetError(f"{path} has {len(rows)} rows for {len(train)} annotated train photos; get the fitting file")
+        raise DatasetError(f"{path} has {len(rows)} rows for {len(train)} train photos; get the matching file")
     return [replace(sample, targets=row) for sample, row in zip(train, rows, strict=True)]

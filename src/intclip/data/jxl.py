@@ -1,4 +1,4 @@
-"""Width and height of a JPEG XL file from its header alone: its decoder begins with all pixels."""
+"""Read the size of a JPEG XL file from its header, which its decoder cannot do without decoding."""
 
 SIGNATURES = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 
@@ -7,7 +7,7 @@ _WIDTHS = (9, 13, 18, 30)
 
 
 def jxl_size(content: bytes) -> tuple[int, int] | None:
-    """Width and height in pixels (ISO/IEC 18181-1, SizeHeader); None where the header is not whole."""
+    """Return width and height in pixels (ISO/IEC 18181-1, SizeHeader); None if the header is incomplete."""
     start = _codestream(content)
     if start is None or len(content) < start + 12:
         return None
@@ -32,7 +32,7 @@ def jxl_size(content: bytes) -> tuple[int, int] | None:
 
 
 def _codestream(content: bytes) -> int | None:
-    """Where the codestream begins: at once, or in the first box that holds it."""
+    """Find the start of the codestream, which may be inside a box."""
     if content.startswith(SIGNATURES[0]):
         return 0
     place = 0

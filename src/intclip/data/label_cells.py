@@ -1,4 +1,4 @@
-"""How several labels in one cell of a table are separated: by ";", or by "," where the cells show it."""
+"""Split label cells of tables at ";", or at "," if the cells suggest it."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -15,20 +15,20 @@ Tables = Mapping[str, Sequence[Row]]
 
 
 def split_label_cells(tables: Tables, taxonomy: Taxonomy | None, separator: str | None, where: str) -> Tables:
-    """The same rows with their label cells as lists; JSON lists and lists of Parquet stay as they are.
+    """Split label cells into lists; lists in JSON and Parquet are not changed.
 
-    Without a separator, ";" is taken, or "," where no cell holds ";" and the parts between commas are the labels: with
-    a taxonomy, where they are labels of it and the whole cells are not; without one, where the parts recombine, so that
-    there are fewer different parts than different cells. What is taken in place of ";" is logged.
+    The default separator is ";", or "," if no cell has ";" and the parts between commas are
+    labels: with a taxonomy, if the parts are its labels and the whole cells are not; without one, if there are fewer
+    distinct parts than distinct cells. Another separator than ";" is logged.
 
     Args:
         tables: Split name to its rows.
-        taxonomy: The labels, where they are given.
-        separator: One of `SEPARATORS`, or None to find it.
+        taxonomy: The labels, if given.
+        separator: One of `SEPARATORS`, or None to detect it.
         where: The files, for messages.
 
     Raises:
-        DatasetError: There is no such separator.
+        DatasetError: The separator is invalid.
     """
     if separator is not None and separator not in SEPARATORS:
         raise DatasetError(f"separator={separator!r}: choose one of {' '.join(SEPARATORS)}")
@@ -52,7 +52,7 @@ def split_label_cells(tables: Tables, taxonomy: Taxonomy | None, separator: str 
 
 
 def _cells(row: Row) -> dict[str, str]:
-    """Label cells that are plain text, by kind of column."""
+    """Return plain-text label cells by kind of column."""
     found = {kind: row.known.get(kind) for kind in ("labels", "label")}
     return {kind: cell for kind, cell in found.items() if isinstance(cell, str) and not cell.strip().startswith("[")}
 
@@ -67,7 +67,7 @@ def _by_commas(cells: set[str], taxonomy: Taxonomy | None, *, plural: bool) -> b
         compound = [cell for cell in joined if cell.casefold() not in known]
         return any(all(part.casefold() in known for part in _parts(cell)) for cell in compound)
     parts = {part for cell in whole for part in _parts(cell)}
-    # A column called "labels" holds several; one called "label" may hold names with commas in them.
+    # A column called "labels" has several; one called "label" may have names with commas.
     return len(parts) < len(whole) or (plural and len(parts) == len(whole))
 
 

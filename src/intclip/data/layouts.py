@@ -48,17 +48,18 @@ def load_folder(
     shares: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """Photos in one folder a class, `root/<label>/…`, or with splits above, `root/{train,val,test}/<label>/…`.
+    """Load photos from `root/<label>/…` or, with splits, from
+    `root/{train,val,test}/<label>/…`.
 
     Args:
         root: The folder.
-        taxonomy: Name or file of the labels' taxonomy; without it, the folders' names in alphabetical order.
-        name: Name of the dataset; by default the folder's.
-        shares: Deal a folder without split folders into splits; else all is "train".
-        seed: Seed of that deal.
+        taxonomy: Name or file of the taxonomy; default: the folders' names in alphabetical order.
+        name: Name of the dataset; default: the folder's.
+        shares: Proportions for splitting a folder without split folders; otherwise all is "train".
+        seed: Seed of that split.
 
     Raises:
-        DatasetError: There are no class folders, no photos, or a folder is not named after a label.
+        DatasetError: There are no class folders or photos, or a folder is not named after a label.
     """
     folder = Path(root)
     if not folder.is_dir():
@@ -73,7 +74,7 @@ def load_folder(
         }
         if not classes:
             raise DatasetError(
-                f"{folder} holds no folders named after labels; put photos into <label>/ (docs/datasets.md)"
+                f"{folder} has no folders named after labels; put photos into <label>/ (docs/datasets.md)"
             )
         taxonomy = flat_taxonomy(sorted(classes), str(folder), folder.name)
     reader = Labels(load_taxonomy(taxonomy) if isinstance(taxonomy, str) else taxonomy)
@@ -95,20 +96,20 @@ def load_coco(
     shares: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """COCO-style JSON: photos, categories (under supercategories), and annotations that join them.
+    """Load COCO-style JSON: photos, categories (under supercategories), and annotations.
 
-    Read are `images` (id, file_name), `categories` (id, name, supercategory), `annotations` (image_id, category_id).
-    A photo's labels are the categories of its annotations; boxes and masks are not read. A photo without annotation has
-    none of the labels.
+    It uses `images` (id, file_name), `categories` (id, name, supercategory), `annotations` (image_id,
+    category_id). A photo's labels are the categories of its annotations; boxes and masks are ignored. A photo without
+    annotations has no labels.
 
     Args:
         root: The file, or split name to file.
-        taxonomy: Name or file of the labels' taxonomy; without it, the categories, under their supercategories.
-        name: Name of the dataset; by default the file's.
-        images: Folder that file names are relative to; the JSON's folder by default.
-        missing: What to do about photos that are not there.
-        shares: Deal a single file into splits; without it all is "train".
-        seed: Seed of that deal.
+        taxonomy: Name or file of the taxonomy; default: the categories, under their supercategories.
+        name: Name of the dataset; default: the file's.
+        images: Folder that file names are relative to; default: the JSON's folder.
+        missing: How to treat missing photos.
+        shares: Proportions for splitting a single file; otherwise all is "train".
+        seed: Seed of that split.
 
     Raises:
         DatasetError: A file is missing or malformed, or photos are missing.
@@ -139,7 +140,8 @@ def load_webdataset(
     seed: int = 0,
     positive_share: float = 0.5,
 ) -> Dataset:
-    """WebDataset tars: members that share a name up to the first dot are one sample; photos are read inside the tar.
+    """Load WebDataset tars: members with equal names up to the first dot are one
+    sample.
 
     A sample has a photo (`.jpg`, `.png`, …), and labels in `.json` (an object with the columns of a table, see
     `intclip.data.tables`) or `.cls` (a label's name or number); `.txt` is its text. Tars named `train*`, `val*` or
@@ -147,11 +149,11 @@ def load_webdataset(
 
     Args:
         root: A tar, or a folder of tars.
-        taxonomy: Name or file of the labels' taxonomy; without it, the labels found; `.cls` numbers need it.
-        name: Name of the dataset; by default the file's or folder's.
-        shares: Deal a single split into splits.
-        seed: Seed of that deal.
-        positive_share: From which share of votes on a label counts.
+        taxonomy: Name or file of the taxonomy; default: the labels found; `.cls` numbers need it.
+        name: Name of the dataset; default: the file's or folder's.
+        shares: Proportions for dividing a single split.
+        seed: Seed of that split.
+        positive_share: Smallest share of votes of a positive label.
 
     Raises:
         DatasetError: A tar is missing or damaged, or a sample is malformed.
@@ -159,7 +161,7 @@ def load_webdataset(
     path = Path(root)
     tars = sorted(path.glob("*.tar")) if path.is_dir() else [path]
     if not tars or not tars[0].is_file():
-        raise DatasetError(f"{path} holds no .tar file; give a tar or a folder of tars")
+        raise DatasetError(f"{path} has no .tar file; give a tar or a folder of tars")
     tables: dict[str, list[Row]] = {}
     members: dict[str, TarMember] = {}
     for tar in tars:
@@ -180,7 +182,7 @@ def load_webdataset(
 
 
 def index_tar(path: Path) -> dict[str, dict[str, TarMember]]:
-    """Samples of an uncompressed tar: key to extension (lower case) to member, in the tar's order.
+    """Group an uncompressed tar's members into samples: key to extension (lower case) to member, in order.
 
     Raises:
         DatasetError: It is missing, compressed, damaged or truncated.
@@ -199,17 +201,17 @@ def index_tar(path: Path) -> dict[str, dict[str, TarMember]]:
                 key = f"{folder}/{stem}" if folder else stem
                 member = TarMember(path, info.name, info.offset_data, info.size)
                 if samples.setdefault(key, {}).setdefault(extension.lower(), member) is not member:
-                    raise DatasetError(f"{path}: {info.name!r} is there twice; remove one")
+                    raise DatasetError(f"{path}: {info.name!r} occurs twice; remove one")
     except tarfile.TarError as error:
         raise DatasetError(
             f"{path} is not an uncompressed tar, or is damaged ({error}); fetch or unpack it again"
         ) from error
     except OSError as error:
         raise DatasetError(f"cannot read {path}: {error.strerror or reason(error)}; check the path") from error
-    except (ValueError, OverflowError) as error:  # numbers in a damaged header
+    except (ValueError, OverflowError) as error:  # invalid numbers in a damaged header
         raise DatasetError(f"{path} is damaged ({error}); fetch it again") from error
     if not samples:
-        raise DatasetError(f"{path} holds no files; fetch it again")
+        raise DatasetError(f"{path} is empty; fetch it again")
     return samples
 
 
@@ -233,7 +235,7 @@ def _tar_rows(path: Path) -> list[tuple[Row, TarMember | None]]:
         if photo is not None:
             record["image"] = photo.name
         if photo is None and not record.get("text"):
-            raise DatasetError(f"{where}: there is neither a photo nor a text; remove it")
+            raise DatasetError(f"{where}: neither photo nor text; remove it")
         found = find_columns(list(record), {"image": "image"} if photo is not None else None, where)
         rows.append((make_row(where, record, {**found, "id": "id"}), photo))
     return rows
@@ -265,7 +267,7 @@ def _coco_taxonomy(contents: Any, where: str, name: str) -> Taxonomy:
             group = category.get("supercategory")
             groups.setdefault(category["name"], group if isinstance(group, str) and group else None)
     if not groups:
-        raise DatasetError(f"{where}: there are no categories; add them")
+        raise DatasetError(f"{where}: no categories; add them")
     if any(group is None for group in groups.values()):
         return flat_taxonomy(list(groups), where, name)
     classes = [{"name": label, "parent": group} for label, group in groups.items()]

@@ -1,4 +1,4 @@
-"""From photos to normalised pixels: the one pipeline that training, prediction, caching and batch jobs read through."""
+"""From photos to normalised pixels: the pipeline of training, prediction, caching and batch jobs."""
 
 import os
 from collections import deque
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 
 DRAFT_FACTOR = 2
-"""Photos are decoded at no less than this many times the model's size: at 2, the JPEG decoder's own downscaling
+"""Photos are decoded at no less than this multiple of the model's input size: at 2, the JPEG decoder's own downscaling
 changes the model's input by about 0.7 of 255 on average for 3,000-pixel photos and costs a third of the time; at 1 it
 would be about 3 of 255 (`benchmarks/loader.py`)."""
 
 
 class ArrayBatch(NamedTuple):
-    """Some consecutive photos: those that could be read, and those that could not.
+    """A batch of consecutive photos, readable or not.
 
     Attributes:
         indices: (B,) int64, the position of each row of `pixels` among all photos.
-        pixels: (B, 3, S, S) float32, normalised. B is 0 where no photo of the batch could be read.
-        errors: Position and reason of every photo that could not be read.
+        pixels: (B, 3, S, S) float32, normalised. B is 0 if no photo of the batch could be read.
+        errors: Position and error of every unreadable photo.
     """
 
     indices: npt.NDArray[np.int64]
@@ -43,7 +43,7 @@ class ArrayBatch(NamedTuple):
 
 
 class PixelBatch(NamedTuple):
-    """`ArrayBatch` with its pixels as a tensor over the same memory."""
+    """`ArrayBatch` with its pixels as a tensor sharing memory."""
 
     indices: npt.NDArray[np.int64]
     pixels: "Tensor"
@@ -62,23 +62,23 @@ def array_batches(
     workers: int | None = None,
     prefetch: int = 2,
 ) -> Iterator[ArrayBatch]:
-    """Read, resize and normalise photos in threads, in order, some batches ahead of the reader.
+    """Read, resize and normalise photos in threads, in order, some batches ahead.
 
-    Every photo appears in exactly one batch, either in `indices` or in `errors`; batches hold `batch_size` photos
-    together with their errors, the last one fewer. Memory is bounded by `prefetch` + 1 batches. Threads suffice because
-    Pillow frees the interpreter while it decodes and resizes.
+    Every photo appears in exactly one batch, either in `indices` or in `errors`; a batch has `batch_size`
+    photos including errors, the last one fewer. Memory is limited to `prefetch` + 1 batches. Threads suffice because
+    Pillow releases the interpreter lock while decoding and resizing.
 
     Args:
-        sources: Samples, or photos as `read_image` takes them; any iterable, read lazily. None is a photo that is not
-            there, one of the errors.
-        preprocess: Gives the size S and the normalisation.
-        batch_size: Photos a batch.
-        indices: Read these positions, in this order; `sources` must then be a sequence. Without it: all, in order.
+        sources: Samples, or photos as for `read_image`; any iterable, read lazily. None is a
+            missing photo, reported as an error.
+        preprocess: Preprocessing with size S.
+        batch_size: Photos per batch.
+        indices: Positions to read, in this order, which requires `sources` to be a sequence; default: all.
         augment: Turns a photo into a training view, or corrupts it, before preprocessing.
         epoch: Passed to `augment`.
         view: Passed to `augment`.
-        workers: Threads; as many as there are usable cores by default.
-        prefetch: Batches in the making while the reader holds one.
+        workers: Threads; default: the number of usable cores.
+        prefetch: Number of batches prepared ahead.
     """
     if batch_size < 1 or prefetch < 0 or (workers is not None and workers < 1):
         raise ValueError("batch_size and workers must be at least 1, prefetch at least 0")
@@ -87,7 +87,7 @@ def array_batches(
     elif isinstance(sources, Sequence):
         numbered = ((int(index), sources[int(index)]) for index in indices)
     else:
-        raise TypeError("indices need sources that are a sequence")
+        raise TypeError("indices require sources to be a sequence")
     load = partial(_load, preprocess=preprocess, augment=augment, epoch=epoch, view=view)
     return _generate(numbered, load, preprocess.size, batch_size, workers or usable_cores(), prefetch)
 
@@ -104,7 +104,7 @@ def pixel_batches(
     workers: int | None = None,
     prefetch: int = 2,
 ) -> Iterator[PixelBatch]:
-    """`array_batches` as tensors. Only this function needs torch: a prediction from a cached graph does without."""
+    """`array_batches` as tensors. Only this function needs torch; prediction from cached graphs does not."""
     import torch
 
     batches = array_batches(
@@ -122,12 +122,12 @@ def pixel_batches(
 
 
 def read_for_model(source: ImageInput, side: int, **limits: int) -> Image.Image:
-    """`read_image` of a photo that is to be resized to a model's `side`; `limits` may set its `max_pixels`."""
+    """Call `read_image` for a photo that will be resized to a model's `side`; `limits` may set `max_pixels`."""
     return read_image(source, min_side=DRAFT_FACTOR * side, **limits)
 
 
 def usable_cores() -> int:
-    """Number of cores that this process may use."""
+    """Return the number of cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -174,10 +174,10 @@ def _collect(batch: _Pending) -> ArrayBatch:
 
 
 def _without_frames(error: ImageError) -> ImageError:
-    """The error without the tracebacks of itself and its causes.
+    """Remove the tracebacks of an error and its causes.
 
-    They hold the frames that they passed, and so the whole batch's pixels, until the garbage collector comes by: over
-    thousands of photos with some damaged ones memory would grow by hundreds of megabytes.
+    They keep frames, and so the whole batch's pixels, alive until garbage collection:
+    over thousands of photos memory would grow by hundreds of megabytes.
     """
     link: BaseException | None = error
     while link is not None:
@@ -198,7 +198,7 @@ def _load(
 ) -> None:
     """Write one photo's normalised pixels into its `row` (3, S, S) of the batch."""
     if source is None:
-        raise ImageError("there is no photo, and words alone are not read")
+        raise ImageError("no photo, and the model cannot use text alone")
     if isinstance(source, Sample):
         if source.image is None:
             raise ImageError(f"sample {source.id} has no photo, only text or labels")
@@ -210,9 +210,9 @@ def _load(
 
 
 def normalize_into(row: npt.NDArray[np.float32], photo: npt.NDArray[np.uint8], preprocess: Preprocess) -> None:
-    """`Preprocess.normalize` of one photo (S, S, 3) into `row` (3, S, S), bit for bit the same.
+    """Normalise one photo (S, S, 3) into `row` (3, S, S), bit-identical to `Preprocess.normalize`.
 
-    One photo at a time stays in the core's cache, which makes this over ten times as fast as normalising a whole batch
+    A single photo fits in the core's cache, which makes this over ten times as fast as normalising a whole batch
     (`benchmarks/loader.py`).
     """
     np.copyto(row, photo.transpose(2, 0, 1))

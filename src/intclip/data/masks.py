@@ -1,4 +1,4 @@
-"""Where the objects of a photo are: masks from a folder of pictures, or from Intentonomy's Mask R-CNN file."""
+"""Object masks of photos, from a folder of images or Intentonomy's Mask R-CNN file."""
 
 import json
 from collections.abc import Mapping
@@ -11,19 +11,19 @@ from PIL import Image
 from intclip.errors import DatasetError
 
 LEAST_SCORE = 0.6
-"""Objects that the detector is less sure of are not in a mask."""
+"""Minimum detection score of objects in a mask."""
 
 
 class Masks:
     """Object masks by photo.
 
     Args:
-        path: A folder with `ID.png` for a photo's id, white where there are objects; or a JSON file as
-            `coco_maskrcnn.json` of KMnP/intentonomy: "low/ID.jpg" to `scores`, `image_shape` and `masks`, run lengths
-            column by column (`counts`, `size`).
+        path: A folder with `ID.png` per photo id, white on objects; or a JSON file
+            like `coco_maskrcnn.json` of KMnP/intentonomy: "low/ID.jpg" to `scores`, `image_shape` and `masks`, run
+            lengths column by column (`counts`, `size`).
 
     Raises:
-        DatasetError: There is no such folder or file, or it is not JSON.
+        DatasetError: The folder or file is missing, or not JSON.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,13 +37,15 @@ class Masks:
                     f"{path}: not JSON: {error}; give a folder of masks, or coco_maskrcnn.json"
                 ) from error
             if not isinstance(found, dict):
-                raise DatasetError(f"{path}: expected one entry a photo; give a folder of masks, or coco_maskrcnn.json")
+                raise DatasetError(
+                    f"{path}: expected one entry per photo; give a folder of masks, or coco_maskrcnn.json"
+                )
             self._found = {Path(name).stem: entry for name, entry in found.items()}
         elif not path.is_dir():
-            raise DatasetError(f"data.masks: no such folder or file: {path}; leave it out to train without masks")
+            raise DatasetError(f"data.masks: no such folder or file: {path}; omit it to train without masks")
 
     def __call__(self, photo: str) -> Image.Image | None:
-        """The mask of a photo, greyscale, white on objects; None where there is none.
+        """Return the mask of a photo, greyscale, white on objects; None if there is none.
 
         Raises:
             DatasetError: The file's entry is malformed.
@@ -73,7 +75,7 @@ class Masks:
 
 
 def run_lengths(counts: list[int] | str, size: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """A mask (height, width) from run lengths of 0, 1, 0, 1, … down the columns, as COCO writes them uncompressed."""
+    """Decode COCO's uncompressed run lengths (0, 1, 0, 1, … by column) to a mask (height, width)."""
     if isinstance(counts, str):
         raise ValueError("the run lengths are compressed")
     runs = np.repeat(np.arange(len(counts)) % 2 == 1, counts)

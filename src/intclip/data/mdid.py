@@ -1,4 +1,4 @@
-"""MDID: 1,299 Instagram posts, why they were posted and how words and photo relate, in five published folds.
+"""MDID: 1,299 Instagram posts with intents and relations of text and photo, in five published folds.
 
 Source: karansikka1/documentIntent_emnlp19 (Kruk et al., EMNLP 2019). The photos are not public; each post's pooled
 ResNet-18 features are.
@@ -37,10 +37,10 @@ _RELEASED = {
     "express": "expressive",
     "promote": "promotive",
 }
-"""The released files name the paper's intents by their verbs."""
+"""Verbs used in the released files to the paper's intents."""
 
 FEATURES = "resnet18_feat"
-"""Folder of the published features: `<filename>.npy`, one vector a post."""
+"""Folder of the published features: `<filename>.npy`, one vector per post."""
 
 
 def load_mdid(
@@ -53,13 +53,13 @@ def load_mdid(
     """One fold of MDID: "train" (about 1,040 posts) and "test" (about 259; the files call it val).
 
     Args:
-        root: Folder with `splits_new/{train,val}_split_{0…4}.json` (or `splits/`) as the authors published them;
-            photos, where one has them, in `images/`. Samples whose photo is not there have text alone; see
-            `mdid_features` for the published features. Or a folder with `train.csv` and, if there is one, `test.csv`
-            (text, intent, semiotic, contextual), which hold the captions of fold 0.
-        labels: Which of the three taxonomies: 7 intents, 3 semiotic or 3 contextual relations.
+        root: Folder with `splits_new/{train,val}_split_{0…4}.json` (or `splits/`) as published; photos,
+            if available, in `images/`. Samples without a photo have only text; see `mdid_features` for the published
+            features. Or a folder with `train.csv` and optionally `test.csv` (text, intent, semiotic, contextual) with
+            the captions of fold 0.
+        labels: Taxonomy: 7 intents, 3 semiotic or 3 contextual relations.
         fold: 0 to 4; the paper reports the mean over the five.
-        caption: The cleaned caption that the paper uses, or the original one with hashtags and emoji.
+        caption: The paper's cleaned caption, or the original one with hashtags and emoji.
 
     Raises:
         DatasetError: A file is missing or malformed.
@@ -99,15 +99,15 @@ def load_mdid(
 
 
 def _tables(folder: Path, labels: str, fold: int) -> Dataset:
-    """Fold 0 as tables of captions with all three labels."""
+    """Read fold 0 from tables of captions with all three labels."""
     if fold:
-        raise DatasetError(f"{folder} holds fold 0 alone; leave out fold={fold}, or put `splits_new/` there")
+        raise DatasetError(f"{folder} has only fold 0; omit fold={fold}, or add `splits_new/`")
     name = f"mdid-{labels}"
     return load_table(folder, taxonomy=name, name=name, task="singlelabel", columns={"label": labels})
 
 
 def mdid_features(root: str | os.PathLike[str] | None, samples: Sequence[Sample]) -> npt.NDArray[np.float32]:
-    """The published ResNet-18 features (N, 512) of posts of `load_mdid`, in order.
+    """Read the published ResNet-18 features (N, 512) of posts of `load_mdid`, in order.
 
     Raises:
         DatasetError: Features are missing or of different lengths.
@@ -122,5 +122,5 @@ def mdid_features(root: str | os.PathLike[str] | None, samples: Sequence[Sample]
         if rows[-1].shape != rows[0].shape:
             raise DatasetError(f"{path} has {rows[-1].size} values, the first post {rows[0].size}; fetch it again")
     if not rows:
-        raise DatasetError("mdid: there are no posts to read features of")
+        raise DatasetError("mdid: no posts to read features of")
     return np.stack(rows)

@@ -15,13 +15,13 @@ def load_memes(
     columns: Mapping[str, str] | None = None,
     encoding: str = "utf-8-sig",
 ) -> Dataset:
-    """Memes as JSON lines: photo, the words on it, and which of 22 techniques of persuasion it uses (often several).
+    """Load memes from JSON lines: photo, its text, and which of 22 persuasion techniques it uses (often several).
 
     Args:
-        root: Folder with `train.jsonl`, `val.jsonl` and, if there is one, `test.jsonl` (image, labels, text) and the
-            photos at the paths they name.
-        missing: What to do about photos that are not there.
-        columns: See `load_table`, where the columns are called otherwise.
+        root: Folder with `train.jsonl`, `val.jsonl` and optionally `test.jsonl` (image, labels, text),
+            with photos at the paths given there.
+        missing: How to treat missing photos.
+        columns: Other column names, see `load_table`.
         encoding: Encoding of the tables.
 
     Raises:

@@ -1,4 +1,4 @@
-"""MET-Meme: English memes with the intention behind them, as words and a model's description of the picture.
+"""MET-Meme: English memes with their intention, as text and a model's description of the picture.
 
 Source: liaolianfoka/MET-Meme (Xu et al., SIGIR 2022); the tables and descriptions are those of mingyao1120/PsyIntent.
 """
@@ -20,9 +20,9 @@ def load_metmeme(root: str | os.PathLike[str] | None = None, *, words: Words = "
     """Memes without photos: "train" (2,395) and "val" (798), one of five intentions each.
 
     Args:
-        root: Folder with `train.csv`, `val.csv` and, if there is one, `test.csv` (text, description, intent).
-        words: What a sample's text is: the words in the meme ("text"), what a vision-language model says of the picture
-            ("description"), or both. Memes without any are left out.
+        root: Folder with `train.csv`, `val.csv` and optionally `test.csv` (text, description, intent).
+        words: A sample's text: the text in the meme ("text"), a vision-language model's description of the picture
+            ("description"), or both. Memes without any are skipped.
 
     Raises:
         DatasetError: A file is missing or malformed.

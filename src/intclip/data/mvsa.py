@@ -15,13 +15,13 @@ def load_mvsa(
     columns: Mapping[str, str] | None = None,
     encoding: str = "utf-8-sig",
 ) -> Dataset:
-    """MVSA as tables: photo, text and one of positive, neutral, negative.
+    """Load MVSA from tables: photo, text and one of positive, neutral, negative.
 
     Args:
-        root: Folder with `train.csv`, `val.csv` and, if there is one, `test.csv` (columns image, label, text) and the
-            photos at the paths they name.
-        missing: What to do about photos that are not there.
-        columns: See `load_table`, where the columns are called otherwise.
+        root: Folder with `train.csv`, `val.csv` and optionally `test.csv` (columns image, label, text),
+            with photos at the paths given there.
+        missing: How to treat missing photos.
+        columns: Other column names, see `load_table`.
         encoding: Encoding of the tables.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How messages and tables name a photo."""
+"""Names of photos in messages and tables."""
 
 import os
 from typing import Any
@@ -9,7 +9,7 @@ from intclip.data.sample import EmbeddedPhoto, Lenient, RemoteFile, TarMember
 
 
 def describe(source: Any) -> str:
-    """How messages and tables name a photo: its path, archive and member, or what kind of object it is."""
+    """Return a photo's name for messages and tables: its path, archive and member, or its type."""
     if isinstance(source, Lenient):
         return describe(source.source)
     if isinstance(source, TarMember):
@@ -27,12 +27,12 @@ def describe(source: Any) -> str:
 
 
 def has_name(source: Any) -> bool:
-    """Whether `describe` names this photo and no other: a path, a member, an open file."""
+    """Return whether the name by `describe` is unique: a path, a member, an open file."""
     return describe(source) not in ("the given image data", "the given array", "the given image")
 
 
 def utf8_name(path: str) -> str:
-    r"""The path as text that is UTF-8: bytes that are not become \\udcXX."""
+    r"""Return the path as UTF-8 text; invalid bytes become \\udcXX."""
     try:
         path.encode()
     except UnicodeEncodeError:

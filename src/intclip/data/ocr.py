@@ -1,4 +1,4 @@
-"""Words in a picture, read by RapidOCR, whose models come inside its package: nothing is fetched."""
+"""Text in pictures by RapidOCR, whose models are part of its package: no downloads."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,14 +14,14 @@ from intclip.errors import ImageError
 from intclip.extras import require
 
 SIDE = 2000
-"""Longer side, in pixels, to which larger photos are reduced before they are read."""
+"""Maximum longer side in pixels; larger photos are reduced before reading."""
 _lock = threading.Lock()
 
 
 def read_words(photo: ImageInput, *, max_pixels: int | None = None) -> str:
-    """The words in a picture, line by line from the top, joined by blanks; empty where there are none.
+    """Return the text in a picture, line by line from the top, joined by spaces; empty if there is none.
 
-    Lines that the recognition model gives less than half of its confidence are left out.
+    Lines with a confidence below one half are dropped.
 
     Raises:
         ImageError: The photo cannot be read.
@@ -31,16 +31,16 @@ def read_words(photo: ImageInput, *, max_pixels: int | None = None) -> str:
     limits = {} if max_pixels is None else {"max_pixels": max_pixels}
     image = read_image(photo, min_side=SIDE, **limits)
     image.thumbnail((SIDE, SIDE))
-    pixels = np.ascontiguousarray(np.asarray(image)[:, :, ::-1])  # its models take blue, green, red
+    pixels = np.ascontiguousarray(np.asarray(image)[:, :, ::-1])  # its models expect BGR
     with _lock:
         found = engine(pixels)
     return " ".join(line.strip() for line in found.txts or () if line.strip())
 
 
 def add_words(photos: Iterable[ImageInput | None], texts: Iterable[str | None]) -> Iterator[str | None]:
-    """The words of posts, each followed by the words in its picture, one by one as they are taken.
+    """Yield each post's text followed by the text in its picture, lazily.
 
-    A photo that cannot be read adds nothing: whoever reads the photo says what is wrong with it.
+    An unreadable photo adds nothing; its error is reported when it is used.
     """
     for photo, text in zip(photos, texts, strict=True):
         yield text if photo is None else _joined(text, photo)
@@ -49,12 +49,12 @@ def add_words(photos: Iterable[ImageInput | None], texts: Iterable[str | None]) 
 def add_words_to(
     dataset: Dataset, splits: Sequence[str], progress: Callable[[str, int, int], None] | None = None
 ) -> Dataset:
-    """The dataset with the words in its pictures behind the text of each post.
+    """Append the text in its picture to the text of each post of a dataset.
 
     Args:
-        dataset: Photos, or posts.
-        splits: Which of its splits; the others stay as they are.
-        progress: Called with the stage, how much of it is done and how much there is.
+        dataset: Photos or posts.
+        splits: Splits to change.
+        progress: Called with the stage, completed and total units.
     """
     total, done = sum(len(dataset.splits.get(split, ())) for split in splits), 0
     found: dict[str, Any] = dict(dataset.splits)
@@ -64,7 +64,7 @@ def add_words_to(
             samples.append(sample if sample.image is None else replace(sample, text=_joined(sample.text, sample.image)))
             done += 1
             if progress is not None:
-                progress("reading the words in pictures", done, total)
+                progress("reading text in pictures", done, total)
         if split in found:
             found[split] = samples
     return replace(dataset, splits=found)

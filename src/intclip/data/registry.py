@@ -1,4 +1,4 @@
-"""Every dataset by name, and users' own files by their kind: one way to load them all."""
+"""Load any dataset by name, or a user's files by path."""
 
 import inspect
 import os
@@ -30,10 +30,10 @@ class Entry:
     """A dataset that can be loaded by name.
 
     Attributes:
-        load: Takes root and keyword options, gives the dataset.
-        summary: One line: what it holds.
-        taxonomy: Name of its taxonomy; None where it depends on the files.
-        terms: On what terms it may be used.
+        load: Loader; takes root and keyword options.
+        summary: One-line summary.
+        taxonomy: Name of its taxonomy; None if it depends on the files.
+        terms: Terms of use.
     """
 
     load: Callable[..., Dataset]
@@ -73,31 +73,31 @@ DATASETS: dict[str, Entry] = {
     "coco": Entry(load_coco, "your COCO-style JSON", None, "yours"),
     "webdataset": Entry(load_webdataset, "your WebDataset tars", None, "yours"),
 }
-"""Name to entry; the last four are kinds of files, which need a root."""
+"""Name to entry; the last four are file formats, which need a root."""
 
 KINDS = ("table", "folder", "coco", "webdataset")
 
 
 def load_dataset(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, **options: Any) -> Dataset:
-    """Load a dataset by name, or a file or folder of one's own by its path.
+    """Load a dataset by name, or your own file or folder by path.
 
     Args:
         name: A key of `DATASETS`, or the path of a table (.csv, .tsv, .jsonl, .parquet), a COCO-style .json, a .tar, or
             a folder of tables, tars or class folders.
-        root: Where a named dataset lies; by default its folder inside `$INTCLIP_DATA`.
-        **options: Of that dataset's loader, such as `missing="skip"`; see docs/datasets.md.
+        root: Folder of a named dataset; default: its folder inside `$INTCLIP_DATA`.
+        **options: Options of the loader, such as `missing="skip"`; see docs/datasets.md.
 
     Raises:
-        DatasetError: There is no such dataset or option, or its files are missing or malformed.
+        DatasetError: The dataset or an option is unknown, or files are missing or malformed.
     """
     text = os.fspath(name)
     if text in DATASETS:
         kind, arguments = text, () if root is None and text not in KINDS else (root,)
         if arguments == (None,):
-            raise DatasetError(f"{text}: where does it lie? Give its path (root)")
+            raise DatasetError(f"{text}: give its path (root)")
     else:
         if root is not None and Path(text).exists():
-            raise DatasetError(f"{text} is a path, which has no root beside it; leave out {os.fspath(root)} (root)")
+            raise DatasetError(f"{text} is a path and takes no root; omit {os.fspath(root)} (root)")
         if root is not None or not Path(text).exists():
             near = get_close_matches(text, DATASETS, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
@@ -119,7 +119,7 @@ def load_dataset(name: str | os.PathLike[str], root: str | os.PathLike[str] | No
 
 
 def _check_option(parameter: inspect.Parameter, value: Any) -> None:
-    """Hold that an option from a command line or a recipe is of the type that its loader asks for."""
+    """Check that an option from the command line or a recipe has the type that its loader expects."""
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     if isinstance(value, Taxonomy):
@@ -134,10 +134,10 @@ def _check_option(parameter: inspect.Parameter, value: Any) -> None:
 
 
 def kind_of(path: Path) -> str:
-    """Which of `KINDS` a user's file or folder is.
+    """Return which of `KINDS` a user's file or folder is.
 
     Raises:
-        DatasetError: It is none.
+        DatasetError: It is none of them.
     """
     if path.is_dir():
         if any((path / f"{split}{suffix}").is_file() for split in ("train", "val", "test") for suffix in SUFFIXES):
@@ -149,6 +149,6 @@ def kind_of(path: Path) -> str:
     kinds = {".json": "coco", ".tar": "webdataset"}
     if suffix not in kinds:
         raise DatasetError(
-            f"{path} is no dataset that can be read; give a folder or one of {', '.join((*SUFFIXES, *kinds))}"
+            f"{path} is not a supported dataset; give a folder or one of {', '.join((*SUFFIXES, *kinds))}"
         )
     return kinds[suffix]

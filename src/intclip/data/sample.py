@@ -1,4 +1,4 @@
-"""One sample type and one dataset type for every source of photos and labels."""
+"""The sample and dataset types of all sources of photos and labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,13 +24,13 @@ class TarMember:
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file, or a part of one, at an address that fsspec reads: s3://, gs://, https:// and others.
+    """A file, or a part of one, at a URL that fsspec reads: s3://, gs://, https:// and others.
 
     Attributes:
-        url: The address.
-        name: Name of the member, where the address is a tar archive's.
-        offset: Where it begins in the file.
-        size: Its bytes; None reads to the end.
+        url: The URL.
+        name: Name of the member if the URL is a tar archive.
+        offset: Start in the file.
+        size: Number of bytes; None reads to the end.
     """
 
     url: str
@@ -41,7 +41,7 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedPhoto:
-    """A photo whose bytes stand in a cell of a Parquet file, as in data sets of the Hugging Face hub.
+    """A photo in a cell of a Parquet file, as in datasets of the Hugging Face hub.
 
     Attributes:
         table: The Parquet file.
@@ -58,17 +58,17 @@ class EmbeddedPhoto:
 
 @dataclass(frozen=True, slots=True)
 class Lenient:
-    """A photo to be read even if it is truncated: what is missing becomes grey or black.
+    """A photo to read even if truncated: missing parts are grey or black.
 
     Attributes:
-        source: Whatever `read_image` takes.
+        source: Any source of `read_image`.
     """
 
     source: Any
 
 
 ImageSource = Path | TarMember | EmbeddedPhoto
-"""Where a photo's bytes lie."""
+"""Location of a photo's bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +77,10 @@ class Sample:
 
     Attributes:
         id: Unique within its dataset.
-        image: Where the photo lies; None for a text alone.
-        text: Caption, post or description; None when there is none.
-        targets: (K,) float32 in [0, 1]: a share of votes or 0/1; NaN where unknown.
-        where: File and row that name it, for messages; empty where it was found by looking into a folder.
+        image: Location of the photo; None for text only.
+        text: Caption, post or description; None if there is
+        none. targets: (K,) float32 in [0, 1]: a share of votes or 0/1; NaN where unknown.
+        where: File and row that name it, for messages; empty if it was found in a folder.
     """
 
     id: str
@@ -96,13 +96,13 @@ class Dataset:
 
     Attributes:
         name: Such as "intentonomy" or the file it came from.
-        taxonomy: The K labels that `Sample.targets` are about.
-        task: "multilabel", or "singlelabel" when exactly one label holds per photo.
+        taxonomy: The K labels of `Sample.targets`.
+        task: "multilabel", or "singlelabel" if exactly one label applies to a photo.
         splits: Split name ("train", "val", "test", or a fold) to its samples.
-        positive_share: A target at or above it counts as positive wherever a yes or no is needed; in (0, 1].
+        positive_share: Smallest target that counts as positive; in (0, 1].
 
     Raises:
-        DatasetError: `positive_share` is out of its range.
+        DatasetError: `positive_share` is out of range.
     """
 
     name: str
@@ -112,32 +112,32 @@ class Dataset:
     positive_share: float = 0.5
 
     def __post_init__(self) -> None:
-        """Hold that the share is one."""
+        """Validate the share."""
         check_positive_share(self.positive_share)
 
     def targets(self, split: str) -> npt.NDArray[np.float32]:
-        """Targets (N, K) of a split, in order."""
+        """Return targets (N, K) of a split, in order."""
         return np.stack([sample.targets for sample in self.splits[split]])
 
 
 def check_labelled(samples: Sequence[Sample], dataset: str, split: str) -> None:
-    """Hold that a label of some sample is known, without which there is nothing to learn, to tune or to score.
+    """Check that some sample has a known label, which training, tuning and scoring require.
 
     Raises:
-        DatasetError: None is.
+        DatasetError: None has.
     """
     if all(np.isnan(sample.targets).all() for sample in samples):
         raise DatasetError(
-            f"none of the {len(samples)} samples of {dataset}, {split}, has a known label; label some, or name another "
-            "split"
+            f"none of the {len(samples)} samples of {dataset}, {split}, has a known label; label some, or "
+            "choose another split"
         )
 
 
 def check_positive_share(share: float) -> None:
-    """Hold that a share of votes parts yes from no: from 0 on every label would count, above 1 none.
+    """Check that a share of votes is in (0, 1]: at 0 every label would be positive, above 1 none.
 
     Raises:
-        DatasetError: It does not.
+        DatasetError: It is not.
     """
     if not 0 < share <= 1:
         raise DatasetError(f"positive_share={share:g}: choose a share of votes above 0 and up to 1, such as 0.5")

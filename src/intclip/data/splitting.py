@@ -1,4 +1,4 @@
-"""Splits for datasets that come without: seeded, stratified by each sample's rarest label."""
+"""Splits for datasets without published ones: seeded, stratified by each sample's rarest label."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ Rows = npt.NDArray[np.int64]
 
 
 def strata(samples: Sequence[Sample]) -> npt.NDArray[np.int64]:
-    """For each sample the position of its rarest positive label (target at least 0.5); K where it has none."""
+    """Return the index of each sample's rarest positive label (target at least 0.5); K if it has none."""
     targets = np.nan_to_num(np.stack([sample.targets for sample in samples]))
     # The strongest target counts as positive too, so that soft targets below one half still distinguish samples.
     positive = (targets >= 0.5) | ((targets == targets.max(axis=1, keepdims=True)) & (targets > 0))
@@ -27,12 +27,12 @@ def strata(samples: Sequence[Sample]) -> npt.NDArray[np.int64]:
 
 
 def hold_out(samples: Sequence[Sample], shares: Mapping[str, float], seed: int = 0) -> Splits:
-    """Deal samples into splits of given shares, every stratum alike; the order within a split stays that of `samples`.
+    """Split samples in given proportions, stratified; each split keeps the order of `samples`.
 
     Args:
         samples: In a fixed order: the same order and seed give the same splits.
         shares: Split name to its share; the shares sum to 1.
-        seed: Seed of the shuffle within strata; from 0 on.
+        seed: Seed of the shuffle within strata; not negative.
 
     Raises:
         DatasetError: The shares do not sum to 1, the seed is negative, or a split would be empty.
@@ -41,9 +41,9 @@ def hold_out(samples: Sequence[Sample], shares: Mapping[str, float], seed: int =
     if not names or not (parts >= 0).all() or not abs(parts.sum() - 1) <= 1e-6:
         raise DatasetError(f"split shares {dict(shares)} must be at least 0 and sum to 1")
     if seed < 0:
-        raise DatasetError(f"seed={seed}: choose a whole number from 0 on")
+        raise DatasetError(f"seed={seed}: choose a whole number of at least 0")
     if not samples:
-        raise DatasetError("there are no samples to split")
+        raise DatasetError("no samples to split")
     rng = np.random.default_rng(seed)
     assigned = np.empty(len(samples), dtype=np.int64)
     dealt = np.zeros(len(names))
@@ -53,7 +53,7 @@ def hold_out(samples: Sequence[Sample], shares: Mapping[str, float], seed: int =
         exact = parts * len(members)
         counts = np.floor(exact + 1e-9)
         open_splits = exact - counts > 1e-9
-        # What rounding leaves over goes to the splits that are most behind over all strata, one each.
+        # Samples left over by rounding go to the splits that are most behind over all strata, one each.
         for _ in range(len(members) - int(counts.sum())):
             behind = parts * (dealt.sum() + counts.sum() + 1) - dealt - counts
             split = int(np.where(open_splits, behind, -np.inf).argmax())
@@ -73,7 +73,7 @@ def hold_out(samples: Sequence[Sample], shares: Mapping[str, float], seed: int =
 
 
 def deal(splits: Splits, shares: Mapping[str, float] | None, seed: int, where: str) -> Splits:
-    """What a loader found, dealt into splits where `shares` asks for it; see `hold_out`.
+    """Split a loader's samples if `shares` is given; see `hold_out`.
 
     Raises:
         DatasetError: There are several splits already; or as `hold_out`.
@@ -81,9 +81,7 @@ def deal(splits: Splits, shares: Mapping[str, float] | None, seed: int, where: s
     if shares is None:
         return splits
     if len(splits) > 1:
-        raise DatasetError(
-            f"{where} has the splits {', '.join(splits)} already; leave `shares` out, or remove them there"
-        )
+        raise DatasetError(f"{where} already has the splits {', '.join(splits)}; omit `shares`, or remove them there")
     return hold_out(next(iter(splits.values())), shares, seed)
 
 
@@ -91,7 +89,7 @@ def fold_out(samples: Sequence[Sample], folds: int, fold: int, seed: int = 0) ->
     """Cross-validation: "test" is the `fold`-th of `folds` stratified parts, "train" the rest.
 
     Raises:
-        DatasetError: There is no such fold, or there are too few samples.
+        DatasetError: The fold does not exist, or there are too few samples.
     """
     if not 2 <= folds <= len(samples) or not 0 <= fold < folds:
         raise DatasetError(
@@ -103,11 +101,11 @@ def fold_out(samples: Sequence[Sample], folds: int, fold: int, seed: int = 0) ->
 
 
 def stratified_folds(targets: Floats, folds: int, seed: int) -> Iterator[tuple[Rows, Rows]]:
-    """Train and test rows of each fold; the positives of every label, rarest first, are spread over the folds evenly.
+    """Yield train and test rows of each fold; the positives of every label, rarest first, are spread evenly.
 
     Args:
-        targets: (N, K); above 0 is a positive.
-        folds: How many; one without rows, or with all of them, is left out.
+        targets: (N, K); positive if above 0.
+        folds: Number of folds; empty or complete ones are skipped.
         seed: Seed of the shuffle.
 
     Source: Sechidis et al., On the stratification of multi-label data, ECML 2011, without its tie-breaking.

@@ -1,6 +1,6 @@
-"""Rows of tables of photos, texts and labels: CSV, JSON lines, Parquet.
+"""Read tables of photos, texts and labels: CSV, JSON lines, Parquet.
 
-Columns are found by name (letter case does not matter; `columns` renames others):
+Columns are recognised by name, ignoring case (`columns` maps other names):
 
     photo   image, path, file, filename, file_name, image_path, photo    relative to the table's folder
     text    text, caption, description, post
@@ -11,9 +11,9 @@ Columns are found by name (letter case does not matter; `columns` renames others
     split   split                                    train, val, test or another name
     id      id, post_id
 
-An empty cell under labels means that nothing is known about the row; `[]` that no label holds.
+An empty labels cell means that the row is unlabelled; `[]` that no label applies.
 
-A .csv file's cells are parted by commas; where its header has none, by semicolons or tabs, as spreadsheets write them
+A .csv file's delimiter is a comma or, if its header has none, a semicolon or tab, as spreadsheets write
 in many countries.
 """
 
@@ -39,21 +39,21 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "split": ("split",),
     "id": ("id", "post_id"),
 }
-"""What a column may be called, by what it holds."""
+"""Column names by meaning."""
 
 LABEL_MARK = " (label)"
-"""Follows a label's name where a column of another meaning has that name."""
+"""Appended to a label's name if another column has that name."""
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table, under the canonical column names of `COLUMNS` and the remaining ones as they are.
+    """One row of a table.
 
     Attributes:
         where: File and row, for messages.
-        known: What was recognised.
+        known: Recognised columns under the names of `COLUMNS`.
         other: All other columns.
     """
 
@@ -63,10 +63,10 @@ class Row:
 
 
 def read_rows(path: Path, *, columns: Mapping[str, str] | None = None, encoding: str = "utf-8-sig") -> list[Row]:
-    """The rows of a table.
+    """Read the rows of a table.
 
     Raises:
-        DatasetError: The file is malformed or of an unknown kind, or its columns are wrong.
+        DatasetError: The file is malformed or in an unknown format, or its columns are wrong.
     """
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
@@ -76,16 +76,16 @@ def read_rows(path: Path, *, columns: Mapping[str, str] | None = None, encoding:
     elif suffix == ".parquet":
         records = _read_parquet(path)
     else:
-        raise DatasetError(f"{path} is no table that can be read; give one of {', '.join(SUFFIXES)}")
+        raise DatasetError(f"{path} is not a supported table; give one of {', '.join(SUFFIXES)}")
     if not records:
-        raise DatasetError(f"{path} has no rows; write a header and one row a photo or text")
+        raise DatasetError(f"{path} has no rows; write a header and one row per photo or text")
     names = list(dict.fromkeys(name for _, record in records for name in record))
     found = find_columns(names, columns, str(path))
     return [make_row(where, record, found) for where, record in records]
 
 
 def make_row(where: str, record: Mapping[str, Any], found: Mapping[str, str]) -> Row:
-    """Part a record into recognised columns (`found`: kind to name) and others."""
+    """Divide a record into recognised columns (`found`: kind to name) and others."""
     named = set(found.values())
     return Row(
         where,
@@ -95,10 +95,10 @@ def make_row(where: str, record: Mapping[str, Any], found: Mapping[str, str]) ->
 
 
 def find_columns(names: Sequence[str], columns: Mapping[str, str] | None, where: str) -> dict[str, str]:
-    """What a column holds to its name in the file.
+    """Map the kinds of columns to their names in the file.
 
     Raises:
-        DatasetError: `columns` names one that is not there, or there is neither photo nor text.
+        DatasetError: `columns` names a missing column, or there is neither photo nor text.
     """
     columns = dict(columns or {})
     folded = {name.strip().casefold(): name for name in reversed(names)}
@@ -117,7 +117,7 @@ def find_columns(names: Sequence[str], columns: Mapping[str, str] | None, where:
         example = loader_option("columns", {"image": names[0] if names else "NAME"})
         raise DatasetError(
             f"{where} has neither a photo column ({', '.join(COLUMNS['image'])}) nor a text column "
-            f"({', '.join(COLUMNS['text'])}); its columns: {listed(names)}; rename one, or say which it is: {example}"
+            f"({', '.join(COLUMNS['text'])}); its columns: {listed(names)}; rename one, or map it: {example}"
         )
     return found
 
@@ -125,7 +125,7 @@ def find_columns(names: Sequence[str], columns: Mapping[str, str] | None, where:
 def _read_csv(path: Path, delimiters: str, encoding: str) -> list[tuple[str, dict[str, Any]]]:
     text = read_text(path, encoding, encodable=True)
     header_line = re.match(r"[\r\n]*([^\r\n]*)", text)
-    assert header_line is not None  # it matches nothing too
+    assert header_line is not None  # it matches even the empty string
     delimiter = next((mark for mark in delimiters if mark in header_line[1]), delimiters[0])
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     records: list[tuple[str, dict[str, Any]]] = []
@@ -136,7 +136,7 @@ def _read_csv(path: Path, delimiters: str, encoding: str) -> list[tuple[str, dic
             if not cells:
                 continue
             if any("\0" in cell for cell in cells):
-                raise DatasetError(f"{where}: there is a NUL byte, which no text holds; write the file again as UTF-8")
+                raise DatasetError(f"{where}: contains a NUL byte; write the file again as UTF-8")
             if header is None:
                 header = cells
                 if len(set(header)) < len(header):
@@ -144,8 +144,8 @@ def _read_csv(path: Path, delimiters: str, encoding: str) -> list[tuple[str, dic
                 continue
             if len(cells) != len(header):
                 raise DatasetError(
-                    f"{where}: {len(cells)} cells for {len(header)} columns; put cells that hold "
-                    f"'{delimiter}' or line breaks in double quotes"
+                    f"{where}: {len(cells)} cells for {len(header)} columns; put cells "
+                    f"with '{delimiter}' or line breaks in double quotes"
                 )
             records.append((where, dict(zip(header, cells, strict=True))))
     except csv.Error as error:
@@ -168,7 +168,7 @@ def _read_jsonl(path: Path, encoding: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _read_parquet(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The rows; photos inside the table are named in them, and their bytes not read."""
+    """Read the rows; embedded photos are referenced, not loaded."""
     parquet = require("pyarrow.parquet", "core")
     try:
         with parquet.ParquetFile(path) as file:
@@ -177,7 +177,7 @@ def _read_parquet(path: Path) -> list[tuple[str, dict[str, Any]]]:
             paths = [f"{name}.path" for name in photos if _has_path(schema.field(name).type)]
             table = file.read(columns=[*(name for name in schema.names if name not in photos), *paths])
             records = table.to_pylist() or [{} for _ in range(file.metadata.num_rows)]
-    except Exception as error:  # Arrow raises its own errors, and Python's, on damaged files
+    except Exception as error:  # Arrow raises its own and Python's errors on damaged files
         raise unreadable_parquet(str(path), error) from error
     for row, record in enumerate(records):
         for column in photos:
@@ -188,12 +188,12 @@ def _read_parquet(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def unreadable_parquet(name: str, error: Exception) -> DatasetError:
-    """The refusal of a Parquet file, after what Arrow says of it."""
-    return DatasetError(f"{name} is not a Parquet file that can be read ({reason(error)}); write it again")
+    """Return the error for a Parquet file that Arrow cannot read."""
+    return DatasetError(f"{name} is not a readable Parquet file ({reason(error)}); write it again")
 
 
 def embeds_photos(kind: Any) -> bool:
-    """Whether an Arrow type holds files: bytes, or a struct with a field `bytes` as on the Hugging Face hub."""
+    """Return whether an Arrow type contains files: bytes, or a struct with `bytes` as on the Hugging Face hub."""
     types = require("pyarrow", "core").types
     if types.is_struct(kind):
         place = kind.get_field_index("bytes")

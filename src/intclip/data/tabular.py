@@ -1,10 +1,10 @@
 """Datasets from tables of photos, texts and labels; see `intclip.data.tables` for their columns.
 
-Where no column says labels, each column that is not a known one may be a label itself. With a taxonomy, those named
-like its labels are. Without one, the cells tell: a column is a label when every cell is 0, 1, yes, no, a share, or
-unknown (nothing, -1), and at least one is known. A column without any 0, 1 or share (likes, dates, names of people) is
-none; it is left out, and a warning names it. A column of both kinds may be a label with a slip in it, or a number of
-something that is 0 or 1 in places: it is refused, because either guess would lose labels or make them up.
+If no column has labels, each unrecognised column may be a label. With a taxonomy, those named
+after its labels are. Without one, a column is a label if every cell is 0, 1, yes, no, a share, or unknown (empty, -1),
+and at least one is known. A column without any 0, 1 or share (likes, dates, names) is ignored with a warning. A column
+that mixes both may be a label with a typo or a count that is sometimes 0 or 1: it is an error, because either guess
+could lose or invent labels.
 """
 
 import logging
@@ -56,26 +56,27 @@ def load_table(
     positive_share: float = 0.5,
     separator: str | None = None,
 ) -> Dataset:
-    """A dataset from a table, or from one table a split.
+    """Load a dataset from a table, or from one table per split.
 
-    Where columns are labels themselves, a warning names those that are left out because they are none.
+    If columns are labels, a warning lists ignored columns.
 
     Args:
         root: A .csv, .tsv, .jsonl or .parquet file; a folder with `train.*`, `val.*`, `test.*`; or split name to file.
-        taxonomy: Name or file of the labels' taxonomy; without it, the labels found, in alphabetical order.
-        name: Name of the dataset; by default the file's or folder's.
-        task: "singlelabel" when exactly one label holds; by default decided by the taxonomy and the rows.
-        images: Folder that the photos' paths are relative to; the table's folder by default.
-        columns: What a column holds (a key of `COLUMNS`) to its name in the file, where the name is another.
+        taxonomy: Name or file of the taxonomy; default: the labels found, in alphabetical order.
+        name: Name of the dataset; default: the file's or folder's.
+        task: "singlelabel" if exactly one label applies; default: by the taxonomy and the rows.
+        images: Folder that the photos' paths are relative to; default: the table's folder.
+        columns: Kind of a column (a key of `COLUMNS`) to its name in the file.
         encoding: Encoding of CSV and JSON lines.
-        missing: What to do about photos that are not there.
-        shares: Deal a table without split column into splits, such as {"train": 0.8, "test": 0.2}; else all is "train".
+        missing: How to treat missing photos.
+        shares: Proportions for splitting a table without a split column, such as {"train": 0.8, "test": 0.2}; otherwise
+            all is "train".
         seed: Seed of that deal.
         positive_share: From which share of votes on a label counts.
-        separator: Between the labels of one cell: ";", "," or "|"; found by default, see `split_label_cells`.
+        separator: Separator of labels in a cell: ";", "," or "|"; default: detected, see `split_label_cells`.
 
     Raises:
-        DatasetError: A file is missing or malformed, a column or label is wrong; it names file, row and remedy.
+        DatasetError: A file is missing or malformed, or a column or label is wrong.
     """
     files = table_files(root)
     where = str(root) if not isinstance(root, Mapping) else ", ".join(map(str, files.values()))
@@ -91,10 +92,10 @@ def load_table(
 
 
 def table_files(root: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]]) -> dict[str, Path]:
-    """Split name to table; a single file is "train" until its split column says otherwise.
+    """Map split names to tables; a single file is "train" unless it has a split column.
 
     Raises:
-        DatasetError: There is no such file, or a folder holds no table named after a split.
+        DatasetError: The file is missing, or the folder has no table named after a split.
     """
     if isinstance(root, Mapping):
         files = {str(split): Path(path) for split, path in root.items()}
@@ -104,7 +105,7 @@ def table_files(root: str | os.PathLike[str] | Mapping[str, str | os.PathLike[st
         }
         files = {split: path for split, paths in candidates.items() for path in paths if path.is_file()}
         if not files:
-            raise DatasetError(f"{root} holds no table; expected train, val or test with one of {', '.join(SUFFIXES)}")
+            raise DatasetError(f"{root} has no table; expected train, val or test with one of {', '.join(SUFFIXES)}")
     else:
         files = {"train": Path(root)}
     for path in files.values():
@@ -127,7 +128,7 @@ def dataset_from_rows(
     positive_share: float,
     separator: str | None = None,
 ) -> Dataset:
-    """A dataset from rows already read; see `load_table`. A row's own split goes before its table's."""
+    """Make a dataset from rows; see `load_table`. A row's split overrides its table's."""
     if isinstance(taxonomy, str):
         taxonomy = load_taxonomy(taxonomy)
     tables = split_label_cells(tables, taxonomy, separator, where)
@@ -155,18 +156,18 @@ def dataset_from_rows(
 
 
 def _refuse_several(splits: Splits, taxonomy: Taxonomy) -> None:
-    """Several whole labels in one row, where one holds: scores would take the first, and losses count all."""
+    """Reject several full labels in a single-label row: metrics would use the first, and losses all of them."""
     for sample in (sample for samples in splits.values() for sample in samples):
         if len(several := np.flatnonzero(sample.targets == 1)) > 1:
             raise DatasetError(
-                f"{sample.where}: labels {', '.join(repr(taxonomy.names[k]) for k in several)}, where exactly one "
-                "holds; keep one, write shares of votes, or let several hold: the taxonomy without `exclusive`, or "
-                "task='multilabel'"
+                f"{sample.where}: labels {', '.join(repr(taxonomy.names[k]) for k in several)}, where "
+                "exactly one applies; keep one, write shares of votes, or allow several: a taxonomy without "
+                "`exclusive`, or task='multilabel'"
             )
 
 
 def _wide_columns(rows: Sequence[Row], taxonomy: Taxonomy | None) -> dict[str, str]:
-    """Columns that are labels themselves: column to label; empty where a labels or shares column is there."""
+    """Map columns that are labels to these labels; empty if there is a labels or shares column."""
     if any(kind in row.known for row in rows for kind in _LABEL_KINDS):
         return {}
     names = list(dict.fromkeys(name for row in rows for name in row.other))
@@ -181,7 +182,7 @@ def _wide_columns(rows: Sequence[Row], taxonomy: Taxonomy | None) -> dict[str, s
             )
             if near:
                 raise DatasetError(
-                    f"{rows[0].where.rpartition(', ')[0]}: column {name!r} is no label of "
+                    f"{rows[0].where.rpartition(', ')[0]}: column {name!r} is not a label of "
                     f"{taxonomy.name}; did you mean {words[near[0]]!r}? Rename it"
                 )
     else:
@@ -189,34 +190,34 @@ def _wide_columns(rows: Sequence[Row], taxonomy: Taxonomy | None) -> dict[str, s
     where = rows[0].where.rpartition(", ")[0]
     if not wide:
         raise DatasetError(
-            f"{where} has no labels: neither a column labels or label, nor one "
-            f"column a label with 0 or 1; its other columns: {listed(names)}"
+            f"{where} has no labels: neither a column labels or label, "
+            f"nor one column per label with 0 or 1; its other columns: {listed(names)}"
         )
     if others := [name for name in names if name not in wide]:
-        reason = "hold no 0, 1 or share" if taxonomy is None else f"are no labels of {taxonomy.name}"
-        _log.warning("%s: columns left out, as they %s: %s", where, reason, listed(others))
+        reason = "hold no 0, 1 or share" if taxonomy is None else f"are not labels of {taxonomy.name}"
+        _log.warning("%s: ignored columns that %s: %s", where, reason, listed(others))
     return wide
 
 
 def _refuse_twice(wide: Mapping[str, str], taxonomy: Taxonomy, where: str) -> None:
-    """Two columns of one label, by its name and an alias: one would take the other's place."""
+    """Reject two columns of one label, by its name and an alias."""
     owner: dict[int, str] = {}
     for column, label in wide.items():
         first = owner.setdefault(taxonomy.index(label), column)
         if first != column:
             raise DatasetError(
                 f"{where}: columns {first!r} and {column!r} are both label {taxonomy.names[taxonomy.index(label)]!r} "
-                f"of {taxonomy.name}; join them, or remove one"
+                f"of {taxonomy.name}; merge them, or remove one"
             )
 
 
 def _is_label(rows: Sequence[Row], column: str) -> bool:
-    """Whether a column's cells are those of a label; see the head of this file.
+    """Return whether a column is a label; see the module's docstring.
 
     Raises:
-        DatasetError: Some are and some are not.
+        DatasetError: Only some of its cells are.
     """
-    if not column.strip():  # the row numbers that pandas writes
+    if not column.strip():  # row numbers written by pandas
         return False
     known: list[Row] = []
     wrong: list[DatasetError] = []
@@ -228,8 +229,8 @@ def _is_label(rows: Sequence[Row], column: str) -> bool:
             wrong.append(error)
     if known and wrong:
         raise DatasetError(
-            f"{wrong[0]}. The column counts as a label because {known[0].where} has {known[0].other[column]!r:.20}; if "
-            f"it is none, remove it, or name the labels: {loader_option('taxonomy', 'labels.yaml')}"
+            f"{wrong[0]}. The column counts as a label because {known[0].where} has {known[0].other[column]!r:.20}; "
+            f"if it is not one, remove it, or list the labels: {loader_option('taxonomy', 'labels.yaml')}"
         )
     return bool(known)
 
@@ -242,19 +243,19 @@ def _labels_found(rows: Sequence[Row], wide: Mapping[str, str]) -> list[str]:
         if isinstance(shares, dict):
             found.update(" ".join(str(label).split()) for label in shares)
     if not found:
-        raise DatasetError(f"{rows[0].where}: no label is named in any row; write label names, or pass the taxonomy")
+        raise DatasetError(f"{rows[0].where}: no row has a label; write label names, or pass the taxonomy")
     return sorted(found)
 
 
 def _label_list(row: Row) -> list[Any] | None:
-    """The labels of a row's labels or label cell; None where nothing is known."""
+    """Return the labels of a row's labels or label cell; None if unlabelled."""
     cell = row.known["labels"] if "labels" in row.known else row.known.get("label")
     if isinstance(cell, str):
         cell = cell.strip()
         cell = parse_json(cell, f"{row.where}, labels {cell!r:.40}")
     if cell is None:
         return None
-    if isinstance(cell, float) and cell.is_integer():  # a spreadsheet's way of writing numbers
+    if isinstance(cell, float) and cell.is_integer():  # as spreadsheets write numbers
         cell = int(cell)
     return list(cell) if isinstance(cell, list | tuple) else [cell]
 
@@ -274,7 +275,7 @@ def _sample(row: Row, base: Path, reader: Labels, wide: Mapping[str, str]) -> Sa
         if value is not None and not isinstance(value, str):
             raise DatasetError(f"{row.where}: its {kind} is {value!r:.60}, not text; write a path or a text")
     if not image and not text:
-        raise DatasetError(f"{row.where}: there is neither photo nor text; fill one in or remove the row")
+        raise DatasetError(f"{row.where}: neither photo nor text; fill one in or remove the row")
     if image and "\0" in image:
         raise DatasetError(f"{row.where}: {image!r:.60} is not a path; correct it")
     given = row.known.get("id")
@@ -288,7 +289,7 @@ def _sample(row: Row, base: Path, reader: Labels, wide: Mapping[str, str]) -> Sa
 
 
 def _photo_path(base: Path, image: str) -> Path:
-    """Where a row's photo lies; a path that Windows wrote is found elsewhere too."""
+    """Return the location of a row's photo; Windows paths work on other systems too."""
     path = base / image
     if "\\" in image and not path.exists() and (other := base / image.replace("\\", "/")).exists():
         return other
@@ -306,7 +307,7 @@ def _targets(row: Row, reader: Labels, wide: Mapping[str, str]) -> npt.NDArray[n
     if isinstance(shares, dict):
         targets = np.zeros_like(targets) if labels is None else targets
         for label, value in shares.items():
-            # Parquet gives every row all labels of a struct column; None there means that this row does not name it.
+            # In Parquet every row has all fields of a struct column; None means that the row does not have this label.
             if value is not None:
                 targets[reader.index(label, row.where)] = share(value, row.where)
     elif isinstance(shares, list | tuple):
@@ -321,19 +322,20 @@ def _targets(row: Row, reader: Labels, wide: Mapping[str, str]) -> npt.NDArray[n
 
 
 def _settle_twin(sample: Sample, row: Row, ids: Mapping[str, Row]) -> Sample:
-    """Two rows with one id: the same photo in two posts or splits is two samples; labels spread over rows are refused.
+    """Handle rows with the same id: the same photo in two posts or splits is two samples; labels spread over rows are
+    an error.
 
-    (`intclip data check` reports photos that are in two splits.)
+    (`intclip data check` reports photos in two splits.)
     """
     first = ids[sample.id]
     if row.known.get("id") not in (None, ""):
-        raise DatasetError(f"{row.where}: id {sample.id!r} is there already ({first.where}); make ids unique")
+        raise DatasetError(f"{row.where}: id {sample.id!r} is already used ({first.where}); make ids unique")
     same_split = first.where.rpartition(", ")[0] == row.where.rpartition(", ")[0] and all(
         first.known.get(kind) == row.known.get(kind) for kind in ("split", "text")
     )
     if same_split:
         raise DatasetError(
-            f"{row.where}: {sample.id!r} is there already ({first.where}); "
+            f"{row.where}: {sample.id!r} is already used ({first.where}); "
             "give a photo one row and join its labels with ';'"
         )
     number = 2

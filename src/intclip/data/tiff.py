@@ -1,4 +1,4 @@
-"""TIFF photos of more than 8 bits that Pillow misreads or refuses: read by tifffile."""
+"""TIFF photos of more than 8 bits that Pillow misreads or rejects, read by tifffile."""
 
 from typing import IO, Any
 
@@ -19,13 +19,13 @@ _BYTES_A_PIXEL = 16  # RGBA in float32
 
 
 def is_raw(image: Image.Image) -> bool:
-    """Whether an opened TIFF is a camera's raw file (DNG), whose first picture is a small preview."""
+    """Return whether an opened TIFF is a camera raw file (DNG), whose first picture is a small preview."""
     tags = getattr(image, "tag_v2", {})
     return _DNG_VERSION in tags or tags.get(_PHOTOMETRIC) in _FROM_SENSOR
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether an opened TIFF is of a kind that Pillow does not read right."""
+    """Return whether Pillow would misread an opened TIFF."""
     tags = getattr(image, "tag_v2", {})
     bits, formats = tags.get(_BITS, (1,)), tags.get(_SAMPLE_FORMAT, (1,))
     bits, formats = (value if isinstance(value, tuple) else (value,) for value in (bits, formats))
@@ -38,10 +38,10 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def read_deep(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image | None:
-    """The first picture of a TIFF with its values scaled to 8 bits, see `to_bytes`; None of a camera's raw file.
+    """Read the first picture of a TIFF, scaled to 8 bits, see `to_bytes`; None for a camera raw file.
 
     Raises:
-        ImageError: It is too large, damaged, or of a kind that is not supported.
+        ImageError: It is too large, damaged, or in an unsupported format.
     """
     stream.seek(0)
     try:
@@ -60,26 +60,23 @@ def read_deep(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image | No
             samples, bits = page.samplesperpixel, page.bitspersample
             kind = f"{getattr(page.photometric, 'name', page.photometric)!s:.40}, {samples} × {bits!s:.40} bits"
             if page.photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB) or page.dtype is None:
-                raise ImageError(f"{name} is a TIFF of a kind that is not supported ({kind}); save it as 8-bit TIFF")
+                raise ImageError(f"{name} is an unsupported kind of TIFF ({kind}); save it as 8-bit TIFF")
             values = page.asarray()
             axes = page.axes
             profile = page.tags[_ICC].value if _ICC in page.tags else None
             orientation = page.tags[_ORIENTATION].value if _ORIENTATION in page.tags else 1
     except (ImageError, MemoryError):
         raise
-    except Exception as error:  # tifffile raises whatever hostile content makes it raise
+    except Exception as error:  # tifffile can raise anything on hostile content
         said = reason(error)
         if "requires the 'imagecodecs' package" in said:
             raise ImageError(
-                f"{name} is a TIFF of a kind that is not supported ({kind}, {said.partition(' ')[0]}); save it as "
-                "8-bit TIFF"
+                f"{name} is an unsupported kind of TIFF ({kind}, {said.partition(' ')[0]}); save it as 8-bit TIFF"
             ) from error
         raise ImageError(f"{name} cannot be read as TIFF ({said}); it may be damaged: fetch it again") from error
     image = _to_image(values, axes, inverted=page.photometric == _WHITE_IS_ZERO, alpha=bool(page.extrasamples))
     if image is None:
-        raise ImageError(
-            f"{name} is a TIFF of a kind that is not supported ({kind}, axes {axes}); save it as 8-bit TIFF"
-        )
+        raise ImageError(f"{name} is an unsupported kind of TIFF ({kind}, axes {axes}); save it as 8-bit TIFF")
     if isinstance(profile, bytes):
         image.info["icc_profile"] = profile
     exif = Image.Exif()
@@ -89,7 +86,7 @@ def read_deep(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image | No
 
 
 def _to_image(values: Any, axes: str, *, inverted: bool, alpha: bool) -> Image.Image | None:
-    """Grey, RGB or RGBA of 8 bits; None where the axes are not those of one picture."""
+    """Convert to grey, RGB or RGBA of 8 bits; None if the axes are not those of one picture."""
     if axes == "SYX":
         values, axes = np.moveaxis(values, 0, 2), "YXS"
     if axes == "YX":

@@ -1,4 +1,4 @@
-"""Training augmentation: crop, flip, Cutout and RandAugment, the same for the same seed, epoch and photo."""
+"""Training augmentation (crop, flip, Cutout, RandAugment), deterministic in seed, epoch and photo."""
 
 import math
 from collections.abc import Callable
@@ -10,27 +10,27 @@ from pydantic import BaseModel, Field, model_validator
 
 from intclip.backbones.preprocess import Preprocess
 
-_FILL = (124, 116, 104)  # ImageNet's mean colour, where a shift or turn uncovers nothing
+_FILL = (124, 116, 104)  # ImageNet's mean colour, for areas uncovered by shifts and rotations
 _MAX_MAGNITUDE = 30
 
 
 class PhotoChange(Protocol):
-    """Turns a photo into another one before preprocessing: an `Augment`, or a `Corruption`."""
+    """Transforms a photo before preprocessing: an `Augment`, or a `Corruption`."""
 
     def __call__(self, image: Image.Image, *, epoch: int, index: int, view: int) -> Image.Image:
-        """The `index`-th photo, changed."""
+        """Transform the `index`-th photo."""
 
 
 class AugmentConfig(BaseModel, frozen=True, extra="forbid"):
-    """What training views of a photo look like; the defaults are DualCoOp's Cutout and RandAugment after a crop.
+    """Augmentation settings; the defaults are DualCoOp's Cutout and RandAugment after a crop.
 
     Attributes:
-        crop: Cut a random part ("random"), or what evaluation sees ("eval").
+        crop: A random crop ("random"), or the crop used for evaluation ("eval").
         scale: Smallest and largest share of the photo's area that a random crop keeps.
         ratio: Smallest and largest width over height of a random crop, before it is made square.
         flip: Probability of mirroring left to right.
-        cutout: Side of the square that Cutout paints over, as a share of the view's side; 0 for none.
-        operations: Number of RandAugment operations in a row; 0 for none.
+        cutout: Side of Cutout's square as a share of the view's side; 0 for none.
+        operations: Number of RandAugment operations; 0 for none.
         magnitude: Strength of RandAugment, 0 to 30.
     """
 
@@ -52,11 +52,11 @@ class AugmentConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class Augment:
-    """PIL photo to PIL view (S × S), as reproducible as (seed, epoch, view, index).
+    """PIL photo to PIL view (S × S), determined by (seed, epoch, view, index).
 
     Args:
-        config: What to do.
-        preprocess: Gives the size S, the resampling, and what evaluation sees.
+        config: Settings.
+        preprocess: Preprocessing with size S, resampling and evaluation crop.
         seed: Seed of the run.
     """
 
@@ -66,7 +66,7 @@ class Augment:
         self.seed = seed
 
     def __call__(self, image: Image.Image, *, epoch: int, index: int, view: int = 0) -> Image.Image:
-        """The view of the `index`-th photo in this epoch; `view` tells apart several views of one epoch."""
+        """Return the view of the `index`-th photo in this epoch; `view` distinguishes several views per epoch."""
         rng, config = self._random(epoch, index, view), self.config
         image = self._laid_out(rng, image)
         if config.cutout > 0:
@@ -74,9 +74,9 @@ class Augment:
         return rand_augment(rng, image, config.operations, config.magnitude)
 
     def layout(self, image: Image.Image, *, epoch: int, index: int, view: int = 0) -> Image.Image:
-        """Crop and mirror a picture that lies on the `index`-th photo, such as a mask, as the view does.
+        """Crop and mirror a picture aligned with the `index`-th photo, such as a mask, like the view.
 
-        Cutout and RandAugment, some of which turn or shift a photo, are not followed.
+        Cutout and RandAugment, which may rotate or shift the photo, are not applied.
         """
         return self._laid_out(self._random(epoch, index, view), image)
 
@@ -97,10 +97,10 @@ class Augment:
 def random_box(
     rng: np.random.Generator, image_size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[float, float, float, float]:
-    """A random part (left, top, right, bottom) of a (width, height) photo, in pixels (Szegedy et al. 2015).
+    """Draw a random crop (left, top, right, bottom) of a (width, height) photo, in pixels (Szegedy et al. 2015).
 
-    Its share of the area is uniform in `scale`, its width over height log-uniform in `ratio`; where ten tries find
-    none, it is the largest centred part within `ratio`.
+    Its share of the area is uniform in `scale`, its aspect ratio log-uniform in `ratio`; after ten failed
+    attempts, it is the largest centred crop within `ratio`.
     """
     width, height = image_size
     low, high = math.log(ratio[0]), math.log(ratio[1])
@@ -128,7 +128,7 @@ def cutout(rng: np.random.Generator, image: Image.Image, share: float) -> Image.
 
 
 def rand_augment(rng: np.random.Generator, image: Image.Image, operations: int, magnitude: float) -> Image.Image:
-    """Apply `operations` of RandAugment's fourteen in a row, drawn with replacement (Cubuk et al. 2020)."""
+    """Apply `operations` of RandAugment's fourteen, drawn with replacement (Cubuk et al. 2020)."""
     for _ in range(operations):
         operation = OPERATIONS[int(rng.integers(len(OPERATIONS)))]
         sign = 1 if rng.random() < 0.5 else -1

@@ -1,4 +1,4 @@
-"""Posts without labels: what `intclip predict` and `intclip report` read."""
+"""Unlabelled posts, for `intclip predict` and `intclip report`."""
 
 import io
 import os
@@ -25,25 +25,25 @@ class _Named(io.BytesIO):
 
 
 def is_table(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is named like a table (.csv, .tsv, .jsonl, .ndjson, .parquet)."""
+    """Return whether a path has a table's suffix (.csv, .tsv, .jsonl, .ndjson, .parquet)."""
     return Path(path).suffix.lower() in SUFFIXES
 
 
 def read_posts(
     paths: Sequence[str], *, exclude: Sequence[str] = ()
 ) -> tuple[list[ImageInput | None], list[str | None]]:
-    """Photos and words of posts, None where a post lacks one of them.
+    """Return photos and texts of posts, None where one is missing.
 
     Args:
-        paths: Tables with columns image, text or both (their other names: `intclip.data.tables.COLUMNS`), and photos,
-            folders, patterns and lists, which are posts without words; "-" reads a list, or one photo, from standard
-            input. Photos of a table are relative to its folder. Those that a list or a table names need not be there:
-            whoever reads them says so.
+        paths: Tables with columns image, text or both (see `intclip.data.tables.COLUMNS` for other
+            names), and photos, folders, patterns and lists, which are posts without text; "-" reads a list, or one
+            photo, from standard input. Photos of a table are relative to its folder. Photos of lists and tables may be
+            missing; reading them reports it.
         exclude: See `find_images`.
 
     Raises:
-        DatasetError: A table is missing or malformed, or a row has neither photo nor words.
-        ImageError: A folder holds no photo.
+        DatasetError: A table is missing or malformed, or a row has neither photo nor text.
+        ImageError: A folder has no photos.
     """
     images: list[ImageInput | None] = []
     texts: list[str | None] = []
@@ -64,10 +64,10 @@ def read_posts(
 
 
 def read_standard_input() -> Sequence[ImageInput]:
-    """The photos that standard input names, one path a line, or the one photo that it is.
+    """Return the photos listed on standard input, one path per line, or the one photo that it contains.
 
     Raises:
-        ImageError: It is empty, or larger than a photo is.
+        ImageError: It is empty or too large.
     """
     content = sys.stdin.buffer.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
@@ -89,7 +89,7 @@ def _read_table(table: Path) -> Iterator[tuple[ImageInput | None, str | None]]:
         if not isinstance(image, EmbeddedPhoto):
             image = _filled(image)
         if image is None and text is None:
-            raise DatasetError(f"{row.where}: there is neither photo nor text; fill one in or remove the row")
+            raise DatasetError(f"{row.where}: neither photo nor text; fill one in or remove the row")
         yield (table.parent / image if isinstance(image, str) and not is_remote(image) else image), text
 
 

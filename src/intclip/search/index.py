@@ -185,7 +185,8 @@ def update_index(
 def _refuse_other_files(folder: Path) -> None:
     """Reject a folder with other files, except what a killed first update left.
 
-    Files that an update will remove are recognised by content, not only by name: there may be photos in a folder "work".
+    Files that an update will remove are recognised by content, not only by name: photos may be in a folder
+    "work".
     """
     parts = {path.name: {PHOTOS, ERRORS, VECTORS} for path in _generations(folder)}
     parts[WORK] = {MANIFEST, INPUTS, SHARDS, PROGRESS}
