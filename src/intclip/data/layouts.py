@@ -48,8 +48,7 @@ def load_folder(
     shares: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """Load photos from `root/<label>/…` or, with splits, from
-    `root/{train,val,test}/<label>/…`.
+    """Load photos from `root/<label>/…` or, with splits, from `root/{train,val,test}/<label>/…`.
 
     Args:
         root: The folder.
@@ -140,8 +139,7 @@ def load_webdataset(
     seed: int = 0,
     positive_share: float = 0.5,
 ) -> Dataset:
-    """Load WebDataset tars: members with equal names up to the first dot are one
-    sample.
+    """Load WebDataset tars: members with equal names up to the first dot are one sample.
 
     A sample has a photo (`.jpg`, `.png`, …), and labels in `.json` (an object with the columns of a table, see
     `intclip.data.tables`) or `.cls` (a label's name or number); `.txt` is its text. Tars named `train*`, `val*` or

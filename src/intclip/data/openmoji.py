@@ -53,8 +53,7 @@ def load_openmoji(
     per_class: int | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """Load OpenMoji drawings with Unicode's subcategory as label and its category as parent, split 70 / 15 / 15 % by
-    `seed`.
+    """Load OpenMoji drawings with Unicode's subcategories as labels, split 70 / 15 / 15 % by `seed`.
 
     Args:
         root: Cache folder for the rendered PNGs; default: `openmoji` in `intclip.files.cache_home()`.

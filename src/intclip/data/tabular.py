@@ -322,8 +322,7 @@ def _targets(row: Row, reader: Labels, wide: Mapping[str, str]) -> npt.NDArray[n
 
 
 def _settle_twin(sample: Sample, row: Row, ids: Mapping[str, Row]) -> Sample:
-    """Handle rows with the same id: the same photo in two posts or splits is two samples; labels spread over rows are
-    an error.
+    """Resolve equal ids: a photo in two posts or splits is two samples; labels spread over rows are an error.
 
     (`intclip data check` reports photos in two splits.)
     """
