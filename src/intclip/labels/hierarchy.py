@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from intclip.errors import TaxonomyError, listed
 
@@ -20,23 +19,26 @@ class Node:
 
 
 def resolve_levels(
-    classes: Sequence[Node], declared: Any, where: str
+    classes: Sequence[Node], declared: Mapping[str, Mapping[str, str | None]] | None, where: str
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
     """Coarser levels (level name to names) and each class's ancestors, nearest first.
 
     Args:
         classes: The finest level.
-        declared: Level name to its names, or to lines of `name: parent`, fine to coarse; without it, the classes'
-            parents are the one coarser level.
+        declared: Level name to its names and their parents, fine to coarse; None makes the classes' parents the one
+            coarser level.
         where: The file, for messages.
 
     Raises:
         TaxonomyError: Parents go round in a cycle, or a name is an orphan, childless or twice in its level.
     """
-    levels = _declared_levels(classes, declared, where)
+    levels = declared
+    if levels is None:
+        parents = [node.parent for node in classes if node.parent is not None]
+        levels = {PARENT_LEVEL: dict.fromkeys(parents)} if parents else {}
     if not levels:
         return {}, {node.name: () for node in classes}
-    references: list[dict[str, str | None]] = [{node.name: node.parent for node in classes}, *levels.values()]
+    references: list[Mapping[str, str | None]] = [{node.name: node.parent for node in classes}, *levels.values()]
     _refuse_cycles(references, implicit=declared is None, where=where)
     entries = {node.name: node.entry for node in classes}
     for depth, (level, above) in enumerate(levels.items()):
@@ -65,33 +67,6 @@ def resolve_levels(
             line.append(name)
         ancestors[node.name] = tuple(line)
     return {level: tuple(names) for level, names in levels.items()}, ancestors
-
-
-def _declared_levels(classes: Sequence[Node], declared: Any, where: str) -> dict[str, dict[str, str | None]]:
-    if declared is None:
-        parents = [node.parent for node in classes if node.parent is not None]
-        return {PARENT_LEVEL: dict.fromkeys(parents)} if parents else {}
-    if not isinstance(declared, Mapping) or not declared:
-        raise TaxonomyError(f"{where}: parents must be lines of `level:` with names under each, fine to coarse")
-    levels: dict[str, dict[str, str | None]] = {}
-    for level, names in declared.items():
-        entry = f"{where}: parents: {level}"
-        if isinstance(names, Mapping):
-            levels[str(level)] = {_name(n, entry): None if p is None else _name(p, entry) for n, p in names.items()}
-        elif isinstance(names, list) and names:
-            listed = [_name(name, entry) for name in names]
-            if twice := [name for i, name in enumerate(listed) if name in listed[:i]]:
-                raise TaxonomyError(f"{entry}: the name {twice[0]!r} is there twice; keep one")
-            levels[str(level)] = dict.fromkeys(listed)
-        else:
-            raise TaxonomyError(f"{entry} must be a list of names, or lines of `name: parent`")
-    return levels
-
-
-def _name(value: Any, entry: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise TaxonomyError(f"{entry}: {value!r:.60} is not a name; put it in quotes if it is meant as one")
-    return " ".join(value.split())
 
 
 def _refuse_cycles(references: Sequence[Mapping[str, str | None]], *, implicit: bool, where: str) -> None:

@@ -5,9 +5,9 @@ from typing import Any
 
 import yaml
 
+from intclip.labels.file_model import CLASS_LEVEL
 from intclip.labels.hierarchy import PARENT_LEVEL
 from intclip.labels.lengths import WORD_RANGES
-from intclip.labels.reading import CLASS_LEVEL
 from intclip.labels.taxonomy import Taxonomy
 
 
