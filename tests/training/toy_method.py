@@ -20,11 +20,12 @@ class ToyOptions(Options, frozen=True):
 
 class ToyMethod(Method):
     Options = ToyOptions
+    options: ToyOptions
     loss_reduction = "sum"
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: ToyOptions) -> None:
-        super().__init__(backbone, taxonomy)
-        self.options, self.views = options, options.views
+        super().__init__(backbone, taxonomy, options)
+        self.views = options.views
         self.hidden = nn.Linear(backbone.embed_dim, 16)
         self.drop = nn.Dropout(options.dropout)
         self.out = nn.Linear(16, len(taxonomy.names))

@@ -19,10 +19,21 @@ from intclip.backbones.base import Backbone, FeatureName, Features
 from intclip.errors import IntclipError
 from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.beside import READERS
+from intclip.methods.loss_options import LossOptions
 
 
 class Options(BaseModel, frozen=True, extra="forbid"):
     """Base of every method's options: the `method.options` section of a recipe."""
+
+
+class ClassifierOptions(Options, frozen=True):
+    """Base of the options of a `Classifier`.
+
+    Attributes:
+        loss: The classification loss.
+    """
+
+    loss: LossOptions = LossOptions()
 
 
 Beside = Literal["mask", "text", "words"]
@@ -70,6 +81,7 @@ class Method(nn.Module, ABC):
     Args:
         backbone: The frozen backbone whose features it reads.
         taxonomy: The K labels.
+        options: Validated; of the class `Options`.
 
     Attributes:
         Options: The class of its options; the registry validates a recipe's `method.options` with it.
@@ -81,6 +93,7 @@ class Method(nn.Module, ABC):
             "mean" averages over them.
         backbone: The frozen backbone; never trained, never stored with the method.
         taxonomy: The K labels.
+        options: Its options.
         temperature: Logits are divided by it where a trained model's become probabilities; `intclip calibrate` fits it.
             Training and losses do not know it.
     """
@@ -92,10 +105,11 @@ class Method(nn.Module, ABC):
     views: int = 1
     loss_reduction: Literal["sum", "mean"] = "mean"
 
-    def __init__(self, backbone: Backbone, taxonomy: Taxonomy) -> None:
+    def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: BaseModel) -> None:
         super().__init__()
         self.backbone = backbone
         self.taxonomy = taxonomy
+        self.options = options
 
     @property
     def channels(self) -> tuple[Channel, ...]:
@@ -202,6 +216,21 @@ class Method(nn.Module, ABC):
             shapes = ", ".join(f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}" for key in wrong)
             raise ValueError(f"wrong shapes: {shapes}")
         self.load_state_dict(state, strict=False)
+
+
+class Classifier(Method):
+    """A method whose options have a classification loss, which is its own loss by default."""
+
+    Options = ClassifierOptions
+    options: ClassifierOptions
+
+    def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: ClassifierOptions) -> None:
+        super().__init__(backbone, taxonomy, options)
+        self.loss_reduction = options.loss.over_photos
+
+    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
+        """The classification loss."""
+        return {"classification": self.options.loss(output.logits, targets)}
 
 
 def part_of(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

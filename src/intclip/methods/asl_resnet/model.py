@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.base import Method, Options, Output, ParameterGroup
+from intclip.methods.base import Classifier, ClassifierOptions, Output, ParameterGroup
 from intclip.methods.loss_options import LossOptions
 from intclip.methods.region_maps import region_map
 from intclip.methods.visual_map import MapOptions, VisualMap, deep_and_rest
 
 
-class AslResnetOptions(Options, frozen=True):
+class AslResnetOptions(ClassifierOptions, frozen=True):
     """Options of the plain classifier.
 
     Attributes:
@@ -30,15 +30,14 @@ class AslResnetOptions(Options, frozen=True):
     deep_lr: float = Field(default=1.0, gt=0)
 
 
-class AslResnet(Method):
+class AslResnet(Classifier):
     """Map, mean over regions, linear layer."""
 
     Options = AslResnetOptions
+    options: AslResnetOptions
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: AslResnetOptions) -> None:
-        super().__init__(backbone, taxonomy)
-        self.options = options
-        self.loss_reduction = options.loss.over_photos
+        super().__init__(backbone, taxonomy, options)
         self.visual = VisualMap(backbone, options.visual)
         self.needs = self.visual.needs
         self.dropout = nn.Dropout(options.dropout)

@@ -6,18 +6,18 @@ Self-Attention Features and Local Multiscale Features (2023); the details are ou
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.base import Method, Options, Output, ParameterGroup
+from intclip.methods.base import Classifier, ClassifierOptions, Output, ParameterGroup
 from intclip.methods.loss_options import LossOptions
 from intclip.methods.query_decoder import EncoderLayer
 from intclip.methods.region_maps import region_map
 from intclip.methods.visual_map import MapOptions, VisualMap, deep_and_rest
 
 
-class CglfNetOptions(Options, frozen=True):
+class CglfNetOptions(ClassifierOptions, frozen=True):
     """Options of CGLF-Net.
 
     Attributes:
@@ -41,15 +41,14 @@ class CglfNetOptions(Options, frozen=True):
     deep_lr: float = Field(default=1.0, gt=0)
 
 
-class CglfNet(Method):
+class CglfNet(Classifier):
     """Global and local branch over one map, stacked into one linear layer."""
 
     Options = CglfNetOptions
+    options: CglfNetOptions
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: CglfNetOptions) -> None:
-        super().__init__(backbone, taxonomy)
-        self.options = options
-        self.loss_reduction = options.loss.over_photos
+        super().__init__(backbone, taxonomy, options)
         self.visual = VisualMap(backbone, options.visual)
         self.needs = self.visual.needs
         dim = options.dim
@@ -77,10 +76,6 @@ class CglfNet(Method):
                 lambda rows: self.head(torch.cat([whole[:, None].expand(-1, rows.shape[1], -1), rows], dim=2)), local
             )
         return output
-
-    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """The classification loss."""
-        return {"classification": self.options.loss(output.logits, targets)}
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Groups "deep" (where it trains) and "rest"."""

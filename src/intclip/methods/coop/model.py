@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.base import Method, Output, ParameterGroup
+from intclip.methods.base import Classifier, ClassifierOptions, Output, ParameterGroup
 from intclip.methods.loss_options import LossOptions
 from intclip.methods.prompts import NEGATIVE, POSITIVE, ClassTokenPosition, PromptLearner
 from intclip.methods.region_maps import region_map
 from intclip.methods.sentence_scoring import ScoringOptions, SentenceScoring
 
 
-class CoopOptions(ScoringOptions, frozen=True):
+class CoopOptions(ScoringOptions, ClassifierOptions, frozen=True):
     """Options of CoOp, and those of the scale of a single prompt.
 
     Attributes:
@@ -46,16 +46,15 @@ class CoopOptions(ScoringOptions, frozen=True):
     loss: LossOptions = LossOptions(reduction="batch")
 
 
-class CoOp(Method):
+class CoOp(Classifier):
     """Learned prompts against the photo's embedding."""
 
     Options = CoopOptions
+    options: CoopOptions
     needs = ("pooled", "regions")
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: CoopOptions) -> None:
-        super().__init__(backbone, taxonomy)
-        self.options = options
-        self.loss_reduction = options.loss.over_photos
+        super().__init__(backbone, taxonomy, options)
         self.prompts = PromptLearner(
             backbone.text,
             taxonomy.sentences(options.sentence_form),
@@ -82,10 +81,6 @@ class CoOp(Method):
         """Text features (halves, K, D), not of length 1; those of CoCoOp differ between photos: (halves, B, K, D)."""
         text: Tensor = self.prompts(self.backbone.text)
         return text
-
-    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """The classification loss."""
-        return {"classification": self.options.loss(output.logits, targets)}
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Groups "prompts" and, without weight decay, "bias"."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
 from intclip.losses import soft_cross_entropy
-from intclip.methods.base import Method, Options, Output, ParameterGroup
+from intclip.methods.base import Classifier, ClassifierOptions, Output, ParameterGroup
 from intclip.methods.branches import Branch
 from intclip.methods.label_graph import text_embeddings
 from intclip.methods.label_levels import coarser_targets, level_steps
@@ -24,7 +24,7 @@ from intclip.methods.stage_maps import LAST, stage_maps, stage_sources
 from intclip.methods.visual_map import deep_and_rest
 
 
-class CpadOptions(Options, frozen=True):
+class CpadOptions(ClassifierOptions, frozen=True):
     """Options of CPAD. What is not published has values that are ours; see README.md.
 
     Attributes:
@@ -53,7 +53,7 @@ class CpadOptions(Options, frozen=True):
     deep_lr: float = Field(default=0.1, gt=0)
 
 
-class CPAD(Method):
+class CPAD(Classifier):
     """CPAD over any backbone and any taxonomy.
 
     Attributes:
@@ -61,11 +61,10 @@ class CPAD(Method):
     """
 
     Options = CpadOptions
+    options: CpadOptions
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: CpadOptions) -> None:
-        super().__init__(backbone, taxonomy)
-        self.options = options
-        self.loss_reduction = options.loss.over_photos
+        super().__init__(backbone, taxonomy, options)
         names = list(taxonomy.levels.values())[: options.levels]
         self._stages = tuple(range(LAST, LAST - len(names), -1))
         self.branch = Branch(backbone.deep) if options.train == "deep" else None

@@ -5,17 +5,17 @@ the mean region as one more region.
 """
 
 from pydantic import Field
-from torch import Tensor
 
 from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.base import Method, Options, Output
+from intclip.methods.base import Classifier, ClassifierOptions, Output
+from intclip.methods.free_prompts import FreeHalfPrompts
 from intclip.methods.loss_options import LossOptions
 from intclip.methods.prompts import PromptLearner
 from intclip.methods.region_pooling import PoolingOptions, RegionPooling
 
 
-class DualcoopOptions(Options, frozen=True):
+class DualcoopOptions(ClassifierOptions, frozen=True):
     """Options of DualCoOp; the defaults are its code's, the loss scale that of its COCO example.
 
     Attributes:
@@ -35,24 +35,28 @@ class DualcoopOptions(Options, frozen=True):
     loss: LossOptions = LossOptions(scale=0.03)
 
 
-class DualCoOp(Method):
+class DualCoOp(Classifier):
     """Dual prompts and class-specific region pooling on the frozen region features."""
 
     Options = DualcoopOptions
+    options: DualcoopOptions
     needs = ("regions",)
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: DualcoopOptions) -> None:
-        super().__init__(backbone, taxonomy)
-        self.options = options
-        self.loss_reduction = options.loss.over_photos
-        self.prompts = PromptLearner(
-            backbone.text,
-            taxonomy.sentences(options.sentence_form),
+        super().__init__(backbone, taxonomy, options)
+        self.prompts = self.make_prompts()
+        self.pooling = RegionPooling(options.pooling, len(taxonomy.names))
+
+    def make_prompts(self) -> PromptLearner | FreeHalfPrompts:
+        """The pairs of prompts; PositiveCoOp has others."""
+        options = self.options
+        return PromptLearner(
+            self.backbone.text,
+            self.taxonomy.sentences(options.sentence_form),
             context_length=options.context_length,
             class_specific=options.class_specific,
             period=options.period,
         )
-        self.pooling = RegionPooling(options.pooling, len(taxonomy.names))
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
         """Logits (B, K), and the "sight" map."""
@@ -61,7 +65,3 @@ class DualCoOp(Method):
         if maps:
             self.pooling.show(output, "sight", regions, text)
         return output
-
-    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """The classification loss."""
-        return {"classification": self.options.loss(output.logits, targets)}

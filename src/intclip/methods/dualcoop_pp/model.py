@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.base import Method, Options, Output, ParameterGroup
+from intclip.methods.base import Classifier, ClassifierOptions, Output, ParameterGroup
 from intclip.methods.loss_options import LossOptions
 from intclip.methods.prompts import NEGATIVE, POSITIVE, PromptLearner
 
@@ -23,7 +23,7 @@ EVIDENCE = 2
 _SHARPNESS = 200
 
 
-class DualcoopPpOptions(Options, frozen=True):
+class DualcoopPpOptions(ClassifierOptions, frozen=True):
     """Options of DualCoOp++.
 
     Attributes:
@@ -48,16 +48,15 @@ class DualcoopPpOptions(Options, frozen=True):
     loss: LossOptions = LossOptions(scale=0.03)
 
 
-class DualCoOpPP(Method):
+class DualCoOpPP(Classifier):
     """Evidence, positive and negative prompts against the frozen region features."""
 
     Options = DualcoopPpOptions
+    options: DualcoopPpOptions
     needs = ("regions",)
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: DualcoopPpOptions) -> None:
-        super().__init__(backbone, taxonomy)
-        self.options = options
-        self.loss_reduction = options.loss.over_photos
+        super().__init__(backbone, taxonomy, options)
         self.prompts = PromptLearner(
             backbone.text,
             taxonomy.sentences(options.sentence_form),
@@ -82,10 +81,6 @@ class DualCoOpPP(Method):
         if maps:
             output.maps["sight"] = scores.reshape(*scores.shape[:2], *regions.shape[2:])
         return output
-
-    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """The classification loss."""
-        return {"classification": self.options.loss(output.logits, targets)}
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Groups "prompts" and, without weight decay, "sharpness"."""

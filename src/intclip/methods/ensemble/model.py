@@ -54,10 +54,10 @@ class Ensemble(Method):
     """
 
     Options = EnsembleOptions
+    options: EnsembleOptions
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: EnsembleOptions) -> None:
-        super().__init__(backbone, taxonomy)
-        self.options = options
+        super().__init__(backbone, taxonomy, options)
         towers = dict.fromkeys(each.tower for each in options.members if each.tower is not None)
         views = {name: backbone.tower(name) for name in towers}
         members = [

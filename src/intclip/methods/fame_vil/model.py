@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.base import Method, Options, Output
+from intclip.methods.base import Classifier, ClassifierOptions, Output
 from intclip.methods.label_graph import label_embeddings
 from intclip.methods.loss_options import LossOptions
 from intclip.methods.region_maps import region_map
 
 
-class FameVilOptions(Options, frozen=True):
+class FameVilOptions(ClassifierOptions, frozen=True):
     """Options of the adapters.
 
     Attributes:
@@ -81,20 +81,19 @@ class CrossAttentionAdapter(nn.Module):
         return added
 
 
-class FameVil(Method):
+class FameVil(Classifier):
     """Frozen deep layers with adapters before every block, and a linear head.
 
     Before and not behind, so that what the last block promises of its output still holds.
     """
 
     Options = FameVilOptions
+    options: FameVilOptions
     needs = ("trunk",)
     label_text: Tensor
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: FameVilOptions) -> None:
-        super().__init__(backbone, taxonomy)
-        self.options = options
-        self.loss_reduction = options.loss.over_photos
+        super().__init__(backbone, taxonomy, options)
         # Not stored: it follows from the sentences, which a bundle keeps.
         text = label_embeddings(backbone.text, taxonomy, options.sentence_form)
         self.register_buffer("label_text", text, persistent=False)
@@ -117,10 +116,6 @@ class FameVil(Method):
         if maps:
             output.maps["fused"] = region_map(self.head, self.backbone.head.regions(x))
         return output
-
-    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """The classification loss."""
-        return {"classification": self.options.loss(output.logits, targets)}
 
 
 def _blocks(backbone: Backbone) -> list[nn.Module]:

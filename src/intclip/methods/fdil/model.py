@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
 from intclip.losses import binary_cross_entropy_with_logits
-from intclip.methods.base import Method, Output
+from intclip.methods.base import Classifier, Output
 from intclip.methods.mlp_probe.model import MlpProbeOptions
 from intclip.methods.probe_inputs import ProbeInput, vector_needs
 from intclip.methods.sentence_scoring import encode_classes
@@ -39,18 +39,17 @@ class FdilOptions(MlpProbeOptions, frozen=True):
     distillation: float = Field(default=1.0, ge=0)
 
 
-class Fdil(Method):
+class Fdil(Classifier):
     """MLP student of photos, MLP teacher of their words; only the student is used for prediction."""
 
     Options = FdilOptions
+    options: FdilOptions
     sentences: Tensor
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: FdilOptions) -> None:
-        super().__init__(backbone, taxonomy)
-        self.options = options
+        super().__init__(backbone, taxonomy, options)
         self.needs = tuple(dict.fromkeys((*vector_needs(options.vector), "pooled")))
         self.beside = ("text",) if options.distillation else ()
-        self.loss_reduction = options.loss.over_photos
         self.input = ProbeInput(backbone.embed_dim, options.vector, options.scaling)
         self.student = _mlp(self.input.width, len(taxonomy), options)
         self.teacher = _mlp(backbone.text.embed_dim, len(taxonomy), options) if options.distillation else None

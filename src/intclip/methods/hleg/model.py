@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.base import Method, Options, Output, ParameterGroup
+from intclip.methods.base import Classifier, ClassifierOptions, Output, ParameterGroup
 from intclip.methods.label_graph import label_embeddings
 from intclip.methods.label_levels import coarser_targets, level_steps
 from intclip.methods.loss_options import LossOptions
@@ -21,7 +21,7 @@ from intclip.methods.region_maps import attention_map
 from intclip.methods.visual_map import MapOptions, VisualMap, deep_and_rest
 
 
-class HlegOptions(Options, frozen=True):
+class HlegOptions(ClassifierOptions, frozen=True):
     """Options of HLEG; the defaults are the released code's.
 
     Attributes:
@@ -46,16 +46,15 @@ class HlegOptions(Options, frozen=True):
     deep_lr: float = Field(default=1.0, gt=0)
 
 
-class HLEG(Method):
+class HLEG(Classifier):
     """HLEG over any backbone and any taxonomy; with one level it is Query2Label whose states do not start at 0."""
 
     Options = HlegOptions
+    options: HlegOptions
     label_text: Tensor
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: HlegOptions) -> None:
-        super().__init__(backbone, taxonomy)
-        self.options = options
-        self.loss_reduction = options.loss.over_photos
+        super().__init__(backbone, taxonomy, options)
         self.visual = VisualMap(backbone, options.visual)
         self.needs = self.visual.needs
         sizes = [len(names) for names in taxonomy.levels.values()]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from intclip.backbones.base import Backbone, FeatureName, Features
 from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.aggregation import ATTENTION, AggregationVariant, SightAssistedAggregation
-from intclip.methods.base import Method, Options, Output, ParameterGroup
+from intclip.methods.base import Classifier, ClassifierOptions, Output, ParameterGroup
 from intclip.methods.branches import Branch
 from intclip.methods.free_prompts import FreeHalfPrompts
 from intclip.methods.hierarchy_loss import Hierarchy, HierarchyOptions
@@ -48,7 +48,7 @@ class LearningRates(BaseModel, frozen=True, extra="forbid"):
     hierarchy: float = Field(default=1.0, gt=0)
 
 
-class IntclipOptions(Options, frozen=True):
+class IntclipOptions(ClassifierOptions, frozen=True):
     """Options of IntCLIP; the defaults are the paper's.
 
     Attributes:
@@ -103,16 +103,15 @@ class IntclipOptions(Options, frozen=True):
         return self
 
 
-class IntCLIP(Method):
+class IntCLIP(Classifier):
     """IntCLIP over any backbone that has region features."""
 
     Options = IntclipOptions
+    options: IntclipOptions
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: IntclipOptions) -> None:
-        super().__init__(backbone, taxonomy)
-        self.options = options
+        super().__init__(backbone, taxonomy, options)
         self.needs = _needs(options)
-        self.loss_reduction = options.loss.over_photos
         self.prompts = _prompts(backbone, taxonomy, options)
         self.pooling = RegionPooling(options.pooling, len(taxonomy.names))
         self.semantic: Branch | None = None

@@ -6,13 +6,13 @@ from torch import Tensor, nn
 
 from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.base import Method, Options, Output
+from intclip.methods.base import Classifier, ClassifierOptions, Output
 from intclip.methods.loss_options import LossOptions
 from intclip.methods.probe_inputs import ProbeInput, Scaling, Vector, vector_needs
 from intclip.methods.region_maps import region_map
 
 
-class LinearProbeOptions(Options, frozen=True):
+class LinearProbeOptions(ClassifierOptions, frozen=True):
     """Options of the linear probe.
 
     Attributes:
@@ -26,16 +26,15 @@ class LinearProbeOptions(Options, frozen=True):
     loss: LossOptions = LossOptions(kind="bce", reduction="batch")
 
 
-class LinearProbe(Method):
+class LinearProbe(Classifier):
     """One linear layer; it starts at zero, so every probability starts at one half."""
 
     Options = LinearProbeOptions
+    options: LinearProbeOptions
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: LinearProbeOptions) -> None:
-        super().__init__(backbone, taxonomy)
-        self.options = options
+        super().__init__(backbone, taxonomy, options)
         self.needs = vector_needs(options.vector)
-        self.loss_reduction = options.loss.over_photos
         self.input = ProbeInput(backbone.embed_dim, options.vector, options.scaling)
         self.linear = nn.Linear(self.input.width, len(taxonomy.names))
         nn.init.zeros_(self.linear.weight)
@@ -54,10 +53,6 @@ class LinearProbe(Method):
         if maps and self.options.vector == "region_mean" and self.options.scaling != "l2":
             output.maps["fused"] = region_map(self._score, features["regions"])
         return output
-
-    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """The classification loss."""
-        return {"classification": self.options.loss(output.logits, targets)}
 
     def _score(self, rows: Tensor) -> Tensor:
         """Logits (B, N, K) of region features (B, N, D), each read as if it were the mean."""

@@ -17,7 +17,7 @@ from intclip.backbones import load_backbone
 from intclip.backbones.base import Backbone, Features
 from intclip.errors import DatasetError, RecipeError
 from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.base import Method, Output, ParameterGroup
+from intclip.methods.base import Classifier, Output, ParameterGroup
 from intclip.methods.branches import Branch
 from intclip.methods.label_graph import LabelCounts, LabelGCN, label_adjacency, label_embeddings
 from intclip.methods.mccl.options import McclOptions
@@ -31,7 +31,7 @@ from intclip.methods.visual_map import deep_and_rest
 _log = logging.getLogger("intclip.methods")
 
 
-class MCCL(Method):
+class MCCL(Classifier):
     """MCCL over any backbone.
 
     Attributes:
@@ -40,16 +40,15 @@ class MCCL(Method):
     """
 
     Options = McclOptions
+    options: McclOptions
     label_text: Tensor
     adjacency: Tensor
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: McclOptions) -> None:
-        super().__init__(backbone, taxonomy)
+        super().__init__(backbone, taxonomy, options)
         classes, dim = len(taxonomy), cast(int, options.decoder.dim)
         if options.pool.prototypes < classes:
             raise RecipeError(f"pool.prototypes {options.pool.prototypes} is below the number of classes, {classes}")
-        self.options = options
-        self.loss_reduction = options.loss.over_photos
         self.branch: Branch | None = None
         if options.train == "deep":
             if LAST not in options.stages:
@@ -128,10 +127,6 @@ class MCCL(Method):
         """Label embeddings behind the graph (K, d): what the labels ask the regions with."""
         queries: Tensor = self.label_graph(self.label_text, self.adjacency)
         return queries
-
-    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """The classification loss."""
-        return {"classification": self.options.loss(output.logits, targets)}
 
     def after_step(self) -> None:
         """Online clustering (Eq. 5) and usage."""

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, field_validator
 
-from intclip.methods.base import Options
+from intclip.methods.base import ClassifierOptions
 from intclip.methods.label_graph import GraphOptions
 from intclip.methods.loss_options import LossOptions
 from intclip.methods.prototypes import Update
@@ -40,7 +40,7 @@ class PoolOptions(BaseModel, frozen=True, extra="forbid"):
     collapse: float = Field(default=0.1, ge=0, le=1)
 
 
-class McclOptions(Options, frozen=True):
+class McclOptions(ClassifierOptions, frozen=True):
     """Options of MCCL. What the published text leaves open has the values that worked here; see README.md.
 
     Attributes:

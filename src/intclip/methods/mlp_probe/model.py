@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.base import Method, Options, Output
+from intclip.methods.base import Classifier, ClassifierOptions, Output
 from intclip.methods.loss_options import LossOptions
 from intclip.methods.probe_inputs import ProbeInput, Scaling, Vector, vector_needs
 
 
-class MlpProbeOptions(Options, frozen=True):
+class MlpProbeOptions(ClassifierOptions, frozen=True):
     """Options of the MLP probe.
 
     Attributes:
@@ -30,16 +30,15 @@ class MlpProbeOptions(Options, frozen=True):
     loss: LossOptions = LossOptions(gamma_pos=0, reduction="batch")
 
 
-class MLPProbe(Method):
+class MLPProbe(Classifier):
     """Linear, GELU, dropout, linear."""
 
     Options = MlpProbeOptions
+    options: MlpProbeOptions
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: MlpProbeOptions) -> None:
-        super().__init__(backbone, taxonomy)
-        self.options = options
+        super().__init__(backbone, taxonomy, options)
         self.needs = vector_needs(options.vector)
-        self.loss_reduction = options.loss.over_photos
         self.input = ProbeInput(backbone.embed_dim, options.vector, options.scaling)
         self.layers = nn.Sequential(
             nn.Linear(self.input.width, options.hidden),
@@ -55,7 +54,3 @@ class MLPProbe(Method):
     def forward(self, features: Features, *, maps: bool = False) -> Output:
         """Logits (B, K); no maps."""
         return Output(self.layers(self.input(features)))
-
-    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """The classification loss."""
-        return {"classification": self.options.loss(output.logits, targets)}

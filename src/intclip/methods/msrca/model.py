@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.base import Method, Options, Output, ParameterGroup
+from intclip.methods.base import Classifier, ClassifierOptions, Output, ParameterGroup
 from intclip.methods.branches import Branch
 from intclip.methods.feature_pyramid import FeaturePyramid
 from intclip.methods.loss_options import LossOptions
@@ -25,7 +25,7 @@ from intclip.methods.visual_map import deep_and_rest
 _STAGES = (2, 3, LAST)
 
 
-class MsrcaOptions(Options, frozen=True):
+class MsrcaOptions(ClassifierOptions, frozen=True):
     """Options of MSRCA.
 
     Attributes:
@@ -49,15 +49,14 @@ class MsrcaOptions(Options, frozen=True):
     deep_lr: float = Field(default=1.0, gt=0)
 
 
-class Msrca(Method):
+class Msrca(Classifier):
     """Pyramid, regions, self-attention; the related regions' mean beside that of the last map."""
 
     Options = MsrcaOptions
+    options: MsrcaOptions
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: MsrcaOptions) -> None:
-        super().__init__(backbone, taxonomy)
-        self.options = options
-        self.loss_reduction = options.loss.over_photos
+        super().__init__(backbone, taxonomy, options)
         self.branch = Branch(backbone.deep) if options.train == "deep" else None
         shapes, self._sources = stage_sources(backbone, _STAGES, trains=self.branch is not None)
         self.needs = tuple(dict.fromkeys(self._sources.values()))
@@ -88,10 +87,6 @@ class Msrca(Method):
                 lambda rows: self.head(torch.cat([related[:, None].expand(-1, rows.shape[1], -1), rows], dim=2)), visual
             )
         return output
-
-    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """The classification loss."""
-        return {"classification": self.options.loss(output.logits, targets)}
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Groups "deep" (where it trains) and "rest"."""

@@ -40,11 +40,11 @@ class MultiGuard(Method):
     """A method under noise. It reads pixels, since noise comes before the backbone, so nothing can be cached."""
 
     Options = MultiguardOptions
+    options: MultiguardOptions
     needs = ("pixels",)
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: MultiguardOptions) -> None:
-        super().__init__(backbone, taxonomy)
-        self.options = options
+        super().__init__(backbone, taxonomy, options)
         if options.method.replace("-", "_") == "multiguard":
             raise RecipeError("multiguard cannot wrap itself; name another method")
         self.inner = build_method(options.method, backbone, taxonomy, options.options)

@@ -57,17 +57,17 @@ class PipNet(Method):
     """
 
     Options = PipnetOptions
+    options: PipnetOptions
     prototypes: Tensor
     made: Tensor
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: PipnetOptions) -> None:
-        super().__init__(backbone, taxonomy)
+        super().__init__(backbone, taxonomy, options)
         classes = len(taxonomy)
         if classes < 2:
             raise RecipeError(
                 "method pipnet shares one whole among the classes, and this taxonomy has one only; take linear_probe"
             )
-        self.options = options
         self.visual = VisualMap(backbone, options.visual)
         self.needs = self.visual.needs
         start = F.normalize(torch.randn(classes, options.prototypes, self.visual.channels), dim=2)

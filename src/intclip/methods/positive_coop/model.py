@@ -5,14 +5,10 @@ Rawlekar, Bhatnagar, Ahuja: Rethinking Prompting Strategies for Multi-Label Reco
 """
 
 from pydantic import Field
-from torch import Tensor
 
-from intclip.backbones.base import Backbone, Features
-from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.base import Method, Output, ParameterGroup
-from intclip.methods.dualcoop.model import DualcoopOptions
+from intclip.methods.base import ParameterGroup
+from intclip.methods.dualcoop.model import DualCoOp, DualcoopOptions
 from intclip.methods.free_prompts import FreeHalfPrompts, Half
-from intclip.methods.region_pooling import RegionPooling
 
 
 class PositiveCoopOptions(DualcoopOptions, frozen=True):
@@ -29,38 +25,24 @@ class PositiveCoopOptions(DualcoopOptions, frozen=True):
     prompt_lr: float = Field(default=0.01, gt=0)
 
 
-class PositiveCoOp(Method):
+class PositiveCoOp(DualCoOp):
     """One prompt and one free vector a class against the frozen region features."""
 
     Options = PositiveCoopOptions
-    needs = ("regions",)
+    options: PositiveCoopOptions
 
-    def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: PositiveCoopOptions) -> None:
-        super().__init__(backbone, taxonomy)
-        self.options = options
-        self.loss_reduction = options.loss.over_photos
-        self.prompts = FreeHalfPrompts(
-            backbone.text,
-            taxonomy.sentences(options.sentence_form),
+    def make_prompts(self) -> FreeHalfPrompts:
+        """One prompt and one free vector a class."""
+        options = self.options
+        return FreeHalfPrompts(
+            self.backbone.text,
+            self.taxonomy.sentences(options.sentence_form),
             learned=options.learned,
             std=options.std,
             context_length=options.context_length,
             class_specific=options.class_specific,
             period=options.period,
         )
-        self.pooling = RegionPooling(options.pooling, len(taxonomy))
-
-    def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K), and the "sight" map."""
-        text, regions = self.prompts(self.backbone.text), features["regions"]
-        output = Output(self.pooling(regions, text))
-        if maps:
-            self.pooling.show(output, "sight", regions, text)
-        return output
-
-    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """The classification loss."""
-        return {"classification": self.options.loss(output.logits, targets)}
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Groups "prompts" and "free", none of them decayed."""

@@ -51,13 +51,13 @@ class PostHeads(Method):
     """Solved, not trained: `intclip fit` fits both channels, `prepare` the photos' alone."""
 
     Options = PostHeadsOptions
+    options: PostHeadsOptions
 
     image_labels: Tensor
     text_labels: Tensor
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: PostHeadsOptions) -> None:
-        super().__init__(backbone, taxonomy)
-        self.options = options
+        super().__init__(backbone, taxonomy, options)
         self.needs = ("deep",) if "image" in self.channels else ()
         text = ["text", "sentences", *options.terms]
         blocks: dict[str, list[str]] = {name: ["deep", "joint"] if name == "image" else text for name in self.channels}

@@ -31,11 +31,11 @@ class Prior(Method):
     """
 
     Options = PriorOptions
+    options: PriorOptions
     log_odds: Tensor
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: PriorOptions) -> None:
-        super().__init__(backbone, taxonomy)
-        self.options = options
+        super().__init__(backbone, taxonomy, options)
         self.register_buffer("log_odds", torch.zeros(len(taxonomy.names)))
 
     @torch.no_grad()

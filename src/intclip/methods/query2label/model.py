@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.base import Method, Options, Output, ParameterGroup
+from intclip.methods.base import Classifier, ClassifierOptions, Output, ParameterGroup
 from intclip.methods.label_graph import label_embeddings
 from intclip.methods.loss_options import LossOptions
 from intclip.methods.query_decoder import DecoderOptions, GroupLinear, QueryDecoder
@@ -20,7 +20,7 @@ from intclip.methods.region_maps import attention_map
 from intclip.methods.visual_map import MapOptions, VisualMap, deep_and_rest
 
 
-class Query2labelOptions(Options, frozen=True):
+class Query2labelOptions(ClassifierOptions, frozen=True):
     """Options of Query2Label; the defaults are the released code's.
 
     Attributes:
@@ -40,16 +40,15 @@ class Query2labelOptions(Options, frozen=True):
     deep_lr: float = Field(default=1.0, gt=0)
 
 
-class Query2Label(Method):
+class Query2Label(Classifier):
     """Query2Label over any backbone."""
 
     Options = Query2labelOptions
+    options: Query2labelOptions
     label_text: Tensor
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: Query2labelOptions) -> None:
-        super().__init__(backbone, taxonomy)
-        self.options = options
-        self.loss_reduction = options.loss.over_photos
+        super().__init__(backbone, taxonomy, options)
         self.visual = VisualMap(backbone, options.visual)
         self.needs = self.visual.needs
         self.decoder = QueryDecoder(self.visual.channels, options.decoder)
@@ -76,10 +75,6 @@ class Query2Label(Method):
         if attention is not None:
             output.maps["fused"] = attention_map(attention)
         return output
-
-    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """The classification loss."""
-        return {"classification": self.options.loss(output.logits, targets)}
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Groups "deep" (where it trains) and "rest"."""

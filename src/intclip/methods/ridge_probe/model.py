@@ -10,12 +10,12 @@ from torch import Tensor
 
 from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.base import Method, Options, Output
+from intclip.methods.base import Classifier, ClassifierOptions, Output
 from intclip.methods.loss_options import LossOptions
 from intclip.methods.ridge_probe.solver import fit_logits, fit_nystrom, fit_ridge
 
 
-class RidgeProbeOptions(Options, frozen=True):
+class RidgeProbeOptions(ClassifierOptions, frozen=True):
     """Options of the ridge probe.
 
     Attributes:
@@ -36,10 +36,11 @@ class RidgeProbeOptions(Options, frozen=True):
     loss: LossOptions = LossOptions(kind="bce", reduction="batch")
 
 
-class RidgeProbe(Method):
+class RidgeProbe(Classifier):
     """A linear or kernel reading of the means of the last feature map and, where it is one, of the trunk's output."""
 
     Options = RidgeProbeOptions
+    options: RidgeProbeOptions
     mean: Tensor
     std: Tensor
     weight: Tensor
@@ -48,10 +49,8 @@ class RidgeProbe(Method):
     spread: Tensor
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: RidgeProbeOptions) -> None:
-        super().__init__(backbone, taxonomy)
-        self.options = options
+        super().__init__(backbone, taxonomy, options)
         self.needs = ("trunk",) if options.vector == "stages" else ("pooled",)
-        self.loss_reduction = options.loss.over_photos
         labels = len(taxonomy.names)
         with torch.no_grad():
             side, device = backbone.image_size, next(backbone.parameters()).device
@@ -111,10 +110,6 @@ class RidgeProbe(Method):
         """Logits (B, K); it has no maps."""
         vectors = (self._vectors(features) - self.mean) / self.std
         return Output((self._kernel(vectors) if self.options.landmarks else vectors) @ self.weight + self.bias)
-
-    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """The classification loss, for the logs."""
-        return {"classification": self.options.loss(output.logits, targets)}
 
     def _vectors(self, features: Features) -> Tensor:
         """Unit embeddings (B, D), or signed roots (B, P) of mean features, which let faint evidence count."""

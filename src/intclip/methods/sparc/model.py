@@ -71,6 +71,7 @@ class Sparc(Method):
     """
 
     Options = SparcOptions
+    options: SparcOptions
     needs = ("pooled", "regions")
     single: Tensor
     names: Tensor
@@ -81,8 +82,7 @@ class Sparc(Method):
     directions: Tensor
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: SparcOptions) -> None:
-        super().__init__(backbone, taxonomy)
-        self.options = options
+        super().__init__(backbone, taxonomy, options)
         words = taxonomy.sentences(options.sentence_form)
         single = encode_classes(backbone, words, TEMPLATES[options.templates])
         names = encode_classes(backbone, words, ("{}",))

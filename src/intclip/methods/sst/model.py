@@ -75,6 +75,7 @@ class SST(Method):
     """
 
     Options = SstOptions
+    options: SstOptions
     label_text: Tensor
     adjacency: Tensor
     epochs: Tensor
@@ -82,8 +83,7 @@ class SST(Method):
     seen: Tensor
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: SstOptions) -> None:
-        super().__init__(backbone, taxonomy)
-        self.options = options
+        super().__init__(backbone, taxonomy, options)
         self.visual = VisualMap(backbone, options.visual)
         self.needs = self.visual.needs
         classes, dim = len(taxonomy), options.dim

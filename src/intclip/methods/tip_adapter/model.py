@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from intclip.backbones.base import Backbone, Features
 from intclip.errors import DatasetError
 from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.base import Method, Options, Output
+from intclip.methods.base import Classifier, ClassifierOptions, Output
 from intclip.methods.loss_options import LossOptions
 from intclip.methods.region_maps import region_map
 from intclip.methods.zero_shot.model import ZeroShot, ZeroShotOptions
@@ -43,7 +43,7 @@ class CacheOptions(BaseModel, frozen=True, extra="forbid"):
     smoothing: float = Field(default=0.05, gt=0)
 
 
-class TipAdapterOptions(Options, frozen=True):
+class TipAdapterOptions(ClassifierOptions, frozen=True):
     """Options of Tip-Adapter.
 
     Attributes:
@@ -59,7 +59,7 @@ class TipAdapterOptions(Options, frozen=True):
     loss: LossOptions = LossOptions(kind="bce", reduction="batch")
 
 
-class TipAdapter(Method):
+class TipAdapter(Classifier):
     """A cache of training photos over a zero-shot classifier.
 
     Attributes:
@@ -69,15 +69,14 @@ class TipAdapter(Method):
     """
 
     Options = TipAdapterOptions
+    options: TipAdapterOptions
     needs = ("pooled", "regions")
     values: Tensor
     frequency: Tensor
     first_keys: Tensor
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: TipAdapterOptions) -> None:
-        super().__init__(backbone, taxonomy)
-        self.options = options
-        self.loss_reduction = options.loss.over_photos
+        super().__init__(backbone, taxonomy, options)
         self.zero_shot = ZeroShot(backbone, taxonomy, options.zero_shot)
         self.keys = nn.Parameter(self._empty(backbone.embed_dim), requires_grad=options.fine_tune)
         self.register_buffer("values", self._empty(len(taxonomy)))
@@ -137,10 +136,6 @@ class TipAdapter(Method):
         votes = weights @ (self.values * known) + smoothing * self.frequency
         share = (votes / (weights @ known + smoothing)).clamp(_EDGE, 1 - _EDGE)
         return share.log() - (1 - share).log()  # torch.logit, which converters do not know
-
-    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """The classification loss."""
-        return {"classification": self.options.loss(output.logits, targets)}
 
     def own_state(self) -> dict[str, Tensor]:
         """The cache alone: the zero-shot classifier has nothing of its own, and its backbone is this one's."""

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.base import Method, Options, Output
+from intclip.methods.base import Classifier, ClassifierOptions, Output
 from intclip.methods.loss_options import LossOptions
 from intclip.methods.region_maps import region_map
 
 
-class VisionOnlyOptions(Options, frozen=True):
+class VisionOnlyOptions(ClassifierOptions, frozen=True):
     """Options of the baseline.
 
     Attributes:
@@ -29,16 +29,15 @@ class VisionOnlyOptions(Options, frozen=True):
     loss: LossOptions = LossOptions(scale=0.03)
 
 
-class VisionOnly(Method):
+class VisionOnly(Classifier):
     """Two linear scores a class at every region, pooled by a softmax of themselves."""
 
     Options = VisionOnlyOptions
+    options: VisionOnlyOptions
     needs = ("regions",)
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: VisionOnlyOptions) -> None:
-        super().__init__(backbone, taxonomy)
-        self.options = options
-        self.loss_reduction = options.loss.over_photos
+        super().__init__(backbone, taxonomy, options)
         self.scores = nn.Linear(backbone.embed_dim, 2 * len(taxonomy))
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
@@ -54,7 +53,3 @@ class VisionOnly(Method):
         """Logits (…, K) of scores (…, 2K), negatives first."""
         negative, positive = scores.chunk(2, dim=-1)
         return self.options.logit_scale * (positive - negative)
-
-    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """The classification loss."""
-        return {"classification": self.options.loss(output.logits, targets)}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.base import Method, Options, Output, ParameterGroup
+from intclip.methods.base import Classifier, ClassifierOptions, Output, ParameterGroup
 from intclip.methods.branches import Branch
 from intclip.methods.feature_pyramid import FeaturePyramid
 from intclip.methods.loss_options import LossOptions
@@ -24,7 +24,7 @@ from intclip.methods.visual_map import deep_and_rest
 _STAGES = (3, LAST)
 
 
-class WseipOptions(Options, frozen=True):
+class WseipOptions(ClassifierOptions, frozen=True):
     """Options of WSEIP.
 
     Attributes:
@@ -44,15 +44,14 @@ class WseipOptions(Options, frozen=True):
     deep_lr: float = Field(default=1.0, gt=0)
 
 
-class Wseip(Method):
+class Wseip(Classifier):
     """Two classification streams with an intensity stream between."""
 
     Options = WseipOptions
+    options: WseipOptions
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: WseipOptions) -> None:
-        super().__init__(backbone, taxonomy)
-        self.options = options
-        self.loss_reduction = options.loss.over_photos
+        super().__init__(backbone, taxonomy, options)
         self.branch = Branch(backbone.deep) if options.train == "deep" else None
         shapes, self._sources = stage_sources(backbone, _STAGES, trains=self.branch is not None)
         self.needs = tuple(dict.fromkeys(self._sources.values()))

@@ -73,14 +73,14 @@ class ZeroShot(Method):
     """
 
     Options = ZeroShotOptions
+    options: ZeroShotOptions
     needs = ("pooled", "regions")
     text: Tensor
     center: Tensor
     gain: Tensor
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: ZeroShotOptions) -> None:
-        super().__init__(backbone, taxonomy)
-        self.options = options
+        super().__init__(backbone, taxonomy, options)
         templates = TEMPLATES[options.templates] if isinstance(options.templates, str) else options.templates
         sentences = taxonomy.sentences(options.sentence_form)
         check_known(backbone, sentences, "write the labels in English, or give each an English `sentence:` in the file")
