@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from PIL import Image
 from intclip.backbones.preprocess import Preprocess
 from intclip.data.images import read_image
 from intclip.data.loading import normalize_into, pixel_batches, usable_cores
-from intclip.data.transforms import Augment, AugmentConfig
+from intclip.data.transforms import Augment, AugmentConfig, PhotoChange
 
 PREPROCESS = Preprocess(size=224, mean=(0.481, 0.458, 0.408), std=(0.269, 0.261, 0.276))
 
@@ -57,7 +58,7 @@ def timed(function: Callable[..., object], *arguments: object) -> tuple[float, f
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def pipeline(paths: list[Path], workers: int, augment: Augment | None = None) -> None:
+def pipeline(paths: list[Path], workers: int, augment: PhotoChange | None = None) -> None:
     seen = 0
     for batch in pixel_batches(paths, PREPROCESS, 64, workers=workers, augment=augment):
         seen += len(batch.indices)
@@ -123,7 +124,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = write_photos(folder, options.photos, options.side)
-        augment = Augment(AugmentConfig(), PREPROCESS)
+        augment = partial(Augment(AugmentConfig(), PREPROCESS), epoch=0)
         runs = {
             "pipeline": lambda: pipeline(paths, options.workers),
             "augmented": lambda: pipeline(paths, options.workers, augment),

@@ -25,7 +25,7 @@ from benchmarks.machine import write_report
 from benchmarks.reference import make_optimizer, train_step
 from benchmarks.setup import our_method, parse, parser, resnets
 from intclip.backbones.base import Features
-from intclip.data.cache_shards import Dtype
+from intclip.data.cache_shards import CacheFolder, Dtype
 from intclip.data.feature_cache import FeatureCache, cache_key, open_or_build
 from intclip.data.loading import pixel_batches
 from intclip.data.sample import Sample
@@ -79,7 +79,10 @@ def main() -> None:
         frozen = FrozenFeatures(backbone, method.needs, device=torch.device("cpu"))
         caches: dict[Dtype, FeatureCache] = {
             dtype: open_or_build(
-                Path(folder, "cache"), samples, cache_key(backbone, method.needs, dtype=dtype), frozen.arrays
+                CacheFolder(Path(folder, "cache")),
+                samples,
+                cache_key(backbone, method.needs, dtype=dtype),
+                frozen.arrays,
             )
             for dtype in get_args(Dtype)
         }

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from intclip.data.cache_shards import Alone, Shard, fill, share_out
+from intclip.data.cache_shards import CacheFolder, Shard, fill, share_out
 from intclip.errors import StorageError
 from intclip.files import atomic_directory
 
@@ -67,10 +67,7 @@ def fill_by(disks: list[Path], build=build) -> Team:
             shards_in(disks[rank]),
             lambda shard: build(shard, rank),
             check_room=lambda missing: None,
-            verify=False,
-            workers=1,
-            progress=False,
-            crew=team.member(rank),
+            how=CacheFolder(disks[rank], workers=1, verify=False, progress=False, crew=team.member(rank)),
         )
 
     with ThreadPoolExecutor(len(disks)) as pool:
@@ -131,10 +128,7 @@ def test_no_room_is_told_before_anything_is_built(tmp_path):
             shards_in(tmp_path / "cache"),
             lambda shard: build(shard, 0),
             check_room=no_room,
-            verify=False,
-            workers=1,
-            progress=False,
-            crew=Alone(),
+            how=CacheFolder(tmp_path, workers=1, verify=False, progress=False),
         )
     assert not (tmp_path / "cache").exists()
 

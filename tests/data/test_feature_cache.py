@@ -6,6 +6,7 @@ import sys
 import textwrap
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from torch import nn
 
 from intclip.backbones.preprocess import Preprocess
 from intclip.data import cache_shards, feature_cache
+from intclip.data.cache_shards import DEFAULT_LIMIT, CacheFolder
 from intclip.data.feature_cache import CacheKey, cache_key, open_or_build, weights_hash
 from intclip.data.loading import pixel_batches
 from intclip.data.sample import Sample, TarMember
@@ -62,17 +64,15 @@ def small_shards(monkeypatch):
     monkeypatch.setattr(feature_cache, "SHARD_BYTES", 4 * BYTES)
 
 
-def build(folder, samples, key=KEY, extract=None, **options):
-    return open_or_build(folder, samples, key, extract or CountingExtract(), batch_size=3, progress=False, **options)
+def build(folder, samples, key=KEY, extract=None, *, limit=DEFAULT_LIMIT, **options):
+    place = CacheFolder(folder, limit=limit, progress=False)
+    return open_or_build(place, samples, key, extract or CountingExtract(), batch_size=3, **options)
 
 
 def uncached(samples, view=0):
     """The slow twin: pixels through the same loader, features through the same extractor, nothing kept."""
-    augment = AUGMENT if view else None
-    parts = [
-        CountingExtract()(batch.pixels.numpy())
-        for batch in pixel_batches(samples, PREPROCESS, 5, augment=augment, epoch=0, view=view)
-    ]
+    change = partial(AUGMENT, epoch=0, view=view) if view else None
+    parts = [CountingExtract()(batch.pixels.numpy()) for batch in pixel_batches(samples, PREPROCESS, 5, augment=change)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -322,6 +322,7 @@ BUILDER = """
     from pathlib import Path
     sys.path.insert(0, sys.argv[3])
     from intclip.data import feature_cache
+    from intclip.data.cache_shards import CacheFolder
     from test_feature_cache import BYTES, CountingExtract, KEY
     from intclip.data.sample import Sample
     import numpy as np
@@ -334,7 +335,8 @@ BUILDER = """
             return super().__call__(pixels)
 
     samples = [Sample(str(i), np.zeros(2, np.float32), Path(sys.argv[1], f"{i}.png")) for i in range(11)]
-    feature_cache.open_or_build(sys.argv[2], samples, KEY, Slow(), batch_size=1, progress=False)
+    place = CacheFolder(Path(sys.argv[2]), progress=False)
+    feature_cache.open_or_build(place, samples, KEY, Slow(), batch_size=1)
 """
 
 

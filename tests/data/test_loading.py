@@ -1,6 +1,7 @@
 import itertools
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -108,9 +109,8 @@ def test_views_follow_epoch_view_and_position_not_order_or_threads(paths: list[P
     augment = Augment(AugmentConfig(), PREPROCESS, seed=1)
 
     def views(indices: list[int], workers: int, epoch: int = 4, view: int = 2) -> dict[int, torch.Tensor]:
-        batches = pixel_batches(
-            paths, PREPROCESS, 3, indices=indices, augment=augment, epoch=epoch, view=view, workers=workers
-        )
+        change = partial(augment, epoch=epoch, view=view)
+        batches = pixel_batches(paths, PREPROCESS, 3, indices=indices, augment=change, workers=workers)
         return {i: row for batch in batches for i, row in zip(batch.indices.tolist(), batch.pixels, strict=True)}
 
     straight, mixed = views(list(range(11)), 1), views([7, 2, 10], 4)

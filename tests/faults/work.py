@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
 from toy import CLASSES, toy_recipe
 
@@ -24,12 +25,13 @@ from intclip.batch.job import MANIFEST, JobOptions, ModelOptions, plan_job, read
 from intclip.batch.run import run_job
 from intclip.batch.shards import read_info, read_shard
 from intclip.data import feature_cache
-from intclip.data.cache_shards import Shard, is_whole
+from intclip.data.cache_shards import CacheFolder, Shard, is_whole
 from intclip.data.feature_cache import cache_key
 from intclip.data.sample import Dataset, Sample
 from intclip.search.index import INDEX, update_index
 from intclip.search.query import PhotoIndex
 from intclip.training.checkpoint import load_checkpoint
+from intclip.training.frozen import FrozenFeatures
 from intclip.training.logbook import read_log
 from intclip.training.run import train
 from tiny_models import write_bundle
@@ -112,10 +114,12 @@ def train_whole(place: Path) -> None:
 def run_cache(place: Path, inputs: Path) -> None:
     feature_cache.SHARD_BYTES = 2000  # some shards of a few photos
     backbone = TinyBackbone()
-    extract = feature_cache.torch_extract(backbone, ("pooled", "regions"))
+    extract = FrozenFeatures(backbone, ("pooled", "regions"), device=torch.device("cpu"), engine="torch").arrays
     key = cache_key(backbone, ("pooled", "regions"), dtype="float16")
     gone = replace(samples(inputs)[0], id="gone", image=inputs / "photos" / "gone.png")
-    feature_cache.open_or_build(place, [*samples(inputs), gone], key, extract, progress=False, batch_size=4)
+    feature_cache.open_or_build(
+        CacheFolder(place, progress=False), [*samples(inputs), gone], key, extract, batch_size=4
+    )
 
 
 def cache_state(place: Path) -> Any:

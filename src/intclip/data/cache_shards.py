@@ -17,7 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -29,6 +29,7 @@ from rich.progress import Progress
 
 from intclip.backbones.content import digest
 from intclip.data.images import read_bytes
+from intclip.data.loading import usable_cores
 from intclip.data.sample import ImageSource
 from intclip.errors import ImageError, StorageError
 from intclip.files import sha256_file, write_text
@@ -41,6 +42,8 @@ rebuilds and never misreads."""
 
 Dtype = Literal["float16", "float32"]
 
+DEFAULT_LIMIT = 20 * 10**9
+"""Bytes that a cache folder may hold unless the caller says otherwise."""
 SHARD_BYTES = 128 * 2**20
 """Target size of a shard: one sequential read."""
 SHARD_PHOTOS = 512
@@ -213,6 +216,28 @@ class Alone:
         return [work()]
 
 
+@dataclass(frozen=True)
+class CacheFolder:
+    """Where caches lie, and how what is missing comes there; one folder serves any number of keys, splits and runs.
+
+    Attributes:
+        path: The folder.
+        limit: Bytes that it may hold, everything in it included.
+        workers: Threads that read photos and shards; as many as there are usable cores by default.
+        verify: Read all shards through and compare their checksums; about a second a gigabyte, and then they are in
+            the system's memory. Without it, only the presence of files is checked.
+        progress: Show a progress bar while building, if standard error is a terminal.
+        crew: Processes that build together what is missing; all of them open the same caches.
+    """
+
+    path: Path
+    limit: int = DEFAULT_LIMIT
+    workers: int | None = None
+    verify: bool = True
+    progress: bool = True
+    crew: Crew = field(default_factory=Alone)
+
+
 def fill(
     home: Path,
     description: Mapping[str, object],
@@ -220,10 +245,7 @@ def fill(
     build: Callable[[Shard], None],
     *,
     check_room: Callable[[Sequence[Shard]], None],
-    verify: bool,
-    workers: int,
-    progress: bool,
-    crew: Crew,
+    how: CacheFolder,
 ) -> None:
     """Build the incomplete shards.
 
@@ -233,19 +255,17 @@ def fill(
         shards: All requested shards.
         build: Builds a shard atomically.
         check_room: Raises if the missing shards do not fit; called before building.
-        verify: Check existing shards against their checksums.
-        workers: Threads for that.
-        progress: Show a progress bar, if standard error is a terminal.
-        crew: The processes; all call this for the same shards.
+        how: The processes, and how they build; all of them call this for the same shards.
 
     Raises:
         StorageError: See `build` and `check_room`; in every process of the crew.
     """
     missing: dict[str, Shard] = {}
+    crew = how.crew
 
     def look(candidates: Iterable[Shard], *, first: bool = False) -> dict[str, int]:
         """Return this process's missing shards: name to number of photos."""
-        absent = missing_shards(candidates, checksums=verify, workers=workers)
+        absent = missing_shards(candidates, checksums=how.verify, workers=how.workers or usable_cores())
         if first and absent:
             check_room(absent)
         missing.clear()
@@ -257,7 +277,7 @@ def fill(
             return
         write_text(home / "key.json", json.dumps(description, indent=1))
         _remove_leftovers(home)
-        with _progress_bar(progress and crew.rank == 0) as bar:
+        with _progress_bar(how.progress and crew.rank == 0) as bar:
             task = bar.add_task("caching features", total=sum(missing[name].count for name in names))
             for name in names:
                 shard = missing.pop(name)

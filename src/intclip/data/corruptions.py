@@ -100,10 +100,10 @@ class Corruption:
         self._corrupt, self._strength = CORRUPTIONS[kind], strength
         self._seed = (seed, list(CORRUPTIONS).index(kind), strength)
 
-    def __call__(self, image: Image.Image, *, epoch: int = 0, index: int, view: int = 0) -> Image.Image:
+    def __call__(self, image: Image.Image, *, index: int) -> Image.Image:
         """The `index`-th photo, corrupted; its short side is at most `SIDE`."""
         if (short := min(image.size)) > SIDE:
             size = (round(image.width * SIDE / short), round(image.height * SIDE / short))
             image = image.resize(size, Image.Resampling.BICUBIC)
-        rng = np.random.default_rng([*self._seed, epoch, view, index])
+        rng = np.random.default_rng([*self._seed, 0, 0, index])
         return self._corrupt(image.convert("RGB"), self._strength, rng)

@@ -1,10 +1,10 @@
 """Frozen features of photos, computed once and stored as memory-mapped shards.
 
-    cache = open_or_build(folder, samples, cache_key(backbone, method.needs, dtype="float16"), extract,
+    cache = open_or_build(CacheFolder(folder), samples, cache_key(backbone, method.needs, dtype="float16"), extract,
                           views=range(1, 1 + K), augment=augment)
     features = cache.batch(indices, view=1)
 
-View 0 is the plain photo; view v ≥ 1 is what `pixel_batches(…, augment=augment, epoch=0, view=v)`
+View 0 is the plain photo; view v ≥ 1 is what `partial(augment, epoch=0, view=v)`
 returns, so augmentation is applied before caching and training cycles through the K views. Complete shards are never
 recomputed: an interrupted build continues with the missing ones, new views or photos add shards, and a change of
 weights, preprocessing, augmentation or photos leads to new shards. See `cache_shards.py` for files and division of
@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import chain
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,9 +30,8 @@ from intclip.data.cache_shards import (
     FORMAT,
     SHARD_BYTES,
     SHARD_PHOTOS,
-    Alone,
     Arrays,
-    Crew,
+    CacheFolder,
     Dtype,
     Shapes,
     Shard,
@@ -52,10 +50,7 @@ from intclip.errors import StorageError
 from intclip.files import atomic_directory
 
 Extract = Callable[[npt.NDArray[np.float32]], Arrays]
-"""Pixels (B, 3, S, S) to features (B, …) by name, "stages" as `stage1` … `stage4`: an engine, or `torch_extract`."""
-
-DEFAULT_LIMIT = 20 * 10**9
-"""Default size limit of a cache folder in bytes."""
+"""Pixels (B, 3, S, S) to features (B, …) by name, "stages" as `stage1` … `stage4`: see `intclip.training.frozen`."""
 
 
 @dataclass(frozen=True)
@@ -118,17 +113,6 @@ def weights_hash(backbone: Backbone) -> str:
     for part, module in (("trunk", backbone.trunk), ("deep", backbone.deep), ("head", backbone.head)):
         parts.append([part, tensor_hashes(module)])
     return digest(parts)
-
-
-def torch_extract(backbone: Backbone, names: Iterable[FeatureName], device: torch.device | str = "cpu") -> Extract:
-    """Return `Backbone.features` as an extractor: a slow alternative to an inference engine."""
-    names = tuple(names)
-
-    def extract(pixels: npt.NDArray[np.float32]) -> Arrays:
-        features = backbone.features(torch.from_numpy(pixels).to(device), names)
-        return {name: feature.float().cpu().numpy() for name, feature in features.items()}
-
-    return extract
 
 
 @dataclass(frozen=True)
@@ -204,7 +188,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def open_or_build(
-    folder: str | Path,
+    folder: CacheFolder,
     samples: Sequence[Sample],
     key: CacheKey,
     extract: Extract,
@@ -212,28 +196,17 @@ def open_or_build(
     views: Iterable[int] = (0,),
     augment: Augment | None = None,
     batch_size: int = 32,
-    limit: int = DEFAULT_LIMIT,
-    workers: int | None = None,
-    verify: bool = True,
-    progress: bool = True,
-    crew: Crew | None = None,
 ) -> FeatureCache:
     """Open the features of some samples, computing what is missing or damaged.
 
     Args:
-        folder: Cache folder, shared by any number of keys, splits and runs.
+        folder: Cache folder.
         samples: Photos of one split.
         key: See `cache_key`.
         extract: Computes the key's features.
         views: Views to store: 0 for the plain photo, 1 … K for augmented ones.
         augment: Required for views other than 0; its options and seed are part of a shard's name.
         batch_size: Photos per call of `extract`.
-        limit: Maximum bytes of `folder`, including all its content.
-        workers: Threads that read photos; as many as there are usable cores by default.
-        verify: Check the checksums of all shards; about a second per gigabyte, and leaves them in
-            the system's file cache. Otherwise only the presence of files is checked.
-        progress: Show a progress bar while building, if standard error is a terminal.
-        crew: Processes that build missing shards together; all call this for the same samples.
 
     Raises:
         StorageError: The missing shards do not fit the limit or the disk (nothing is computed then), a feature
@@ -245,15 +218,16 @@ def open_or_build(
     shapes = _shapes(key, extract)
     bytes_per_photo = sum(map(prod, shapes.values())) * np.dtype(key.dtype).itemsize
     size = max(1, min(SHARD_PHOTOS, SHARD_BYTES // bytes_per_photo))
-    workers = workers or usable_cores()
-    home = Path(folder) / key.digest()
+    workers = folder.workers or usable_cores()
+    home = folder.path / key.digest()
     augmentation = None if augment is None else {"seed": augment.seed, **augment.config.model_dump(mode="json")}
     hashes = photo_hashes([sample.image for sample in samples], workers)
     shards = plan(home, hashes, views, size, augmentation)
     load = partial(pixel_batches, samples, key.preprocess, batch_size, workers=workers)
 
     def build(shard: Shard) -> None:
-        batches = load(indices=shard.indices, augment=augment if shard.view else None, view=shard.view)
+        change = partial(augment, epoch=0, view=shard.view) if augment is not None and shard.view else None
+        batches = load(indices=shard.indices, augment=change)
         _build(shard, batches, extract, shapes, key.dtype)
 
     fill(
@@ -261,11 +235,8 @@ def open_or_build(
         key.describe(),
         chain(*shards.values()),
         build,
-        check_room=partial(check_room, folder=Path(folder), bytes_per_photo=bytes_per_photo, limit=limit),
-        verify=verify,
-        workers=workers,
-        progress=progress,
-        crew=crew or Alone(),
+        check_room=partial(check_room, folder=folder.path, bytes_per_photo=bytes_per_photo, limit=folder.limit),
+        how=folder,
     )
     _mapped.cache_clear()  # a shard read earlier may have been replaced
     errors = {

@@ -57,8 +57,6 @@ def array_batches(
     *,
     indices: Sequence[int] | npt.NDArray[np.int64] | None = None,
     augment: PhotoChange | None = None,
-    epoch: int = 0,
-    view: int = 0,
     workers: int | None = None,
     prefetch: int = 2,
 ) -> Iterator[ArrayBatch]:
@@ -75,8 +73,6 @@ def array_batches(
         batch_size: Photos per batch.
         indices: Positions to read, in this order, which requires `sources` to be a sequence; default: all.
         augment: Turns a photo into a training view, or corrupts it, before preprocessing.
-        epoch: Passed to `augment`.
-        view: Passed to `augment`.
         workers: Threads; default: the number of usable cores.
         prefetch: Number of batches prepared ahead.
     """
@@ -88,7 +84,7 @@ def array_batches(
         numbered = ((int(index), sources[int(index)]) for index in indices)
     else:
         raise TypeError("indices require sources to be a sequence")
-    load = partial(_load, preprocess=preprocess, augment=augment, epoch=epoch, view=view)
+    load = partial(_load, preprocess=preprocess, augment=augment)
     return _generate(numbered, load, preprocess.size, batch_size, workers or usable_cores(), prefetch)
 
 
@@ -99,8 +95,6 @@ def pixel_batches(
     *,
     indices: Sequence[int] | npt.NDArray[np.int64] | None = None,
     augment: PhotoChange | None = None,
-    epoch: int = 0,
-    view: int = 0,
     workers: int | None = None,
     prefetch: int = 2,
 ) -> Iterator[PixelBatch]:
@@ -108,15 +102,7 @@ def pixel_batches(
     import torch
 
     batches = array_batches(
-        sources,
-        preprocess,
-        batch_size,
-        indices=indices,
-        augment=augment,
-        epoch=epoch,
-        view=view,
-        workers=workers,
-        prefetch=prefetch,
+        sources, preprocess, batch_size, indices=indices, augment=augment, workers=workers, prefetch=prefetch
     )
     return (PixelBatch(batch.indices, torch.from_numpy(batch.pixels), batch.errors) for batch in batches)
 
@@ -193,8 +179,6 @@ def _load(
     *,
     preprocess: Preprocess,
     augment: PhotoChange | None,
-    epoch: int,
-    view: int,
 ) -> None:
     """Write one photo's normalised pixels into its `row` (3, S, S) of the batch."""
     if source is None:
@@ -205,7 +189,7 @@ def _load(
         source = source.image
     image = read_for_model(source, preprocess.size)
     if augment is not None:
-        image = augment(image, epoch=epoch, index=index, view=view)
+        image = augment(image, index=index)
     normalize_into(row, preprocess.resize(image), preprocess)
 
 

@@ -15,9 +15,9 @@ _MAX_MAGNITUDE = 30
 
 
 class PhotoChange(Protocol):
-    """Transforms a photo before preprocessing: an `Augment`, or a `Corruption`."""
+    """Transforms a photo before preprocessing: an `Augment` of one epoch and view, or a `Corruption`."""
 
-    def __call__(self, image: Image.Image, *, epoch: int, index: int, view: int) -> Image.Image:
+    def __call__(self, image: Image.Image, *, index: int) -> Image.Image:
         """Transform the `index`-th photo."""
 
 

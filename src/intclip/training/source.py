@@ -136,9 +136,8 @@ def pixel_reader(
             indices = np.concatenate(list(run))
             streams = []
             for view in views:
-                epoch, number = view or (0, 0)
-                made = augment if view is not None else None
-                streams.append(load(size, indices=indices, augment=made, epoch=epoch, view=number))
+                made = partial(augment, epoch=view[0], view=view[1]) if augment and view else None
+                streams.append(load(size, indices=indices, augment=made))
             for parts in zip(*streams, strict=True):
                 errors.update({index: str(error) for part in parts for index, error in part.errors})
                 rows = parts[0].indices

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from intclip.backbones.base import FeatureName
+from intclip.data.cache_shards import CacheFolder
 from intclip.data.feature_cache import FeatureCache, cache_key, open_or_build
 from intclip.data.masks import Masks
 from intclip.data.sample import Sample
@@ -118,15 +119,13 @@ class SourceMaker:
         # Half precision is for the bulk; what is scored stays what a predictor computes.
         dtype = recipe.cache.dtype if training else "float32"
         cache = open_or_build(
-            folder,
+            CacheFolder(folder, workers=recipe.train.workers or None, crew=self._processes),
             samples,
             cache_key(self._method.backbone, names, dtype=dtype, precision=frozen.arithmetic),
             frozen.arrays,
             views=range(1 + (recipe.cache.views if augment is not None else 0)),
             augment=augment,
             batch_size=recipe.train.eval_batch_size,
-            workers=recipe.train.workers or None,
-            crew=self._processes,
         )
         wanted = {name: shape for name, shape in cache.shapes.items() if name in needs or name.startswith("stage")}
         return replace(cache, shapes=wanted)
