@@ -14,7 +14,7 @@ from transformers import SiglipConfig, SiglipModel
 
 from intclip.backbones import load_backbone
 from intclip.errors import CheckpointError, IntclipError
-from intclip.methods.prompts import PromptLearner
+from intclip.methods.prompts import PromptLearner, PromptOptions
 
 SMALL_VISION = {"hidden_size": 96, "num_attention_heads": 3, "num_hidden_layers": 5, "intermediate_size": 200,
                 "image_size": 64, "patch_size": 16}  # fmt: skip
@@ -207,13 +207,13 @@ def test_a_prompt_gives_the_same_features_in_any_batch(tmp_path):
     words_tokenizer(tmp_path, pad="<pad>", end="<eos>")
     text = load_backbone("SigLIP-B/16", checkpoint=tmp_path).text
     sentences = ["a dog", "a photo of a dog of a photo of a dog"]
-    both = PromptLearner(text, sentences, context_length=4)
-    alone = PromptLearner(text, sentences[:1], context_length=4)
+    both = PromptLearner(text, sentences, PromptOptions(context_length=4))
+    alone = PromptLearner(text, sentences[:1], PromptOptions(context_length=4))
     with torch.no_grad():
         alone.context.copy_(both.context[:, :1])
         assert_close(alone.encode(text)[:, 0], both.encode(text)[:, 0], rtol=1e-5, atol=1e-5)
     for position in ("middle", "front"):
-        learner = PromptLearner(text, sentences, context_length=4, class_token_position=position)
+        learner = PromptLearner(text, sentences, PromptOptions(context_length=4), class_token_position=position)
         embeddings, lengths = learner.embeddings()
         assert lengths.tolist() == [7, 16] * 2  # words, context and the end token
         end = text.embed(torch.tensor([[1]]))[0, 0]

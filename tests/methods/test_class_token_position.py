@@ -14,7 +14,7 @@ from intclip.backbones.registry import load_backbone
 from intclip.errors import RecipeError
 from intclip.inference.engines import compile_module
 from intclip.inference.graph import PhotoGraph
-from intclip.methods.prompts import ClassTokenPosition, PromptLearner
+from intclip.methods.prompts import ClassTokenPosition, PromptLearner, PromptOptions
 from intclip.methods.registry import build_method
 
 POSITIONS: tuple[ClassTokenPosition, ...] = get_args(ClassTokenPosition)
@@ -57,7 +57,8 @@ def reference(text: TextTower, name: str, closing: int, context: Tensor, positio
 def test_prompts_token_by_token(towers: dict[str, TextTower], tower: str, length: int, position: str) -> None:
     text = towers[tower]
     torch.manual_seed(0)
-    prompts = PromptLearner(text, NAMES, context_length=length, class_token_position=position, std=1).double()
+    prompts = PromptLearner(text, NAMES, PromptOptions(context_length=length), class_token_position=position).double()
+    prompts.context.data.normal_()
     embeddings, lengths = prompts.embeddings()
     features = prompts.encode(text)
     shift = torch.randn(3, text.width, dtype=features.dtype)
@@ -76,7 +77,9 @@ def test_prompts_token_by_token(towers: dict[str, TextTower], tower: str, length
 
 def test_lengths_and_padding_do_not_depend_on_the_position(towers: dict[str, TextTower]) -> None:
     """So that batches by length, and the last block at the end token only, are what they are at "end"."""
-    learners = [PromptLearner(towers["clip"], NAMES, context_length=5, class_token_position=p) for p in POSITIONS]
+    learners = [
+        PromptLearner(towers["clip"], NAMES, PromptOptions(context_length=5), class_token_position=p) for p in POSITIONS
+    ]
     shapes = {prompts.embeddings()[0].shape for prompts in learners}
     assert shapes == {(12, 5 + towers["clip"].tokenize(NAMES).shape[1], 64)}
     assert len({tuple(prompts.embeddings()[1].tolist()) for prompts in learners}) == 1
@@ -90,8 +93,12 @@ def test_a_gradient_reaches_every_context_vector(
     text = towers["clip"]
     torch.manual_seed(0)
     prompts = PromptLearner(
-        text, NAMES, context_length=5, class_token_position=position, class_specific=class_specific, std=1
+        text,
+        NAMES,
+        PromptOptions(context_length=5, class_specific=class_specific),
+        class_token_position=position,
     ).double()
+    prompts.context.data.normal_()
     weights = torch.randn(2, len(NAMES), text.embed_dim, dtype=torch.float64)
     (prompts.encode(text) * weights).sum().backward()
     gradient = prompts.context.grad

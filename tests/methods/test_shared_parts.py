@@ -13,7 +13,7 @@ from intclip.errors import TaxonomyError
 from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.aggregation import SightAssistedAggregation
 from intclip.methods.branches import Branch
-from intclip.methods.prompts import NEGATIVE, POSITIVE, PromptLearner
+from intclip.methods.prompts import NEGATIVE, POSITIVE, PromptLearner, PromptOptions
 from intclip.methods.region_pooling import PoolingOptions, RegionPooling, pool_similarities
 
 ATTENTIVE = ["paper", "released", "cross_attention", "symmetric"]
@@ -38,7 +38,7 @@ def test_prompts_stand_between_start_and_sentence(
     tiny_backbone: TinyBackbone, five_classes: Taxonomy, class_specific: bool
 ) -> None:
     text, sentences = tiny_backbone.text, five_classes.sentences("11-15")
-    prompts = PromptLearner(text, sentences, context_length=4, class_specific=class_specific)
+    prompts = PromptLearner(text, sentences, PromptOptions(context_length=4, class_specific=class_specific))
     assert prompts.context.shape == (2, 5 if class_specific else 1, 4, text.width)
     features = prompts(text)
     assert features.shape == (2, 5, 8)
@@ -53,7 +53,7 @@ def test_prompts_stand_between_start_and_sentence(
 
 def test_no_context_is_the_plain_sentence(tiny_backbone: TinyBackbone, five_classes: Taxonomy) -> None:
     sentences = five_classes.sentences("11-15")
-    prompts = PromptLearner(tiny_backbone.text, sentences, halves=1, context_length=0)
+    prompts = PromptLearner(tiny_backbone.text, sentences, PromptOptions(context_length=0), halves=1)
     expected = tiny_backbone.encode_text(tiny_backbone.tokenize(sentences))
     torch.testing.assert_close(prompts(tiny_backbone.text)[0], expected)
 
@@ -62,7 +62,7 @@ def test_both_halves_go_through_the_encoder_in_one_batch_as_long_as_the_longest_
     tiny_backbone: TinyBackbone, five_classes: Taxonomy
 ) -> None:
     text, sentences = tiny_backbone.text, five_classes.sentences("11-15")
-    prompts = PromptLearner(text, sentences, context_length=3)
+    prompts = PromptLearner(text, sentences, PromptOptions(context_length=3))
     sizes = count_calls(text)
     prompts(text)
     assert sizes == [10]
@@ -73,7 +73,7 @@ def test_text_features_are_kept_in_evaluation_until_the_context_changes(
     tiny_backbone: TinyBackbone, five_classes: Taxonomy
 ) -> None:
     text = tiny_backbone.text
-    prompts = PromptLearner(text, five_classes.sentences("fine"), context_length=2).eval()
+    prompts = PromptLearner(text, five_classes.sentences("fine"), PromptOptions(context_length=2)).eval()
     sizes = count_calls(text)
     first = prompts(text)
     assert prompts(text) is first
@@ -94,14 +94,14 @@ def test_text_features_are_kept_in_evaluation_until_the_context_changes(
 
 
 def test_only_the_context_is_stored_and_trained(tiny_backbone: TinyBackbone, five_classes: Taxonomy) -> None:
-    prompts = PromptLearner(tiny_backbone.text, five_classes.sentences("fine"), context_length=2)
+    prompts = PromptLearner(tiny_backbone.text, five_classes.sentences("fine"), PromptOptions(context_length=2))
     assert list(prompts.state_dict()) == ["context"]
     assert [name for name, _ in prompts.named_parameters()] == ["context"]
 
 
 def test_contexts_may_learn_at_some_steps_only(tiny_backbone: TinyBackbone, five_classes: Taxonomy) -> None:
     text = tiny_backbone.text
-    prompts = PromptLearner(text, five_classes.sentences("fine"), context_length=2, every=3)
+    prompts = PromptLearner(text, five_classes.sentences("fine"), PromptOptions(context_length=2), every=3)
     sizes = count_calls(text)
     learns = []
     for step in range(7):
@@ -117,7 +117,9 @@ def test_contexts_may_learn_at_some_steps_only(tiny_backbone: TinyBackbone, five
 
 def test_a_text_residual_moves_each_class_alone(tiny_backbone: TinyBackbone, five_classes: Taxonomy) -> None:
     text = tiny_backbone.text
-    prompts = PromptLearner(text, five_classes.sentences("fine"), context_length=2, residual=True, every=2)
+    prompts = PromptLearner(
+        text, five_classes.sentences("fine"), PromptOptions(context_length=2), residual=True, every=2
+    )
     assert prompts.residual is not None
     torch.testing.assert_close(prompts(text), torch.nn.functional.normalize(prompts.encode(text), dim=2))
     prompts.before_step(1)
@@ -130,9 +132,9 @@ def test_a_text_residual_moves_each_class_alone(tiny_backbone: TinyBackbone, fiv
 
 def test_a_sentence_without_room_is_named(tiny_backbone: TinyBackbone) -> None:
     with pytest.raises(TaxonomyError, match="'a b c d' has 6 tokens and 20 context vectors leave room for 4"):
-        PromptLearner(tiny_backbone.text, ["a b", "a b c d"], context_length=20)
+        PromptLearner(tiny_backbone.text, ["a b", "a b c d"], PromptOptions(context_length=20))
     with pytest.raises(TaxonomyError, match="30 context vectors leave room for 0;"):
-        PromptLearner(tiny_backbone.text, ["a b"], context_length=30)
+        PromptLearner(tiny_backbone.text, ["a b"], PromptOptions(context_length=30))
 
 
 def slow_logits(regions: Tensor, text: Tensor, scale: float, logit_scale: float, pooling: str) -> Tensor:

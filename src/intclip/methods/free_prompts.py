@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from intclip.backbones.base import TextTower
-from intclip.methods.prompts import PromptLearner
+from intclip.methods.prompts import PromptLearner, PromptOptions
 
 Half = Literal["negative", "positive"]
 
@@ -24,37 +24,25 @@ class FreeHalfPrompts(nn.Module):
     Args:
         text: Text tower; passed to each call and not held.
         sentences: K class sentences.
+        options: Of the learned half.
         learned: Which half is a prompt; the other one is free.
         std: Standard deviation of δ and n.
-        context_length: Number M of context vectors.
-        class_specific: Contexts of each class its own.
         every: See `PromptLearner`.
-        period: See `PromptLearner`.
     """
 
     def __init__(
         self,
         text: TextTower,
         sentences: Sequence[str],
+        options: PromptOptions,
         *,
         learned: Half = "positive",
         std: float = 1.0,
-        context_length: int = 16,
-        class_specific: bool = True,
         every: int = 1,
-        period: bool = False,
     ) -> None:
         super().__init__()
         self.learned = learned
-        self.learner = PromptLearner(
-            text,
-            sentences,
-            halves=1,
-            context_length=context_length,
-            class_specific=class_specific,
-            every=every,
-            period=period,
-        )
+        self.learner = PromptLearner(text, sentences, options, halves=1, every=every)
         self.offset = nn.Parameter(torch.randn(len(sentences), text.embed_dim) * std)
         self.free = nn.Parameter(torch.randn(len(sentences), text.embed_dim) * std)
 

@@ -20,7 +20,7 @@ from intclip.errors import RecipeError
 from intclip.labels.taxonomy import LiftRule, Taxonomy
 from intclip.losses import Reduction
 from intclip.methods.loss_options import LossOptions
-from intclip.methods.prompts import PromptLearner
+from intclip.methods.prompts import PromptLearner, PromptOptions
 from intclip.methods.region_pooling import PoolingOptions, RegionPooling
 
 
@@ -73,7 +73,7 @@ class Hierarchy(nn.Module):
         self.options, self.exclusive = options, taxonomy.exclusive
         self.sizes = [len(taxonomy.levels[level]) for level in levels]
         self.names = [name for level in levels for name in taxonomy.levels[level]]
-        self.prompts = PromptLearner(text, self.names, context_length=context_length)
+        self.prompts = PromptLearner(text, self.names, PromptOptions(context_length=context_length))
         self.pooling = RegionPooling(pooling, len(self.names))
         parts = [torch.from_numpy(taxonomy.membership(level)) for level in levels]
         self.register_buffer("membership", torch.cat(parts, dim=1).to(self.prompts.start.device), persistent=False)

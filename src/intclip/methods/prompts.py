@@ -13,10 +13,12 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from intclip.backbones.base import TextTower
 from intclip.errors import TaxonomyError
+from intclip.labels.taxonomy import Taxonomy
 
 NEGATIVE, POSITIVE = 0, 1
 """Order of the halves of a dual prompt along their axis."""
@@ -29,8 +31,33 @@ middle: [start, V₁ … V_⌊M/2⌋, words, V_⌊M/2⌋₊₁ … V_M, closing,
 front: [start, words, V₁ … V_M, closing, end].
 """
 
-
 _CLOSING = (".", "!", "?")
+_STD = 0.02
+"""Standard deviation of the initial contexts."""
+
+
+class PromptOptions(BaseModel, frozen=True, extra="forbid"):
+    """Options of learned prompts, which the options of a method that has them inherit.
+
+    Attributes:
+        context_length: Number M of context vectors a prompt; 0 leaves the class's words.
+        class_specific: One set of contexts a class, or one that all classes share.
+        sentence_form: Which of the taxonomy's sentences are the class's words; "fine" are the names.
+        period: End each sentence with a period where it has no closing punctuation, as the code of CoOp, DualCoOp and
+            IntCLIP does.
+    """
+
+    context_length: int = Field(default=16, ge=0)
+    class_specific: bool = True
+    sentence_form: str = "fine"
+    period: bool = True
+
+    def sentences(self, taxonomy: Taxonomy) -> list[str]:
+        """The K sentences of the classes."""
+        sentences = taxonomy.sentences(self.sentence_form)
+        if not self.period:
+            return sentences
+        return [text if text.endswith(_CLOSING) else f"{text}." for text in map(str.rstrip, sentences)]
 
 
 class PromptLearner(nn.Module):
@@ -40,19 +67,15 @@ class PromptLearner(nn.Module):
 
     Args:
         text: Text tower, for its token embeddings.
-        sentences: K class sentences.
+        sentences: K class sentences, as `options.sentences` gives them.
+        options: Number of context vectors, and whose they are.
         halves: 2 for dual prompts (negative, positive), 1 for CoOp.
-        context_length: Number M of context vectors; 0 leaves plain sentences.
         class_token_position: Where the sentence stands; see `ClassTokenPosition`.
-        class_specific: One set of contexts a class, or one that all classes share.
         every: In training, contexts learn at every n-th step only; the steps between read the text features
             of the contexts as they are, without a gradient. The text encoder is most of a small backbone's step.
         residual: Add a learned vector to each text feature of length 1 (TaskRes, Yu et al., CVPR 2023). It starts at 0.
-        std: Standard deviation of the initial contexts.
         words: What the first contexts start as, such as "a photo of a"; the others start random, words too many are
             left out.
-        period: End each sentence with a period where it has no closing punctuation, as the code of CoOp, DualCoOp and
-            IntCLIP does.
 
     Raises:
         TaxonomyError: A sentence is too long for the tower once the context is added.
@@ -68,20 +91,16 @@ class PromptLearner(nn.Module):
         self,
         text: TextTower,
         sentences: Sequence[str],
+        options: PromptOptions,
         *,
         halves: int = 2,
-        context_length: int = 16,
         class_token_position: ClassTokenPosition = "end",
-        class_specific: bool = True,
         every: int = 1,
         residual: bool = False,
-        std: float = 0.02,
         words: str | None = None,
-        period: bool = False,
     ) -> None:
         super().__init__()
-        if period:
-            sentences = [text if text.endswith(_CLOSING) else f"{text}." for text in (s.rstrip() for s in sentences)]
+        context_length = options.context_length
         self.halves, self.classes, self.context_length = halves, len(sentences), context_length
         room = max(text.context_length - context_length, 0)
         lengths = [int(text.lengths(text.tokenize([sentence]))[0]) for sentence in sentences]
@@ -106,7 +125,7 @@ class PromptLearner(nn.Module):
             order = _order(words_of, (first, context_length, tokens.shape[1]), before).to(embedded.device)
         self.register_buffer("order", order, persistent=False)
         self.context = nn.Parameter(
-            torch.randn(halves, len(sentences) if class_specific else 1, context_length, text.width) * std
+            torch.randn(halves, len(sentences) if options.class_specific else 1, context_length, text.width) * _STD
         )
         if words is not None:
             with torch.no_grad():

@@ -7,41 +7,33 @@ README.md beside this file says what stands in for its softmax over classes.
 from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.base import Classifier, ClassifierOptions, Output, ParameterGroup
 from intclip.methods.loss_options import LossOptions
-from intclip.methods.prompts import NEGATIVE, POSITIVE, ClassTokenPosition, PromptLearner
+from intclip.methods.prompts import NEGATIVE, POSITIVE, ClassTokenPosition, PromptLearner, PromptOptions
 from intclip.methods.region_maps import region_map
 from intclip.methods.sentence_scoring import ScoringOptions, SentenceScoring
 
 
-class CoopOptions(ScoringOptions, ClassifierOptions, frozen=True):
+class CoopOptions(ScoringOptions, PromptOptions, ClassifierOptions, frozen=True):
     """Options of CoOp, and those of the scale of a single prompt.
 
     Attributes:
         prompts: "single": one prompt a class, on the scale of zero-shot classification. "dual": a negative and a
             positive one, logit = scale · (cos⁺ − cos⁻); of the scale's options it takes `scale` alone.
-        context_length: Number M of context vectors; 0 leaves the class's words.
         context_words: What the first contexts start as; null for random ones.
         class_token_position: Where the class's words stand: "end", "middle" or "front"; see `ClassTokenPosition`.
-        class_specific: Contexts of each class its own.
-        sentence_form: Which of the taxonomy's sentences are the class's words; "fine" are the names.
-        period: End each sentence with a period where it has no closing punctuation, as the released code does.
         bias: Add a learned bias to each class's logit, 0 at the start.
         loss: The classification loss.
     """
 
     prompts: Literal["single", "dual"] = "single"
-    context_length: int = Field(default=16, ge=0)
     context_words: str | None = None
     class_token_position: ClassTokenPosition = "end"
     class_specific: bool = False
-    sentence_form: str = "fine"
-    period: bool = True
     bias: bool = True
     loss: LossOptions = LossOptions(reduction="batch")
 
@@ -57,13 +49,11 @@ class CoOp(Classifier):
         super().__init__(backbone, taxonomy, options)
         self.prompts = PromptLearner(
             backbone.text,
-            taxonomy.sentences(options.sentence_form),
+            options.sentences(taxonomy),
+            options,
             halves=1 if options.prompts == "single" else 2,
-            context_length=options.context_length,
             class_token_position=options.class_token_position,
-            class_specific=options.class_specific,
             words=options.context_words,
-            period=options.period,
         )
         # A difference of two cosines needs no reference, so a dual prompt is compared with nothing else.
         self.scoring = SentenceScoring(backbone, options) if options.prompts == "single" else None

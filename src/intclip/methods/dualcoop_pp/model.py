@@ -16,21 +16,17 @@ from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.base import Classifier, ClassifierOptions, Output, ParameterGroup
 from intclip.methods.loss_options import LossOptions
-from intclip.methods.prompts import NEGATIVE, POSITIVE, PromptLearner
+from intclip.methods.prompts import NEGATIVE, POSITIVE, PromptLearner, PromptOptions
 
 EVIDENCE = 2
 """Place of the evidence prompts after the negative and the positive ones."""
 _SHARPNESS = 200
 
 
-class DualcoopPpOptions(ClassifierOptions, frozen=True):
+class DualcoopPpOptions(PromptOptions, ClassifierOptions, frozen=True):
     """Options of DualCoOp++.
 
     Attributes:
-        context_length: Number of context vectors a prompt.
-        class_specific: Contexts of each class its own.
-        sentence_form: Which of the taxonomy's sentences follow the context.
-        period: End each sentence with a period where it has no closing punctuation, as the released code does.
         log_sharpness: s at the start: regions are weighed by softmax of e^s · cos(region, evidence prompt). It trains.
         log_scale: Cosines are scaled by e to the power of it.
         winner: What the share w of a class in the competition for a region does to its positive similarity: "share"
@@ -39,9 +35,6 @@ class DualcoopPpOptions(ClassifierOptions, frozen=True):
     """
 
     context_length: int = Field(default=21, ge=0)
-    class_specific: bool = True
-    sentence_form: str = "fine"
-    period: bool = True
     log_sharpness: float = 3.0
     log_scale: float = 3.0
     winner: Literal["share", "boost", "none"] = "share"
@@ -57,14 +50,7 @@ class DualCoOpPP(Classifier):
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: DualcoopPpOptions) -> None:
         super().__init__(backbone, taxonomy, options)
-        self.prompts = PromptLearner(
-            backbone.text,
-            taxonomy.sentences(options.sentence_form),
-            halves=3,
-            context_length=options.context_length,
-            class_specific=options.class_specific,
-            period=options.period,
-        )
+        self.prompts = PromptLearner(backbone.text, options.sentences(taxonomy), options, halves=3)
         self.log_sharpness = nn.Parameter(torch.tensor(float(options.log_sharpness)))
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:

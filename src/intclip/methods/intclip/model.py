@@ -20,7 +20,7 @@ from intclip.methods.hierarchy_loss import Hierarchy, HierarchyOptions
 from intclip.methods.label_transformer import LabelTransformer
 from intclip.methods.logit_graph import LogitGraph, LogitGraphOptions
 from intclip.methods.loss_options import LossOptions
-from intclip.methods.prompts import PromptLearner
+from intclip.methods.prompts import PromptLearner, PromptOptions
 from intclip.methods.region_pooling import PoolingOptions, RegionPooling
 
 
@@ -48,7 +48,7 @@ class LearningRates(BaseModel, frozen=True, extra="forbid"):
     hierarchy: float = Field(default=1.0, gt=0)
 
 
-class IntclipOptions(ClassifierOptions, frozen=True):
+class IntclipOptions(PromptOptions, ClassifierOptions, frozen=True):
     """Options of IntCLIP; the defaults are the paper's.
 
     Attributes:
@@ -58,10 +58,6 @@ class IntclipOptions(ClassifierOptions, frozen=True):
         aggregation: How two branches are joined; not used by a single branch.
         first_region: Pool the first region of the semantic map once more, as it is before the aggregation. The released
             code does so: it cuts off the mean token before it takes the first one, to put it back in front.
-        context_length: Number of context vectors a prompt.
-        class_specific: Contexts of each class its own.
-        sentence_form: Which of the taxonomy's sentences follow the context.
-        period: End each sentence with a period where it has no closing punctuation, as the released code does.
         prompts_every: Contexts learn at every n-th step only; see `PromptLearner`.
         text_residual: Learned vectors added to the text features; see `PromptLearner`.
         negative: The negative half of a pair: a "prompt" as the positive one is, or a "free" vector that no text
@@ -80,8 +76,6 @@ class IntclipOptions(ClassifierOptions, frozen=True):
     train: Literal["none", "semantic", "all"] = "semantic"
     aggregation: AggregationVariant = "paper"
     first_region: bool = False
-    context_length: int = Field(default=16, ge=0)
-    class_specific: bool = True
     sentence_form: str = "11-15"
     period: bool = False
     prompts_every: int = Field(default=1, ge=1)
@@ -214,26 +208,10 @@ def _needs(options: IntclipOptions) -> tuple[FeatureName, ...]:
 
 
 def _prompts(backbone: Backbone, taxonomy: Taxonomy, options: IntclipOptions) -> PromptLearner | FreeHalfPrompts:
-    sentences = taxonomy.sentences(options.sentence_form)
+    text, sentences, every = backbone.text, options.sentences(taxonomy), options.prompts_every
     if options.negative == "free":
-        return FreeHalfPrompts(
-            backbone.text,
-            sentences,
-            std=options.free_std,
-            context_length=options.context_length,
-            class_specific=options.class_specific,
-            every=options.prompts_every,
-            period=options.period,
-        )
-    return PromptLearner(
-        backbone.text,
-        sentences,
-        context_length=options.context_length,
-        class_specific=options.class_specific,
-        every=options.prompts_every,
-        residual=options.text_residual,
-        period=options.period,
-    )
+        return FreeHalfPrompts(text, sentences, options, std=options.free_std, every=every)
+    return PromptLearner(text, sentences, options, every=every, residual=options.text_residual)
 
 
 def _learnable(module: nn.Module | None) -> list[nn.Parameter]:

@@ -34,15 +34,8 @@ class PositiveCoOp(DualCoOp):
     def make_prompts(self) -> FreeHalfPrompts:
         """One prompt and one free vector a class."""
         options = self.options
-        return FreeHalfPrompts(
-            self.backbone.text,
-            self.taxonomy.sentences(options.sentence_form),
-            learned=options.learned,
-            std=options.std,
-            context_length=options.context_length,
-            class_specific=options.class_specific,
-            period=options.period,
-        )
+        sentences = options.sentences(self.taxonomy)
+        return FreeHalfPrompts(self.backbone.text, sentences, options, learned=options.learned, std=options.std)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Groups "prompts" and "free", none of them decayed."""
