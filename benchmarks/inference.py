@@ -47,15 +47,8 @@ def write_model(folder: Path, backbone: Backbone) -> Callable[..., Predictor]:
     """IntCLIP on RN101 as a user has it, a bundle and the backbone's weights file; gives its `intclip.load`."""
     weights = folder / "RN101.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in random_state_dict(RN101).items()}, weights)
-    save_bundle(
-        folder / "bundle",
-        method=our_method(backbone).eval(),
-        method_name="intclip",
-        options={},
-        backbone_name="RN101",
-        thresholds=0.5,
-        backbone_checkpoint=weights,
-    )
+    backbone.given_checkpoint = str(weights)
+    save_bundle(folder / "bundle", our_method(backbone).eval(), thresholds=0.5)
     return partial(intclip.load, folder / "bundle", checkpoint=weights)
 
 

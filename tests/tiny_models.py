@@ -27,18 +27,16 @@ def tiny_intclip() -> Method:
     return method.eval()
 
 
-def write_bundle(path: Path, **changes) -> Path:
-    """A bundle of `tiny_intclip`."""
+def write_bundle(path: Path, method: Method | None = None, *, checkpoint: Path | None = None, **changes) -> Path:
+    """A bundle of `tiny_intclip`, or of another method, over weights of one's own where a checkpoint is given."""
+    method = method or tiny_intclip()
+    method.backbone.given_checkpoint = None if checkpoint is None else str(checkpoint)
     arguments = {
-        "method": tiny_intclip(),
-        "method_name": "intclip",
-        "options": OPTIONS,
-        "backbone_name": "tiny",
         "thresholds": THRESHOLDS,
         "recipe": {"epochs": 3},
         "metrics": {"val": {"mAP": 0.5, "macro_f1": float("nan")}},
     }
-    save_bundle(path, **(arguments | changes))
+    save_bundle(path, method, **(arguments | changes))
     return path
 
 

@@ -43,15 +43,7 @@ def places(tmp_path, monkeypatch):
 def trained(folder, checkpoint, *, name="ViT-B/32", **options):
     backbone = load_backbone(name, checkpoint=checkpoint, **options)
     method = build_method("zero_shot", backbone, tiny_taxonomy(), {"sentence_form": "fine"}).eval()
-    save_bundle(
-        folder,
-        method=method,
-        method_name="zero_shot",
-        options={"sentence_form": "fine"},
-        backbone_name=name,
-        thresholds=0.5,
-        backbone_checkpoint=checkpoint,
-    )
+    save_bundle(folder, method, thresholds=0.5)
     return load_bundle(folder), backbone.identity()
 
 

@@ -120,7 +120,7 @@ def test_weights_that_cannot_be_kept_are_not_saved(tmp_path, value, dtype):
     with torch.no_grad():
         method.learnable_parameters()[0].view(-1)[0] = value
     with pytest.raises(BundleError, match="tensor prompts"):
-        write_bundle(tmp_path / "b", method=method, dtype=dtype)
+        write_bundle(tmp_path / "b", method, dtype=dtype)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -275,7 +275,7 @@ def test_own_checkpoint_is_asked_for_and_compared(tmp_path):
     weights, other = tmp_path / "mine.pt", tmp_path / "other.pt"
     weights.write_bytes(b"weights")
     other.write_bytes(b"others")
-    bundle = load_bundle(write_bundle(tmp_path / "b", backbone_checkpoint=weights))
+    bundle = load_bundle(write_bundle(tmp_path / "b", checkpoint=weights))
     assert bundle.info.backbone.checkpoint.name == "mine.pt"
     bundle.build_method(weights)
     with pytest.raises(BundleError, match=r"mine\.pt"):

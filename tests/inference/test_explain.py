@@ -103,7 +103,7 @@ def test_a_method_without_aggregation_has_no_attention(photos, tmp_path):
 
     options = {"branches": "single", "context_length": 3}
     method = build_method("intclip", TinyBackbone(), tiny_intclip().taxonomy, options)
-    path = write_bundle(tmp_path / "single", method=method, options=options)
+    path = write_bundle(tmp_path / "single", method)
     single = intclip.load(path, engine="torch", device="cpu")
     assert not single.card.attention
     assert single.explain(photos[0], LABEL).attention is None

@@ -238,7 +238,7 @@ def test_exclusive_labels_give_one(tmp_path, photos):
 
     taxonomy = dataclasses.replace(tiny_taxonomy(), exclusive=True)
     method = build_method("intclip", TinyBackbone(), taxonomy, {"context_length": 3})
-    path = write_bundle(tmp_path / "b", method=method, options={"context_length": 3}, thresholds=0.0)
+    path = write_bundle(tmp_path / "b", method, thresholds=0.0)
     for prediction in intclip.load(path, engine="torch", device="cpu").predict(photos):
         assert prediction.probabilities.sum() == pytest.approx(1, abs=1e-5)
         assert prediction.labels == [taxonomy.names[prediction.probabilities.argmax()]]

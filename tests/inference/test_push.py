@@ -161,7 +161,7 @@ def test_the_card_tells_what_the_bundle_is(tmp_path):
 def test_a_backbone_of_one_s_own_is_named(tmp_path):
     weights = tmp_path / "mine.safetensors"
     weights.write_bytes(b"x")
-    card = model_card(load_bundle(write_bundle(tmp_path / "b", backbone_checkpoint=weights)), "me/tiny")
+    card = model_card(load_bundle(write_bundle(tmp_path / "b", checkpoint=weights)), "me/tiny")
     assert "pass the file mine.safetensors as `checkpoint`" in card
 
 

@@ -102,14 +102,7 @@ def test_members_over_towers_of_their_own_share_features_and_go_into_a_bundle(tm
     first, second = (sum(p.numel() for p in each.semantic.parameters()) for each in method.members)
     assert first > second  # lite2's deep layers are the larger ones
     method.eval()
-    save_bundle(
-        tmp_path / "b",
-        method=method,
-        method_name="ensemble",
-        options=method.options,
-        backbone_name="lite+lite2",
-        thresholds=0.5,
-    )
+    save_bundle(tmp_path / "b", method, thresholds=0.5)
     again = load_bundle(tmp_path / "b").build_method()
     torch.testing.assert_close(again(features).logits, method(features).logits)
     assert not [key for key in method.own_state() if "backbone" in key or "whole" in key]

@@ -57,9 +57,7 @@ def bundle(photos: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path
     targets = (torch.arange(12)[:, None] % 6 >= torch.arange(5)).float()
     method.prepare([(backbone.features(pixels, method.needs), targets)])
     path = tmp_path_factory.mktemp("bundles") / "mccl"
-    save_bundle(
-        path, method=method, method_name="mccl", options=OPTIONS, backbone_name="tiny", thresholds=0.5, recipe=None
-    )
+    save_bundle(path, method, thresholds=0.5)
     return path
 
 

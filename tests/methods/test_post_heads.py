@@ -143,10 +143,7 @@ def test_a_bundle_comes_back_as_it_was(exclusive: bool, tmp_path: Path) -> None:
     np.testing.assert_allclose(words, log_odds(expected["text"][:5]), atol=1e-3)
     save_bundle(
         tmp_path / "b",
-        method=method,
-        method_name="post_heads",
-        options=method.options,
-        backbone_name="tiny",
+        method,
         thresholds=heads.thresholds["both"],
         channel_thresholds={name: heads.thresholds[name] for name in ("image", "text")},
     )

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from intclip.backbones.architecture import Activation
+from intclip.backbones.architecture import Activation, Split
 from intclip.backbones.content import digest, tensor_hashes
 from intclip.backbones.preprocess import Preprocess
 from intclip.errors import IntclipError
@@ -167,10 +167,14 @@ class Backbone(nn.Module, ABC):
         image_moments: Mean μ (D,) and covariance Σ (D, D) of the normalised embeddings of many ordinary photos, on the
             CPU, where they are known: a normalised sentence t has over such photos cosines of mean t·μ and variance
             tᵀΣt. None where they are not.
+        split: Where trunk and deep layers part.
         given_activation: What `load_backbone` was told, where nothing beside the weights says it.
+        given_checkpoint: The file, folder or hub repository that `load_backbone` was given.
     """
 
     image_moments: tuple[Tensor, Tensor] | None = None
+    split: Split = "paper"
+    given_checkpoint: str | None = None
     given_activation: Activation | None = None
     name: str
     embed_dim: int

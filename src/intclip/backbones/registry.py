@@ -20,12 +20,13 @@ from intclip.backbones.base import Backbone
 from intclip.backbones.checkpoint_files import read_state_dict
 from intclip.backbones.checkpoints import build_clip, family_details
 from intclip.backbones.clip import ClipBackbone, random_clip
+from intclip.backbones.config_section import ModelConfig
 from intclip.backbones.families import TRAITS
 from intclip.backbones.file_tokenizer import FileTokenizer
 from intclip.backbones.hub_files import HUB_FILES, OPENAI_FILES
 from intclip.backbones.layouts import source_of, to_openai_layout, unwrap
 from intclip.backbones.lite_towers import LITE_BACKBONES
-from intclip.backbones.model_config import ModelConfig, read_config
+from intclip.backbones.model_config import read_config
 from intclip.backbones.sources import ANY_SIZE, RANDOM, local_weights
 from intclip.backbones.weight_files import find_weights
 from intclip.errors import CheckpointError
@@ -73,7 +74,7 @@ def load_backbone(
         backbone.name = name
         return backbone
     if checkpoint is not None and (name == ANY_SIZE or name.startswith(hub.HUB_PREFIX)):
-        return _read(_find(name, checkpoint), _Wanted(name, split, activation))
+        return _read(_find(name, checkpoint), _Wanted(name, split, activation, checkpoint=os.fspath(checkpoint)))
     builder = BUILDERS.get(name)
     if builder is None:
         if name == ANY_SIZE:
@@ -118,6 +119,7 @@ class _Wanted:
     activation: Activation | None
     architecture: Architecture | None = None
     given: bool = True
+    checkpoint: str | None = None
 
 
 def _read(weights: Path, wanted: _Wanted) -> ClipBackbone:
@@ -148,7 +150,7 @@ def _read(weights: Path, wanted: _Wanted) -> ClipBackbone:
         architecture, state, split=wanted.split, name=wanted.name, tokenizer=_tokenizer(weights, architecture, config)
     )
     backbone.preprocess = _preprocess(backbone, config, weights)
-    backbone.given_activation = wanted.activation
+    backbone.given_activation, backbone.given_checkpoint = wanted.activation, wanted.checkpoint
     return backbone
 
 
@@ -237,7 +239,8 @@ def _find(name: str, checkpoint: Checkpoint | None) -> Path:
 def _load_clip(
     name: str, checkpoint: Checkpoint | None, split: Split, activation: Activation | None = None
 ) -> Backbone:
-    wanted = _Wanted(name, split, activation, ARCHITECTURES[name], checkpoint is not None)
+    given = None if checkpoint is None else os.fspath(checkpoint)
+    wanted = _Wanted(name, split, activation, ARCHITECTURES[name], checkpoint is not None, given)
     return _read(_find(name, checkpoint), wanted)
 
 

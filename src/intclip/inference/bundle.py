@@ -236,18 +236,13 @@ class Bundle:
 
 def save_bundle(
     path: str | os.PathLike[str],
-    *,
     method: "Method",
-    method_name: str,
-    options: Mapping[str, Any] | BaseModel,
-    backbone_name: str,
+    *,
     thresholds: float | Sequence[float] | npt.NDArray[np.floating[Any]],
     channel_thresholds: Mapping[Channel, npt.NDArray[np.floating[Any]]] | None = None,
     recipe: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
     dtype: Literal["float32", "float16"] = "float32",
-    backbone_checkpoint: str | os.PathLike[str] | None = None,
-    split: Literal["paper", "released"] = "paper",
     overwrite: bool = False,
 ) -> None:
     """Write a trained method as a bundle directory, whole or not at all.
@@ -255,43 +250,40 @@ def save_bundle(
     Args:
         path: The directory to create.
         method: Trained; only its own state is written, never the backbone.
-        method_name: Its name in the registry of methods.
-        options: The options it was built with; they must survive JSON.
-        backbone_name: The backbone's name in the registry of backbones.
         thresholds: In [0, 1]: one for all labels, or K.
         channel_thresholds: Channel to thresholds (K,) of posts that have only this one.
         recipe: The training recipe.
         metrics: What was measured; NaN becomes null.
         dtype: Type of floats on disk; float16 halves the file.
-        backbone_checkpoint: The file, folder or hub repository that the backbone was read from, where it was not the
-            registry's own.
-        split: Where the backbone was split into trunk and deep layers.
         overwrite: Replace an existing directory.
 
     Raises:
         BundleError: Weights are not finite or too large for float16, or a threshold is outside [0, 1].
         StorageError: The directory exists, or cannot be written.
     """
+    from intclip.methods.registry import name_of
+
     taxonomy = method.taxonomy
     names = taxonomy.names
     levels = np.asarray(thresholds, dtype=np.float64)
     if levels.shape not in ((), (len(names),)) or not np.all((levels >= 0) & (levels <= 1)):
         raise BundleError(f"thresholds must be one number or {len(names)}, in [0, 1]; got shape {levels.shape}")
     state = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in method.own_state().items()}
+    given = method.backbone.given_checkpoint
     backbone = BackboneIdentity(
-        name=backbone_name,
-        split=split,
-        checkpoint=None if backbone_checkpoint is None else _checkpoint_identity(backbone_checkpoint),
+        name=method.backbone.name,
+        split=method.backbone.split,
+        checkpoint=None if given is None else _checkpoint_identity(given),
         activation=method.backbone.given_activation,
         weights=method.backbone.identity(),
     )
-    plain_options: dict[str, Any] = _plain(options)
+    plain_options: dict[str, Any] = _plain(method.options)
     with atomic_directory(path, overwrite=overwrite) as partial:
         tensors = write_weights(partial / WEIGHTS_FILE, state, dtype=dtype)
         info = BundleInfo(
             intclip=__version__,
             backbone=backbone,
-            method=MethodIdentity(name=method_name, options=plain_options),
+            method=MethodIdentity(name=name_of(method), options=plain_options),
             task="singlelabel" if taxonomy.exclusive else "multilabel",
             taxonomy=taxonomy.to_dict(),
             sentences=sentences_of(taxonomy, plain_options),
@@ -307,13 +299,12 @@ def save_bundle(
         (partial / JSON_FILE).write_text(_to_text(info), encoding="utf-8")
 
 
-def _checkpoint_identity(checkpoint: str | os.PathLike[str]) -> CheckpointIdentity:
+def _checkpoint_identity(checkpoint: str) -> CheckpointIdentity:
     from intclip.backbones.hub import HUB_PREFIX
 
-    text = os.fspath(checkpoint)
-    if text.startswith(HUB_PREFIX):
-        return CheckpointIdentity(name=text)
-    path = Path(text)
+    if checkpoint.startswith(HUB_PREFIX):
+        return CheckpointIdentity(name=checkpoint)
+    path = Path(checkpoint).expanduser()
     return CheckpointIdentity(name=path.name, sha256=sha256_file(path) if path.is_file() else None)
 
 

@@ -174,7 +174,7 @@ def _tower(method: "Method", format: GraphFormat) -> tuple[str, Tower]:
     key = graph_key(
         # By content: bundles of one backbone's name may have been trained over other weights, or another activation.
         weights=backbone.identity(),
-        split=getattr(backbone, "split", None),
+        split=backbone.split,
         size=backbone.image_size,
         features=tower_features(method),
     )

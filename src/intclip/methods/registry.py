@@ -66,6 +66,19 @@ def method_class(name: str) -> type[Method]:
     return found
 
 
+def name_of(method: Method) -> str:
+    """The name of a built method.
+
+    Raises:
+        RecipeError: Its class is not in the registry.
+    """
+    place = f"{type(method).__module__}:{type(method).__qualname__}"
+    found = next((name for name, known in METHODS.items() if known == place), None)
+    if found is None:
+        raise RecipeError(f"{place} is not in the registry of methods; give it a line there")
+    return found
+
+
 def method_options(name: str) -> type[Options]:
     """The options class of a method.
 

@@ -199,10 +199,7 @@ def write_fitted(
             write_predictions(partial / f"predictions-{fitted.split(mode)}.parquet", scores, dataset.taxonomy.names)
         save_bundle(
             partial / BUNDLE,
-            method=method,
-            method_name=METHOD,
-            options=method.options,
-            backbone_name=method.backbone.name,
+            method,
             thresholds=thresholds[fitted.mode],
             channel_thresholds={name: thresholds[name] for name in method.channels if name != fitted.mode},
             recipe=recipe | {"data": section | {"root": None}},

@@ -310,12 +310,7 @@ def _save_bundle(
         content["backbone"]["checkpoint"] = Path(checkpoint).name
     save_bundle(
         path,
-        method=experiment.method,
-        method_name=recipe.method.name.replace("-", "_"),
-        options=_full_options(recipe),
-        backbone_name=experiment.method.backbone.name,
-        backbone_checkpoint=None if checkpoint is None else Path(checkpoint).expanduser(),
-        split=recipe.backbone.split,
+        experiment.method,
         thresholds=thresholds,
         recipe=content,
         metrics=splits,
