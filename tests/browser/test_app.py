@@ -90,7 +90,7 @@ def test_ctrl_c_ends_the_app_while_its_page_is_open(browser, tmp_path, backgroun
         app.wait()
     lines = told.read_text().splitlines()
     # A machine's first start makes the two models ready, each told in a line; afterwards they come from the cache.
-    assert all(line.startswith("making ") for line in lines[:-2]), lines
+    assert all(line.startswith("converting ") for line in lines[:-2]), lines
     assert [line[:12] for line in lines[-2:]] == ["intclip app:", "intclip: int"], lines
 
 

@@ -136,5 +136,5 @@ def test_a_hub_repository_is_fetched_again(tmp_path, monkeypatch, name):
         other = write(tmp_path / "other", 2)
         hub.files |= {f"me/small/{file.name}": file.read_bytes() for file in other.iterdir()}
         monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "third"))
-        with pytest.raises(BundleError, match=r"trained over other .*"):
+        with pytest.raises(BundleError, match=r"trained on other .*"):
             bundle.build_method()

@@ -76,7 +76,7 @@ def test_words_of_a_table_are_left_out_by_a_model_that_reads_none(cli, exported,
     assert (code, "left out" in err, ": 2 photos" in out) == (0, True, True)
     table.write_text(f"image,text\n{photos[0]},at the sea\n,words alone\n")
     assert cli("predict", table, "-m", exported)[0] == 2, "a post without a photo cannot be predicted"
-    assert "reads photos alone" in cli("predict", photos[0], "--text", "words", "-m", exported)[2]
+    assert "uses only photos" in cli("predict", photos[0], "--text", "words", "-m", exported)[2]
 
 
 def test_a_name_that_is_no_utf_8_stands_in_every_table(cli, exported, photos, tmp_path):
@@ -171,7 +171,7 @@ def test_a_model_that_is_converted_says_so_once(cli, bundle_path, photos, monkey
         (["predict", "PHOTO", "-m", "gone"], "no model 'gone'"),
         (["predict", "PHOTO", "-m", "gone.onnx"], "no such exported model"),
         (["predict", "PHOTO", "-m", "MODEL", "--level", "family"], "family"),
-        (["predict", "PHOTO", "-m", "MODEL", "--taxonomy", "emotions"], "brings its own labels"),
+        (["predict", "PHOTO", "-m", "MODEL", "--taxonomy", "emotions"], "has its own labels"),
         (["predict", "PHOTO", "-m", "MODEL", "--engine", "torch"], "engine"),
         (["predict", "PHOTO", "--taxonomy", "gone.yaml"], "gone.yaml"),
         (["predict", "PHOTO", "--sentences", "100"], "100"),

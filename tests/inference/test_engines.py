@@ -232,7 +232,7 @@ def test_auto_is_openvino_on_a_cpu_and_torch_without_it(monkeypatch):
 def test_what_cannot_run_is_refused(monkeypatch):
     with pytest.raises(IntclipError, match="unknown engine 'tensorrt'"):
         choose_engine("tensorrt")
-    with pytest.raises(IntclipError, match="runs on the CPU"):
+    with pytest.raises(IntclipError, match="supports only the CPU"):
         choose_engine("openvino", "cuda")
     with pytest.raises(IntclipError, match="f32"):
         compile_module(nn.Conv2d(3, 4, 3), pixels(1), engine="onnx", precision="bf16")

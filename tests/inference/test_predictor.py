@@ -289,9 +289,9 @@ def test_specs_that_lead_nowhere(bundle_path, tmp_path):
         intclip.load("x/y/z")
     with pytest.raises(BundleError, match=r"no bundle\.json|not a bundle"):
         intclip.load(tmp_path)
-    with pytest.raises(IntclipError, match="brings its own labels"):
+    with pytest.raises(IntclipError, match="has its own labels"):
         intclip.load(bundle_path, taxonomy="intentonomy")
-    with pytest.raises(IntclipError, match="brings its own labels; sentences are for zero-shot models"):
+    with pytest.raises(IntclipError, match="has its own labels; sentences are for zero-shot models"):
         intclip.load(bundle_path, sentences="fine")
     with pytest.raises(IntclipError, match="no backbone"):
         intclip.load("zero-shot:RN1O1", taxonomy=tiny_taxonomy())

@@ -50,7 +50,7 @@ def test_one_tower_serves_all_labels_and_methods(engine, conversions, bundle_pat
     second = intclip.load("zero-shot:tiny", taxonomy=labels, engine=engine)
     trained = intclip.load(bundle_path, engine=engine)
     assert conversions == [engine]
-    assert caplog.text.count("ready for") == 1
+    assert caplog.text.count("converting ") == 1
     found = np.stack([p.probabilities for p in trained.predict(photos)])
     np.testing.assert_allclose(found, reference_probabilities(photos), atol=1e-5, rtol=0)
     for model, taxonomy in ((first, tiny_taxonomy()), (second, labels)):

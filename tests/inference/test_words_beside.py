@@ -105,14 +105,14 @@ def test_what_such_a_model_refuses(bundle, photos, tmp_path):
     np.testing.assert_allclose(kept[2].probabilities, forward(bundle.name, photos[1], None), atol=1e-5)
     with pytest.raises(IntclipError, match="more photos than texts"):
         model.predict(photos, texts=["joy"])
-    with pytest.raises(IntclipError, match="words only beside a photo"):
+    with pytest.raises(IntclipError, match="text only together with a photo"):
         model.explain_words("joy", "class 0")
     exported = intclip.load(model.export(tmp_path / "model.xml", "openvino"))
     assert exported.channels == ("image",)
     np.testing.assert_allclose(
         exported.predict(photos[0])[0].probabilities, forward(bundle.name, photos[0], None), atol=1e-5
     )
-    with pytest.raises(IntclipError, match="exported and reads photos alone; load its bundle"):
+    with pytest.raises(IntclipError, match="exported and uses only photos; load its bundle"):
         exported.predict(photos[0], texts="joy")
 
 
@@ -142,7 +142,7 @@ def test_the_queue_hands_words_on(bundle, photos):
     try:
         waiting = batcher.submit_all(list(zip(photos, TEXTS, strict=True)))
         found = [future.result(60).probabilities for future in waiting]
-        with pytest.raises(IntclipError, match="posts reads words only beside a photo"):
+        with pytest.raises(IntclipError, match="posts reads text only together with a photo"):
             batcher.submit(None, "joy")
     finally:
         batcher.close()

@@ -212,8 +212,8 @@ def test_evidence_sees_the_pixels_of_the_prediction_and_the_box_of_the_whole_pho
 def test_what_cannot_be_asked_is_refused_before_it_is_taken(make, watched):
     batcher = make({"a": watched})
     for ask, reason in (
-        (lambda: batcher.submit(photo(1), "words"), "reads photos alone"),
-        (lambda: batcher.submit(None), "neither a photo nor words"),
+        (lambda: batcher.submit(photo(1), "words"), "uses only photos"),
+        (lambda: batcher.submit(None), "neither photo nor text"),
         (lambda: batcher.submit(photo(1), model="b"), "no model 'b'.* a$"),
     ):
         with pytest.raises(IntclipError, match=reason):

@@ -95,7 +95,7 @@ def test_wrong_posts_are_refused_in_one_line(home, service):
         for photos, texts, said in (
             ([home / "0.png"], [SEA, FIRE], "1 images and 2 texts; give one text a photo"),
             ([home / "0.png", home / "1.png"], [SEA], "2 images and 1 texts; give one text a photo"),
-            ([None], [" "], "neither a photo nor words"),
+            ([None], [" "], "neither photo nor text"),
             ([None], ["sea " * 1251], "5004 characters; at most 5000 are taken"),
         ):
             with pytest.raises(ServiceError, match=said) as refusal:

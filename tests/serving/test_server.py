@@ -84,7 +84,7 @@ def test_the_client_predicts_and_explains(service, tmp_path):
         odd = tmp_path / os.fsdecode(b"\xff.png")  # no UTF-8, as names from old archives are
         odd.write_bytes(photo(255, 3))
         assert client.predict(odd).results[0].source == "?.png"
-        with pytest.raises(ServiceError, match="reads photos alone"):
+        with pytest.raises(ServiceError, match="uses only photos"):
             client.predict(file, texts="cut \ud83d in half")
         with pytest.raises(ServiceError, match="not an image") as refusal:
             client.predict(b"<html>")

@@ -95,7 +95,7 @@ def test_options_that_would_do_nothing_are_refused(photos, run):
     for more in ([], ["--thresholds", "0.5"]):
         with pytest.raises(RecipeError, match="--per-class tunes thresholds; name the split"):
             intclip(*words, "--per-class", *more)
-    with pytest.raises(IntclipError, match="brings its own labels"):
+    with pytest.raises(IntclipError, match="has its own labels"):
         intclip(*words, "--taxonomy", "intentonomy")
 
 

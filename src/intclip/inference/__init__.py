@@ -1,4 +1,4 @@
-"""Trained models at work: bundles, the predictor, engines, export. Names are imported when they are first used."""
+"""Inference: bundles, predictor, engines, export. Names are imported on first use."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

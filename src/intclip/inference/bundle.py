@@ -1,8 +1,8 @@
-"""A trained model as a directory: `bundle.json` (what it is) and `weights.safetensors` (what it learned).
+"""A trained model as a directory: `bundle.json` (description) and `weights.safetensors` (learned weights).
 
-The weights are the method's own state only; the frozen backbone is named, not stored. Everything else that a
-prediction depends on lies in the JSON: taxonomy, sentences, preprocessing, thresholds, scales. Reading one imports no
-torch and runs no code, and a bundle that is not exactly what it says is refused.
+The weights contain only the method's state; the frozen backbone is referenced, not stored. Everything
+else that a prediction depends on is in the JSON: taxonomy, sentences, preprocessing, thresholds, scales. Reading a
+bundle imports no torch and runs no code, and every mismatch is an error.
 """
 
 import json
@@ -33,24 +33,24 @@ FORMAT_VERSION = 1
 JSON_FILE = "bundle.json"
 WEIGHTS_FILE = "weights.safetensors"
 MAX_JSON_BYTES = 16 * 2**20
-_WANTED = "give the folder of a bundle, as `intclip train` writes it, or fetch it whole"
+_WANTED = "give the folder of a bundle, as `intclip train` writes it, or download it again"
 
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-# A backbone is named, never pointed at: no "..", no absolute path, nothing that a loader could take for a file.
+# A backbone is a name, never a path: no "..", no absolute path, nothing that a loader could treat as a file.
 _WORD = r"[A-Za-z0-9_+@-]+"
 BackboneName = Annotated[str, Field(pattern=rf"^(hf:)?{_WORD}([./]{_WORD})*$", max_length=100)]
 MethodName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_+-]*$", max_length=100)]
 
 
 class _Part(BaseModel):
-    """Every part of a bundle's JSON is exact: nothing unknown is passed over."""
+    """Strict base model of a bundle's JSON: unknown fields are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class CheckpointIdentity(_Part):
-    """Where a backbone was read from, where it was not the registry's own.
+    """Source of a backbone's weights, if not the registry's.
 
     Attributes:
         name: "hf:owner/name[@revision]", or the name of the file or folder.
@@ -62,14 +62,14 @@ class CheckpointIdentity(_Part):
 
 
 class BackboneIdentity(_Part):
-    """The frozen backbone that a bundle's weights belong to.
+    """The frozen backbone of a bundle.
 
     Attributes:
-        name: In the registry.
-        split: Where trunk and deep layers part.
-        checkpoint: Where it was read from, if not from the registry's own place.
-        activation: The activation given by hand; None where a file beside the weights, or the family, has it.
-        weights: Its identity by content, see `Backbone.identity`; None in a bundle that was not trained here.
+        name: Name in the registry.
+        split: Split between trunk and deep layers.
+        checkpoint: Source of its weights, if not the registry's.
+        activation: Activation set explicitly; None if it comes from the weights' configuration or the family.
+        weights: Content hash, see `Backbone.identity`; None in a bundle that was not trained here.
     """
 
     name: BackboneName
@@ -80,14 +80,14 @@ class BackboneIdentity(_Part):
 
 
 class MethodIdentity(_Part):
-    """The method, with the options it was built with."""
+    """The method and its options."""
 
     name: MethodName
     options: dict[str, Any]
 
 
 class WeightsInfo(_Part):
-    """The weights file: its hash and what it holds."""
+    """Hash and content of the weights file."""
 
     sha256: Sha256
     tensors: dict[str, TensorInfo]
@@ -97,22 +97,22 @@ class BundleInfo(_Part):
     """The content of `bundle.json`.
 
     Attributes:
-        format: Marks the file.
-        format_version: Version of this layout; newer ones are refused.
+        format: File type marker.
+        format_version: Version of this layout; newer ones are rejected.
         intclip: Version of the package that wrote it.
         backbone: The frozen backbone.
         method: The method and its options.
         task: "multilabel" (sigmoid) or "singlelabel" (softmax).
-        taxonomy: All of `Taxonomy.to_dict`.
-        sentences: The K sentences that the prompts were built from.
+        taxonomy: `Taxonomy.to_dict`.
+        sentences: The K sentences of the prompts.
         preprocessing: From photo to pixels.
-        thresholds: One for all labels, or K of them.
-        channels: What the method reads of a post.
+        thresholds: One for all labels, or K.
+        channels: Channels that the method uses.
         channel_thresholds: See `ModelCard`.
         temperature: Logits are divided by it before they become probabilities.
-        scales: The fixed scales of the method's logits, by option name.
+        scales: Fixed scales of the method's logits, by option name.
         recipe: The training recipe; None for a model that was not trained here.
-        metrics: What was measured, by split or name.
+        metrics: Metrics by split or name.
         weights: Hash and tensors of the weights file.
     """
 
@@ -137,7 +137,7 @@ class BundleInfo(_Part):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that was read and found whole.
+    """A validated bundle.
 
     Attributes:
         path: Its directory.
@@ -153,18 +153,18 @@ class Bundle:
 
     @property
     def thresholds(self) -> npt.NDArray[np.float32]:
-        """Thresholds (K,), one a label."""
+        """Return thresholds (K,), one per label."""
         return np.broadcast_to(np.asarray(self.info.thresholds, np.float32), (len(self.taxonomy.names),)).copy()
 
     def build_method(self, checkpoint: str | os.PathLike[str] | None = None) -> "Method":
-        """The trained method over its backbone, in evaluation mode.
+        """Build the trained method on its backbone, in evaluation mode.
 
         Args:
-            checkpoint: The backbone's weights: a file, a folder or "hf:owner/name"; by default those on the hub that it
-                was trained over, else the registry's own.
+            checkpoint: The backbone's weights: a file, a folder or "hf:owner/name"; default: those of the training if
+                on the hub, else the registry's.
 
         Raises:
-            BundleError: The weights do not fit the method, or the backbone is another one than in training.
+            BundleError: The weights do not fit the method, or the backbone differs from the training's.
         """
         import torch
 
@@ -176,11 +176,12 @@ class Bundle:
         backbone = load_backbone(identity.name, checkpoint=source, split=identity.split, activation=identity.activation)
         if identity.weights not in (None, backbone.identity()):
             raise BundleError(
-                f"{self.path} was trained over other {identity.name} weights than {source or 'those found here'}"
-                f" (another content, activation or number of heads); pass the ones it was trained over as checkpoint"
+                f"{self.path} was trained on other {identity.name} weights than "
+                f"{source or 'those found here'} (different content, activation or number of heads); pass the original "
+                "ones as checkpoint"
                 f"{self._trained_over()}"
             )
-        backbone.take(self.info.preprocessing)  # a recipe may train on other pixels than the backbone's own
+        backbone.take(self.info.preprocessing)  # a recipe may use other preprocessing than the backbone's
         method = build_method(self.info.method.name, backbone, self.taxonomy, self.info.method.options)
         state = {name: torch.from_numpy(array) for name, array in self.state.items()}
         try:
@@ -195,10 +196,10 @@ class Bundle:
         return method
 
     def _source(self, checkpoint: str | os.PathLike[str] | None) -> str | None:
-        """Where to read the backbone from; None means the registry's own place.
+        """Return where to read the backbone from; None means the registry's source.
 
         Raises:
-            BundleError: It was trained over weights of one's own that are not given, or others are given.
+            BundleError: It was trained on custom weights that are missing, or other ones are given.
         """
         from intclip.backbones.hub import HUB_PREFIX
         from intclip.backbones.sources import local_weights
@@ -210,7 +211,7 @@ class Bundle:
                 return None if trained is None else trained.name
             if local_weights(identity.name) is None:
                 raise BundleError(
-                    f"{self.path} was trained over {identity.name} weights of your own; pass them as checkpoint"
+                    f"{self.path} was trained on your own {identity.name} weights; pass them as checkpoint"
                     f"{self._trained_over()}"
                 )
             return None
@@ -222,7 +223,7 @@ class Bundle:
             and sha256_file(file) != trained.sha256
         ):
             raise BundleError(
-                f"{checkpoint} is not the {identity.name} file that {self.path} was trained over; pass that one"
+                f"{checkpoint} is not the {identity.name} file that {self.path} was trained on; pass that one"
                 f"{self._trained_over()}"
             )
         return os.fspath(checkpoint)
@@ -245,11 +246,11 @@ def save_bundle(
     dtype: Literal["float32", "float16"] = "float32",
     overwrite: bool = False,
 ) -> None:
-    """Write a trained method as a bundle directory, whole or not at all.
+    """Write a trained method as a bundle directory, atomically.
 
     Args:
         path: The directory to create.
-        method: Trained; only its own state is written, never the backbone.
+        method: The trained method; only its own state is written, not the backbone.
         thresholds: In [0, 1]: one for all labels, or K.
         channel_thresholds: Channel to thresholds (K,) of posts that have only this one.
         recipe: The training recipe.
@@ -309,25 +310,26 @@ def _checkpoint_identity(checkpoint: str) -> CheckpointIdentity:
 
 
 def set_temperature(path: str | os.PathLike[str], temperature: float) -> None:
-    """Give a bundle a temperature T: its probabilities become those of logits / T.
+    """Store a temperature T in a bundle: probabilities become those of logits / T.
 
-    Where several labels may hold, thresholds move along, t to sigmoid(logit(t) / T), so that no decision changes.
+    In multi-label tasks, thresholds change accordingly, t to sigmoid(logit(t) / T), so that predicted labels stay the
+    same.
 
     Args:
-        path: The bundle's directory; its JSON is written anew, whole or not at all.
-        temperature: Above 0, as `intclip.evaluation.calibration.fit_temperature` finds it.
+        path: The bundle's directory; its JSON is replaced atomically.
+        temperature: Above 0, from `intclip.evaluation.calibration.fit_temperature`.
 
     Raises:
         BundleError: Not a bundle, or it has a temperature already.
     """
     info = load_bundle(path).info
     if info.temperature != 1:
-        raise BundleError(f"{path} has a temperature already, {info.temperature:.3g}; train it anew to fit another")
+        raise BundleError(f"{path} already has a temperature, {info.temperature:.3g}; train again to fit another one")
 
     def moved(thresholds: float | list[float]) -> Any:
         levels = np.asarray(thresholds, dtype=np.float64)
         if info.task == "multilabel":
-            with np.errstate(divide="ignore", over="ignore"):  # 0 and 1 stay
+            with np.errstate(divide="ignore", over="ignore"):  # 0 and 1 do not change
                 levels = 1 / (1 + ((1 - levels) / levels) ** (1 / temperature))
         return levels.tolist()
 
@@ -338,7 +340,7 @@ def set_temperature(path: str | os.PathLike[str], temperature: float) -> None:
 
 
 def set_thresholds(path: str | os.PathLike[str], thresholds: npt.NDArray[np.floating[Any]]) -> None:
-    """Give a bundle other thresholds, K of them in [0, 1]; its JSON is written anew, whole or not at all.
+    """Replace a bundle's thresholds by K others in [0, 1], atomically.
 
     Raises:
         BundleError: Not a bundle, or not K thresholds.
@@ -350,10 +352,10 @@ def set_thresholds(path: str | os.PathLike[str], thresholds: npt.NDArray[np.floa
 
 
 def load_bundle(path: str | os.PathLike[str]) -> Bundle:
-    """Read a bundle directory, strictly: every field, every tensor, every hash.
+    """Read a bundle directory, checking every field, tensor and hash.
 
     Raises:
-        BundleError: Something is missing, left over, damaged, or of a newer version; one line says what.
+        BundleError: Something is missing, unexpected, damaged, or of a newer version.
     """
     path = Path(path)
     if not path.is_dir():
@@ -380,7 +382,7 @@ def _to_text(info: BundleInfo) -> str:
 
 
 def sentences_of(taxonomy: Taxonomy, options: Mapping[str, Any]) -> list[str]:
-    """The K sentences that a method with these options builds its prompts from."""
+    """Return the K sentences that a method with these options uses in its prompts."""
     form = options.get("sentence_form")
     return taxonomy.sentences(form) if isinstance(form, str) else list(taxonomy.names)
 
@@ -416,17 +418,17 @@ def _check_regular(file: Path) -> None:
     except OSError as error:
         raise BundleError(f"{file.parent} is not a bundle: it has no {file.name}; {_WANTED}") from error
     if stat.S_ISLNK(mode):
-        raise BundleError(f"{file} is a link; a bundle holds its own files: copy the file it points to")
+        raise BundleError(f"{file} is a link; bundles need regular files: copy the file that it points to")
     if not stat.S_ISREG(mode):
         raise BundleError(f"{file} is not a regular file; {DAMAGED}")
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number that JSON knows")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _scales(options: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The options that are scales, by dotted name: what the method's logits are multiplied by."""
+    """Return the options that scale the method's logits, by dotted name."""
     found: dict[str, float] = {}
     for key, value in options.items():
         if isinstance(value, Mapping):
@@ -437,7 +439,7 @@ def _scales(options: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def _plain(value: Any) -> Any:
-    """The same content in JSON's own types; floats that are not finite become None."""
+    """Convert to JSON types; non-finite floats become None."""
     if isinstance(value, BaseModel):
         return _plain(value.model_dump(mode="json"))
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""What a graph does not say about itself: labels, preprocessing, thresholds. It travels inside every exported file."""
+"""Metadata of an exported file: labels, preprocessing, thresholds."""
 
 import json
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ CARD_VERSION = 1
 METADATA_KEY = "intclip"
 """Key of the card in ONNX's metadata and in OpenVINO's runtime information."""
 MAP_PREFIX = "map_"
-"""An output that starts so is a map of region logits (B, K, H, W)."""
+"""Prefix of outputs with maps of region logits (B, K, H, W)."""
 ATTENTION_OUTPUT = "attention"
-"""The output that says which sight regions answer which semantic query (B, N, N)."""
+"""Output with the attention of semantic queries to sight regions (B, N, N)."""
 EMBEDDING = "embedding"
-"""The output that holds a photo's embedding (B, D), of unit length."""
+"""Output with a photo's embedding (B, D), unit length."""
 CHANNEL_PREFIX = "channel_"
-"""An output that starts so holds the probabilities (B, K) that one channel of a post gives by itself."""
+"""Prefix of outputs with the probabilities (B, K) of a single channel."""
 Channel = Literal["image", "text"]
 Threshold = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
@@ -34,21 +34,21 @@ class ModelCard(BaseModel, frozen=True, extra="forbid"):
     Attributes:
         card_version: Version of this layout.
         intclip: Version of the package that wrote it.
-        model: What the user asked for, such as "lite".
+        model: Name given by the user, such as "lite".
         backbone: Name of the backbone.
         method: Name of the method.
         task: "multilabel" (probabilities are a sigmoid of the logits) or "singlelabel" (a softmax).
         labels: The K labels, in the order of the outputs.
         thresholds: K thresholds on probabilities.
         preprocessing: From photo to pixels, the graph's input "pixels" (B, 3, S, S), float32.
-        maps: Names of the evidence maps the model has ("sight", "semantic", "fused").
-        attention: Whether it has an "attention" (B, N, N) between regions too, among the outputs where the maps are.
-        channels: What the model reads of a post. A graph reads photos alone.
-        alone: Which of these channels suffice without the other.
-        channel_thresholds: Channel to the K thresholds of posts that have only this one, for a model whose channels
-            each suffice. `thresholds` hold for posts that have all channels.
+        maps: Names of the model's evidence maps ("sight", "semantic", "fused").
+        attention: Whether outputs with maps include an "attention" (B, N, N) between regions.
+        channels: Channels that the model uses. A graph uses only photos.
+        alone: Channels that suffice without the other.
+        channel_thresholds: Channel to the K thresholds of posts with only this one. `thresholds` apply to posts with
+            all channels.
         arithmetic: "float32", or "int8" after quantisation.
-        taxonomy: All of `Taxonomy.to_dict`.
+        taxonomy: `Taxonomy.to_dict`.
     """
 
     card_version: int = CARD_VERSION
@@ -69,23 +69,23 @@ class ModelCard(BaseModel, frozen=True, extra="forbid"):
     taxonomy: dict[str, Any]
 
     def read_taxonomy(self) -> Taxonomy:
-        """The K labels as a taxonomy."""
+        """Return the K labels as a taxonomy."""
         return Taxonomy.from_dict(self.taxonomy)
 
     def threshold_array(self, channels: Sequence[Channel] | None = None) -> npt.NDArray[np.float32]:
-        """Thresholds (K,), float32, of posts that have these channels; all of the model's by default."""
+        """Return thresholds (K,), float32, for posts with these channels; default: all of the model's."""
         if channels is not None and len(channels) == 1 and channels[0] in self.channel_thresholds:
             return np.array(self.channel_thresholds[channels[0]], dtype=np.float32)
         return np.array(self.thresholds, dtype=np.float32)
 
     def photos_alone(self) -> "ModelCard":
-        """The card of the same model as a graph, which reads no words."""
+        """Return the card of the model as a graph, which does not use text."""
         thresholds = self.channel_thresholds.get("image", self.thresholds)
         change = {"channels": ["image"], "alone": ["image"], "channel_thresholds": {}, "thresholds": thresholds}
         return self.model_copy(update=change)
 
     def to_json(self) -> str:
-        """The card as one line of JSON."""
+        """Return the card as one line of JSON."""
         return self.model_dump_json()
 
     @classmethod

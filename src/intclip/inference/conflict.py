@@ -28,13 +28,13 @@ class Conflict:
 def find_conflict(
     names: Sequence[str], photo: tuple[Numbers, Numbers], words: tuple[Numbers, Numbers], *, exclusive: bool
 ) -> Conflict:
-    """The conflict of one post.
+    """Return the conflict of a post.
 
     Args:
         names: K labels.
-        photo: Probabilities (K,) read from the photo alone, and their thresholds (K,).
-        words: The same of the words.
-        exclusive: Whether exactly one label holds.
+        photo: Probabilities (K,) by photo, and their thresholds (K,).
+        words: The same by text.
+        exclusive: Whether exactly one label applies.
     """
     seen, read = photo[0], words[0]
     score = float(conflict(seen[None], read[None], exclusive=exclusive)[0])
@@ -44,18 +44,18 @@ def find_conflict(
 
 
 def conflict(photo: Numbers, words: Numbers, *, exclusive: bool) -> Array:
-    """Conflict (N,) in [0, 1] of what photos say and what words say: 0 where they agree on every label.
+    """Return the conflict (N,) in [0, 1] between photos and texts: 0 if they agree on every label.
 
-    Where labels exclude each other it is the Jensen-Shannon divergence of the two distributions, in bits. Else each
-    label is a yes or no with a divergence of its own, and the conflict is the largest: one label that the photo is sure
-    of and the words deny makes a conflict, however many others both leave out.
+    For exclusive labels it is the Jensen-Shannon divergence of the two distributions, in bits. Otherwise
+    it is the largest divergence of the labels, each a binary variable: one label that the photo is sure of and the text
+    denies makes a conflict, however many others are absent in both.
 
         JSD(p, q) = H((p + q) / 2) − (H(p) + H(q)) / 2
 
     Args:
-        photo: (N, K) probabilities, read from the photos alone.
-        words: (N, K), read from the words alone.
-        exclusive: Whether exactly one label holds, so that rows sum to 1.
+        photo: (N, K) probabilities by photo.
+        words: (N, K) probabilities by text.
+        exclusive: Whether exactly one label applies, so that rows sum to 1.
 
     Source: Lin, Divergence measures based on the Shannon entropy, IEEE Trans. Information Theory 37(1), 1991.
     """
@@ -68,7 +68,7 @@ def conflict(photo: Numbers, words: Numbers, *, exclusive: bool) -> Array:
 
 
 def _entropy(share: Numbers) -> Array:
-    """Entropy of a yes-or-no variable, in bits."""
+    """Entropy of a binary variable, in bits."""
     return _information(share) + _information(1 - share)
 
 

@@ -1,4 +1,4 @@
-"""From a torch module to an OpenVINO or ONNX graph, with a free batch size and named outputs."""
+"""Convert torch modules to OpenVINO or ONNX graphs, with dynamic batch size and named outputs."""
 
 import contextlib
 import io
@@ -20,17 +20,17 @@ from intclip.extras import require
 
 INPUT = "pixels"
 TOLERANCE = 1e-3
-"""Largest difference between a converted graph and torch in the check of `_check`, as a share of the output's largest
-value and at least absolute. float32 rounding stays a hundred times below; what a trace froze is far above."""
+"""Largest allowed difference between a converted graph and torch, relative to the output's largest value and
+at least absolute. float32 rounding is a hundred times smaller; errors of frozen traces are far larger."""
 _Run = Callable[[dict[str, npt.NDArray[Any]]], Sequence[npt.NDArray[Any]]]
 
 
 Inputs = npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]]
-"""A batch (B, …), called "pixels" in the graph, or several of one B by their names."""
+"""A batch (B, …), called "pixels" in the graph, or several with the same B by name."""
 
 
 class _Positional(nn.Module):
-    """The module with inputs in order and its outputs as a tuple: tracing and export know no dictionaries."""
+    """Wraps a module for tracing and export, which do not support dictionaries: ordered inputs, a tuple of outputs."""
 
     def __init__(self, module: nn.Module, inputs: tuple[str, ...] | None, outputs: tuple[str, ...]) -> None:
         super().__init__()
@@ -43,13 +43,13 @@ class _Positional(nn.Module):
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What a converter needs.
+    """Input of a converter.
 
     Attributes:
         module: Tensors in order to a tuple of tensors.
         inputs: Names of its inputs.
         batch: The example, in their order.
-        others: Batches to check the graph with, which it was not made from.
+        others: Other batches to check the graph with.
     """
 
     module: _Positional
@@ -59,15 +59,15 @@ class _Prepared:
 
 
 def to_openvino(module: nn.Module, example: Inputs, *, others: Sequence[Inputs] = ()) -> Any:
-    """`openvino.Model` of a module.
+    """Convert a module to `openvino.Model`.
 
     Args:
         module: Maps one batched tensor, or named ones, to a tensor or to named tensors; in evaluation mode.
-        example: B at least 2 so that no size is mistaken for a constant 1. Integers are tokens, whose length is free.
-        others: Batches of another B to compare the graph with torch on; noise by default.
+        example: B at least 2 so that no size is mistaken for a constant 1. Integers are tokens, with dynamic length.
+        others: Batches with another B for comparing the graph with torch; default: noise.
 
     Raises:
-        IntclipError: The module cannot be converted, or the graph gives other numbers than the module on another batch.
+        IntclipError: The module cannot be converted, or the graph differs from the module on another batch.
     """
     openvino = require("openvino")
     prepared = _prepare(module, example, others)
@@ -83,7 +83,7 @@ def to_openvino(module: nn.Module, example: Inputs, *, others: Sequence[Inputs] 
     for ports, names in ((model.inputs, prepared.inputs), (model.outputs, prepared.module.outputs)):
         for port, name in zip(ports, names, strict=True):
             port.get_tensor().set_names({name})
-    # As `OpenvinoEngine` compiles it, for one photo and for many: the two have been seen to give other numbers.
+    # Compiled like `OpenvinoEngine`, for one photo and for many, because the two can differ.
     for hint in ("LATENCY", "THROUGHPUT"):
         config = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": hint}
         compiled = openvino.Core().compile_model(model, "CPU", config)
@@ -97,7 +97,7 @@ def _run_openvino(compiled: Any, outputs: int, batch: dict[str, npt.NDArray[Any]
 
 
 def to_onnx(module: nn.Module, example: Inputs, *, others: Sequence[Inputs] = ()) -> Any:
-    """`onnx.ModelProto` of a module; arguments as for `to_openvino`.
+    """Convert a module to `onnx.ModelProto`; arguments as for `to_openvino`.
 
     Raises:
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
@@ -138,13 +138,13 @@ def to_onnx(module: nn.Module, example: Inputs, *, others: Sequence[Inputs] = ()
 
 
 def _check(prepared: _Prepared, run: _Run, format: str) -> None:
-    """Compare a converted graph with torch on batches that it was not made from.
+    """Compare a converted graph with torch on other batches.
 
-    A trace keeps as constants whatever Python read from the example: its batch size, the order of its rows, a branch
-    that was taken. Such a graph is right for the example alone.
+    A trace freezes whatever Python reads from the example: batch size, order of rows,
+    branches taken. Such a graph is only right for the example.
 
     Raises:
-        IntclipError: An output differs, or the graph does not take the batch.
+        IntclipError: An output differs, or the graph does not accept the batch.
     """
     graph = f"the {format} graph of this model"
     advice = "use engine='torch'"
@@ -154,20 +154,20 @@ def _check(prepared: _Prepared, run: _Run, format: str) -> None:
         named = {name: tensor.numpy() for name, tensor in zip(prepared.inputs, batch, strict=True)}
         try:
             found = run(named)
-        except Exception as error:  # each library raises its own kinds
+        except Exception as error:  # each library has its own exceptions
             raise IntclipError(f"{graph} works for one batch size only ({_reason(error)}); {advice}") from error
         for name, value, wanted in zip(prepared.module.outputs, found, expected, strict=True):
             if value.shape != wanted.shape:
                 raise IntclipError(f"{graph} gives {name!r} of shape {value.shape} for {wanted.shape}; {advice}")
             worst = float(np.abs(value - wanted).max(initial=0))
-            if not worst <= TOLERANCE * max(1.0, float(np.abs(wanted).max(initial=0))):  # NaN fails, too
+            if not worst <= TOLERANCE * max(1.0, float(np.abs(wanted).max(initial=0))):  # also fails for NaN
                 raise IntclipError(f"{graph} differs from torch by {worst:.2g} in {name!r}; {advice}")
 
 
 def _prepare(module: nn.Module, example: Inputs, others: Sequence[Inputs]) -> _Prepared:
-    """The module with tuples for dictionaries, and its batches; runs it once.
+    """Wrap a module with its batches, and run it once.
 
-    That run also fills what a method keeps in evaluation (the text features), which then becomes a constant.
+    The run also fills a method's cache of text features, which become constants.
     """
     names = tuple(example) if isinstance(example, Mapping) else None
 
@@ -187,19 +187,19 @@ def _prepare(module: nn.Module, example: Inputs, others: Sequence[Inputs]) -> _P
 
 
 def _free_shape(example: Tensor) -> list[int]:
-    """Its sizes, -1 where they are free: the batch, and the length of tokens."""
+    """Return the sizes, -1 for dynamic ones: the batch, and the length of tokens."""
     return [-1] * example.dim() if not example.is_floating_point() else [-1, *example.shape[1:]]
 
 
 def _noise(example: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
-    """Two batches, one row longer than the example, so that a branch on their values falls on either side."""
+    """Return two batches, one row longer than the example, that take both sides of branches on values."""
     generator = torch.Generator().manual_seed(1)
     batches = []
     for sign in (1, -1):
         batch = []
         for tensor in example:
             noise = torch.randn(tensor.shape[0] + 1, *tensor.shape[1:], generator=generator).to(tensor.dtype)
-            noise[::2] += sign  # bright and dark photos in turn
+            noise[::2] += sign  # alternating bright and dark photos
             noise[1::2] -= sign
             batch.append(noise)
         batches.append(tuple(batch))
@@ -208,7 +208,7 @@ def _noise(example: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the converters' warnings and dumps of graphs (tracing of Python numbers, no torchvision) off the screen."""
+    """Silence the converters' warnings and graph dumps."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
@@ -223,6 +223,6 @@ def _quiet() -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of an error that says something, without colours."""
+    """Return the first informative line of an error, without colours."""
     lines = re.sub("\x1b\\[[0-9;]*m", "", str(error)).splitlines()
     return next((line.strip() for line in lines if line.strip()), type(error).__name__)

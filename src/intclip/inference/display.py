@@ -1,4 +1,4 @@
-"""How predictions show themselves: as HTML in a notebook, as a plot, and as a table of pandas."""
+"""Predictions as HTML in notebooks, plots, and pandas tables."""
 
 from collections.abc import Sequence
 from html import escape
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from intclip.inference.prediction import Prediction
 
 UNCLEAR = "no clear intent"
-"""The answer where no label reaches its threshold."""
+"""Shown if no label reaches its threshold."""
 THUMBNAIL = 160
 MOST_SHOWN = 50
-"""Predictions that a list shows in a notebook."""
+"""Number of predictions shown in a notebook."""
 _BARS = 5
 _ACCENT, _QUIET = "#bc3754", "#a9a3b4"
 
 
 def headline(prediction: "Prediction") -> str:
-    """The answer in one line: the labels that hold, most probable first, or that none does."""
+    """Summarise a prediction in one line: predicted labels, most probable first, or none."""
     if prediction.error is not None:
         return f"cannot be read: {prediction.error}"
     held = set(prediction.labels)
@@ -34,7 +34,7 @@ def headline(prediction: "Prediction") -> str:
 
 
 def prediction_html(prediction: "Prediction", *, bars: int = _BARS) -> str:
-    """The photo, where its source is a file, with the answer and the most probable labels as bars."""
+    """Render the photo (if it is a file), the summary, and the most probable labels as bars."""
     photo = None if prediction.error is not None else source_photo(prediction.source, min_side=THUMBNAIL)
     picture = "" if photo is None else f'<img src="{data_url(photo, THUMBNAIL, quality=80)}" alt="" style="margin:0">'
     held = set(prediction.labels)
@@ -52,7 +52,7 @@ def prediction_html(prediction: "Prediction", *, bars: int = _BARS) -> str:
 
 
 def predictions_html(predictions: "Sequence[Prediction]") -> str:
-    """The first `MOST_SHOWN` predictions."""
+    """Render the first `MOST_SHOWN` predictions."""
     shown = "".join(prediction_html(one, bars=3) for one in predictions[:MOST_SHOWN])
     more = len(predictions) - MOST_SHOWN
     return shown + (f"<p>and {more} more</p>" if more > 0 else "")

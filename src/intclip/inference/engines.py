@@ -1,8 +1,7 @@
-"""One interface over torch, OpenVINO and ONNX Runtime: an array goes in, named arrays come out.
+"""One interface for torch, OpenVINO and ONNX Runtime: an array in, named arrays out.
 
-Predicting, serving, batch jobs and the feature cache all compute through `Engine`. Importing this module imports none
-of the three: each is imported when an engine of its kind is made, so that a command that finds its graph in the cache
-never pays for torch.
+Prediction, serving, batch jobs and the feature cache all use `Engine`. Each library is
+imported only when one of its engines is created, so a command with a cached graph never imports torch.
 """
 
 import os
@@ -27,14 +26,14 @@ if TYPE_CHECKING:
 
 EngineName = Literal["torch", "openvino", "onnx"]
 Precision = Literal["f32", "bf16", "f16"]
-"""Arithmetic of the engine. f32 is exact. int8 is not an arithmetic but another graph: see `quantization`."""
+"""Precision of the engine. f32 is exact. int8 is a different graph, see `quantization`."""
 Arrays = dict[str, npt.NDArray[Any]]
 
 CHUNK = 2
-"""Photos that a stream takes at once: eight do not fit its core's cache, and take a tenth longer each. Four cost what
-two do, but leave a stream with nothing to do for longer at a batch's end."""
+"""Photos per request of a stream: eight exceed the core's cache and take a tenth longer each. Four cost the
+same as two but leave streams idle for longer at the end of a batch."""
 AHEAD = 4
-"""Requests a stream: what waits there is begun without a word from Python, whose lock other threads may hold."""
+"""Requests per stream: queued ones start without Python, whose lock other threads may hold."""
 
 _EXTRAS: dict[EngineName, tuple[str, str]] = {"openvino": ("openvino", "openvino"), "onnx": ("onnxruntime", "onnx")}
 
@@ -43,24 +42,24 @@ class Engine(Protocol):
     """A compiled model.
 
     Attributes:
-        name: Which library computes.
-        outputs: Names of what a call returns.
+        name: The library.
+        outputs: Names of the outputs.
     """
 
     name: EngineName
     outputs: tuple[str, ...]
 
     def __call__(self, batch: npt.NDArray[Any]) -> Arrays:
-        """Outputs by name for a batch (B, …), B at least 1. The caller owns the arrays; threads may share an engine."""
+        """Compute the outputs of a batch (B, …), B at least 1. The caller owns the arrays; thread-safe."""
         ...
 
 
 def choose_engine(engine: str = "auto", device: str = "auto") -> EngineName:
-    """The engine that a request means: on a GPU torch; on a CPU OpenVINO where it is installed, else torch.
+    """Resolve "auto": torch on a GPU; on a CPU OpenVINO if installed, else torch.
 
     Raises:
-        IntclipError: No such engine, or one that does not run on this device.
-        MissingExtraError: An engine asked for by name is not installed.
+        IntclipError: The engine is unknown, or does not support this device.
+        MissingExtraError: The requested engine is not installed.
     """
     if engine == "auto":
         on_cpu = device == "cpu" or (device == "auto" and not accelerator())
@@ -70,7 +69,7 @@ def choose_engine(engine: str = "auto", device: str = "auto") -> EngineName:
     name = cast(EngineName, engine)
     if name != "torch":
         if device not in ("auto", "cpu"):
-            raise IntclipError(f"engine {name} runs on the CPU here, not on {device!r}; use engine='torch' for that")
+            raise IntclipError(f"engine {name} supports only the CPU here, not {device!r}; use engine='torch'")
         module, extra = _EXTRAS[name]
         if find_spec(module) is None:
             require(module, extra)
@@ -78,7 +77,7 @@ def choose_engine(engine: str = "auto", device: str = "auto") -> EngineName:
 
 
 def accelerator() -> str | None:
-    """The device torch would rather use than the CPU ("cuda", "mps"), asked only where a driver is present."""
+    """Return torch's preferred device ("cuda", "mps"); torch is imported only if a driver is present."""
     has_driver = any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
     if not has_driver and sys.platform == "linux":
         return None
@@ -101,15 +100,15 @@ def compile_module(
     """Compile any torch module that maps one batched tensor to a tensor or to named tensors.
 
     Args:
-        module: In evaluation mode; what it returns as a bare tensor is called "output".
-        example: A batch (B, …) of the right shape and type; B stays free.
+        module: Module in evaluation mode; a bare tensor becomes the output "output".
+        example: A batch (B, …) of the right shape and type; B is dynamic.
         engine: "auto", "torch", "openvino" or "onnx".
         precision: See `Precision`.
         device: For torch: "auto", "cpu", "cuda", "cuda:1", "mps".
-        threads: Threads to compute with; all cores by default.
+        threads: Compute threads; default: all cores.
 
     Raises:
-        IntclipError: The engine cannot run here, or not in this precision.
+        IntclipError: The engine or the precision is not supported here.
     """
     name = choose_engine(engine, device)
     if name == "torch":
@@ -122,15 +121,15 @@ def compile_module(
 
 
 class TorchEngine:
-    """A torch module, run without gradients.
+    """A torch module without gradients.
 
     Args:
-        module: Put into evaluation, and onto the device.
+        module: Switched to evaluation and moved to the device.
         device: See `compile_module`.
         precision: See `Precision`.
         threads: See `compile_module`.
-        outputs: Which of its outputs to return; all by default.
-        lock: Held while it computes; shared by all that compute with the same layers.
+        outputs: Outputs to return; default: all.
+        lock: Held while computing; shared by everything that uses the same layers.
     """
 
     name: EngineName = "torch"
@@ -167,7 +166,7 @@ class TorchEngine:
         if tensor.dim() == 4:
             tensor = tensor.to(memory_format=torch.channels_last)
         cast = torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None)
-        # No inference mode: text features that a method keeps from it could take no part in the gradients of evidence.
+        # Not inference mode: text features cached there could not be used in the gradients of evidence.
         with self._lock, self._told_threads(), torch.no_grad(), cast:
             out = self._module(tensor)
         named = out if isinstance(out, dict) else {"output": out}
@@ -176,7 +175,7 @@ class TorchEngine:
 
     @contextmanager
     def _told_threads(self) -> Iterator[None]:
-        """The number is the process's in torch: what others do there keeps theirs."""
+        """Set torch's thread count temporarily, since it is global to the process."""
         if self._threads is None:
             yield
             return
@@ -191,19 +190,18 @@ class TorchEngine:
 class OpenvinoEngine:
     """An OpenVINO model on the CPU.
 
-    It is compiled twice, each at first need: for one photo all threads work on that photo; for more, every stream takes
-    some photos of its own, which spares the threads from waiting for each other (a fifth of the time on two cores, more
-    on a busy machine). Batches of several threads flow into each other: a stream that has nothing left of one goes on
-    with the next.
+    It is compiled twice, each on first use: for one photo, all threads work on that photo; for more,
+    every stream has its own photos, which avoids synchronisation between threads (a fifth of the time on two cores,
+    more on a busy machine). Batches of several callers overlap: a stream that is done with one continues with the next.
 
     Args:
         model: `openvino.Model`, or the path of its .xml file.
-        outputs: Which outputs to compute; the rest of the graph is cut away. All by default.
-        precision: f32 states `INFERENCE_PRECISION_HINT=f32`: without it OpenVINO may choose bf16 by itself.
-        threads: Threads to compute with.
+        outputs: Outputs to compute; the rest of the graph is removed. Default: all.
+        precision: f32 sets `INFERENCE_PRECISION_HINT=f32`; otherwise OpenVINO may choose bf16.
+        threads: Compute threads.
 
     Raises:
-        IntclipError: The model cannot be read, or the CPU does not compute in this precision.
+        IntclipError: The model cannot be read, or the CPU does not support this precision.
     """
 
     name: EngineName = "openvino"
@@ -220,7 +218,7 @@ class OpenvinoEngine:
         self._core = openvino.Core()
         self._config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision}
         if threads is not None:
-            # Whoever says how many has other work beside: pinned, the threads of all processes sit on the first cores.
+            # An explicit number suggests several processes; pinning would put all their threads on the first cores.
             self._config |= {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
         _check_capability(self._core, precision)
         try:
@@ -265,7 +263,7 @@ class OpenvinoEngine:
                 request.start_async([chunk], share_inputs=True)
             while computing:
                 parts.append(self._collect(computing))
-        finally:  # after an error or Ctrl-C: the photos' memory must outlast whoever still reads it
+        finally:  # also after an error or Ctrl-C: the photos' memory must outlive the requests that read it
             while computing:
                 with suppress(RuntimeError):
                     computing[0].wait()
@@ -280,14 +278,14 @@ class OpenvinoEngine:
         self._streams = streams
 
     def _idle_request(self, *, block: bool) -> Any:
-        """A request that nobody uses; None where there is none and the caller does not wait for one."""
+        """Return an idle request; None if there is none and the caller does not wait."""
         try:
             return self._idle.get(block)
         except Empty:
             return None
 
     def _collect(self, computing: deque[Any]) -> list[npt.NDArray[Any]]:
-        """Outputs of the oldest request, which is then idle."""
+        """Return the outputs of the oldest request, which becomes idle."""
         computing[0].wait()
         part = [computing[0].get_output_tensor(k).data.copy() for k in range(len(self.outputs))]
         self._idle.put(computing.popleft())
@@ -305,9 +303,9 @@ class OnnxEngine:
 
     Args:
         model: Serialized model, or the path of its file.
-        outputs: Which outputs to return; all by default.
+        outputs: Outputs to return; default: all.
         precision: f32 only.
-        threads: Threads to compute with.
+        threads: Compute threads.
     """
 
     name: EngineName = "onnx"
@@ -330,7 +328,7 @@ class OnnxEngine:
         try:
             source = model if isinstance(model, bytes) else os.fspath(model)
             self._session = runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises its own kinds, all derived from Exception or RuntimeError
+        except Exception as error:  # onnxruntime has its own exception classes
             raise IntclipError(f"ONNX Runtime cannot load this model: {_last_line(error)}") from error
         self._input = self._session.get_inputs()[0].name
         self.outputs = tuple(outputs or (port.name for port in self._session.get_outputs()))
@@ -342,7 +340,7 @@ class OnnxEngine:
 
 
 def prune(model: Any, outputs: Sequence[str]) -> Any:
-    """The part of an OpenVINO model that these outputs need."""
+    """Return the part of an OpenVINO model that these outputs need."""
     openvino = require("openvino")
     results = [model.output(name) for name in outputs]
     pruned = openvino.Model([port.get_node() for port in results], model.get_parameters(), model.get_friendly_name())
@@ -354,7 +352,7 @@ def prune(model: Any, outputs: Sequence[str]) -> Any:
 def _check_capability(core: Any, precision: Precision) -> None:
     able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision != "f32" and {"bf16": "BF16", "f16": "FP16"}[precision] not in able:
-        raise IntclipError(f"this CPU does not compute in {precision}; use f32, or an int8 export for speed")
+        raise IntclipError(f"this CPU does not support {precision}; use f32, or an int8 export for speed")
 
 
 def _last_line(error: Exception) -> str:

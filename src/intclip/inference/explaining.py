@@ -1,4 +1,4 @@
-"""`Predictor.explain`: evidence of one label in one photo, of any kind."""
+"""`Predictor.explain`: evidence for a label in a photo, of any kind."""
 
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,7 @@ def explain(
     pixels = np.empty((1, 3, preprocess.size, preprocess.size), dtype=np.float32)
     normalize_into(pixels[0], preprocess.resize(photo), preprocess)
     if kind in ("regions", "fine"):
-        # The first view is the photo itself: probability and attention are its own.
+        # The first view is the photo itself; probability and attention are taken from it.
         outputs = predictor.engine(maps=True)(pixels if kind == "regions" else photo_views(pixels[0]))
         regions = {
             name.removeprefix(MAP_PREFIX): values[0, index] if kind == "regions" else join_views(values[:, index])
@@ -47,7 +47,7 @@ def explain(
         float(outputs["probabilities"][0, index]),
         regions,
         size=preprocess.size,
-        # The decoder may have halved the photo; the box is told in the pixels of the whole one.
+        # The decoder may have halved the photo; the box is in pixels of the whole one.
         box=preprocess.source_box(read_image(image).size),
         source=describe(image),
         kind=kind,

@@ -1,4 +1,4 @@
-"""From a torch method to a graph that any machine runs: the step that `load` caches and `Predictor.export` writes."""
+"""Convert a torch method to a graph, which `load` caches and `Predictor.export` writes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,11 +24,11 @@ def make_card(
     thresholds: float | Sequence[float] | np.ndarray,
     channel_thresholds: Mapping[Channel, list[float]] | None = None,
 ) -> ModelCard:
-    """The card of a method.
+    """Make the card of a method.
 
     Args:
-        method: With backbone and taxonomy.
-        model: What the user asked for.
+        method: The method.
+        model: Name given by the user.
         method_name: Its name in the registry.
         thresholds: One for all labels, or K.
         channel_thresholds: See `ModelCard`.
@@ -59,14 +59,14 @@ def build_graph(
     """Convert a method to one graph from pixels to its outputs; see `convert_head` and `convert_tower`.
 
     Args:
-        method: With its backbone.
-        card: Of the method.
-        format: Which library it is for.
-        maps: With the evidence maps and the "attention" among the outputs.
-        tower: Of the backbone, where it was converted before.
+        method: The method.
+        card: Its card.
+        format: Target library.
+        maps: Include the evidence maps and the "attention" in the outputs.
+        tower: The converted tower of its backbone, if available.
 
     Raises:
-        IntclipError: The converter does not know something that the method does.
+        IntclipError: The converter does not support an operation of the method.
         MissingExtraError: The converter is not installed.
     """
     head = convert_head(method, card, format, maps=maps)
@@ -76,27 +76,27 @@ def build_graph(
 
 
 def trains_trunk(method: Method) -> bool:
-    """Whether a method reads the pixels themselves, so that it shares no tower with other models."""
+    """Return whether a method uses pixels directly, so that it cannot share a tower."""
     return "pixels" in method.needs
 
 
 def tower_features(method: Method) -> tuple[FeatureName, ...]:
-    """What the tower of a method computes: the same for most methods over a backbone, so that they share it."""
+    """Return the features of a method's tower: the same for most methods on a backbone, so that they share it."""
     shared: tuple[FeatureName, ...] = ("trunk", "regions", "pooled")
     return (*shared, *sorted(set(method.needs) - set(shared)))
 
 
 def convert_tower(method: Method, format: GraphFormat) -> Tower:
-    """The backbone of a method as a graph from "pixels" to `tower_features`; raises as `build_graph`."""
+    """Convert a method's backbone to a graph from "pixels" to `tower_features`; raises as `build_graph`."""
     module = FeatureGraph(method.backbone, tower_features(method))
     return Tower(format, _convert(module, example_pixels(method.backbone), format))
 
 
 def convert_head(method: Method, card: ModelCard, format: GraphFormat, *, maps: bool) -> Graph:
-    """A method as a graph from its backbone's features to "probabilities", "logits" and "embedding".
+    """Convert a method to a graph from its backbone's features to "probabilities", "logits" and "embedding".
 
-    With `maps` it has "map_…" and "attention" too. The graph of a method that trains the trunk starts at "pixels".
-    Arguments and errors are those of `build_graph`.
+    With `maps` the outputs include "map_…" and "attention". If the method trains the trunk, the graph starts at
+    "pixels". Arguments and errors are those of `build_graph`.
     """
     exclusive, backbone = card.task == "singlelabel", method.backbone
     if trains_trunk(method):
@@ -109,7 +109,7 @@ def convert_head(method: Method, card: ModelCard, format: GraphFormat, *, maps: 
             found = backbone.features(torch.from_numpy(pixels), head.needs)
         return {name: values.numpy() for name, values in found.items()}
 
-    # Features of photos, bright and dark ones: not all that has their shape can be the features of one.
+    # Features of real bright and dark inputs: arbitrary arrays of this shape may not be valid features.
     noise = example_pixels(backbone, batch=3)
     return Graph(
         format,

@@ -1,7 +1,7 @@
-"""Graphs on disk: ONNX and OpenVINO files that carry their labels, preprocessing and thresholds inside.
+"""Graphs on disk: ONNX and OpenVINO files that include labels, preprocessing and thresholds.
 
-An exported file is complete: `open_graph` needs nothing else, and neither does a program without intclip
-(`examples/predict_onnx.py`). The cache of compiled models holds the same files.
+An exported file is self-contained, for `open_graph` and for programs without intclip
+(`examples/predict_onnx.py`). The cache of converted models uses the same files.
 """
 
 import os
@@ -27,7 +27,7 @@ class Graph:
     """A converted model with its card.
 
     Attributes:
-        format: Which library it is for.
+        format: Target library.
         model: `openvino.Model`, or a serialized ONNX model.
         card: Labels, preprocessing, thresholds.
     """
@@ -37,31 +37,31 @@ class Graph:
     card: ModelCard
 
     def engine(self, outputs: tuple[str, ...], *, precision: Precision = "f32", threads: int | None = None) -> Engine:
-        """An engine that computes these outputs."""
+        """Create an engine that computes these outputs."""
         maker = OpenvinoEngine if self.format == "openvino" else OnnxEngine
         return maker(self.model, outputs=outputs, precision=precision, threads=threads)
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of what it computes."""
+        """Names of its outputs."""
         if self.format == "openvino":
             return tuple(port.get_any_name() for port in self.model.outputs)
         return tuple(port.name for port in require("onnx", "onnx").load_from_string(self.model).graph.output)
 
     @property
     def has_maps(self) -> bool:
-        """Whether the evidence maps are among the outputs."""
+        """Whether the outputs include evidence maps."""
         return any(name.startswith(MAP_PREFIX) for name in self.outputs)
 
     def export(self, path: str | os.PathLike[str], *, maps: bool) -> Path:
-        """`save` what an exported file holds: predictions, and with `maps` the evidence maps."""
+        """Save only the outputs of an exported file: predictions, and with `maps` the evidence maps."""
         evidence = (MAP_PREFIX, ATTENTION_OUTPUT)
         kept = [name for name in self.outputs if name != EMBEDDING and (maps or not name.startswith(evidence))]
         cut = prune if self.format == "openvino" else _prune_onnx
         return Graph(self.format, cut(self.model, kept), self.card).save(path)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the file(s), whole or not at all: `path` itself, and for OpenVINO the .bin of the same name.
+        """Write the file(s) atomically: `path`, and for OpenVINO the .bin of the same name.
 
         Args:
             path: Ends in .onnx or .xml.
@@ -78,10 +78,10 @@ class Graph:
 
 @dataclass(frozen=True)
 class Tower:
-    """A converted image tower, from pixels to a backbone's frozen features: what all models over it share.
+    """A converted image tower, from pixels to a backbone's frozen features, shared by all models on it.
 
     Attributes:
-        format: Which library it is for.
+        format: Target library.
         model: `openvino.Model`, or a serialized ONNX model, from "pixels" to features by their names.
     """
 
@@ -89,20 +89,20 @@ class Tower:
     model: Any
 
     def save(self, path: Path) -> None:
-        """Write the file(s), as `Graph.save` does."""
+        """Write the file(s) like `Graph.save`."""
         (_save_onnx if self.format == "onnx" else _save_openvino)(self.model, None, path)
 
     def join(self, head: Graph) -> Graph:
-        """One graph from pixels to a head's outputs."""
+        """Join tower and head to one graph from pixels to outputs."""
         join = _join_openvino if self.format == "openvino" else _join_onnx
         return Graph(self.format, join(self.model, head.model), head.card)
 
 
 def check_format(format: str) -> GraphFormat:
-    """The format by its name.
+    """Validate a format's name.
 
     Raises:
-        IntclipError: There is no such format.
+        IntclipError: The format is unknown.
     """
     if format not in get_args(GraphFormat):
         raise IntclipError(f"unknown export format {format!r}; choose {' or '.join(get_args(GraphFormat))}")
@@ -110,7 +110,7 @@ def check_format(format: str) -> GraphFormat:
 
 
 def check_suffix(path: str | os.PathLike[str], format: GraphFormat) -> Path:
-    """The path, if its suffix fits.
+    """Check that a path's suffix fits the format.
 
     Raises:
         IntclipError: It does not.
@@ -118,7 +118,7 @@ def check_suffix(path: str | os.PathLike[str], format: GraphFormat) -> Path:
     path = Path(path)
     if SUFFIXES.get(path.suffix) != format:
         suffix = next(suffix for suffix, name in SUFFIXES.items() if name == format)
-        raise IntclipError(f"{path}: a file in {format} format is named *{suffix}; rename it, or choose another format")
+        raise IntclipError(f"{path}: {format} files are named *{suffix}; rename it, or choose another format")
     return path
 
 
@@ -136,21 +136,21 @@ def open_graph(path: str | os.PathLike[str]) -> Graph:
         raise BundleError(f"no such exported model: {path}; check the path")
     model, text = _read_onnx(path) if path.suffix == ".onnx" else _read_openvino(path)
     if text is None:
-        raise BundleError(f"{path} holds no labels: intclip did not export it; make one with: intclip export MODEL")
+        raise BundleError(f"{path} has no labels: not exported by intclip; create one with: intclip export MODEL")
     return Graph(SUFFIXES[path.suffix], model, ModelCard.from_json(text, str(path)))
 
 
 def open_tower(path: Path) -> Tower:
-    """Read what `Tower.save` wrote; raises as `open_graph`."""
+    """Read a file of `Tower.save`; raises as `open_graph`."""
     model, _ = _read_onnx(path) if path.suffix == ".onnx" else _read_openvino(path)
     return Tower(SUFFIXES[path.suffix], model)
 
 
 def _read_openvino(path: Path) -> tuple[Any, str | None]:
-    """The model and its card's text."""
+    """Read the model and its card's text."""
     openvino = require("openvino")
     if not path.with_suffix(".bin").is_file():
-        raise BundleError(f"{path} has lost its weights; put {path.with_suffix('.bin').name} beside it")
+        raise BundleError(f"{path} has no weights; put {path.with_suffix('.bin').name} next to it")
     try:
         model = openvino.Core().read_model(os.fspath(path))
         text = model.get_rt_info(METADATA_KEY).astype(str) if model.has_rt_info(METADATA_KEY) else None
@@ -160,21 +160,21 @@ def _read_openvino(path: Path) -> tuple[Any, str | None]:
 
 
 def _read_onnx(path: Path) -> tuple[bytes, str | None]:
-    """The serialized model and its card's text."""
+    """Read the serialized model and its card's text."""
     onnx = require("onnx", "onnx")
     content = path.read_bytes()
     try:
         model = onnx.load_from_string(content)
-    except Exception as error:  # protobuf's own error class has moved between its versions
+    except Exception as error:  # protobuf's error class depends on its version
         raise BundleError(f"{path} is not a readable ONNX model; export it again") from error
     return content, {entry.key: entry.value for entry in model.metadata_props}.get(METADATA_KEY)
 
 
 def _join_openvino(tower: Any, head: Any) -> Any:
     openvino = require("openvino")
-    tower, head = tower.clone(), head.clone()  # both stay as they are
+    tower, head = tower.clone(), head.clone()  # do not modify the originals
     for op in head.get_ops():
-        op.set_friendly_name(f"head/{op.get_friendly_name()}")  # names tell operations apart, also those of the tower
+        op.set_friendly_name(f"head/{op.get_friendly_name()}")  # names must be unique, also among the tower's
     for port in head.inputs:
         port.get_node().output(0).replace(tower.output(port.get_any_name()).get_node().input_value(0))
     return openvino.Model(head.get_results(), tower.get_parameters(), "intclip")
@@ -190,7 +190,7 @@ def _join_onnx(tower: bytes, head: bytes) -> bytes:
 
 
 def _prune_onnx(content: bytes, outputs: Sequence[str]) -> bytes:
-    """The part of an ONNX model that these outputs need."""
+    """Return the part of an ONNX model that these outputs need."""
     onnx = require("onnx", "onnx")
     model = onnx.load_from_string(content)
     extractor = onnx.utils.Extractor(model)
@@ -213,9 +213,9 @@ def _save_openvino(model: Any, card: str | None, path: Path) -> None:
     openvino = require("openvino")
     if card is not None:
         model.set_rt_info(card, METADATA_KEY)
-    if path.is_dir():  # told before the weights are in their place
+    if path.is_dir():  # checked before the weights are renamed
         raise StorageError(f"cannot write {path}: it is a folder; choose another name")
-    # The weights are renamed first: whoever sees the .xml finds its .bin.
+    # The weights are renamed first, so that an existing .xml always has its .bin.
     with (
         atomic_path(path) as partial,
         tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder,
@@ -224,7 +224,7 @@ def _save_openvino(model: Any, card: str | None, path: Path) -> None:
         saved = Path(folder, path.name)
         try:
             openvino.save_model(model, os.fspath(saved), compress_to_fp16=False)
-        except RuntimeError as error:  # so OpenVINO tells a full disk, too
+        except RuntimeError as error:  # OpenVINO's error for a full disk
             reason = str(error).splitlines()[-1]
             raise StorageError(f"cannot write {path} ({reason}); free space or choose a writable place") from error
         saved.with_suffix(".bin").replace(weights)

@@ -14,15 +14,15 @@ from intclip.methods.base import Method, Output
 
 
 class HeadGraph(nn.Module):
-    """What a method makes of a backbone's frozen features.
+    """A method's computation on a backbone's frozen features.
 
-    Text features are constants in it: a method keeps them in evaluation.
+    Text features are constants, because methods cache them in evaluation.
 
     Args:
-        method: Trained, with its backbone.
-        exclusive: Whether exactly one label holds: softmax in place of sigmoid.
-        maps: Return the method's region logits too, as "map_sight" and so on, and its "attention" where it has one.
-        embedding: Return the backbone's image embedding too, at unit length, as "embedding".
+        method: The trained method.
+        exclusive: Whether exactly one label applies: softmax instead of sigmoid.
+        maps: Also return the method's region logits, as "map_sight" and so on, and its "attention", if any.
+        embedding: Also return the backbone's image embedding, unit length, as "embedding".
     """
 
     def __init__(self, method: Method, *, exclusive: bool, maps: bool, embedding: bool = False) -> None:
@@ -32,7 +32,7 @@ class HeadGraph(nn.Module):
         self.needs: tuple[FeatureName, ...] = tuple(dict.fromkeys((*method.needs, *(("pooled",) if embedding else ()))))
 
     def forward(self, features: Features) -> dict[str, Tensor]:
-        """Outputs "probabilities", "logits" (B, K), "embedding" (B, D), maps (B, K, H, W), of the features `needs`."""
+        """Compute "probabilities", "logits" (B, K), "embedding" (B, D), maps (B, K, H, W) from the features `needs`."""
         output = self.method(features, maps=self.maps)
         named = probabilities_of(self.method, output, exclusive=self.exclusive)
         if self.embedding:
@@ -50,14 +50,14 @@ class PhotoGraph(nn.Module):
         self.head = HeadGraph(method, exclusive=exclusive, maps=maps, embedding=embedding)
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Outputs as of `HeadGraph`, of normalised pixels (B, 3, S, S)."""
+        """Compute the outputs of `HeadGraph` from normalised pixels (B, 3, S, S)."""
         features = self.head.method.backbone.features(pixels, self.head.needs)
         outputs: dict[str, Tensor] = self.head(features)
         return outputs
 
 
 def probabilities_of(method: Method, output: Output, *, exclusive: bool) -> dict[str, Tensor]:
-    """Outputs "probabilities" and "logits" (B, K), and those of single channels where the method gives them."""
+    """Return "probabilities" and "logits" (B, K), and those of single channels if the method has them."""
 
     def squash(logits: Tensor) -> Tensor:
         return logits.softmax(dim=1) if exclusive else logits.sigmoid()
@@ -78,12 +78,12 @@ class FeatureGraph(nn.Module):
         self.backbone, self.names = backbone, tuple(names)
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """The named features of pixels (B, 3, S, S)."""
+        """Compute the named features of pixels (B, 3, S, S)."""
         return self.backbone.features(pixels, self.names)
 
 
 def evidence_of(method: Method) -> tuple[list[str], bool]:
-    """Names of the evidence maps that a method gives, and whether it gives an aggregation's attention."""
+    """Return the names of a method's evidence maps, and whether it has an attention."""
     if "image" not in method.channels:
         return [], False
     with torch.no_grad():
@@ -93,6 +93,6 @@ def evidence_of(method: Method) -> tuple[list[str], bool]:
 
 
 def example_pixels(backbone: Backbone, batch: int = 2) -> npt.NDArray[np.float32]:
-    """A batch of noise (B, 3, S, S) to trace or shape a graph with; always the same."""
+    """Return a fixed batch of noise (B, 3, S, S) for tracing."""
     size = backbone.image_size
     return np.random.default_rng(0).standard_normal((batch, 3, size, size)).astype(np.float32)

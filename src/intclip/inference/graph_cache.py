@@ -1,8 +1,8 @@
-"""Converted graphs kept on disk, so that a model that was loaded once loads again without torch.
+"""Cache of converted graphs, so that a model loads without torch from the second time on.
 
-An image tower is kept once, for all models over it; a model's own graph starts where the tower ends, and names its
-tower. The key is what the numbers depend on: weights, labels, sentences, options, this package's code, the converter. A
-changed part gives another key; the least recently used graphs are removed.
+An image tower is stored once for all models on it; a model's graph starts at the tower's features and
+references the tower. The key covers everything that the outputs depend on: weights, labels, sentences, options, this
+package's code, the converter. The least recently used graphs are removed.
 """
 
 import hashlib
@@ -21,15 +21,15 @@ from intclip.files import atomic_directory, cache_home
 from intclip.inference.exported import SUFFIXES, Graph, GraphFormat, Tower, open_graph, open_tower
 
 KEPT = 24
-"""Graphs of models, and towers, that stay in the cache each: a tower takes 14 MB (`lite`) to 230 MB (RN101), a model
+"""Maximum number of cached graphs, and of towers: a tower takes 14 MB (`lite`) to 230 MB (RN101), a model
 without trained layers less than 1 MB."""
 _TOWER = "tower"
-"""File beside a model's graph: the key of its tower."""
+"""File with the key of a graph's tower."""
 _CODE = ("backbones", "inference", "labels", "methods")
 
 
 def graph_key(**parts: Any) -> str:
-    """Hash of everything a graph depends on; `parts` are plain data."""
+    """Hash everything that a graph depends on; `parts` are plain data."""
     parts["code"] = _stamps(Path(__file__).parents[1] / room for room in _CODE)
     for package in ("openvino", "onnx"):
         try:
@@ -40,7 +40,7 @@ def graph_key(**parts: Any) -> str:
 
 
 def cached_graph(key: str, format: GraphFormat) -> Graph | None:
-    """The graph of this key, from pixels on, or None; a damaged one is removed."""
+    """Return the graph of this key, starting at pixels, or None; a damaged one is removed."""
     folder = _folder("graphs", key, format)
     if folder is None or not folder.is_dir():
         return None
@@ -58,12 +58,12 @@ def cached_graph(key: str, format: GraphFormat) -> Graph | None:
 
 
 def keep_graph(key: str, graph: Graph, tower_key: str = "") -> None:
-    """Put a model's graph into the cache, where that can be written.
+    """Store a model's graph, if the cache is writable.
 
     Args:
-        key: Of `graph_key`.
-        graph: From the tower's features on, or from the pixels on.
-        tower_key: Of its tower; empty where it needs none.
+        key: From `graph_key`.
+        graph: Graph that starts at the tower's features or at pixels.
+        tower_key: Key of its tower; empty if it has none.
     """
 
     def write(partial: Path) -> None:
@@ -74,7 +74,7 @@ def keep_graph(key: str, graph: Graph, tower_key: str = "") -> None:
 
 
 def cached_tower(key: str, format: GraphFormat) -> Tower | None:
-    """The tower of this key, or None; a damaged one is removed."""
+    """Return the tower of this key, or None; a damaged one is removed."""
     folder = _folder("towers", key, format)
     if folder is None or not folder.is_dir():
         return None
@@ -88,28 +88,28 @@ def cached_tower(key: str, format: GraphFormat) -> Tower | None:
 
 
 def keep_tower(key: str, tower: Tower) -> None:
-    """Put a tower into the cache, where that can be written."""
+    """Store a tower, if the cache is writable."""
     _keep(_folder("towers", key, tower.format), lambda partial: tower.save(partial / _file(tower.format)))
 
 
 def weights_identity(backbone: str, checkpoint: str | os.PathLike[str] | None) -> Any:
-    """What tells one backbone's weights from another's, without reading or importing them.
+    """Return what identifies a backbone's weights, without reading or importing them.
 
-    Files, the weights and what lies beside them, are told by path, size, inode and times of change. Weights that are
-    still to be downloaded are told by name: `backbones.hub` holds them to one content.
+    Files (the weights and those next to them) are identified by path, size, inode and times. Weights that
+    are not downloaded yet are identified by name: `backbones.hub` ensures their content.
     """
     return [backbone, str(checkpoint), _stamps(source_files(backbone, checkpoint))]
 
 
 def _stamps(paths: Iterable[Path], *, code: bool = True) -> list[tuple[str | int, ...]]:
-    """Path, size and time of change of files and of all files in folders."""
+    """Return path, size and times of files and of all files in folders."""
     found: list[tuple[str | int, ...]] = []
     for path in paths:
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
         for file in files:
             if file.is_file() and file.suffix != ".pyc" and (code or file.suffix != ".py"):
                 status = file.stat()
-                # st_ctime too: a copy may keep the time of change, and no program can set this one.
+                # Also st_ctime: copies may keep the modification time, but no program can set this one.
                 found.append(
                     (str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
                 )

@@ -33,15 +33,16 @@ if TYPE_CHECKING:
 
 ZERO_SHOT = "zero-shot"
 ZERO_SHOT_THRESHOLD = 0.5
-"""From sentences alone p = 0.5 is where a label begins to stand out from ordinary photos."""
+"""For sentences alone, p = 0.5 is where a label begins to stand out from ordinary photos."""
 SCENES_THRESHOLD = 0.45
-"""Of labels read through scenes: people find somewhat more plausible than the scenes say (docs/results.md), so this is
-where a label is rather plausible than not."""
+"""For labels with everyday scenes: people find labels slightly more plausible than the scenes suggest
+(docs/results.md), so from
+here on a label is more likely plausible than not."""
 SENTENCES = "11-15"
-"""Words of a label by default; what a trained model was asked with stands in its bundle."""
+"""Default form of class text; a trained model's form is in its bundle."""
 BUNDLES = Path(__file__).parents[1] / "bundles"
 SHORT_NAMES = {"proxy": "proxy-lite"}
-"""Spec to the folder of a bundle inside the package."""
+"""Name to the folder of a packaged bundle."""
 HUB = "hf://"
 _ENGINES: dict[GraphFormat, str] = {"openvino": "OpenVINO", "onnx": "ONNX Runtime"}
 _log = logging.getLogger(__name__)
@@ -49,15 +50,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Model:
-    """A model that was resolved and not yet built.
+    """A model that is resolved but not built.
 
     Attributes:
-        name: What the user asked for.
+        name: Name given by the user.
         method_name: The method's name.
         thresholds: One, or K.
-        identity: What its numbers depend on, as plain data: the key of its cached graph.
-        build: Makes the torch method.
-        channels: What it reads of a post.
+        identity: Everything that its outputs depend on, as plain data, for the key of its cached graph.
+        build: Builds the torch method.
+        channels: Channels that it uses.
         channel_thresholds: See `ModelCard`.
     """
 
@@ -85,21 +86,20 @@ def load(
 
     Args:
         spec: "lite", "lite2" or "lite+lite2" (embedded, offline, zero-shot); "zero-shot:NAME" with a backbone such as
-            RN101; "proxy" (the trained bundle inside the package); the folder of a bundle, or of the run that made it
+            RN101; "proxy" (the packaged trained bundle); the folder of a bundle, or of the run that made it
             (`intclip train`, `intclip fit`); an exported file (`*.onnx`, `*.xml`); "hf://owner/name", a bundle on the
-            Hugging Face hub, "@revision" appended or not.
-        taxonomy: For zero-shot models: a built-in name, a YAML file, or a `Taxonomy`; Intentonomy by default. A trained
-            model brings its own.
-        engine: "auto" (a GPU by torch; on a CPU OpenVINO where it is installed, else torch), "torch", "openvino",
-            "onnx".
-        device: "auto", "cpu", "cuda", "mps"; other than the CPU only by torch.
-        precision: "f32" is exact; "bf16" and "f16" where the machine has them.
-        sentences: For zero-shot models: which words of a label; see `Taxonomy.sentences`. A trained model has its own.
-        checkpoint: The backbone's weights file, where it is not the registry's own.
-        threads: Threads to compute with; all cores by default.
+            Hugging Face hub, optionally with "@revision".
+        taxonomy: For zero-shot models: a built-in name, a YAML file, or a `Taxonomy`; default: Intentonomy. Trained
+            models have their own.
+        engine: "auto" (torch on a GPU; on a CPU OpenVINO if installed, else torch), "torch", "openvino", "onnx".
+        device: "auto", "cpu", "cuda", "mps"; only torch supports others than the CPU.
+        precision: "f32" is exact; "bf16" and "f16" if the machine supports them.
+        sentences: For zero-shot models: form of class text; see `Taxonomy.sentences`. Trained models have their own.
+        checkpoint: The backbone's weights file, if not the registry's.
+        threads: Compute threads; default: all cores.
 
     Raises:
-        IntclipError: One line says what is missing or wrong, and how to mend it.
+        IntclipError: The model is missing or invalid, or options do not fit it.
 
     Example:
         >>> intclip.load("lite").predict("photo.jpg")[0].labels  # doctest: +SKIP
@@ -107,27 +107,27 @@ def load(
     if precision not in get_args(Precision):
         raise IntclipError(f"unknown precision {precision!r}; choose {', '.join(get_args(Precision))}")
     if threads is not None and threads < 1:
-        raise IntclipError(f"{threads} threads cannot compute; give at least 1, or none for all cores")
+        raise IntclipError(f"threads={threads}: choose at least 1, or None for all cores")
     text = os.fspath(spec)
     if not text:
         raise IntclipError("the model's name is empty; give lite, proxy, zero-shot:NAME, or a bundle's folder")
     path = Path(text)
     exported = path.suffix in SUFFIXES
     if checkpoint is not None and (exported or text in LITE_BACKBONES):
-        raise IntclipError(f"{text} brings its own weights; it takes no checkpoint")
+        raise IntclipError(f"{text} has its own weights; omit checkpoint")
     if exported:
-        if path.exists():  # else opening it says that there is no such model
+        if path.exists():  # otherwise opening it reports the missing file
             _refuse_labels(text, taxonomy, sentences)
         return _load_exported(path, engine, device, precision, threads)
     if is_zero_shot(text):
         model = _zero_shot(text, taxonomy, sentences, checkpoint)
     else:
-        bundle = None if text.startswith(HUB) else bundle_path(text)  # is there such a model? Before what it takes
+        bundle = None if text.startswith(HUB) else bundle_path(text)  # check first that the model exists
         _refuse_labels(text, taxonomy, sentences)
         model = _bundle_model(text, load_bundle(bundle or bundle_path(text)), checkpoint)
     if "image" not in model.channels:
         if engine not in ("auto", "torch"):
-            raise IntclipError(f"{text} reads words alone, which torch computes; leave engine at auto")
+            raise IntclipError(f"{text} uses only text, which only torch supports; use engine auto")
         engine = "torch"
     name = choose_engine(engine, device)
     if name == "torch":
@@ -138,19 +138,19 @@ def load(
 
 
 def is_zero_shot(spec: str) -> bool:
-    """Whether a model is a backbone alone, which takes any taxonomy, and no bundle."""
+    """Return whether a model is a zero-shot backbone, which accepts any taxonomy, not a bundle."""
     return spec in LITE_BACKBONES or spec.startswith(ZERO_SHOT)
 
 
 def _load_exported(path: Path, engine: str, device: str, precision: Precision, threads: int | None) -> Predictor:
     graph = open_graph(path)
     if engine not in ("auto", graph.format) or device not in ("auto", "cpu"):
-        raise IntclipError(f"{path} runs in engine {graph.format!r} on the CPU; leave engine and device at auto")
+        raise IntclipError(f"{path} needs engine {graph.format!r} on the CPU; use engine and device auto")
     return Predictor(graph.card, engine=graph.format, graph=graph, precision=precision, threads=threads)
 
 
 def _load_graph(model: _Model, format: GraphFormat, precision: Precision, threads: int | None) -> Predictor:
-    """The model's graph from the cache, else converted now and kept there. Only the second needs torch."""
+    """Return the model's graph from the cache, or convert and cache it, which needs torch."""
     key = graph_key(model=model.name, **model.identity)
     graph = cached_graph(key, format)
     if graph is None:
@@ -161,18 +161,18 @@ def _load_graph(model: _Model, format: GraphFormat, precision: Precision, thread
         tower_key, tower = ("", None) if trains_trunk(method) else _tower(method, format)
         head = convert_head(method, card, format, maps=bool(card.maps))
         keep_graph(key, head, tower_key)
-        # From the file, as every later load: the same graph from memory may compute with other last bits.
+        # From the file, like every later load: the in-memory graph may differ in the last bits.
         graph = cached_graph(key, format) or (head if tower is None else tower.join(head))
     return Predictor(graph.card, engine=format, graph=graph, build=model.build, precision=precision, threads=threads)
 
 
 def _tower(method: "Method", format: GraphFormat) -> tuple[str, Tower]:
-    """The key and the graph of a method's image tower: converted once a backbone, for all methods and labels."""
+    """Return key and graph of a method's image tower, converted once per backbone for all methods and labels."""
     from intclip.inference.export import convert_tower, tower_features
 
     backbone = method.backbone
     key = graph_key(
-        # By content: bundles of one backbone's name may have been trained over other weights, or another activation.
+        # By content: bundles with the same backbone name may use other weights or another activation.
         weights=backbone.identity(),
         split=backbone.split,
         size=backbone.image_size,
@@ -181,8 +181,8 @@ def _tower(method: "Method", format: GraphFormat) -> tuple[str, Tower]:
     tower = cached_tower(key, format)
     if tower is None:
         home = cache_home()
-        kept = "; INTCLIP_CACHE is off, so every start does it" if home is None else f", once; kept in {home}"
-        _log.info("making %s ready for %s%s", backbone.name, _ENGINES[format], kept)
+        kept = "; INTCLIP_CACHE is off, so this repeats at every start" if home is None else f", once; cached in {home}"
+        _log.info("converting %s for %s%s", backbone.name, _ENGINES[format], kept)
         tower = convert_tower(method, format)
         keep_tower(key, tower)
     return key, tower
@@ -222,7 +222,7 @@ def _zero_shot(
 
 
 def zero_shot_options(backbone: str, sentences: str = SENTENCES) -> dict[str, Any]:
-    """Options of the method "zero_shot" over a backbone, by name."""
+    """Return options of the method "zero_shot" on a backbone, by name."""
     return {"sentence_form": sentences, "scenes": backbone in LITE_BACKBONES}
 
 
@@ -244,10 +244,10 @@ def _bundle_model(spec: str, bundle: Bundle, checkpoint: str | os.PathLike[str] 
 
 
 def bundle_path(spec: str) -> Path:
-    """Where the bundle of a spec lies; hub repositories are downloaded.
+    """Return the folder of a bundle; hub repositories are downloaded.
 
     Raises:
-        IntclipError: It is no name, no folder and no repository.
+        IntclipError: It is not a known name, folder or repository.
     """
     if spec.startswith(HUB):
         return _fetch_bundle(spec)
@@ -256,7 +256,7 @@ def bundle_path(spec: str) -> Path:
         return inside
     path = Path(spec)
     if path.exists():
-        # The directory of a training run holds its bundle under this name.
+        # Name of the bundle in the folder of a training run.
         return path / "bundle" if (path / "bundle" / JSON_FILE).is_file() else path
     known = [*LITE_BACKBONES, f"{ZERO_SHOT}:RN101", *sorted(SHORT_NAMES)]
     near = difflib.get_close_matches(spec, known, n=1)
@@ -265,9 +265,9 @@ def bundle_path(spec: str) -> Path:
 
 
 def _fetch_bundle(spec: str) -> Path:
-    """A bundle of the hub as plain files in the cache folder.
+    """Download a bundle from the hub to plain files in the cache folder.
 
-    The hub's own cache is made of links, which a bundle must not be; so the two files are copied out of it.
+    The hub's cache consists of links, which bundles must not contain, so the two files are copied.
     """
     from intclip.backbones import hub
 
@@ -275,19 +275,19 @@ def _fetch_bundle(spec: str) -> Path:
         repo, revision = hub.parse(hub.HUB_PREFIX + spec.removeprefix(HUB))
     except CheckpointError as error:
         raise BundleError(
-            f"{spec!r} is no bundle on the hub; write {HUB}owner/name or {HUB}owner/name@revision"
+            f"{spec!r} is not a hub repository; write {HUB}owner/name or {HUB}owner/name@revision"
         ) from error
     try:
         found = [hub.fetch(hub.HubFile(repo, name, revision)) for name in (JSON_FILE, WEIGHTS_FILE)]
     except CheckpointError as error:
         raise BundleError(
             f"cannot fetch the bundle {spec}: {str(error).partition(';')[0]}; "
-            "or fetch its folder on a machine with a network and load that"
+            "or download its folder on another machine and load that"
         ) from error
     home = cache_home() or Path(found[0]).parent
     folder = home / "bundles" / f"{repo.replace('/', '--')}-{found[0].parent.name[:12]}"
     names = (JSON_FILE, WEIGHTS_FILE)
-    # Compared, not only looked for: a copy that was damaged is made anew, since nobody else would ever do it.
+    # Compared by content, so that a damaged copy is replaced.
     if not all((folder / name).is_file() for name in names) or not all(
         filecmp.cmp(file, folder / name, shallow=False) for file, name in zip(found, names, strict=True)
     ):
@@ -312,7 +312,7 @@ def _card(model: _Model, method: "Method") -> ModelCard:
 def _refuse_labels(spec: str, taxonomy: object, sentences: str) -> None:
     if taxonomy is not None or sentences != SENTENCES:
         what = "sentences are" if taxonomy is None else "a taxonomy is"
-        raise IntclipError(f"{spec} brings its own labels; {what} for zero-shot models: lite, zero-shot:NAME")
+        raise IntclipError(f"{spec} has its own labels; {what} for zero-shot models: lite, zero-shot:NAME")
 
 
 def _read_taxonomy(taxonomy: str | os.PathLike[str] | Taxonomy) -> Taxonomy:

@@ -1,4 +1,4 @@
-"""Photos in, probabilities out, in order: decoding in threads beside computing, with bounded memory."""
+"""Score photos in order: decoding in threads during computation, with bounded memory."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,25 +19,25 @@ from intclip.inference.card import Channel
 from intclip.inference.engines import Arrays, Engine
 
 Texts = str | Iterable[str | None]
-"""Words of posts, one text each; None or blank where a post has none."""
+"""Texts of posts; None or blank if a post has none."""
 Images = ImageInput | Iterable[ImageInput | None]
-"""Photos; None where a post has none."""
+"""Photos; None if a post has none."""
 Post = tuple[ImageInput | None, str | None]
-"""A photo, the words beside it, or both."""
+"""A photo, a text, or both."""
 Pixels = npt.NDArray[np.float32]
 Compute = Callable[[Pixels | None, Sequence[str] | None], Arrays]
-"""From the pixels of a batch, the words of its posts, or both to outputs; all its posts have the same channels."""
+"""Computes a batch's outputs from pixels, texts, or both; all its posts have the same channels."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """One post's way through the pipeline.
+    """Result of the pipeline for one post.
 
     Attributes:
-        source: The photo's path, or what kind of object it was and where in the list it stood.
-        outputs: The outputs for this post, by name, without the batch; empty where it could not be read.
+        source: The photo's path, or its type and position in the list.
+        outputs: The post's outputs by name, without the batch dimension; empty on error.
         error: Why it could not be read.
-        channels: What of the post was read: "image", "text" or both.
+        channels: Channels used: "image", "text" or both.
     """
 
     source: str
@@ -47,7 +47,7 @@ class Scored:
 
 
 class _Waiting(NamedTuple):
-    """A post whose photo is being decoded: its name, whether it has a photo, and its words."""
+    """A post whose photo is being decoded: its name, whether it has a photo, and its text."""
 
     source: str
     photo: bool
@@ -62,14 +62,14 @@ def score(
     batch_size: int,
     workers: int | None = None,
 ) -> Iterator[Scored]:
-    """`score_posts` of photos without words.
+    """Call `score_posts` for photos without text.
 
     Args:
-        sources: Photos as `read_image` takes them; any iterable.
+        sources: Photos as for `read_image`; any iterable.
         preprocess: From photo to pixels.
         engine: From pixels to outputs.
-        batch_size: Photos the engine takes at once.
-        workers: Threads that decode; as many as there are usable cores by default.
+        batch_size: Photos per batch.
+        workers: Decoding threads; default: the number of usable cores.
     """
 
     def compute(pixels: Pixels | None, _: Sequence[str] | None) -> Arrays:
@@ -91,20 +91,20 @@ def score_posts(
     workers: int | None = None,
     augment: PhotoChange | None = None,
 ) -> Iterator[Scored]:
-    """Score posts in order; one that cannot be read takes its place with its error.
+    """Score posts in order; unreadable ones give a result with an error.
 
-    Posts are read as they are needed, two batches ahead of the engine, and nothing is kept behind it: memory does not
+    Posts are read lazily, two batches ahead of the engine, so memory does not
     grow with their number.
 
     Args:
-        posts: Photos as `read_image` takes them, words, or both; any iterable.
+        posts: Photos as for `read_image`, texts, or both; any iterable.
         preprocess: From photo to pixels.
-        compute: From pixels and words to outputs.
-        batch_size: Posts computed at once.
-        channels: What the model reads; the other part of a post is left out.
-        alone: Which of these suffice without the other.
-        workers: Threads that decode; as many as there are usable cores by default.
-        augment: Changes every photo before preprocessing.
+        compute: From pixels and texts to outputs.
+        batch_size: Posts per batch.
+        channels: Channels that the model uses; others are ignored.
+        alone: Channels that suffice without the other.
+        workers: Decoding threads; default: the number of usable cores.
+        augment: Applied to every photo before preprocessing.
     """
     ahead: deque[_Waiting] = deque()
 
@@ -140,13 +140,13 @@ def score_posts(
 def score_batch(
     pixels: Pixels, rows: Sequence[int | None], texts: Sequence[str | None], compute: Compute
 ) -> list[dict[str, npt.NDArray[Any]]]:
-    """Outputs of B posts, by name, without the batch; posts with the same channels are computed at once.
+    """Compute the outputs of B posts, by name, without the batch dimension; posts with the same channels are batched.
 
     Args:
-        pixels: (P, 3, S, S), of those that have a photo.
-        rows: The row in `pixels` of each post's photo; None where a post has none.
-        texts: The words of each post; None where a post has none.
-        compute: From pixels and words to outputs.
+        pixels: (P, 3, S, S), of posts with a photo.
+        rows: Row in `pixels` of each post's photo; None if it has none.
+        texts: Text of each post; None if it has none.
+        compute: From pixels and texts to outputs.
     """
     found: list[dict[str, npt.NDArray[Any]]] = [{} for _ in rows]
     kinds: dict[tuple[bool, bool], list[int]] = {}
@@ -165,17 +165,17 @@ def score_batch(
 
 def _lacking(alone: Sequence[Channel]) -> str:
     if len(alone) > 1:
-        return "there is neither a photo nor words"
+        return "neither photo nor text"
     if "image" in alone:
-        return "there is no photo, and the model does not read words by themselves"
-    return "there are no words, and the model reads words alone"
+        return "no photo, and the model cannot use text alone"
+    return "no text, and the model uses only text"
 
 
 def pair_posts(images: Images | None, texts: Texts | None) -> Iterator[Post]:
-    """Posts one by one; folders and patterns stand for photos where there are no texts.
+    """Yield posts; without texts, folders and patterns are expanded to their photos.
 
     Raises:
-        IntclipError: There is nothing, or photos and texts differ in number.
+        IntclipError: There are none, or the numbers of photos and texts differ.
     """
     words = iter([texts] if isinstance(texts, str) else [] if texts is None else texts)
     if images is None:
@@ -195,17 +195,17 @@ def pair_posts(images: Images | None, texts: Texts | None) -> Iterator[Post]:
     for photo in photos:
         text_or_end = next(words, end)
         if text_or_end is end:
-            raise IntclipError("there are more photos than texts; give one text a photo, None where it has no words")
+            raise IntclipError("more photos than texts; give one text per photo, None if it has no text")
         yield photo, cast("str | None", text_or_end)
     if next(words, end) is not end:
-        raise IntclipError("there are more texts than photos; give None in the photos where a post has none")
+        raise IntclipError("more texts than photos; give None as photo if a post has none")
 
 
 def expand(images: ImageInput | Iterable[ImageInput]) -> Iterator[ImageInput]:
-    """Photos one by one; a folder or a glob pattern stands for the photos in it.
+    """Yield photos, expanding folders and glob patterns.
 
     Raises:
-        ImageError: A folder holds no photo, or a pattern matches none.
+        ImageError: A folder has no photos, or a pattern matches none.
     """
     for image in cast("Iterable[ImageInput]", [images] if is_photo(images) else images):
         if isinstance(image, str | Path) and _stands_for_many(image):
@@ -218,12 +218,12 @@ def _stands_for_many(path: str | Path) -> bool:
     try:
         place = Path(path)
         return place.is_dir() or (any(sign in str(path) for sign in "*?[") and not place.exists())
-    except (OSError, ValueError):  # too long, or with a NUL: reading it will say so
+    except (OSError, ValueError):  # too long, or with a NUL: reading it will report it
         return False
 
 
 def name_source(source: ImageInput | None, position: int) -> str:
-    """A path names itself; anything else is named by its place, counted from 1."""
+    """Name a photo by its path, or else by its position, counted from 1."""
     if source is None:
         return f"text {position + 1}"
     return describe(source) if has_name(source) else f"image {position + 1}"
@@ -236,5 +236,5 @@ def _renamed(error: ImageError, source: str) -> ImageError:
 def _present(images: Images) -> Iterator[ImageInput]:
     for image in cast("list[ImageInput | None]", images):
         if image is None:
-            raise IntclipError("a post has neither a photo nor words")
+            raise IntclipError("a post has neither photo nor text")
         yield image

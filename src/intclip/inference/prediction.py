@@ -1,4 +1,4 @@
-"""What the model says of one photo, or of one post."""
+"""Prediction for a photo or post."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,12 +19,12 @@ class Prediction:
     """Probabilities of K labels for one photo or post.
 
     Attributes:
-        probabilities: (K,) float32 in [0, 1]; NaN where the photo could not be read.
-        thresholds: (K,) float32; a label holds from its threshold on.
+        probabilities: (K,) float32 in [0, 1]; NaN if the photo could not be read.
+        thresholds: (K,) float32; labels at or above their threshold are predicted.
         taxonomy: The K labels.
-        source: The photo's path, or what kind of object it was.
-        error: Why the photo could not be read; None when it could.
-        conflict: Between photo and words, of a post that has both; None elsewhere.
+        source: The photo's path or type.
+        error: Why the photo could not be read; None on success.
+        conflict: Conflict between photo and text, for posts with both; otherwise None.
     """
 
     probabilities: npt.NDArray[np.float32]
@@ -36,7 +36,7 @@ class Prediction:
 
     @property
     def labels(self) -> list[str]:
-        """Names at or above their thresholds, in the taxonomy's order; of an exclusive taxonomy the most probable."""
+        """Names at or above their thresholds, in the taxonomy's order; for exclusive labels the most probable."""
         if self.error is not None:
             return []
         if self.taxonomy.exclusive:
@@ -45,7 +45,7 @@ class Prediction:
 
     @property
     def clear(self) -> bool:
-        """Whether any label holds. Where none does, the answer is "no clear intent", not the most probable label."""
+        """Whether any label is predicted; otherwise the answer is "no clear intent"."""
         return bool(self.labels)
 
     @property
@@ -54,27 +54,27 @@ class Prediction:
         return dict(zip(self.taxonomy.names, self.probabilities.tolist(), strict=True))
 
     def top(self, count: int = 5) -> list[tuple[str, float]]:
-        """The most probable names with their probabilities, highest first.
+        """Return the most probable names with their probabilities, highest first.
 
         Raises:
-            ValueError: The count is below 0.
+            ValueError: The count is negative.
         """
         if count < 0:
-            raise ValueError(f"there are no {count} best labels; give 0 or more")
+            raise ValueError(f"count={count}: choose at least 0")
         if self.error is not None:
             return []
         order = np.argsort(-self.probabilities, kind="stable")[:count]
         return [(self.taxonomy.names[i], float(self.probabilities[i])) for i in order]
 
     def level(self, name: str | int, rule: LiftRule | None = None) -> dict[str, float]:
-        """The same photo read at a coarser level of the hierarchy: name to probability.
+        """Return the probabilities at a coarser level of the hierarchy, by name.
 
         Args:
             name: A level of the taxonomy, by name or position.
-            rule: See `Taxonomy.lift`; "max", and "sum" where labels exclude each other.
+            rule: See `Taxonomy.lift`; default: "max", or "sum" for exclusive labels.
 
         Raises:
-            TaxonomyError: There is no such level.
+            TaxonomyError: The level is unknown.
         """
         index = self.taxonomy.level_index(name)
         names = list(self.taxonomy.levels.values())[index]
@@ -83,7 +83,7 @@ class Prediction:
         return dict(zip(names, lifted.tolist(), strict=True))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values: source, error, labels, clear, scores; conflict and disputed of a post with photo and words."""
+        """Return JSON values: source, error, labels, clear, scores; with photo and text conflict and disputed."""
         if self.error is not None:
             return {"source": self.source, "error": self.error, "labels": [], "clear": False, "scores": None}
         row: dict[str, Any] = {"source": self.source, "error": None}
@@ -97,8 +97,8 @@ class Prediction:
         """Draw the most probable labels as bars, with their thresholds.
 
         Args:
-            count: How many labels.
-            ax: Axes of matplotlib to draw into; new ones by default.
+            count: Number of labels.
+            ax: Matplotlib axes; default: new ones.
 
         Raises:
             MissingExtraError: matplotlib is not installed.
@@ -117,12 +117,12 @@ class Prediction:
 
 
 class Predictions(list[Prediction]):
-    """Predictions in order, of one model."""
+    """Predictions of one model, in order."""
 
     def to_pandas(self) -> "DataFrame":
-        """A row for each prediction: source, error, labels (a list), then the probability of each label.
+        """Return one row per prediction: source, error, labels (a list), then the probability of each label.
 
-        A label that is called like another column has a mark behind its name, as in the CSV of `intclip predict`.
+        A label named like another column is marked, as in the CSV of `intclip predict`.
 
         Raises:
             MissingExtraError: pandas is not installed.

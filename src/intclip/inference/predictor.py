@@ -1,4 +1,4 @@
-"""A model ready for photos: predict, explain, export, quantise."""
+"""`Predictor`: predict, explain, export, quantise."""
 
 import os
 import threading
@@ -29,35 +29,35 @@ if TYPE_CHECKING:
     from intclip.methods.base import Method, WordUnit
 
 Thresholds = float | Mapping[str, float] | Sequence[float] | npt.NDArray[np.floating[Any]]
-"""One for all labels, K of them, or some by name (the others keep the model's own)."""
+"""One for all labels, K, or some by name (others keep the model's)."""
 PHOTOS: tuple[Channel, ...] = ("image",)
-"""The channels of a photo without words."""
+"""The channels of a photo without text."""
 
 
 def untrained_note(backbone: str) -> str:
-    """What a reader of zero-shot answers of a small backbone should know."""
-    return f"{backbone} is a small model that was not trained on these labels; its answers are guesses."
+    """Return a note for zero-shot predictions of a small backbone."""
+    return f"{backbone} is a small model that was not trained on these labels; treat its answers as guesses."
 
 
 class Predictor:
-    """Intents of photos; made by `intclip.load`.
+    """Predicts intents of photos; created by `intclip.load`.
 
-    It may be shared by threads; each batch is answered to the thread that asked.
+    Thread-safe.
 
     Args:
         card: Labels, preprocessing, thresholds.
-        engine: Which library computes.
+        engine: Inference engine.
         graph: The converted model; None for torch.
-        build: Makes the torch method; None for a model that was loaded from an exported file.
-        precision: Arithmetic of the engine.
-        device: For torch.
-        threads: Threads the engine computes with; all cores by default.
+        build: Builds the torch method; None for an exported file.
+        precision: Precision of the engine.
+        device: Device for torch.
+        threads: Compute threads; default: all cores.
 
     Attributes:
-        card: See above.
+        card: Labels, preprocessing, thresholds.
         taxonomy: The K labels and their hierarchy.
-        thresholds: (K,) float32, one a label, of posts with all channels that the model reads.
-        torch_lock: Held while the torch network computes, by engines and by whoever computes with `method` itself.
+        thresholds: (K,) float32, for posts with all channels of the model.
+        torch_lock: Held while the torch network computes, by engines and by other users of `method`.
     """
 
     def __init__(
@@ -97,24 +97,24 @@ class Predictor:
         errors: Literal["raise", "collect"] = "raise",
         workers: int | None = None,
     ) -> Predictions:
-        """Predictions of photos, in order.
+        """Predict photos or posts, in order.
 
         A photo alone and the same photo in a batch agree within 1e-5 (f32).
 
         Args:
-            images: Paths, PIL images, uint8 arrays (H, W, 3), encoded bytes; folders and glob patterns stand for the
-                photos in them. One photo gives a list of one.
-            texts: The words beside the photos, one text each, None or blank where there are none; for a model whose
-                `channels` have "text".
-            batch_size: Photos that the engine takes at once.
-            thresholds: In place of the model's own.
-            errors: "raise" stops at the first photo that cannot be read; "collect" gives it a `Prediction` with an
-                `error`.
-            workers: Threads that decode; as many as there are usable cores by default.
+            images: Paths, PIL images, uint8 arrays (H, W, 3), encoded bytes; folders and glob patterns are expanded.
+                One photo gives a list of one.
+            texts: Texts of the photos, one per photo, None or blank if there is none; for models whose `channels`
+                include "text".
+            batch_size: Photos per batch.
+            thresholds: Replace the model's.
+            errors: "raise" stops at the first unreadable photo; "collect" returns a `Prediction` with an `error` for
+                it.
+            workers: Decoding threads; default: the number of usable cores.
 
         Raises:
             ImageError: A photo cannot be read; the message names it.
-            IntclipError: There are texts and the model reads none, not as many texts as photos, or neither of both.
+            IntclipError: The model does not use text, the numbers of texts and photos differ, or there are none.
         """
         return Predictions(
             self.predict_iter(
@@ -132,12 +132,12 @@ class Predictor:
         errors: Literal["raise", "collect"] = "raise",
         workers: int | None = None,
     ) -> Iterator[Prediction]:
-        """`predict` as a stream: any number of photos in bounded memory, from any iterable, read as it goes."""
+        """Like `predict`, but lazily for any iterable, in bounded memory."""
         if errors not in ("raise", "collect"):
             raise ValueError(f"errors must be 'raise' or 'collect', not {errors!r}")
         if texts is not None:
             self.check_words()
-        self.resolve_thresholds(thresholds)  # wrong ones are refused before anything is read
+        self.resolve_thresholds(thresholds)  # reject invalid ones before reading anything
         for scored in self.score(pair_posts(images, texts), batch_size=batch_size, workers=workers):
             if scored.error is not None and errors == "raise":
                 raise scored.error
@@ -152,14 +152,14 @@ class Predictor:
         maps: bool = False,
         augment: PhotoChange | None = None,
     ) -> Iterator[Scored]:
-        """Outputs of posts, in order, each with what of it was read; see `score_posts`.
+        """Return the outputs of posts, in order, with the channels used; see `score_posts`.
 
         Args:
-            posts: Photos, words, or both.
-            batch_size: Posts computed at once.
-            workers: Threads that decode.
-            augment: Changes every photo before preprocessing.
-            maps: With the evidence maps of photos among the outputs, where the model has any.
+            posts: Photos, texts, or both.
+            batch_size: Posts per batch.
+            workers: Decoding threads.
+            augment: Applied to every photo before preprocessing.
+            maps: Include the evidence maps of photos, if the model has any.
         """
         return score_posts(
             posts,
@@ -173,11 +173,11 @@ class Predictor:
         )
 
     def prediction(self, scored: Scored, thresholds: Thresholds | None = None) -> Prediction:
-        """What the outputs of a post say.
+        """Convert the outputs of a post to a prediction.
 
         Args:
-            scored: From `score`, or computed by `read_batch`.
-            thresholds: In place of the model's own.
+            scored: From `score` or `read_batch`.
+            thresholds: Replace the model's.
         """
         levels = self.resolve_thresholds(thresholds, scored.channels)
         if scored.error is not None:
@@ -189,13 +189,13 @@ class Predictor:
     def read_batch(
         self, pixels: Pixels, rows: Sequence[int | None], texts: Sequence[str | None], sources: Sequence[str]
     ) -> list[Prediction]:
-        """Predictions of posts whose photos are decoded already, for servers.
+        """Predict posts with decoded photos, for servers.
 
         Args:
             pixels: (P, 3, S, S), normalised.
-            rows: The row in `pixels` of each post's photo; None where a post has none.
-            texts: The words of each post; None where a post has none.
-            sources: What each post is called.
+            rows: Row in `pixels` of each post's photo; None if it has none.
+            texts: Text of each post; None if it has none.
+            sources: Names of the posts.
         """
         words = [text if text and text.strip() and "text" in self.channels else None for text in texts]
         found = score_batch(pixels, rows, words, self._compute)
@@ -206,29 +206,29 @@ class Predictor:
         return [self.prediction(post) for post in posts]
 
     def predict_pixels(self, pixels: Pixels) -> Pixels:
-        """Probabilities (B, K) of normalised pixels (B, 3, S, S): the engine alone, for batch jobs and benchmarks."""
+        """Return probabilities (B, K) of normalised pixels (B, 3, S, S): only the engine, for benchmarks."""
         return self.engine()(pixels)["probabilities"].astype(np.float32, copy=False)
 
     def word_scores(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
-        """How much texts alone speak for each label (T, K): log-odds, or cosines of a zero-shot model.
+        """Score texts for each label (T, K): log-odds, or cosines for a zero-shot model.
 
         Raises:
-            IntclipError: The model reads no words, or reads them only beside a photo.
+            IntclipError: The model does not use text, or only together with a photo.
         """
         self._word_unit()
         return self.method().word_scores(texts)
 
     def explain_words(self, text: str, label: str, *, how: str = "occlusion") -> "WordEvidence":
-        """Which words of a text carry a label.
+        """Return the evidence for a label in a text.
 
         Args:
-            text: The words of a post.
+            text: The post's text.
             label: Name or alias of a label.
             how: "occlusion" or "shapley"; see `intclip.evidence.words.word_evidence`.
 
         Raises:
-            TaxonomyError: There is no such label; the nearest ones are named.
-            IntclipError: The model reads no words by themselves, or the text has none.
+            TaxonomyError: The label is unknown; the message suggests the closest ones.
+            IntclipError: The model cannot use text alone, or the text is empty.
             MissingExtraError: "shapley" without captum.
         """
         from intclip.evidence.words import word_evidence
@@ -243,19 +243,19 @@ class Predictor:
         *,
         kind: str = "regions",
     ) -> "Evidence":
-        """Where in a photo a label's evidence lies.
+        """Return the evidence for a label in a photo.
 
         Args:
-            image: As `predict` takes it.
+            image: As for `predict`.
             label: Name or alias of a label.
-            kind: "regions", the model's own region logits, exact and one forward pass; "fine", the same of the photo
-                and of its enlarged parts, ten passes; or an alternative, computed in torch: "positive", "negative",
-                "gradcam", "rollout". See `intclip.evidence.kinds`.
+            kind: "regions", the model's region logits, exact, one forward pass; "fine", the same averaged over the
+                photo and enlarged parts, ten passes; or, computed in torch, "positive", "negative", "gradcam",
+                "rollout". See `intclip.evidence.kinds`.
 
         Raises:
             ImageError: The photo cannot be read.
-            TaxonomyError: There is no such label; the nearest ones are named.
-            IntclipError: The method, or the exported file, has no such evidence.
+            TaxonomyError: The label is unknown; the message suggests the closest ones.
+            IntclipError: The method or exported file does not have this kind of evidence.
             MissingExtraError: Grad-CAM without captum.
         """
         from intclip.inference.explaining import explain
@@ -265,15 +265,15 @@ class Predictor:
     def export(
         self, path: str | os.PathLike[str], format: Literal["onnx", "openvino"] = "onnx", *, maps: bool = False
     ) -> Path:
-        """Write the model as a file that runs without intclip, with labels, preprocessing and thresholds inside.
+        """Export the model to a file that runs without intclip and includes labels, preprocessing and thresholds.
 
         Args:
-            path: `*.onnx`, or `*.xml` for OpenVINO (its weights go into the .bin beside it).
+            path: `*.onnx`, or `*.xml` for OpenVINO (plus a .bin file for the weights).
             format: "onnx" or "openvino".
-            maps: Keep the evidence maps among the outputs.
+            maps: Include the evidence maps in the outputs.
 
         Raises:
-            IntclipError: Wrong suffix, the model is only there in the other format, or it has no maps to keep.
+            IntclipError: The suffix is wrong, the model exists only in the other format, or it has no maps.
             StorageError: The file cannot be written.
         """
         wanted = check_format(format)
@@ -284,18 +284,18 @@ class Predictor:
         graph = self._graph
         if graph is None or graph.format != wanted:
             if self.card.arithmetic == "int8":
-                raise IntclipError("an int8 model exports in the format it was quantised in: openvino")
+                raise IntclipError("an int8 model can only be exported as openvino")
             from intclip.inference.export import build_graph
 
             graph = build_graph(self.method(), self.card, wanted, maps=bool(self.card.maps))
         return replace(graph, card=self.card.photos_alone()).export(path, maps=maps)
 
     def quantize(self, photos: ImageInput | Iterable[ImageInput], *, limit: int = 300) -> "Predictor":
-        """The same model in int8 (OpenVINO), its ranges measured on some of the user's photos.
+        """Quantise the model to int8 (OpenVINO), with ranges measured on the user's photos.
 
         Args:
-            photos: As for `predict`; some hundred typical ones.
-            limit: How many of them are used.
+            photos: As for `predict`; a few hundred typical ones.
+            limit: Maximum number used.
 
         Raises:
             ImageError: A photo cannot be read, or there are none.
@@ -313,17 +313,15 @@ class Predictor:
         return Predictor(quantized.card, engine="openvino", graph=quantized, threads=self._threads)
 
     def method(self) -> "Method":
-        """The torch method behind the model: for evaluation, and what engines cannot do.
+        """The torch method, for evaluation and what engines cannot do.
 
-        It is built at first use and kept: the engines of torch compute with the same one, on their device.
+        It is built on first use and shared with torch engines.
 
         Raises:
-            IntclipError: The model was loaded from an exported file, which holds no torch method.
+            IntclipError: The model was loaded from an exported file, which has no torch method.
         """
         if self._build is None:
-            raise IntclipError(
-                f"{self.card.model} is an exported graph; load the bundle or backbone it came from for this"
-            )
+            raise IntclipError(f"{self.card.model} is an exported graph; load the original bundle or backbone for this")
         with self._lock:
             if self._method is None:
                 self._method = self._build().eval()
@@ -331,40 +329,40 @@ class Predictor:
 
     @property
     def note(self) -> str | None:
-        """What a reader of its answers should know, in one sentence; None where there is nothing to say."""
+        """One sentence that users of its answers should know; None if none."""
         if self.card.method != "zero_shot" or self.card.backbone not in LITE_BACKBONES:
             return None
         return untrained_note(self.card.backbone)
 
     @property
     def maps(self) -> tuple[str, ...]:
-        """Names of the maps of evidence that `explain` tells: "sight", "semantic", "fused", or none."""
+        """Names of the evidence maps of `explain`: "sight", "semantic", "fused", or none."""
         return tuple(self.card.maps)
 
     @property
     def fine(self) -> bool:
-        """Whether `explain` tells finer maps too, of kind "fine"."""
+        """Whether `explain` supports the kind "fine"."""
         return bool(self.card.maps)
 
     @property
     def channels(self) -> tuple[Channel, ...]:
-        """What the model reads of a post: photos ("image"), words ("text"), or both."""
+        """Channels that the model uses: "image", "text", or both."""
         return tuple(self.card.channels)
 
     @property
     def alone(self) -> tuple[Channel, ...]:
-        """Which of its channels suffice without the other."""
+        """Channels that suffice without the other."""
         return tuple(self.card.alone)
 
     def engine(self, *, maps: bool = False, embedding: bool = False) -> Engine:
-        """The compiled model, made at first use.
+        """Return the compiled model, created on first use.
 
         Args:
-            maps: With the evidence maps among its outputs.
-            embedding: With the backbone's image embedding (B, D), at unit length, among its outputs.
+            maps: Include the evidence maps in the outputs.
+            embedding: Include the backbone's image embedding (B, D), unit length.
 
         Raises:
-            IntclipError: Maps or embeddings are asked for and there are none.
+            IntclipError: The model has no maps or embeddings.
         """
         self.check_photos()
         with self._lock:
@@ -377,15 +375,15 @@ class Predictor:
     def resolve_thresholds(
         self, thresholds: Thresholds | None, channels: Sequence[Channel] | None = None
     ) -> npt.NDArray[np.float32]:
-        """Thresholds (K,) from what a caller gives; see `Thresholds`.
+        """Return thresholds (K,) from a caller's; see `Thresholds`.
 
         Args:
-            thresholds: In place of the model's own.
-            channels: What a post has, for the model's own; all that the model reads by default.
+            thresholds: Replace the model's.
+            channels: Channels of the post, for the model's own; default: all of the model's.
 
         Raises:
-            IntclipError: Not one or K of them, or outside [0, 1].
-            TaxonomyError: A name is no label.
+            IntclipError: Not one or K, or outside [0, 1].
+            TaxonomyError: A label is unknown.
         """
         levels = self.card.threshold_array(channels)
         if thresholds is None:
@@ -396,14 +394,14 @@ class Predictor:
         else:
             given = np.asarray(thresholds, dtype=np.float32)
             if given.shape not in ((), levels.shape):
-                raise IntclipError(f"give one threshold or {len(levels)}, one a label; got shape {given.shape}")
+                raise IntclipError(f"give one threshold or {len(levels)}, one per label; got shape {given.shape}")
             levels[:] = given
         if not np.all((levels >= 0) & (levels <= 1)):
-            raise IntclipError("thresholds are probabilities: they lie in [0, 1]")
+            raise IntclipError("thresholds are probabilities in [0, 1]")
         return levels
 
     def _compute(self, pixels: Pixels | None, texts: Sequence[str] | None, *, maps: bool = False) -> Arrays:
-        """Outputs of a batch. Photos alone need no torch, even of a model that reads words."""
+        """Compute the outputs of a batch. Photos alone need no torch, even for models with text."""
         if texts is None and pixels is not None:
             return self.engine(maps=maps)(pixels)
         with self._lock:
@@ -425,16 +423,16 @@ class Predictor:
         return outputs
 
     def _word_unit(self) -> "WordUnit":
-        """What `word_scores` are."""
+        """Return the kind of `word_scores`."""
         unit = self.method().word_unit
         if unit is None:
-            reads = "words only beside a photo" if "text" in self.channels else "photos alone"
-            hint = "lite, zero-shot:NAME and models of `intclip fit` explain words"
+            reads = "text only together with a photo" if "text" in self.channels else "only photos"
+            hint = "lite, zero-shot:NAME and models of `intclip fit` explain text"
             raise IntclipError(f"{self.card.model} reads {reads}; {hint}")
         return unit
 
     def _conflict(self, outputs: Mapping[str, npt.NDArray[Any]]) -> Conflict | None:
-        """Of a post whose photo and words were read each by itself, too."""
+        """Return the conflict of a post whose channels were also scored separately."""
         parts = {name: outputs.get(CHANNEL_PREFIX + name) for name in self.channels}
         photo, words = parts.get("image"), parts.get("text")
         if photo is None or words is None:
@@ -444,16 +442,16 @@ class Predictor:
         return find_conflict(self.taxonomy.names, (photo, levels[0]), (words, levels[1]), exclusive=exclusive)
 
     def check_photos(self) -> None:
-        """Hold that the model reads photos.
+        """Check that the model uses photos.
 
         Raises:
-            IntclipError: It reads words alone.
+            IntclipError: It uses only text.
         """
         if "image" not in self.channels:
-            raise IntclipError(f"{self.card.model} reads words alone; this takes a model that reads photos")
+            raise IntclipError(f"{self.card.model} uses only text; this needs a model that uses photos")
 
     def check_words(self) -> None:
-        """Hold that the model reads words.
+        """Check that the model uses text.
 
         Raises:
             IntclipError: It does not.
@@ -461,8 +459,8 @@ class Predictor:
         if "text" in self.channels:
             return
         if self._build is None:
-            raise IntclipError(f"{self.card.model} was exported and reads photos alone; load its bundle to give words")
-        raise IntclipError(f"{self.card.model} reads photos alone; `intclip fit` makes models that read words")
+            raise IntclipError(f"{self.card.model} was exported and uses only photos; load its bundle to pass text")
+        raise IntclipError(f"{self.card.model} uses only photos; train a model that uses text with `intclip fit`")
 
     def _make_engine(self, maps: bool, embedding: bool) -> Engine:
         outputs = ["probabilities", "logits"]
@@ -471,7 +469,7 @@ class Predictor:
         outputs += [EMBEDDING] * embedding
         if self._graph is not None:
             if embedding and EMBEDDING not in self._graph.outputs:
-                raise IntclipError(f"{self.card.model} was exported without embeddings; load the model it came from")
+                raise IntclipError(f"{self.card.model} was exported without embeddings; load the original model")
             return self._graph.engine(tuple(outputs), precision=self._precision, threads=self._threads)
         from intclip.inference.graph import PhotoGraph
 
@@ -486,6 +484,6 @@ class Predictor:
 
     def _check_maps(self) -> None:
         if not self.card.maps:
-            raise IntclipError(f"method {self.card.method} has no evidence maps; take one with regions, such as lite")
+            raise IntclipError(f"method {self.card.method} has no evidence maps; use one that has, such as lite")
         if self._graph is not None and not self._graph.has_maps:
             raise IntclipError(f"{self.card.model} was exported without evidence maps; export it again with maps")

@@ -1,4 +1,4 @@
-"""Put a trained model on the Hugging Face hub, with a model card; `intclip.load("hf://owner/name")` takes it back."""
+"""Upload a trained model to the Hugging Face hub, with a model card; load it with `intclip.load("hf://owner/name")`."""
 
 import os
 import re
@@ -36,30 +36,29 @@ def push(
     message: str | None = None,
     endpoint: str | None = None,
 ) -> str:
-    """Upload a bundle and its model card as one commit; the repository is made where there is none.
+    """Upload a bundle and its model card as one commit; creates the repository if needed.
 
     Args:
         model: A bundle's folder, a training run's folder, or "proxy".
         repository: "owner/name".
         private: Make a new repository private.
-        license: Identifier for the card, such as "cc-by-4.0"; data and weights may bind the choice, so none is assumed.
+        license: Identifier for the card, such as "cc-by-4.0"; no default, because data and weights may restrict it.
         message: Commit message.
-        endpoint: Address of the hub; by default `HF_ENDPOINT`, else the public one.
+        endpoint: URL of the hub; default: `HF_ENDPOINT`, else the public one.
 
-    Returns:
-        Address of the commit.
+    Returns: URL of the commit.
 
     Raises:
-        BundleError: Not a whole bundle.
-        IntclipError: The repository's name is none, or the model has nothing of its own to push.
-        StorageError: The hub cannot be reached or refuses.
+        BundleError: Not a complete bundle.
+        IntclipError: The repository's name is invalid, or the model has no weights of its own.
+        StorageError: The hub cannot be reached or rejects the upload.
         MissingExtraError: `huggingface_hub` is not installed.
     """
     if not _REPOSITORY.fullmatch(repository):
         raise IntclipError(f"Not a hub repository: {repository!r}; write owner/name")
     spec = os.fspath(model)
     if is_zero_shot(spec):
-        raise IntclipError(f"{spec} was not trained, everybody loads it by its name; push a trained bundle's folder")
+        raise IntclipError(f"{spec} was not trained and can be loaded by name; push a trained bundle's folder")
     bundle = load_bundle(bundle_path(spec))
     hub, errors = require("huggingface_hub", "hub"), require("huggingface_hub.errors", "hub")
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
@@ -81,21 +80,21 @@ def push(
 
 
 def _reason(error: Exception) -> str:
-    """One line of what the hub, or the way to it, says."""
+    """Return the hub's error in one line."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
-        return "the hub does not know you, or the repository is not yours; log in with: hf auth login"
+        return "not logged in, or no access to the repository; log in with: hf auth login"
     text = " ".join(str(error).split()) or type(error).__name__
     return f"{text[:160].rstrip('.')}; check the network and push again"
 
 
 def model_card(bundle: Bundle, repository: str, *, license: str | None = None) -> str:
-    """The model card of a bundle as Markdown with the hub's metadata in front.
+    """Render the model card of a bundle as Markdown with the hub's metadata.
 
     Args:
         bundle: The model.
         repository: "owner/name", for the example.
-        license: Identifier; left out without one.
+        license: Identifier, if any.
     """
     info, taxonomy = bundle.info, bundle.taxonomy
     reads = _READS[tuple(sorted(info.channels))]
@@ -110,7 +109,7 @@ def model_card(bundle: Bundle, repository: str, *, license: str | None = None) -
         "---", metadata.to_yaml(), "---", "",
         f"# {repository.split('/')[1]}", "",
         f"Predicts {len(taxonomy.names)} labels of {taxonomy.name} from {reads}: method "
-        f"{info.method.name} over the frozen backbone {info.backbone.name}. Made with intclip {info.intclip}.", "",
+        f"{info.method.name} on the frozen backbone {info.backbone.name}. Made with intclip {info.intclip}.", "",
         "## Use", "",
         "```python", "import intclip", "", f'model = intclip.load("hf://{repository}")',
         _example(info.channels), "    print(prediction.source, prediction.labels)", "```", "",
@@ -124,12 +123,12 @@ def model_card(bundle: Bundle, repository: str, *, license: str | None = None) -
         data = info.recipe.get("data", {}).get("name")
         lines += [
             "## Training", "",
-            f"On {data or 'data that the recipe does not name'}; the whole recipe is in `{JSON_FILE}`.", "",
+            f"On {data or 'data not named in the recipe'}; the full recipe is in `{JSON_FILE}`.", "",
         ]  # fmt: skip
     lines += [
         "## Limits", "",
-        "Probabilities are a model's estimates of which labels people would give a photo. They are not facts about a "
-        "person, and they carry the leanings of the data they were learned from.",
+        "Probabilities are a model's estimates of which labels people would give a photo. They are not facts "
+        "about a person, and they reflect the biases of the training data.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -145,13 +144,13 @@ def _example(channels: Sequence[str]) -> str:
 
 def _backbone_note(identity: CheckpointIdentity) -> str:
     if identity.name.startswith(HUB_PREFIX):
-        return f"The backbone's weights are not in here; they are fetched from `{identity.name}`."
+        return f"The backbone's weights are not included; they are downloaded from `{identity.name}`."
     kind, digest = ("file", f" (SHA-256 `{identity.sha256}`)") if identity.sha256 else ("folder", "")
-    return f"The backbone's weights are not in here: pass the {kind} {identity.name} as `checkpoint`{digest}."
+    return f"The backbone's weights are not included: pass the {kind} {identity.name} as `checkpoint`{digest}."
 
 
 def _figures(metrics: dict[str, Any] | None) -> list[str]:
-    """A table of what training measured, a row a split."""
+    """Return a table of metrics, one row per split."""
     splits = {
         name: part["headline"]
         for name, part in (metrics or {}).items()
@@ -170,8 +169,8 @@ def _figures(metrics: dict[str, Any] | None) -> list[str]:
 def _labels(bundle: Bundle) -> list[str]:
     pairs = zip(bundle.taxonomy.names, bundle.thresholds.tolist(), strict=True)
     if bundle.info.task == "singlelabel":
-        return [", ".join(bundle.taxonomy.names) + ". The most probable one holds."]
-    return ["| Label | holds from |", "|---|---:|", *(f"| {_cell(name)} | {level:.2f} |" for name, level in pairs)]
+        return [", ".join(bundle.taxonomy.names) + ". The most probable one is predicted."]
+    return ["| Label | threshold |", "|---|---:|", *(f"| {_cell(name)} | {level:.2f} |" for name, level in pairs)]
 
 
 def _cell(text: str) -> str:

@@ -1,4 +1,4 @@
-"""int8 by post-training quantisation: the ranges of activations are measured on the user's own photos."""
+"""int8 by post-training quantisation, with activation ranges measured on the user's photos."""
 
 import contextlib
 import io
@@ -21,12 +21,12 @@ _TOWERS = re.compile(r"\.(trunk|deep|semantic)\b")
 
 
 def quantize_graph(graph: Graph, photos: Iterable[ImageInput], *, limit: int = 300) -> Graph:
-    """The same graph with the image towers' weights and activations in int8 (NNCF, post-training).
+    """Quantise the image towers' weights and activations of a graph to int8 (NNCF, post-training).
 
     Args:
-        graph: In OpenVINO's format.
-        photos: To measure on; read lazily.
-        limit: How many are used.
+        graph: In OpenVINO format.
+        photos: Calibration photos; read lazily.
+        limit: Maximum number used.
 
     Raises:
         ImageError: A photo cannot be read, or there are none.
@@ -35,11 +35,11 @@ def quantize_graph(graph: Graph, photos: Iterable[ImageInput], *, limit: int = 3
     nncf = _import_nncf()
     pixels = list(_pixels(graph, islice(photos, limit)))
     if not pixels:
-        raise ImageError("int8 needs photos to measure on, and there are none; name a folder of some hundred")
+        raise ImageError("int8 needs calibration photos; give a folder of a few hundred")
     outside = [op.get_friendly_name() for op in graph.model.get_ops() if not _in_tower(op)]
     with _quiet():
         quantized = nncf.quantize(
-            graph.model.clone(),  # the float graph stays as it is
+            graph.model.clone(),  # do not modify the float graph
             nncf.Dataset(pixels),
             subset_size=len(pixels),
             preset=nncf.QuantizationPreset.MIXED,
@@ -53,11 +53,11 @@ def quantize_graph(graph: Graph, photos: Iterable[ImageInput], *, limit: int = 3
 
 
 def _in_tower(op: Any) -> bool:
-    """Whether an operation is of the image towers, which are quantised.
+    """Return whether an operation belongs to the image towers, which are quantised.
 
-    What follows them (projection, similarities, pooling) is a hundredth of the work and decides between labels in small
-    differences: it stays in float. A convolution that a batch norm was folded into has lost the name of its module;
-    only the towers have such.
+    Later operations (projection, similarities, pooling) are a hundredth of the work and sensitive to
+    small differences, so they stay in float. A convolution with a folded batch norm has lost its module's name; only
+    the towers have such.
     """
     name = op.get_friendly_name()
     return bool(_TOWERS.search(name)) or ("__module." not in name and op.get_type_name() == "Convolution")
@@ -77,7 +77,7 @@ def _import_nncf() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep nncf's log and its progress bars, which know no terminal, off the screen."""
+    """Silence nncf's log and progress bars."""
     logger = logging.getLogger("nncf")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Predictions as tables: JSON, CSV and Parquet, written as they come, one row a photo."""
+"""Predictions as JSON, CSV and Parquet, streamed, one row per photo."""
 
 import contextlib
 import csv
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from intclip.inference.prediction import Prediction
 
 FIXED_COLUMNS = ("source", "error", "labels")
-"""Columns before the K columns of probabilities; `labels` are those at or above their thresholds."""
+"""Columns before the K probability columns; `labels` are the predicted ones."""
 CONFLICT_COLUMN = "conflict"
-"""Follows them in tables of a model that reads photos and words; empty where a post has only one of them."""
+"""Next column for models with photos and text; empty if a post has only one of them."""
 LABEL_SEPARATOR = "; "
 _RESERVED = {*FIXED_COLUMNS, CONFLICT_COLUMN, *(name for names in COLUMNS.values() for name in names)}
 _ROWS_A_GROUP = 2048
 
 
 class Writer(Protocol):
-    """Takes predictions one by one."""
+    """Writes predictions one by one."""
 
     def __call__(self, prediction: "Prediction") -> None:
         """Write one row."""
@@ -32,10 +32,10 @@ class Writer(Protocol):
 
 
 def score_columns(names: Sequence[str]) -> list[str]:
-    """The column of each label in a table: its name, marked where tables have a column of that name already.
+    """Return the column name of each label, marked if the name is reserved.
 
-    Reserved are the columns that predictions have themselves, and those by which a table of posts is read (image, text
-    and their like): a reader would take a label's probabilities for them.
+    Reserved are the columns of predictions, and those recognised in tables of posts (image, text and so
+    on), which would be confused with a label's probabilities.
     """
     taken = {name.casefold() for name in names}
     columns = []
@@ -50,11 +50,11 @@ def score_columns(names: Sequence[str]) -> list[str]:
 
 
 def as_row(prediction: "Prediction", level: str | None = None) -> dict[str, Any]:
-    """One prediction as JSON values, see `Prediction.to_dict`.
+    """Return a prediction as JSON values, see `Prediction.to_dict`.
 
     Args:
         prediction: A prediction.
-        level: Read the scores at this level of the taxonomy; labels stay as they are.
+        level: Level of the taxonomy for the scores; labels are not affected.
     """
     row = prediction.to_dict()
     if level is not None and prediction.error is None:
@@ -64,7 +64,7 @@ def as_row(prediction: "Prediction", level: str | None = None) -> dict[str, Any]
 
 @contextlib.contextmanager
 def json_writer(stream: IO[str], level: str | None = None) -> Iterator[Writer]:
-    """One JSON array of `as_row` objects, one a line, whatever their number."""
+    """Writes a JSON array of `as_row` objects, one per line."""
     count = 0
 
     def write(prediction: "Prediction") -> None:
@@ -81,13 +81,13 @@ def json_writer(stream: IO[str], level: str | None = None) -> Iterator[Writer]:
 def csv_writer(
     path: str | os.PathLike[str], names: Sequence[str], level: str | None = None, *, conflict: bool = False
 ) -> Iterator[Writer]:
-    """A CSV file, whole or not at all: `FIXED_COLUMNS`, `CONFLICT_COLUMN` where it is wanted, then one column a name.
+    """Write a CSV file atomically: `FIXED_COLUMNS`, optionally `CONFLICT_COLUMN`, then one column per name.
 
     Args:
-        path: The file; a pipe, or "-" for standard output, gets the rows as they come.
-        names: The label names, or those of the level; for their columns see `score_columns`.
+        path: The file; pipes and "-" (standard output) receive rows immediately.
+        names: Names of the labels or the level; for their columns see `score_columns`.
         level: See `as_row`.
-        conflict: Write how far photo and words contradict each other.
+        conflict: Include the conflict of photo and text.
     """
     with atomic_text(path) as stream:
         table = csv.writer(stream)
@@ -108,7 +108,7 @@ def csv_writer(
 def parquet_writer(
     path: str | os.PathLike[str], names: Sequence[str], level: str | None = None, *, conflict: bool = False
 ) -> Iterator[Writer]:
-    """A Parquet file, whole or not at all: columns as in CSV, labels as a list of strings; arguments as there."""
+    """Write a Parquet file atomically: columns as in CSV, labels as a list of strings; arguments as there."""
     arrow = require("pyarrow", "core")
     parquet = require("pyarrow.parquet", "core")
     fields = [("source", arrow.string()), ("error", arrow.string()), ("labels", arrow.list_(arrow.string()))]

@@ -1,8 +1,8 @@
-"""Predicted labels as keywords in XMP sidecars (photo.jpg.xmp), which other programs for photos read.
+"""Predicted labels as keywords in XMP sidecars (photo.jpg.xmp), for other photo programs.
 
-Labels become `dc:subject`, and with their parents `lr:hierarchicalSubject` ("Social|Friends"). What a sidecar holds
-already stays: all of it is read and written back, keywords are added to those that are there. The keywords that intclip
-added are listed in a property of its own, so that a later run can take back those that no longer hold, and no others.
+Labels become `dc:subject`, and with their parents `lr:hierarchicalSubject` ("Social|Friends").
+Existing content of a sidecar is kept, and keywords are added to existing ones. Keywords added by intclip are recorded
+in a separate property, so that a later run can remove only those that are no longer predicted.
 """
 
 import re
@@ -32,7 +32,7 @@ _ADDED = f"{{{_NAMES['intclip']}}}added"
 _LI, _DESCRIPTION, _ROOT = f"{{{_RDF}}}li", f"{{{_RDF}}}Description", f"{{{_RDF}}}RDF"
 _CONTAINERS = {f"{{{_RDF}}}{kind}" for kind in ("Bag", "Seq", "Alt")}
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
-"""What XML cannot hold."""
+"""Characters not allowed in XML."""
 _EMPTY = (
     f'<x:xmpmeta xmlns:x="{_NAMES["x"]}"><rdf:RDF xmlns:rdf="{_RDF}">'
     '<rdf:Description rdf:about=""/></rdf:RDF></x:xmpmeta>'
@@ -40,20 +40,19 @@ _EMPTY = (
 
 
 def write_sidecar(photo: Path, prediction: Prediction) -> Path | None:
-    """Write the labels that hold into the sidecar beside a photo, see above.
+    """Write the predicted labels into a photo's sidecar.
 
     Args:
         photo: A file.
-        prediction: For it.
+        prediction: Its prediction.
 
-    Returns:
-        The sidecar; None where there was nothing to write.
+    Returns: The sidecar; None if nothing changed.
 
     Raises:
-        StorageError: The photo is not a file, or its sidecar cannot be read or written; it is left as it is.
+        StorageError: The photo is not a file, or its sidecar cannot be read or written; it is not changed.
     """
     if not photo.is_file():
-        raise StorageError(f"{photo} is not a file, beside which a sidecar could stand; leave out --xmp")
+        raise StorageError(f"{photo} is not a file and cannot have a sidecar; remove --xmp")
     path = photo.with_name(photo.name + ".xmp")
     content = _read(path)
     labels = [_clean(label) for label in prediction.labels]
@@ -67,16 +66,16 @@ def write_sidecar(photo: Path, prediction: Prediction) -> Path | None:
 
 
 def merge_keywords(content: bytes | None, name: str, labels: Sequence[str], paths: Sequence[str]) -> bytes | None:
-    """A sidecar's content with these keywords in place of those that an earlier call added.
+    """Replace the keywords added by an earlier call in a sidecar's content.
 
     Args:
-        content: Content of the sidecar; None where there is none.
+        content: Content of the sidecar; None if there is none.
         name: Name of the sidecar, for messages.
         labels: For `dc:subject`.
         paths: For `lr:hierarchicalSubject`, from the root to the label, joined by "|".
 
     Returns:
-        The new content; None where it would be the same.
+        The new content; None if unchanged.
 
     Raises:
         StorageError: The content is not an XMP sidecar, or not well-formed XML.
@@ -85,7 +84,7 @@ def merge_keywords(content: bytes | None, name: str, labels: Sequence[str], path
     tree = _parse(etree, _EMPTY.encode() if content is None else content, name)
     root = next(tree.getroot().iter(_ROOT), None)
     if root is None:
-        raise StorageError(f"{name} is not an XMP sidecar: it has no rdf:RDF; move it away, or leave out --xmp")
+        raise StorageError(f"{name} is not an XMP sidecar: it has no rdf:RDF; move it away, or remove --xmp")
     before = {(kind, word) for kind in (_SUBJECT, _TREE) for word in _words(root, kind)}
     ours = {_split(word) for word in _words(root, _ADDED)}
     wanted = [(_SUBJECT, label) for label in labels] + [(_TREE, path) for path in paths if "|" in path]
@@ -109,21 +108,21 @@ def _read(path: Path) -> bytes | None:
         if not path.is_file():
             return None
         if path.stat().st_size > MAX_BYTES:
-            raise StorageError(f"{path} is larger than {MAX_BYTES >> 20} MiB, which is no sidecar; move it away")
+            raise StorageError(f"{path} is larger than {MAX_BYTES >> 20} MiB and cannot be a sidecar; move it away")
         return path.read_bytes()
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror or reason(error)}; check its permissions") from error
 
 
 def _parse(etree: Any, content: bytes, name: str) -> Any:
-    """A document from elsewhere: without entities, without network, without external files."""
+    """Parse an untrusted document without entities, network or external files."""
     parser = etree.XMLParser(
         resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False, remove_blank_text=False
     )
     try:
         tree = etree.ElementTree(etree.fromstring(content, parser))
     except (etree.XMLSyntaxError, ValueError, LookupError) as error:
-        raise StorageError(f"{name} is not well-formed XML ({reason(error)}); mend it or move it away") from error
+        raise StorageError(f"{name} is not well-formed XML ({reason(error)}); repair it or move it away") from error
     if tree.docinfo.doctype or tree.docinfo.internalDTD is not None:
         raise StorageError(f"{name} has a document type declaration, which sidecars do not have; move it away")
     return tree
@@ -134,7 +133,7 @@ def _properties(root: Any, kind: str) -> list[Any]:
 
 
 def _words(root: Any, kind: str) -> list[str]:
-    """The words of a property in all descriptions, whatever list they stand in."""
+    """Return the values of a property in all descriptions, in any kind of list."""
     items = [item for found in _properties(root, kind) for item in found.iter(_LI)]
     simple = [found for found in _properties(root, kind) if not len(found)]
     as_attributes = [description.get(kind) for description in root.iterchildren(_DESCRIPTION)]
@@ -143,7 +142,7 @@ def _words(root: Any, kind: str) -> list[str]:
 
 
 def _set_words(etree: Any, root: Any, kind: str, gone: Iterable[str], wanted: Sequence[str]) -> None:
-    """Take words out of a property and add others, in the list that is there or in a new one."""
+    """Remove and add values of a property, in its list or a new one."""
     for found in _properties(root, kind):
         for item in list(found.iter(_LI)):
             if item.text in gone:
@@ -161,7 +160,7 @@ def _set_words(etree: Any, root: Any, kind: str, gone: Iterable[str], wanted: Se
 
 
 def _new_bag(etree: Any, root: Any, kind: str) -> Any:
-    """An empty list for a property; a single word that stands in its place becomes the first of the list."""
+    """Create a list for a property; a single existing value becomes its first element."""
     description = next(root.iterchildren(_DESCRIPTION), None)
     if description is None:
         description = etree.SubElement(root, _DESCRIPTION, {f"{{{_RDF}}}about": ""})
@@ -181,7 +180,7 @@ def _new_bag(etree: Any, root: Any, kind: str) -> Any:
 
 
 def _tree_path(label: str, parents: Mapping[str, Sequence[str]]) -> str:
-    """A label below its parents, from the root: what programs show as a tree of keywords."""
+    """Return a label's path from the root, for programs that show a keyword tree."""
     return "|".join(_clean(name).replace("|", "/") for name in (*reversed(parents.get(label, ())), label))
 
 

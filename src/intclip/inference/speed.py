@@ -1,4 +1,4 @@
-"""How fast a model is on this machine: loading, computing, one photo, and photos from their files."""
+"""Speed of a model on this machine: loading, batches, one photo, and photos from files."""
 
 import io
 import time
@@ -18,12 +18,12 @@ from intclip.machine import describe_machine
 from intclip.timing import median_seconds
 
 PHOTO_SIZE = (500, 375)
-"""Width and height, in pixels, of the JPEGs made when the user names no photos."""
+"""Width and height, in pixels, of generated JPEGs."""
 _MODULES = {"torch": "torch", "openvino": "openvino", "onnx": "onnxruntime"}
 
 
 def installed_engines() -> list[str]:
-    """Engines whose libraries are here."""
+    """Return the installed engines."""
     return [engine for engine, module in _MODULES.items() if find_spec(module) is not None]
 
 
@@ -41,14 +41,14 @@ def measure(
     Args:
         open_model: Loads the model for an engine.
         engines: Their names.
-        photos: Files that the from-files rate is measured on; JPEGs of `PHOTO_SIZE` are made in memory without them.
-        batch_size: Photos a batch.
-        seconds: About how long each figure is measured.
-        announce: Told what is measured next.
+        photos: Files for the from-files rate; default: JPEGs of `PHOTO_SIZE` in memory.
+        batch_size: Photos per batch.
+        seconds: Approximate measuring time per figure.
+        announce: Called with the name of the next measurement.
 
     Returns:
-        "machine", "batch_size", "photos" (how many, and of what kind), and "engines": for each name "load_s" (from
-        nothing in memory to the first answer), "photos_per_s" (computing alone, by the median batch), "one_photo_ms"
+        "machine", "batch_size", "photos" (number and kind), and "engines": for each name "load_s"
+        (from a cold start to the first answer), "photos_per_s" (computation only, median batch), "one_photo_ms"
         (median latency of computing one photo), and "from_files_per_s" (decode, resize and compute).
     """
     sources: list[ImageInput] = list(photos) or list(made_photos(4 * batch_size))
@@ -82,7 +82,7 @@ def measure(
 
 
 def files_rate(model: Predictor, sources: Sequence[ImageInput], batch_size: int, seconds: float) -> float:
-    """Photos a second from encoded photos to predictions, over whole passes for about some seconds."""
+    """Measure photos/s from encoded photos to predictions, over whole passes."""
     count, start = 0, time.perf_counter()
     while count == 0 or time.perf_counter() - start < seconds:
         count += len(model.predict(sources, batch_size=batch_size, errors="collect"))
@@ -90,12 +90,12 @@ def files_rate(model: Predictor, sources: Sequence[ImageInput], batch_size: int,
 
 
 def noise_pixels(count: int, size: int) -> npt.NDArray[np.float32]:
-    """Normalised pixels (count, 3, size, size) of no photo; always the same."""
+    """Return fixed random pixels (count, 3, size, size)."""
     return np.random.default_rng(0).standard_normal((count, 3, size, size)).astype(np.float32)
 
 
 def made_photos(count: int) -> list[bytes]:
-    """JPEG files in memory with about as much detail as photos have; always the same."""
+    """Return fixed JPEG files in memory with about as much detail as photos."""
     rng = np.random.default_rng(0)
     width, height = PHOTO_SIZE
     files = []

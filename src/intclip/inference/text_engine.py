@@ -1,4 +1,4 @@
-"""Text towers in OpenVINO: three times as many texts a second as in torch, the same numbers."""
+"""Text towers in OpenVINO: three times as fast as torch, with the same outputs."""
 
 import threading
 from typing import Any
@@ -11,12 +11,12 @@ from intclip.extras import require
 from intclip.inference.conversion import to_openvino
 
 PAYS_FROM = 64
-"""Texts that torch computes first: converting a tower takes as long as they do."""
+"""Number of texts after which a tower is converted: the conversion takes about as long."""
 _EXAMPLES = (("a photo", "why people share photos of the sea"), ("sea", "a", "friends at a table in the evening"))
 
 
 class TextEngine:
-    """A text tower's `forward`, converted where many texts come.
+    """A text tower's `forward`, converted to OpenVINO once there are many texts.
 
     Args:
         tower: In evaluation mode.
@@ -29,7 +29,7 @@ class TextEngine:
         self._lock = threading.Lock()
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """Text features (T, D), unnormalised, of tokens (T, L).
+        """Compute text features (T, D), unnormalised, of tokens (T, L).
 
         Raises:
             IntclipError: The tower cannot be converted.
@@ -51,6 +51,6 @@ class TextEngine:
 
 
 def use_engine(tower: TextTower) -> None:
-    """Let `embed_texts` of a tower compute in OpenVINO where many texts come."""
+    """Make a tower's `embed_texts` use OpenVINO for many texts."""
     if tower.engine is None:
         tower.engine = TextEngine(tower)

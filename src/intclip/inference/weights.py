@@ -1,4 +1,4 @@
-"""Tensors on disk: a safetensors file that holds exactly what its manifest says, or is refused. No torch, no pickle."""
+"""Tensors on disk: a safetensors file that must match its manifest exactly. No torch, no pickle."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from intclip.files import sha256_file
 Dtype = Literal["F32", "F16", "F64", "I64", "I32", "U8", "BOOL"]
 MAX_HEADER_BYTES = 4 * 2**20
 DAMAGED = "the bundle is damaged; fetch or copy it again"
-"""How the refusal of a damaged bundle ends: where it came from it is whole."""
+"""End of messages about damaged bundles."""
 
 _NAMES: dict[str, Dtype] = {
     "float32": "F32",
@@ -55,7 +55,7 @@ def write_weights(
             stored[name] = np.array(array, dtype=dtype if is_float else array.dtype, order="C")
         if is_float and not np.isfinite(stored[name]).all():
             raise BundleError(f"tensor {name} has values too large for float16; save with dtype='float32'")
-    # Sorted, so that equal weights give equal bytes; written here, since safetensors' own file is for its owner alone.
+    # Sorted, so that equal weights give equal bytes; written here because safetensors' own files have mode 600.
     file.write_bytes(save({name: stored[name] for name in sorted(stored)}, metadata={"format": "intclip-bundle"}))
     return {
         name: TensorInfo(dtype=_NAMES[array.dtype.name], shape=list(array.shape))
@@ -67,8 +67,8 @@ def read_weights(file: Path, manifest: Mapping[str, TensorInfo], *, sha256: str)
     """Read tensors by name, floats as float32, after checking them against the manifest.
 
     Raises:
-        BundleError: The file is damaged or of unbounded header; a tensor is missing, left over, of another shape or
-            type, or not finite; or the content has another hash.
+        BundleError: The file is damaged or its header too large; a tensor is missing, unexpected, misshapen, of another
+            type, or not finite; or the hash differs.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -92,7 +92,7 @@ def read_weights(file: Path, manifest: Mapping[str, TensorInfo], *, sha256: str)
 
 
 def _read_header(file: Path) -> dict[str, TensorInfo]:
-    """Names, shapes and types from the header, whose stated size is believed only within the file and the limit."""
+    """Read names, shapes and types from the header, whose size must be within the file and the limit."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -113,7 +113,7 @@ def _compare(file: Path, found: Mapping[str, TensorInfo], manifest: Mapping[str,
     if missing := sorted(manifest.keys() - found.keys()):
         raise BundleError(f"{file} lacks {listed(missing, 5)}; {DAMAGED}")
     if extra := sorted(found.keys() - manifest.keys()):
-        raise BundleError(f"{file} holds {listed(extra, 5)}, which its bundle does not list; {DAMAGED}")
+        raise BundleError(f"{file} has unexpected tensors {listed(extra, 5)}; {DAMAGED}")
     for name, expected in manifest.items():
         if found[name] != expected:
             raise BundleError(

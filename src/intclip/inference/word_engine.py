@@ -1,4 +1,4 @@
-"""Posts with words at inference: the photos' frozen features by an engine, the words and the heads in torch."""
+"""Inference on posts with text: frozen photo features from an engine, text and heads in torch."""
 
 import threading
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from intclip.methods.base import Method
 
 
 class WordEngine:
-    """Computes posts that have words; a converted graph has one input, the pixels.
+    """Computes posts with text; a converted graph has only pixels as input.
 
     Args:
-        method: A method that reads words.
-        exclusive: Whether exactly one label holds.
+        method: A method that uses text.
+        exclusive: Whether exactly one label applies.
         device: As for `TorchEngine`.
         precision: As for `TorchEngine`.
         threads: As for `TorchEngine`.
@@ -44,10 +44,10 @@ class WordEngine:
             method.to(next(method.backbone.parameters()).device)
 
     def __call__(self, pixels: npt.NDArray[np.float32] | None, texts: Sequence[str | None]) -> Arrays:
-        """Outputs "probabilities", "logits" (B, K) and those of single channels.
+        """Compute "probabilities", "logits" (B, K) and those of single channels.
 
         Args:
-            pixels: (B, 3, S, S); None where no post has a photo.
+            pixels: (B, 3, S, S); None if no post has a photo.
             texts: B texts.
         """
         device = next(self._method.backbone.parameters()).device
