@@ -1,10 +1,10 @@
-"""Tells why a photo was taken or shared, and what it makes people feel: IntCLIP and the methods around it.
+"""Predict why photos were taken or shared, and what they make people feel: IntCLIP and related methods.
 
     import intclip
     model = intclip.load("lite")
     model.predict(["a.jpg"])[0].labels
 
-Nothing heavy is imported until a name is used.
+Heavy imports happen on first use of a name.
 """
 
 import importlib
@@ -36,5 +36,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Public names, whether imported yet or not."""
+    """Return public names, imported or not."""
     return sorted({*globals(), *__all__})

@@ -1,8 +1,8 @@
-"""Text to the token ids of OpenAI's CLIP, as lists: what the text towers read, and what sentences are counted in.
+"""Text to token ids of OpenAI's CLIP.
 
-OpenAI cleans a text (mojibake, HTML entities, whitespace, case) and splits it by byte-pair encoding. The splitting is
-`instant-clip-tokenizer`'s; the cleaning, and the two special tokens that OpenAI's tokenizer knows when a text spells
-them out, are done here. `tests/backbones/recorded/tokens.json` has OpenAI's own ids to compare with.
+OpenAI cleans a text (mojibake, HTML entities, whitespace, case) and splits it by byte-pair encoding.
+`instant-clip-tokenizer` does the splitting; the cleaning, and the two special tokens if spelled out in a text, are
+handled here. `tests/backbones/recorded/tokens.json` has OpenAI's own ids to compare with.
 """
 
 import html
@@ -20,21 +20,21 @@ _SPECIAL_PATTERN = re.compile("|".join(map(re.escape, _SPECIAL)))
 
 
 def token_ids(text: str) -> list[int]:
-    """All ids of one text, start and end included."""
+    """Return all ids of a text, including start and end."""
     return [START, *_pieces(clean(text)), END]
 
 
 def clean(text: str) -> str:
-    """A text as OpenAI's tokenizer sees it: mended, unescaped twice, single blanks, lower case."""
+    """Clean a text like OpenAI's tokenizer: repaired, unescaped twice, single spaces, lower case."""
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", text).strip().lower()
 
 
 def _pieces(text: str) -> Iterator[int]:
-    """Ids of a clean text; a special token that is spelled out is one id."""
+    """Return ids of a clean text; a spelled-out special token is one id."""
     done = 0
     for match in _SPECIAL_PATTERN.finditer(text):
-        # Behind punctuation OpenAI's pattern has already taken the "<|" into a run of signs.
+        # After punctuation, OpenAI's pattern has already consumed the "<|".
         if match.start() > done and _is_sign(text[match.start() - 1]):
             continue
         yield from _tokenizer().encode(text[done : match.start()])

@@ -1,7 +1,7 @@
 """Errors that a user can fix.
 
-Every message is one line that says what is wrong, where, and how to fix it. The command line prints it and exits
-with code 2; a program catches `IntclipError` or one of its kinds.
+Every message is one line that says what is wrong, where, and how to fix it. The command line prints it and
+exits with code 2; programs catch `IntclipError` or a subclass.
 """
 
 from collections.abc import Iterable
@@ -9,11 +9,11 @@ from typing import Any
 
 
 class IntclipError(Exception):
-    """Something the user gave, or the machine lacks, is wrong; the message says how to fix it."""
+    """Invalid input or a missing resource; the message says how to fix it."""
 
 
 class ImageError(IntclipError):
-    """A photo cannot be read: missing, empty, truncated, no image, or too large."""
+    """A photo cannot be read: missing, empty, truncated, not an image, or too large."""
 
 
 class CheckpointError(IntclipError):
@@ -37,7 +37,7 @@ class DatasetError(IntclipError):
 
 
 class LanguageModelError(IntclipError):
-    """A language model's endpoint refuses, cannot be reached, or gives no valid answer."""
+    """A language model's endpoint rejects a request, cannot be reached, or gives no valid answer."""
 
 
 class StorageError(IntclipError):
@@ -45,20 +45,20 @@ class StorageError(IntclipError):
 
 
 class MissingExtraError(IntclipError):
-    """An optional library is not installed; the message names the extra that brings it."""
+    """An optional library is not installed; the message names its extra."""
 
 
 class TrainingError(IntclipError):
-    """A training run cannot go on: the loss is not finite, or its directory is another run's."""
+    """A training run cannot continue: the loss is not finite, or its directory belongs to another run."""
 
 
 def listed(names: Iterable[Any], most: int = 12, *, quoted: bool = False) -> str:
-    """Names for a message: the first `most` of them, and how many more there are."""
+    """Format names for a message: the first `most`, and how many more there are."""
     words = [repr(name) if quoted else str(name) for name in names]
     more = f" and {len(words) - most} more" if len(words) > most else ""
     return ", ".join(words[:most]) + more if words else "none"
 
 
 def reason(error: BaseException, most: int = 160) -> str:
-    """What another library's error says, in one line of at most so many characters."""
+    """Return another library's error message in one shortened line."""
     return " ".join(str(error).split())[:most] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Import optional libraries, and say which extra brings a missing one."""
+"""Import optional libraries; the error names the extra of a missing one."""
 
 import importlib
 import sys
@@ -9,16 +9,16 @@ from intclip.errors import MissingExtraError
 
 
 def require(module: str, extra: str | None = None) -> ModuleType:
-    """Import a module when it is needed: an optional one, or one that is slow to import.
+    """Import a module on demand, because it is optional or slow to import.
 
     Args:
         module: Dotted name of the module.
-        extra: The extra of this project that installs it; None where the module belongs to the core.
+        extra: The extra that installs it; None for core dependencies.
 
     Raises:
         MissingExtraError: The module is not installed.
     """
-    # OpenVINO and NNCF report conversions to their makers over the network, unless this module of theirs is missing.
+    # OpenVINO and NNCF send telemetry unless this module of theirs is missing.
     cast(dict[str, Any], sys.modules).setdefault("openvino_telemetry", None)
     try:
         return importlib.import_module(module)

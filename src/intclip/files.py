@@ -1,7 +1,7 @@
-"""Write files so that they are whole or not there: write beside the target, then rename.
+"""Write files atomically: to a temporary file, then rename.
 
-A target that is a link is followed. What cannot be renamed over is written to: "-" (standard output), pipes, and
-character devices such as /dev/stdout.
+Links are followed. "-" (standard output), pipes and character devices such as
+/dev/stdout are written to directly.
 """
 
 import hashlib
@@ -22,9 +22,9 @@ from typing import IO, BinaryIO, cast
 from intclip.errors import StorageError
 
 STDOUT = "-"
-"""As a target: standard output."""
+"""Target for standard output."""
 CACHE_VARIABLE = "INTCLIP_CACHE"
-"""Environment variable: the folder for what can be computed again; "off" keeps nothing."""
+"""Environment variable for the cache folder; "off" disables caching."""
 
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")
 _NAMED = {STDOUT: 1, "/dev/stdout": 1, "/dev/stderr": 2}
@@ -32,7 +32,7 @@ Target = str | os.PathLike[str]
 
 
 def cache_home() -> Path | None:
-    """The cache folder: `INTCLIP_CACHE`, else intclip in the user's cache folder; None when it is off."""
+    """Return the cache folder: `INTCLIP_CACHE`, else intclip in the user's cache folder; None if off."""
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen is not None:
         return None if chosen.lower() in ("", "0", "off", "no") else Path(chosen).expanduser()
@@ -41,24 +41,24 @@ def cache_home() -> Path | None:
 
 
 def is_stdout(target: Target) -> bool:
-    """Whether writing to `target` writes to standard output, so that messages belong elsewhere."""
+    """Return whether `target` is standard output, so that messages must go elsewhere."""
     return _descriptor(target) == 1
 
 
 def is_stream(target: Target) -> bool:
-    """Whether `target` is written to in place: standard output, a pipe, a character device."""
+    """Return whether `target` is written directly: standard output, a pipe, a character device."""
     return _stream_opener(Path(target)) is not None
 
 
 @contextmanager
 def atomic_path(target: Target) -> Iterator[Path]:
-    """Yield a path beside `target`; on success it is flushed to disk and renamed to `target`, else removed.
+    """Yield a temporary path; on success it is flushed to disk and renamed to `target`, else removed.
 
-    Folders above it are made; on failure those that hold nothing go again. A target that is written to in place, see
-    above, gets the content on success, whole.
+    Parent folders are created; on failure empty ones are removed again. Targets that are written
+    directly receive the complete content on success.
 
     Raises:
-        StorageError: The file cannot be written (no permission, disk full, a folder has its name).
+        StorageError: The file cannot be written (no permission, disk full, or it is a folder).
         BrokenPipeError: The reader of a pipe is gone.
     """
     target = Path(target)
@@ -86,7 +86,7 @@ def atomic_path(target: Target) -> Iterator[Path]:
         if target.exists():
             shutil.copymode(target, partial)
         partial.replace(target)
-        made.clear()  # they are wanted now, whoever may take the target away again
+        made.clear()  # keep the folders, even if the target is removed later
     except OSError as error:
         raise _storage_error(target, error) from error
     finally:
@@ -97,7 +97,7 @@ def atomic_path(target: Target) -> Iterator[Path]:
 
 @contextmanager
 def atomic_text(target: Target) -> Iterator[IO[str]]:
-    """Yield a text file in UTF-8 for `target`, as `atomic_path` does; standard output and pipes get it as it comes."""
+    """Yield a UTF-8 text file for `target`, like `atomic_path`; standard output and pipes receive text immediately."""
     if (opener := _stream_opener(Path(target))) is None:
         with atomic_path(target) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             yield file
@@ -118,21 +118,21 @@ def atomic_text(target: Target) -> Iterator[IO[str]]:
 
 @contextmanager
 def atomic_directory(target: Target, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield an empty directory beside `target`; on success it is renamed to `target`, else removed.
+    """Yield an empty temporary directory; on success it is renamed to `target`, else removed.
 
     Args:
         target: The directory to create.
-        overwrite: Replace an existing directory; without it, an existing one is refused.
+        overwrite: Replace an existing directory; otherwise it is an error.
 
     Raises:
-        StorageError: The directory exists already, or cannot be written.
+        StorageError: The directory exists, or cannot be written.
     """
     target = Path(target)
     if is_stream(target):
         raise StorageError(f"{target}: the result is a folder; give a path for it")
     target = _followed(target, folder=True)
     if target.exists() and not overwrite:
-        raise StorageError(f"{target} exists already; choose another path or remove it first")
+        raise StorageError(f"{target} exists; choose another path or remove it first")
     suffix = uuid.uuid4().hex[:8]
     partial = target.with_name(f".{target.name}.{suffix}.partial")
     replaced = target.with_name(f".{target.name}.{suffix}.replaced")
@@ -147,7 +147,7 @@ def atomic_directory(target: Target, *, overwrite: bool = False) -> Iterator[Pat
         if target.exists():
             target.rename(replaced)
         partial.rename(target)
-        made.clear()  # they are wanted now, whoever may take the target away again
+        made.clear()  # keep the folders, even if the target is removed later
     except OSError as error:
         if replaced.exists() and not target.exists():
             replaced.rename(target)
@@ -159,10 +159,10 @@ def atomic_directory(target: Target, *, overwrite: bool = False) -> Iterator[Pat
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory and those above it, where they are not there yet.
+    """Create a directory and its parents, if missing.
 
     Raises:
-        StorageError: It cannot be made, or a file has its name.
+        StorageError: It cannot be created, or is a file.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -178,13 +178,13 @@ def write_text(target: Target, text: str) -> None:
 
 @contextmanager
 def hold_lock(path: Path, message: str) -> Iterator[None]:
-    """Hold a lock file against other processes; the system frees it when this one ends, however it ends.
+    """Hold a lock file against other processes; the system releases it when this process ends.
 
-    Folders above it are made; on failure those that hold nothing else go again.
+    Parent folders are created; on failure empty ones are removed again.
 
     Args:
         path: The lock file; it stays, empty.
-        message: What to say when another process holds it.
+        message: Error message if another process holds it.
 
     Raises:
         StorageError: Another process holds it, or it cannot be written.
@@ -196,7 +196,7 @@ def hold_lock(path: Path, message: str) -> Iterator[None]:
     except OSError as error:
         raise _storage_error(path, error) from error
     with file:
-        for attempt in range(5):  # whoever only asks, see `is_locked`, holds it for a moment
+        for attempt in range(5):  # `is_locked` holds it for a moment
             if attempt:
                 time.sleep(0.05)
             if _try_lock(file):
@@ -214,7 +214,7 @@ def hold_lock(path: Path, message: str) -> Iterator[None]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds a lock file."""
+    """Return whether a process holds a lock file."""
     if not path.exists():
         return False
     with path.open("r") as file:
@@ -222,7 +222,7 @@ def is_locked(path: Path) -> bool:
 
 
 def _try_lock(file: IO[str]) -> bool:
-    if sys.platform == "win32":  # no such locks: whoever starts a job twice there has been warned by its guide
+    if sys.platform == "win32":  # not supported on Windows
         return True
     import fcntl
 
@@ -234,20 +234,20 @@ def _try_lock(file: IO[str]) -> bool:
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's content, as lower-case hex."""
+    """Return the SHA-256 of a file's content as lower-case hex."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _descriptor(target: Target) -> int | None:
-    """The number of the open file that a name stands for."""
+    """Return the file descriptor of a name."""
     name = os.fspath(target)
     found = _DESCRIPTOR.fullmatch(name)
     return int(found[1]) if found else _NAMED.get(name)
 
 
 def _stream_opener(target: Path) -> Callable[[], AbstractContextManager[BinaryIO]] | None:
-    """How to open a target that is written to in place; None where it is, or will be, a file.
+    """Return how to open a target that is written directly; None for a regular file.
 
     Raises:
         StorageError: It is a block device or a socket.
@@ -259,7 +259,7 @@ def _stream_opener(target: Path) -> Callable[[], AbstractContextManager[BinaryIO
         return lambda: cast(BinaryIO, os.fdopen(os.dup(number), "wb"))
     try:
         mode = target.stat().st_mode
-    except (OSError, ValueError):  # it is not there yet, or whoever writes it will say what is wrong
+    except (OSError, ValueError):  # it does not exist yet, or writing it reports the error
         return None
     if stat.S_ISBLK(mode) or stat.S_ISSOCK(mode):
         raise StorageError(f"{target} is not a file but a {'device' if stat.S_ISBLK(mode) else 'socket'}; give a path")
@@ -272,17 +272,17 @@ def _standard_output() -> AbstractContextManager[BinaryIO]:
 
 
 def _followed(target: Path, *, folder: bool = False) -> Path:
-    """The target itself, where it is a link.
+    """Resolve a target that is a link.
 
     Raises:
-        StorageError: A folder has its name, it may not be written, or links lead around in a circle.
+        StorageError: It is a folder, read-only, or a cyclic link.
     """
     try:
         place = Path(os.path.realpath(target, strict=True)) if target.exists() else Path(os.path.realpath(target))
     except (OSError, ValueError) as error:
         raise StorageError(f"cannot write {target}: {error}; choose another path") from error
     if place.is_symlink():
-        raise StorageError(f"cannot write {target}: its links lead around in a circle; choose another path")
+        raise StorageError(f"cannot write {target}: cyclic links; choose another path")
     if not folder and place.is_dir():
         raise StorageError(f"cannot write {target}: it is a folder; name a file")
     if not folder and place.exists() and not os.access(place, os.W_OK):
@@ -291,7 +291,7 @@ def _followed(target: Path, *, folder: bool = False) -> Path:
 
 
 def _missing_folders(folder: Path) -> list[Path]:
-    """This folder and those above it that are not there, the deepest first."""
+    """Return the missing folders of a path, deepest first."""
     missing = []
     while not folder.exists() and folder != folder.parent:
         missing.append(folder)
@@ -300,7 +300,7 @@ def _missing_folders(folder: Path) -> list[Path]:
 
 
 def _remove_empty(folders: list[Path]) -> None:
-    """Remove folders, the deepest first, up to the first that holds something."""
+    """Remove folders, deepest first, up to the first non-empty one."""
     with suppress(OSError):
         for folder in folders:
             folder.rmdir()

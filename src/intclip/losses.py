@@ -1,7 +1,7 @@
-"""Losses of multi-label and single-label classification, in closed form from logits where that is more exact.
+"""Multi-label and single-label classification losses, computed from logits where that is more accurate.
 
-Multi-label losses take targets (B, K) in [0, 1]: a soft target y (a share of votes) weighs the positive loss with y
-and the negative loss with 1 − y. A NaN target is an unknown label: it adds nothing to the loss or its gradient.
+Multi-label losses take targets (B, K) in [0, 1]: a soft target y (a share of votes) weights the positive loss by y
+and the negative loss by 1 − y. A NaN target is an unknown label and contributes nothing to the loss or its gradient.
 """
 
 from typing import Literal
@@ -27,21 +27,21 @@ def asymmetric_loss(
 ) -> Tensor:
     """Asymmetric loss: −y·(1 − p)^γ₊·log p − (1 − y)·pₘ^γ₋·log(1 − pₘ), pₘ = max(p − margin, 0).
 
-    The focal weights (the powers) take no gradient. Logarithms are cut off at 1e-8, so that p = 0 and p = 1 give
-    finite values and gradients; prefer `asymmetric_loss_with_logits`, which needs no cut.
+    The focal weights (the powers) have no gradient. Logarithms are clamped at 1e-8, so that p = 0 and p = 1 give
+    finite values and gradients; prefer `asymmetric_loss_with_logits`, which needs no clamping.
 
     Args:
         probabilities: (B, K) in [0, 1].
         targets: (B, K) in [0, 1], hard or soft; NaN where unknown.
         gamma_pos: Focusing parameter γ₊ of positives.
         gamma_neg: Focusing parameter γ₋ of negatives.
-        margin: Probability below which a negative costs nothing.
+        margin: Probability below which a negative has no loss.
         reduction: See `Reduction`.
 
     Raises:
         ValueError: Shapes do not match, or the reduction is unknown.
 
-    Source: Ridnik et al., Asymmetric Loss, ICCV 2021; IntCLIP paper, Eq. 6, with the minus sign that it leaves out.
+    Source: Ridnik et al., Asymmetric Loss, ICCV 2021; IntCLIP paper, Eq. 6, with its missing minus sign.
     """
     p = probabilities.float()
     negative = (1 - p + margin).clamp(max=1)
@@ -71,7 +71,7 @@ def asymmetric_loss_with_logits(
         targets: (B, K) in [0, 1], hard or soft; NaN where unknown.
         gamma_pos: Focusing parameter γ₊ of positives.
         gamma_neg: Focusing parameter γ₋ of negatives.
-        margin: Probability below which a negative costs nothing.
+        margin: Probability below which a negative has no loss.
         reduction: See `Reduction`.
 
     Raises:
@@ -102,7 +102,7 @@ def binary_cross_entropy_with_logits(logits: Tensor, targets: Tensor, *, reducti
 def soft_cross_entropy(logits: Tensor, targets: Tensor, *, reduction: Reduction = "mean") -> Tensor:
     """Cross-entropy of softmax(logits) against the targets divided by their sum, for single-label tasks.
 
-    A row with a NaN, or with no label at all, says nothing of its class and adds nothing.
+    Rows with NaN or without any label are ignored.
 
     Args:
         logits: (B, K).
@@ -127,8 +127,8 @@ def _asymmetric(
     targets: Tensor,
     reduction: Reduction,
 ) -> Tensor:
-    if targets.shape != log_positive.shape:  # broadcast, one photo's labels would silently be every photo's
-        raise ValueError(f"predictions {tuple(log_positive.shape)} and targets {tuple(targets.shape)} must be alike")
+    if targets.shape != log_positive.shape:  # broadcasting would silently apply one photo's labels to all
+        raise ValueError(f"predictions {tuple(log_positive.shape)} and targets {tuple(targets.shape)} must match")
     known = ~targets.isnan()
     y = torch.where(known, targets.float(), torch.zeros_like(log_positive))
     absent = torch.where(known, 1 - y, y)
@@ -137,7 +137,7 @@ def _asymmetric(
 
 
 def _power(base: Tensor, gamma: float) -> Tensor:
-    """base^γ, with 0⁰ = 1 and no power where none is needed."""
+    """Compute base^γ, with 0⁰ = 1, skipping trivial powers."""
     if gamma == 0:
         return torch.ones_like(base)
     return base if gamma == 1 else base.clamp_min(0) ** gamma

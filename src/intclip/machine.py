@@ -1,4 +1,4 @@
-"""What this machine is, said beside every measurement; and whether it has memory left."""
+"""Description of this machine for measurements, and a check for free memory."""
 
 import mmap
 import os
@@ -9,11 +9,11 @@ from typing import Any
 
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 _PACKAGES = ("intclip", "torch", "openvino", "onnxruntime", "transformers", "numpy", "pillow")
-_ORDINARY = 256 * 2**20  # bytes; decoding and turning a photo of 50 megapixels takes about as much
+_ORDINARY = 256 * 2**20  # bytes; about what decoding and rotating a photo of 50 megapixels takes
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores, instruction sets, memory, load, and versions of what computes."""
+    """Return processor, cores, instruction sets, memory, load, and library versions."""
     info = _cpuinfo()
     flags = set(info.get("flags", info.get("Features", "")).split())
     return {
@@ -29,7 +29,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def memory_is_short() -> bool:
-    """Whether less memory is left than ordinary work takes: then a failure is not the fault of what was being read."""
+    """Return whether less memory is left than ordinary work takes, so that an error may not be the input's fault."""
     try:
         mmap.mmap(-1, _ORDINARY).close()  # reserved, never touched
     except (OSError, MemoryError):

@@ -1,9 +1,9 @@
-"""Metrics of multi-label and single-label classification, NumPy in and NumPy out, all as shares in 0…1.
+"""Multi-label and single-label classification metrics, in NumPy, all as fractions in 0…1.
 
-Percent appears only in printed tables. Everything is computed from one weight a photo, so that a report (all weights
-one) and its bootstrap intervals (weights drawn) are the same code. Conventions are scikit-learn's: a precision, recall
-or F1 without support counts 0. A class without a positive, or without a negative, has no average precision (NaN), since
-there is nothing to rank; it is left out of the mean.
+Percentages appear only in printed tables. Everything is computed from one weight per photo, so that a
+report (all weights one) and its bootstrap intervals (random weights) share the same code. Conventions are
+scikit-learn's: a precision, recall or F1 without support is 0. A class without positives or without negatives has no
+average precision (NaN) and is left out of the mean.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 _ENTRIES = 2**22
-"""Weights of bootstrap draws at once, 32 MB."""
+"""Bootstrap weights per block, 32 MB."""
 
 SUMMARY = (
     "macro_f1",
@@ -52,9 +52,9 @@ def multilabel_report(
 
     Args:
         scores: (N, K) in [0, 1].
-        targets: (N, K), 0/1 or soft; NaN where unknown: such an entry counts nowhere.
-        thresholds: A label is predicted where its score is at or above this; one number, one a class (K,), or one an
-            entry (N, K), whose means by class the table then shows.
+        targets: (N, K), 0/1 or soft; NaN where unknown, which are ignored.
+        thresholds: A label is predicted if its score is at or above this; one number, one per class (K,), or one per
+            entry (N, K), whose class means are reported.
         subsets: Subset name to class indices, such as {"easy": [0, 7, 19], "hard": [2, 5]}.
         positive_share: A soft target counts as positive at or above it.
 
@@ -135,9 +135,9 @@ def bootstrap_differences(
     level: float = 0.95,
     positive_share: float = 0.5,
 ) -> dict[str, tuple[float, float, float]]:
-    """How much better the first of two models is on the same photos, with percentile bootstrap intervals.
+    """Compare two models on the same photos, with percentile bootstrap intervals of the differences.
 
-    Each draw takes the same photos for both, so that what is hard for both cancels.
+    Each draw uses the same photos for both, so that common difficulty cancels.
 
     Args:
         first: Scores (N, K) of one model.
@@ -167,7 +167,7 @@ def bootstrap_differences(
 
 
 def _quantiles(values: Floats, tails: list[float]) -> tuple[float, float]:
-    """The two quantiles of the draws that have a value; NaN where none has, such as mAP without a positive."""
+    """Return the two quantiles of finite draws; NaN if there are none, such as mAP without positives."""
     if np.isnan(values).all():
         return float("nan"), float("nan")
     low, high = np.nanquantile(values, tails)
@@ -175,12 +175,12 @@ def _quantiles(values: Floats, tails: list[float]) -> tuple[float, float]:
 
 
 def singlelabel_report(scores: npt.ArrayLike, targets: npt.ArrayLike) -> dict[str, Any]:
-    """Metrics where exactly one label holds per photo; the predicted class is the one with the highest score.
+    """Compute single-label metrics; the predicted class is the one with the highest score.
 
     Args:
         scores: (N, K).
         targets: (N,) class indices, or (N, K) whose largest entry is the class; a negative index, or a row with a NaN
-            or without an entry above 0, is an unlabelled photo and counts nowhere.
+            or without an entry above 0, is an unlabelled photo and is ignored.
 
     Returns:
         "accuracy"; "macro_f1" (over classes that occur, as label or prediction); "balanced_accuracy" (mean recall over
@@ -235,22 +235,23 @@ def singlelabel_intervals(
 
 
 def positives(targets: npt.ArrayLike, positive_share: float) -> npt.NDArray[np.bool_]:
-    """Which shares of votes count as yes: those at or above `positive_share`; none that is unknown (NaN).
+    """Return which targets are positive: those at or above `positive_share`, not NaN.
 
-    Datasets keep shares in float32, where 0.7 and 0.9 are a little less than in float64; so they are compared there.
+    Datasets store shares in float32, where 0.7 and 0.9 are slightly smaller than in float64, so they are compared in
+    float32.
     """
     return np.asarray(targets, dtype=np.float32) >= np.float32(positive_share)
 
 
 def largest_labels(targets: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """Class of each row of (N, K), its largest entry, (N,); −1 where an entry is NaN or none is above 0."""
+    """Return the class (N,) with the largest entry of each row of (N, K); −1 if an entry is NaN or none is above 0."""
     target = np.asarray(targets, dtype=np.float64)
     labelled = target.max(axis=1) > 0  # false for NaN as well
     return np.where(labelled, target.argmax(axis=1), -1).astype(np.int64)
 
 
 class _Problem:
-    """A checked multi-label problem; methods take weights (R, N), one row a (re)sample, and give R values."""
+    """A validated multi-label problem; methods take weights (R, N), one row per resample, and return R values."""
 
     def __init__(
         self,
@@ -279,7 +280,7 @@ class _Problem:
         self.predicted = self.known & (self.scores >= cut)
 
     def summary(self, weights: Floats) -> dict[str, Floats]:
-        """The scalars of `SUMMARY`, each (R,)."""
+        """Compute the scalars of `SUMMARY`, each (R,)."""
         classes = self.per_class(weights)
         hit, positive, predicted = (weights @ counts for counts in self._counts())
         all_hits, all_positives, all_predicted = hit.sum(axis=1), positive.sum(axis=1), predicted.sum(axis=1)
@@ -301,7 +302,7 @@ class _Problem:
         return {key: values[key] for key in SUMMARY}
 
     def per_class(self, weights: Floats) -> dict[str, Floats]:
-        """F1, precision, recall and average precisions of every class, each (R, K)."""
+        """Compute F1, precision, recall and average precisions of every class, each (R, K)."""
         hit, positive, predicted = (weights @ counts for counts in self._counts())
         exact = np.empty((len(weights), self.classes))
         voc = np.empty_like(exact)
@@ -331,9 +332,9 @@ class _Problem:
 
 
 def mean_average_precision(scores: npt.ArrayLike, targets: npt.ArrayLike) -> float:
-    """MAP alone, of scores (N, K) and targets (N, K) in {0, 1}: much faster than a whole report.
+    """Compute only mAP of scores (N, K) and targets (N, K) in {0, 1}, much faster than a whole report.
 
-    NaN where no class has a positive.
+    NaN if no class has positives.
     """
     score, positive = np.asarray(scores, dtype=np.float64), np.asarray(targets) > 0
     weights = np.ones((1, len(score)))
@@ -344,13 +345,13 @@ def mean_average_precision(scores: npt.ArrayLike, targets: npt.ArrayLike) -> flo
 def _average_precision(scores: Floats, positive: npt.NDArray[np.bool_], weights: Floats) -> tuple[Floats, Floats]:
     """Exact and VOC-interpolated average precision of one class for R rows of weights: two arrays (R,).
 
-    Photos with equal scores enter together, as in scikit-learn: only the last of them ends a step of the curve.
+    Photos with equal scores enter together, as in scikit-learn.
     """
     order = np.argsort(-scores, kind="stable")
     places = np.flatnonzero(positive[order])
     if len(places) in (0, len(scores)):
         return np.full(len(weights), np.nan), np.full(len(weights), np.nan)
-    # Recall rises only where a positive enters, and precision falls from there on: the curve's other steps add nothing.
+    # Recall rises only at positives, so the curve's other steps contribute nothing.
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
     last = ends[np.unique(np.searchsorted(ends, places))]
     first_hits = np.searchsorted(places, np.append(0, last[:-1] + 1))
@@ -380,7 +381,7 @@ def _single(scores: npt.ArrayLike, targets: npt.ArrayLike) -> tuple[Floats, npt.
 
 
 def _over_draws(summary: Callable[[Floats], dict[str, Floats]], images: int, n: int, seed: int) -> dict[str, Floats]:
-    """A summary of weights (R, images) on n draws with replacement, each value (n,); some at a time, for memory."""
+    """Evaluate a summary of weights (R, images) on n draws with replacement, in blocks to limit memory."""
     rng = np.random.default_rng(seed)
     rows = max(1, _ENTRIES // images)
     parts = [summary(_draw(images, min(rows, n - done), rng)) for done in range(0, max(n, 1), rows)]
@@ -388,21 +389,21 @@ def _over_draws(summary: Callable[[Floats], dict[str, Floats]], images: int, n: 
 
 
 def _draw(images: int, n: int, rng: np.random.Generator) -> Floats:
-    """How often each photo is drawn (n, images), rows summing to `images`."""
+    """Draw counts (n, images) of photos, rows summing to `images`."""
     drawn = rng.integers(0, images, size=(n, images))
     flat = drawn + np.arange(n)[:, None] * images
     return np.bincount(flat.ravel(), minlength=n * images).reshape(n, images).astype(np.float64)
 
 
 def _ratio(numerator: npt.NDArray[Any], denominator: npt.NDArray[Any]) -> Floats:
-    """The quotient, 0 where the denominator is 0."""
+    """Divide; 0 where the denominator is 0."""
     out = np.zeros(np.shape(numerator), dtype=np.float64)
     np.divide(numerator, denominator, out=out, where=denominator > 0)
     return out
 
 
 def _nanmean(values: Floats) -> Floats:
-    """Mean over the last axis of what is not NaN; NaN where all is."""
+    """Mean over the last axis, ignoring NaN; NaN if all are."""
     valid = ~np.isnan(values)
     count = valid.sum(axis=-1)
     total = np.where(valid, values, 0).sum(axis=-1)

@@ -1,4 +1,4 @@
-"""Plain data from YAML, for files that strangers write: no tags, no aliases, no key twice."""
+"""Plain data from untrusted YAML: no tags, aliases or duplicate keys."""
 
 from collections.abc import Hashable
 from typing import Any
@@ -8,7 +8,7 @@ import yaml
 
 class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        # Aliases of aliases grow without bound ("billion laughs"), and no file of ours needs one.
+        # Nested aliases can grow without bound ("billion laughs").
         if self.check_event(yaml.AliasEvent):
             raise yaml.composer.ComposerError(None, None, "aliases are not allowed", self.get_mark())
         node: yaml.Node | None = super().compose_node(parent, index)
@@ -25,10 +25,10 @@ class _Loader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str) -> Any:
-    """Mappings, lists, texts, numbers, booleans, dates and None.
+    """Parse YAML to mappings, lists, strings, numbers, booleans, dates and None.
 
     Raises:
-        ValueError: It is not valid YAML, or uses what is not allowed; one line: "line 2, column 1: key 'a' is …".
+        ValueError: It is not valid YAML, or uses forbidden features; one line: "line 2, column 1: key 'a' is …".
     """
     try:
         loader = _Loader(text)
@@ -40,7 +40,7 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(_fault(error)) from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise ValueError(f"line {line}: character {error.character:#06x} has no place in YAML; remove it") from error
+        raise ValueError(f"line {line}: character {error.character:#06x} is not allowed in YAML; remove it") from error
     except RecursionError as error:
         raise ValueError("nested too deep") from error
     except (
@@ -52,11 +52,11 @@ def parse_yaml(text: str) -> Any:
 
 
 def _fault(error: yaml.MarkedYAMLError) -> str:
-    """Place and problem, without PyYAML's excerpt of the text."""
+    """Format position and problem, without PyYAML's excerpt of the text."""
     mark, start = error.problem_mark or error.context_mark, error.context_mark
     place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
     problem = " ".join((error.problem or "not YAML").split())
     if "'\\t'" in problem:
-        return f"{place}there is a tab; YAML is indented by blanks"
+        return f"{place}there is a tab; indent YAML with spaces"
     began = error.context and start is not None and mark is not None and start.line != mark.line
     return f"{place}{problem}{f' ({error.context} that begins in line {start.line + 1})' if began and start else ''}"

@@ -1,4 +1,4 @@
-"""Decision thresholds, tuned on a validation split and never on the split that is reported."""
+"""Decision thresholds, tuned on a validation split, never on the reported split."""
 
 from typing import Literal, get_args, overload
 
@@ -10,7 +10,7 @@ from intclip.metrics import Floats, positives
 GRID: tuple[float, ...] = tuple(step / 20 for step in range(1, 20))
 """0.05, 0.10, … 0.95, the grid of the Intentonomy protocol."""
 Objective = Literal["macro_f1", "micro_f1", "samples_f1", "mean_f1"]
-"""mean_f1: the mean of the three others, the paper's measure of a model."""
+"""mean_f1: the mean of the three others, as in the paper."""
 
 
 @overload
@@ -60,22 +60,22 @@ def tune_threshold(
     ties: Literal["middle", "first"] = "middle",
     positive_share: float = 0.5,
 ) -> float | Floats:
-    """The threshold from a grid that maximises an F1 score; a label is predicted at or above it.
+    """Choose the threshold of a grid that maximises an F1 score; a label is predicted at or above it.
 
-    Published Intentonomy numbers use one global threshold, chosen on val by macro F1 and applied to test; that code
-    takes the first of several equally good thresholds and predicts strictly above (`ties="first"` gives the same
-    unless a score lies exactly on the grid).
+    Published Intentonomy numbers use one global threshold, chosen on val by macro F1 and applied to test;
+    that code takes the first of equally good thresholds and predicts strictly above it (`ties="first"` is equivalent
+    unless a score is exactly on the grid).
 
     Args:
         scores: (N, K) in [0, 1].
         targets: (N, K), 0/1 or soft; NaN where unknown.
         grid: Candidate thresholds.
-        objective: What is maximised by the global threshold.
-        per_class: One threshold a class, maximising that class's F1, which also maximises macro F1.
-        shrinkage: With `per_class`, number s of imagined positives that vote for the global threshold g: a class with n
-            positives gets (n·t + s·g) / (n + s). A class without positives always gets g. Finite, from 0 on.
-        ties: Which of equally good thresholds: "middle" takes the one nearest to 0.5 (per class: nearest to the global
-            one), "first" the lowest.
+        objective: Objective of the global threshold.
+        per_class: One threshold per class, maximising that class's F1, which also maximises macro F1.
+        shrinkage: With `per_class`, number s of pseudo-positives for the global threshold g: a class with n positives
+            gets (n·t + s·g) / (n + s). A class without positives always gets g. Finite and not negative.
+        ties: Choice between equally good thresholds: "middle" is the one nearest to 0.5 (per class: nearest to the
+            global one), "first" the lowest.
         positive_share: A soft target counts as positive at or above it.
 
     Returns:
@@ -83,8 +83,8 @@ def tune_threshold(
 
     Raises:
         ValueError: Shapes do not match, there are no photos, a score is NaN, the grid is empty or has a NaN,
-            `shrinkage` is out of its range, `objective` or `ties` is unknown, or `per_class` comes with another
-            objective than macro F1.
+            `shrinkage` is out of range, `objective` or `ties` is unknown, or `per_class` is used
+            with another objective than macro F1.
     """
     score = np.asarray(scores, dtype=np.float64)
     target = np.asarray(targets, dtype=np.float64)
@@ -102,7 +102,7 @@ def tune_threshold(
     if per_class and objective != "macro_f1":
         raise ValueError(f"thresholds per class maximise macro_f1, not {objective}")
     if not 0 <= shrinkage < np.inf:
-        raise ValueError(f"shrinkage {shrinkage} must be a number from 0 on")
+        raise ValueError(f"shrinkage {shrinkage} must be at least 0")
     known = ~np.isnan(target)
     positive = positives(target, positive_share)
     curves = [_f1_scores(known & (score >= t), positive, known) for t in candidates]
@@ -120,7 +120,7 @@ def tune_threshold(
 def _f1_scores(
     predicted: npt.NDArray[np.bool_], positive: npt.NDArray[np.bool_], known: npt.NDArray[np.bool_]
 ) -> tuple[Floats, float, float]:
-    """F1 of every class (K,), of all decisions, and the mean of the photos' F1."""
+    """Return F1 of every class (K,), micro F1, and samples F1."""
     hit = predicted & positive
 
     def f1(axis: int | None) -> Floats:
@@ -140,7 +140,7 @@ def _objective(curve: tuple[Floats, float, float], objective: Objective) -> floa
 
 
 def _best(values: Floats, candidates: Floats, middle: float, ties: Literal["middle", "first"]) -> int:
-    """Index of the largest value; equal ones (to 1e-12) by `ties`, the lower of two that are equally near."""
+    """Return the index of the largest value; ties (within 1e-12) by `ties`, the lower of two equally near ones."""
     equal = np.flatnonzero(values >= values.max() - 1e-12)
     if ties == "first":
         return int(equal[0])

@@ -1,4 +1,4 @@
-"""Paired timing: the candidates take turns in one process, so that a busy minute hits them all alike."""
+"""Paired timing: candidates alternate in one process, so that other load affects them equally."""
 
 import statistics
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 Clock = Literal["wall", "cpu"]
-"""What is measured: seconds that pass, or seconds of processor time of this process (on a machine with other work)."""
+"""Wall-clock seconds, or CPU seconds of this process (for a machine with other work)."""
 
 
 def paired(
@@ -18,13 +18,13 @@ def paired(
     warmup: int = 1,
     clock: Clock = "wall",
 ) -> dict[str, Any]:
-    """Time callables in turns.
+    """Time callables alternately.
 
     Args:
-        candidates: Name to a callable that runs one unit of work to its end.
-        baseline: The candidate that the speed-ups are measured against.
-        repeats: Rounds that count.
-        warmup: Rounds before them that do not.
+        candidates: Name to a callable that runs one unit of work.
+        baseline: The candidate for speedups.
+        repeats: Measured rounds.
+        warmup: Unmeasured rounds before them.
         clock: See `Clock`.
 
     Returns:
@@ -54,7 +54,7 @@ def paired(
 
 
 def peak_memory_mb() -> float | None:
-    """Most memory that this process has held so far, resident, in MB; None on Windows, which does not tell."""
+    """Return the peak resident memory of this process in MB; None on Windows."""
     if sys.platform == "win32":
         return None
     import resource
@@ -64,7 +64,7 @@ def peak_memory_mb() -> float | None:
 
 
 def median_seconds(function: Callable[[], object], *, seconds: float, warmup: int = 2, least: int = 5) -> float:
-    """Median time of a call, over calls for some seconds and at least `least` of them."""
+    """Return the median time of a call over some seconds and at least `least` calls."""
     for _ in range(warmup):
         function()
     times: list[float] = []

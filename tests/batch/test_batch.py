@@ -257,7 +257,7 @@ def test_another_source_or_model_is_refused(listing, photos, options, tmp_path):
     (tmp_path / "full" / ".inputs.parquet.0.partial").touch()  # a killed start is none of them
     assert plan_job(tmp_path / "full", [str(listing)], options).manifest.photos == 8
     (tmp_path / "full" / "manifest.json").rename(tmp_path / "full" / "x")
-    with pytest.raises(StorageError, match="holds other files"):
+    with pytest.raises(StorageError, match="has other files"):
         plan_job(tmp_path / "full", [str(listing)], options)
 
 
@@ -342,14 +342,14 @@ def test_status_of_a_job_that_runs_stops_and_ends(listing, options, tmp_path):
 
 def test_one_process_at_a_time(listing, options, tmp_path):
     job = plan_job(tmp_path / "job", [str(listing)], options)
-    with hold_lock(job.folder / LOCK, "held"), pytest.raises(StorageError, match="another process works on"):
+    with hold_lock(job.folder / LOCK, "held"), pytest.raises(StorageError, match="another process is using"):
         run_job(job)
     assert run_job(job).computed == 8
 
 
 def test_one_process_at_a_time_begins_a_job(listing, photos, options, tmp_path):
     def lines():
-        with pytest.raises(StorageError, match="another process works on"):
+        with pytest.raises(StorageError, match="another process is using"):
             plan_job(tmp_path / "job", [str(photos[0].parent)], options)
         yield from references([str(listing)])
 
@@ -463,7 +463,7 @@ def test_sources_that_name_nothing(tmp_path, cli):
     cases = {
         "gone/": "no such file or folder",
         "gone-*.tar": "nothing matches",
-        str(tmp_path / "empty.txt"): "names no photos",
+        str(tmp_path / "empty.txt"): "has no photos",
         str(tmp_path / "bad.tar"): "not an uncompressed tar",
         str(tmp_path / "text.parquet"): "not a readable Parquet file",
         "memory://nowhere/x.txt": "nothing is at memory://nowhere/x.txt",

@@ -110,7 +110,7 @@ def test_bad_input_is_one_line(run, files, tiny):
         (("score", "mikels8", files / "texts.json", "--labels", files / "labels.json"), "negative"),
         (("score", "sentiment3", files / "labels.json", "--labels", files / "labels.json"), "where a text is due"),
         (("integrate", "sentiment3", "--model", "m", "--out", files / "o.yaml"), "no API key; set OPENAI_API_KEY"),
-        (("integrate", "sentiment3", "--model", "m", "--out", files / "labels.json"), "exists already; choose"),
+        (("integrate", "sentiment3", "--model", "m", "--out", files / "labels.json"), "exists; choose"),
         (("integrate", "sentiment3", "--model", "m", "--out", files / "o", "--length", "7"), "is none of: 3-5, 6-9"),
     ]
     for words, message in cases:

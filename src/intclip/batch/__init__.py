@@ -1,11 +1,11 @@
-"""Predictions of any number of photos as Parquet shards: by one process or by Ray, resumable, each photo once.
+"""Predict any number of photos to Parquet shards, in one process or with Ray, resumable.
 
-    DIR/manifest.json     what the job is: source, model, shard ranges
-    DIR/inputs.parquet    every photo's path, a row group a shard
-    DIR/shards/           part-0000000.parquet …, each written beside and renamed
-    DIR/progress.json     how far a running job is
-    DIR/duplicates.parquet  with deduplication: which photos repeat which
+    DIR/manifest.json     description of the job: source, model, shard ranges
+    DIR/inputs.parquet    every photo's path, one row group per shard
+    DIR/shards/           part-0000000.parquet …, each written atomically
+    DIR/progress.json     progress of a running job
+    DIR/duplicates.parquet  with deduplication: duplicates
 
-`references` says which photos a source names, `job` plans and reads a job, `mapper` does one shard (both engines call
-it), `run` drives it, `check` verifies it, `duplicates` marks repeats.
+`references` lists a source's photos, `job` plans and reads a job, `mapper` computes a shard (for both runners),
+`run` drives the job, `check` verifies it, `duplicates` marks duplicates.
 """

@@ -1,4 +1,4 @@
-"""What a job's folder proves: every input has exactly one row; and how far a running job is."""
+"""Verify that every input of a job has exactly one row; report a job's progress."""
 
 import json
 import time
@@ -17,12 +17,12 @@ from intclip.files import is_locked
 
 @dataclass(frozen=True)
 class Verified:
-    """What `verify_job` counted.
+    """Counts of `verify_job`.
 
     Attributes:
-        photos: Inputs, each of which has exactly one row.
-        errors: Rows of photos that could not be read.
-        shards: Files that were read through.
+        photos: Inputs, each with exactly one row.
+        errors: Rows of unreadable photos.
+        shards: Checked files.
     """
 
     photos: int
@@ -31,10 +31,10 @@ class Verified:
 
 
 def verify_job(job: Job) -> Verified:
-    """Read every shard through and hold its rows against the inputs, one to one and in order.
+    """Read every shard and compare its rows with the inputs, one to one and in order.
 
     Raises:
-        StorageError: A shard is missing or damaged, holds other rows than its inputs, or is not a shard of the job.
+        StorageError: A shard is missing or damaged, has other rows than its inputs, or does not belong to the job.
     """
     errors = 0
     listed = {part.file for part in job.manifest.shards}
@@ -57,7 +57,7 @@ def verify_job(job: Job) -> Verified:
                 f"{job.shard_path(number)} has other rows than {part.start} to {part.stop - 1}; remove it"
             )
         if table["path"].to_pylist() != paths:
-            raise StorageError(f"{job.shard_path(number)} holds other photos than its inputs; remove it")
+            raise StorageError(f"{job.shard_path(number)} has other photos than its inputs; remove it")
         failed = table["error"].is_valid().to_numpy()
         if not np.array_equal(failed, table["probabilities"].is_null().to_numpy()):
             raise StorageError(f"{job.shard_path(number)} has rows with neither probabilities nor error; remove it")
@@ -69,14 +69,14 @@ def verify_job(job: Job) -> Verified:
 
 
 def read_status(folder: str | Path) -> dict[str, Any]:
-    """How far a job is, from its files alone; the job may be running, here or elsewhere on a shared disk.
+    """Return a job's progress from its files; the job may be running, here or elsewhere on a shared disk.
 
     Returns:
-        state ("running", "finished" or "stopped"), photos, done, errors, shards, shards_done; from the last or present
-        run: photos_per_second, seconds_left (None where unknown), updated (seconds ago).
+        state ("running", "finished" or "stopped"), photos, done, errors, shards, shards_done; from the last or current
+        run: photos_per_second, seconds_left (None if unknown), updated (seconds ago).
 
     Raises:
-        StorageError: The folder holds no job.
+        StorageError: The folder has no job.
     """
     job = read_job(folder)
     infos = [info for number in range(len(job.manifest.shards)) if (info := done_shard(job, number)) is not None]
@@ -85,7 +85,7 @@ def read_status(folder: str | Path) -> dict[str, Any]:
     running = is_locked(job.folder / LOCK)
     done = sum(info.rows for info in infos)
     if running:
-        done = max(done, int(progress.get("done") or 0))  # a shard in the making counts too
+        done = max(done, int(progress.get("done") or 0))  # includes the current shard
     rate, updated = progress.get("photos_per_second"), progress.get("updated")
     left = (job.manifest.photos - done) / rate if rate and running else None
     return {
@@ -104,7 +104,7 @@ def read_status(folder: str | Path) -> dict[str, Any]:
 
 
 def _read_progress(path: Path) -> dict[str, float | None]:
-    """The content of the progress file; empty where it is missing or damaged, as nothing depends on it."""
+    """Read the progress file; empty if missing or damaged, since nothing depends on it."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

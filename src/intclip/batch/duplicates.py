@@ -1,4 +1,4 @@
-"""Which photos of a finished job repeat which: equal bytes, or nearly equal looks."""
+"""Mark duplicates among the photos of a finished job: equal bytes, or near duplicates."""
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,10 @@ DUPLICATES = "duplicates.parquet"
 
 
 def write_duplicates(job: Job) -> dict[str, int]:
-    """Write `duplicates.parquet`: a row for every photo that repeats an earlier one.
+    """Write `duplicates.parquet`: a row for every duplicate of an earlier photo.
 
-    Columns: row, first (the earliest photo of its group, both positions in the inputs), kind ("content" where the bytes
-    are equal, else "perceptual").
+    Columns: row, first (the earliest photo of its group, both positions in the inputs), kind ("content" for equal
+    bytes, else "perceptual").
 
     Returns:
         Number of photos by kind.
@@ -38,17 +38,17 @@ def write_duplicates(job: Job) -> dict[str, int]:
 def find_duplicates(
     contents: npt.NDArray[np.bytes_], looks: npt.NDArray[np.uint64] | None
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """The earliest photo of every photo's group.
+    """Return the earliest photo of every photo's group.
 
-    Near looks link photos into groups, so that a group may hold photos that differ in more bits than two neighbours do.
+    Groups are connected components of near duplicates, so photos of a group may differ in more bits than linked pairs
+    do.
 
     Args:
-        contents: (N,) content hashes, empty where a photo could not be read.
-        looks: (N, 2) perceptual hashes, zeros where there is none; None compares contents only.
+        contents: (N,) content hashes, empty for unreadable photos.
+        looks: (N, 2) perceptual hashes, zeros if there is none; None compares only contents.
 
-    Returns:
-        (N,) the earliest row of each row's group, itself where it repeats nothing; and (N,) whether a row's bytes are
-        equal to an earlier row's.
+    Returns: (N,) the earliest row of each row's group, possibly itself; and (N,) whether a row's bytes equal an earlier
+    row's.
     """
     rows = np.arange(len(contents), dtype=np.int64)
     _, starts, groups = np.unique(contents, return_index=True, return_inverse=True)
@@ -68,7 +68,7 @@ def _hashes(job: Job) -> tuple[npt.NDArray[np.bytes_], npt.NDArray[np.uint64] | 
     looks = np.zeros((job.manifest.photos, 2), dtype=np.uint64) if perceptual else None
     for number, part in enumerate(job.manifest.shards):
         table = read_shard(job.shard_path(number), ["content", "look"])
-        # In hex: NumPy's byte strings lose zeros at their end.
+        # In hex, because NumPy's byte strings drop trailing zeros.
         contents[part.start : part.stop] = [(value or b"").hex() for value in table["content"].to_pylist()]
         if looks is not None:
             blobs = b"".join(value or bytes(16) for value in table["look"].to_pylist())

@@ -1,4 +1,4 @@
-"""What a batch job is: its options, its inputs and its shards, on disk before any photo is read."""
+"""Options, inputs and shards of a batch job, stored on disk before any photo is read."""
 
 import hashlib
 import json
@@ -28,12 +28,12 @@ from intclip.machine import memory_is_short
 FORMAT = 1
 MANIFEST, INPUTS, SHARDS, PROGRESS, LOCK = "manifest.json", "inputs.parquet", "shards", "progress.json", ".lock"
 SHARD_SIZE = 2048
-"""Photos in a shard: what a killed worker loses at most, half a minute of one core with `lite`."""
+"""Default photos per shard, which a killed worker loses at most: half a minute of one core with `lite`."""
 Dedupe = Literal["off", "content", "perceptual"]
 
 
 class ModelOptions(BaseModel, frozen=True, extra="forbid"):
-    """What `intclip.load` is called with; see there."""
+    """Arguments of `intclip.load`."""
 
     spec: str = "lite"
     taxonomy: str | None = None
@@ -45,10 +45,10 @@ class ModelOptions(BaseModel, frozen=True, extra="forbid"):
     threads: int | None = None
 
     def load(self) -> Predictor:
-        """The model.
+        """Load the model.
 
         Raises:
-            IntclipError: It cannot be loaded, or reads no photos.
+            IntclipError: It cannot be loaded, or does not use photos.
         """
         options = self.model_dump()
         predictor = load(options.pop("spec"), **options)
@@ -57,17 +57,17 @@ class ModelOptions(BaseModel, frozen=True, extra="forbid"):
 
 
 class JobOptions(BaseModel, frozen=True, extra="forbid"):
-    """What a job computes.
+    """Options of a job.
 
     Attributes:
-        model: With which model.
-        threshold: From which probability on a label holds, in place of the model's own thresholds.
-        embedding: Keep each photo's embedding.
-        dedupe: "content" computes photos of equal bytes once a shard and marks them in `duplicates.parquet`;
-            "perceptual" marks resized and recompressed twins too.
-        batch_size: Photos that the model takes at once.
-        shard_size: Photos in a shard.
-        lenient: Read truncated photos too.
+        model: The model.
+        threshold: Smallest probability of a predicted label, instead of the model's thresholds.
+        embedding: Store each photo's embedding.
+        dedupe: "content" computes photos with equal bytes once per shard and marks them in `duplicates.parquet`;
+            "perceptual" also marks resized and recompressed copies.
+        batch_size: Photos per batch.
+        shard_size: Photos per shard.
+        lenient: Also read truncated photos.
     """
 
     model: ModelOptions = ModelOptions()
@@ -80,7 +80,7 @@ class JobOptions(BaseModel, frozen=True, extra="forbid"):
 
 
 class ShardRange(BaseModel, frozen=True, extra="forbid"):
-    """One shard's file and the inputs it holds: rows `start` to `stop` − 1."""
+    """A shard's file and its inputs: rows `start` to `stop` − 1."""
 
     file: str
     start: int
@@ -92,14 +92,14 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
 
     Attributes:
         format: Version of the layout.
-        source: What the inputs were named by.
+        source: The sources of the inputs.
         fingerprint: SHA-256 over all inputs' paths, in order.
         photos: Number of inputs.
         options: See `JobOptions`.
         model: SHA-256 over the model's card and files.
         labels: Names of the K labels, in the order of the probabilities.
-        thresholds: K of them.
-        shards: In order; together every input once.
+        thresholds: K thresholds.
+        shards: In order; together they cover every input once.
     """
 
     format: int = FORMAT
@@ -114,7 +114,7 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def key(self) -> str:
-        """What a shard's rows depend on; every shard carries it."""
+        """Hash of everything that a shard's rows depend on, stored in every shard."""
         parts = [
             self.fingerprint,
             self.model,
@@ -132,32 +132,32 @@ class Job:
     """A planned job.
 
     Attributes:
-        folder: Where it lies.
-        manifest: What it is.
+        folder: Its folder.
+        manifest: Its description.
     """
 
     folder: Path
     manifest: Manifest
 
     def shard_path(self, number: int) -> Path:
-        """File of a shard."""
+        """Return the file of a shard."""
         return self.folder / SHARDS / self.manifest.shards[number].file
 
     def inputs(self, number: int) -> list[Reference]:
-        """The inputs of a shard, in order.
+        """Read the inputs of a shard, in order.
 
         Raises:
-            StorageError: `inputs.parquet` is gone or damaged.
+            StorageError: `inputs.parquet` is missing or damaged.
         """
         parquet = require("pyarrow.parquet", "core")
         try:
             with parquet.ParquetFile(self.folder / INPUTS, page_checksum_verification=True) as file:
                 columns = file.read_row_group(number).to_pydict()
-        except Exception as error:  # Arrow's errors have no common base that is theirs alone
+        except Exception as error:  # Arrow's errors have no common base class
             if memory_is_short():
                 raise MemoryError from error
             raise StorageError(
-                f"{self.folder / INPUTS} is damaged or gone; remove {self.folder} and start the job again"
+                f"{self.folder / INPUTS} is damaged or missing; remove {self.folder} and start the job again"
             ) from error
         return [Reference(*row) for row in zip(columns["path"], columns["offset"], columns["size"], strict=True)]
 
@@ -169,34 +169,34 @@ def plan_job(
     *,
     inputs: Iterable[Reference] | None = None,
 ) -> Job:
-    """Begin a job in a folder, or find the same job there again.
+    """Begin a job in a folder, or find the existing one.
 
     Args:
-        folder: Empty, new, or this job's own.
+        folder: Empty, new, or of this job.
         sources: See `references`.
         options: See `JobOptions`.
-        inputs: The photos themselves, where they are known already; `sources` then only names them.
+        inputs: The photos, if already known; `sources` is then only a name.
 
     Raises:
-        StorageError: The folder holds another job, another process works on it, or it cannot be written.
-        IntclipError: The source names no photos, or the model cannot be loaded.
+        StorageError: The folder has another job, another process is using it, or it cannot be written.
+        IntclipError: The source has no photos, or the model cannot be loaded.
     """
     folder = Path(folder)
-    # Hidden ones are the lock, and what a killed start began.
+    # Hidden files are the lock and remains of a killed start.
     others = [path for path in folder.glob("*") if path.name != INPUTS and not path.name.startswith(".")]
     if others and not (folder / MANIFEST).exists():
-        raise StorageError(f"{folder} holds other files; choose a new folder for the job")
-    with lock_job(folder):  # of two jobs that begin at once in one folder, each would list its photos over the other's
+        raise StorageError(f"{folder} has other files; choose a new folder for the job")
+    with lock_job(folder):  # two jobs starting in one folder would overwrite each other's inputs
         return _plan(folder, sources, options, inputs)
 
 
 def lock_job(folder: Path) -> AbstractContextManager[None]:
-    """Hold a job's folder against other processes.
+    """Lock a job's folder.
 
     Raises:
         StorageError: Another process holds it, or it cannot be written.
     """
-    return hold_lock(folder / LOCK, f"another process works on {folder}; wait for it, or ask with --status")
+    return hold_lock(folder / LOCK, f"another process is using {folder}; wait for it, or check it with --status")
 
 
 def _plan(folder: Path, sources: Sequence[str], options: JobOptions, inputs: Iterable[Reference] | None) -> Job:
@@ -223,12 +223,12 @@ def _plan(folder: Path, sources: Sequence[str], options: JobOptions, inputs: Ite
         (folder / SHARDS).mkdir(exist_ok=True)
     elif before.manifest.key != manifest.key:
         difference = _difference(before.manifest, manifest)
-        raise StorageError(f"{folder} holds another job ({difference}); choose another --out")
+        raise StorageError(f"{folder} has another job ({difference}); choose another --out")
     return Job(folder, before.manifest if before is not None else manifest)
 
 
 def read_job(folder: str | os.PathLike[str]) -> Job:
-    """The job in a folder.
+    """Open the job in a folder.
 
     Raises:
         StorageError: There is none, or its manifest is damaged.
@@ -246,7 +246,7 @@ def read_job(folder: str | os.PathLike[str]) -> Job:
 
 
 def _list_inputs(target: Path | None, inputs: Iterable[Reference], size: int) -> tuple[str, int]:
-    """Fingerprint and number of the inputs; they are written, a row group a shard, where there is a target."""
+    """Compute fingerprint and number of the inputs; with a target also write them, one row group per shard."""
     arrow, parquet = require("pyarrow", "core"), require("pyarrow.parquet", "core")
     schema = arrow.schema([("path", arrow.string()), ("offset", arrow.int64()), ("size", arrow.int64())])
     digest, photos = hashlib.sha256(), 0
@@ -274,14 +274,14 @@ def _list_inputs(target: Path | None, inputs: Iterable[Reference], size: int) ->
 
 
 def model_identity(predictor: Predictor, options: ModelOptions) -> str:
-    """SHA-256 over what a model's numbers depend on: its card, and its files where it is not part of the package."""
+    """Hash what a model's outputs depend on: its card, and its files if it is not part of the package."""
     digest = hashlib.sha256(predictor.card.model_copy(update={"model": ""}).to_json().encode())
     path = Path(options.spec)
     files: list[Path] = []
     if path.suffix in SUFFIXES:
         files += [path, *(bin for bin in [path.with_suffix(".bin")] if bin.is_file())]
     elif not is_zero_shot(options.spec):
-        files.append(bundle_path(options.spec) / JSON_FILE)  # it holds the weights' hash, and the backbone's
+        files.append(bundle_path(options.spec) / JSON_FILE)  # includes the hashes of weights and backbone
     elif (backbone := options.spec.partition(":")[2]) not in ("", *LITE_BACKBONES):
         files += source_files(backbone, options.checkpoint)
     for file in files:
@@ -292,9 +292,7 @@ def model_identity(predictor: Predictor, options: ModelOptions) -> str:
 def _difference(before: Manifest, now: Manifest) -> str:
     if before.fingerprint != now.fingerprint:
         if before.photos == now.photos:
-            return (
-                f"its {before.photos:,} photos have other paths, or another order; named by {listed(before.source, 3)}"
-            )
+            return f"its {before.photos:,} photos have other paths or another order; from {listed(before.source, 3)}"
         return f"its {before.photos:,} photos are not these {now.photos:,}"
     if before.model != now.model:
         return f"its model was {before.options.model.spec}"

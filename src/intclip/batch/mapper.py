@@ -1,4 +1,4 @@
-"""One shard of a batch job, from its inputs to its file: what both engines run."""
+"""Compute one shard of a batch job, for both runners."""
 
 import hashlib
 import time
@@ -22,19 +22,19 @@ from intclip.inference.prediction import Prediction
 from intclip.inference.predictor import Predictor
 
 HASH_SIDE = 64
-"""Photos are decoded at no less than this many pixels for their perceptual hash."""
+"""Minimum decoded side in pixels for perceptual hashes."""
 
 
 class ShardMapper:
-    """Scores shards by number; the model is loaded once, at the first.
+    """Scores shards by number; the model is loaded on first use.
 
-    It may be called for a shard that is there already, or by two workers for the same one: both write the same rows,
-    and renaming makes one of them the shard.
+    It may be called for an existing shard, or by two workers for the same one: both write the
+    same rows, and the last rename wins.
 
     Args:
         job: The job.
-        workers: Threads that read photos; as many as there are usable cores by default.
-        threads: Threads to compute with, in place of what the job's model says.
+        workers: Threads that read photos; default: the number of usable cores.
+        threads: Compute threads, instead of the job's.
     """
 
     def __init__(self, job: Job, *, workers: int | None = None, threads: int | None = None) -> None:
@@ -42,14 +42,14 @@ class ShardMapper:
         self._predictor: Predictor | None = None
 
     def __call__(self, number: int, on_progress: Callable[[int], None] | None = None) -> ShardInfo:
-        """Write a shard and return what it holds.
+        """Write a shard and return its footer.
 
         Args:
             number: Number of the shard.
-            on_progress: Called with the photos of this shard that are done, from time to time.
+            on_progress: Called with the number of completed photos of this shard.
 
         Raises:
-            StorageError: The shard cannot be written, or the list of inputs not read.
+            StorageError: The shard cannot be written, or the inputs cannot be read.
             IntclipError: The model cannot be loaded.
         """
         job, part = self._job, self._job.manifest.shards[number]
@@ -92,7 +92,7 @@ class ShardMapper:
             yield Row(reference.path, probabilities, labels, embedding)
 
     def _score_unique(self, inputs: Sequence[Reference], looks: Sequence[Row]) -> Iterator[Row]:
-        """Rows of a shard whose photos of equal bytes are computed once: a repeat gets the first one's row."""
+        """Compute a shard's rows with photos of equal bytes computed once."""
         firsts: dict[bytes, int] = {}
         for position, look in enumerate(looks):
             if look.content is not None:
@@ -110,14 +110,14 @@ class ShardMapper:
             yield replace(first, path=look.path, error=error, content=look.content, look=look.look)
 
     def _look(self, inputs: Sequence[Reference]) -> list[Row]:
-        """Rows with hashes, or with the error where a photo has no bytes to read."""
+        """Return rows with hashes, or with errors for unreadable photos."""
         perceptual = self._job.manifest.options.dedupe == "perceptual"
         with ThreadPoolExecutor(self._workers) as pool:
             return list(pool.map(lambda reference: _look(reference, perceptual), inputs))
 
 
 def done_shard(job: Job, number: int) -> ShardInfo | None:
-    """The footer of a shard that exists and belongs to this job; None otherwise."""
+    """Return the footer of an existing shard of this job; None otherwise."""
     part = job.manifest.shards[number]
     info = read_info(job.shard_path(number))
     if info is None or (info.key, info.start, info.rows) != (job.manifest.key, part.start, part.stop - part.start):
@@ -136,5 +136,5 @@ def _look(reference: Reference, perceptual: bool) -> Row:
             halves = perceptual_hash(read_image(data, min_side=HASH_SIDE))
             row.look = b"".join(half.to_bytes(8, "big") for half in halves)
         except ImageError:
-            pass  # scoring will say what is wrong
+            pass  # scoring will report the error
     return row

@@ -1,4 +1,4 @@
-"""Which photos a batch job's source names: folders, patterns, lists, tables, tars, and addresses of other stores."""
+"""Find the photos of a batch job's sources: folders, patterns, lists, tables, tars, and URLs."""
 
 import re
 import tarfile
@@ -29,8 +29,8 @@ class Reference(NamedTuple):
     """One photo of a source.
 
     Attributes:
-        path: A path, an address, "archive.tar!member", or "table.parquet!name" of a photo inside a table.
-        offset: Where the bytes of a tar member begin; the row of a photo inside a table.
+        path: A path, a URL, "archive.tar!member", or "table.parquet!name" for an embedded photo.
+        offset: Start of a tar member; row of a photo embedded in a table.
         size: Number of bytes of a tar member.
     """
 
@@ -39,8 +39,8 @@ class Reference(NamedTuple):
     size: int | None = None
 
     def image(self) -> PhotoFile:
-        """What `read_image` and `read_bytes` read."""
-        # A file name that is not UTF-8 cannot stand in a table; `_named` wrote its bytes as escapes.
+        """Return a source for `read_image` and `read_bytes`."""
+        # Tables cannot contain file names that are not UTF-8; `_named` wrote the bytes as escapes.
         path = _BYTE.sub(lambda found: chr(0xDC00 + int(found[1], 16)), self.path)
         if self.offset is not None and self.size is not None and (parts := _MEMBER.fullmatch(path)):
             archive, member = parts.groups()
@@ -55,19 +55,19 @@ class Reference(NamedTuple):
 
 
 def references(sources: Iterable[str], *, exclude: Sequence[str] = ()) -> Iterator[Reference]:
-    """The photos of some sources, in order, as often as they are named; whether they can be read shows later.
+    """List the photos of some sources, in order, with repetition; readability is checked later.
 
     Args:
-        sources: Folders and quoted patterns (of photos and .tar archives), photos, .txt lists (a path or address a
-            line), tables (.csv, .tsv, .jsonl, .parquet, with a photo column), uncompressed .tar archives (WebDataset);
-            each of them here or at an address such as s3://bucket/photos/ or https://host/list.txt. Relative paths in
-            lists and tables are relative to the list's or table's place. "-" is a list on standard input.
-        exclude: See `find_images`; of photos in archives and at addresses too.
+        sources: Folders and quoted patterns (of photos and .tar archives), photos, .txt lists (one path or
+            URL per line), tables (.csv, .tsv, .jsonl, .parquet, with a photo column), uncompressed .tar archives
+            (WebDataset); each local or at a URL such as s3://bucket/photos/ or https://host/list.txt. Paths in lists
+            and tables are relative to them. "-" is a list on standard input.
+        exclude: See `find_images`; also applied to archives and URLs.
 
     Raises:
-        ImageError: Something named does not exist, or names no photo.
+        ImageError: A source does not exist, or has no photos.
         DatasetError: A list, table or archive is malformed.
-        StorageError: An address cannot be opened.
+        StorageError: A URL cannot be opened.
         MissingExtraError: The package for its protocol is not installed.
     """
     for source in sources:
@@ -97,14 +97,14 @@ def _local(source: str, exclude: Sequence[str]) -> Iterator[Reference]:
             yield from _file(file, str(file), str(file.parent), exclude)
     else:
         for file in find_images(source, _FOUND, exclude=exclude):
-            tar = file.suffix.lower() == _TAR and file.is_file()  # a pipe would be waited for without end
+            tar = file.suffix.lower() == _TAR and file.is_file()  # opening a pipe would block
             yield from _file(file, str(file), "", exclude) if tar else [Reference(utf8_name(str(file)))]
 
 
 def _remote(source: str, exclude: Sequence[str]) -> Iterator[Reference]:
     system, path = filesystem(source)
     suffix = Path(path.partition("?")[0]).suffix.lower()
-    pattern = not source.startswith("http") and _PATTERN.search(path)  # there a question mark begins a query
+    pattern = not source.startswith("http") and _PATTERN.search(path)  # in http URLs a question mark begins a query
     try:
         if pattern:
             files = sorted(str(file) for file in system.glob(path))
@@ -126,16 +126,16 @@ def _remote(source: str, exclude: Sequence[str]) -> Iterator[Reference]:
                 yield from _file(local, source, source.partition("?")[0].rpartition("/")[0], exclude)
             return
     except FileNotFoundError as error:
-        raise ImageError(f"nothing is at {source}; check the address") from error
+        raise ImageError(f"nothing at {source}; check the URL") from error
     except OSError as error:
-        raise StorageError(f"cannot read {source}: {error}; check the address and your credentials") from error
+        raise StorageError(f"cannot read {source}: {error}; check the URL and your credentials") from error
     kept = [
         system.unstrip_protocol(file)
         for file in files
         if PurePath(file).suffix.lower() in _FOUND and not _left_out(file.removeprefix(path), exclude)
     ]
     if not kept:
-        raise ImageError(f"no photos at {source}; check the address")
+        raise ImageError(f"no photos at {source}; check the URL")
     for url in kept:
         yield from _remote(url, exclude) if url.lower().endswith(_TAR) else [Reference(utf8_name(url))]
 
@@ -146,7 +146,7 @@ def _left_out(inside: str, exclude: Sequence[str]) -> bool:
 
 
 def _file(path: Path, name: str, base: str, exclude: Sequence[str]) -> Iterator[Reference]:
-    """The photos that a list, table or archive names; `base` is what relative paths are relative to."""
+    """List the photos of a list, table or archive; relative paths start at `base`."""
     suffix = path.suffix.lower()
     if suffix == _TAR:
         try:
@@ -163,7 +163,7 @@ def _file(path: Path, name: str, base: str, exclude: Sequence[str]) -> Iterator[
         empty = False
         yield Reference(utf8_name(cell if is_remote(cell) or cell.startswith("/") else f"{base}/{cell}"))
     if empty:
-        raise ImageError(f"{name} names no photos; write one path a line")
+        raise ImageError(f"{name} has no photos; write one path per line")
 
 
 def _lines(path: Path, name: str) -> Iterator[str]:
@@ -188,7 +188,7 @@ def _cells(path: Path, name: str) -> Iterator[str]:
 
 
 def _parquet_cells(path: Path, name: str) -> Iterator[object]:
-    """The photo column of a Parquet file, some rows at a time: such tables may be larger than memory."""
+    """Read the photo column of a Parquet file in blocks, since tables may be larger than memory."""
     import pyarrow
     import pyarrow.parquet
 
@@ -196,7 +196,7 @@ def _parquet_cells(path: Path, name: str) -> Iterator[object]:
         with pyarrow.parquet.ParquetFile(path) as table:
             column = find_columns(table.schema_arrow.names, None, name).get("image")
             if column is None:
-                raise DatasetError(f"{name} has no photo column; name one image or path")
+                raise DatasetError(f"{name} has no photo column; call it image or path")
             for batch in table.iter_batches(columns=[column]):
                 yield from batch.column(0).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
@@ -204,7 +204,7 @@ def _parquet_cells(path: Path, name: str) -> Iterator[object]:
 
 
 def _photo_type(path: Path, name: str) -> Any:
-    """Arrow type of a table's photo column."""
+    """Return the Arrow type of a table's photo column."""
     import pyarrow
     import pyarrow.parquet
 
@@ -214,7 +214,7 @@ def _photo_type(path: Path, name: str) -> Any:
         raise unreadable_parquet(name, error) from error
     column = find_columns(schema.names, None, name).get("image")
     if column is None:
-        raise DatasetError(f"{name} has no photo column; name one image or path")
+        raise DatasetError(f"{name} has no photo column; call it image or path")
     return schema.field(column).type
 
 
@@ -224,12 +224,12 @@ def _photo_column(table: Path) -> str:
 
     try:
         return find_columns(pyarrow.parquet.read_schema(table).names, None, str(table))["image"]
-    except Exception:  # reading the photo will say what is wrong with its table
+    except Exception:  # reading the photo will report the table's error
         return ""
 
 
 def _embedded(path: Path, name: str) -> Iterator[Reference]:
-    """The photos whose files stand in a table itself."""
+    """List the photos embedded in a table."""
     rows = read_rows(path)
     for number, row in enumerate(rows):
         photo = row.known["image"]
@@ -237,7 +237,7 @@ def _embedded(path: Path, name: str) -> Iterator[Reference]:
 
 
 def _members(stream: IO[bytes], name: str, exclude: Sequence[str]) -> Iterator[Reference]:
-    """The photos of an uncompressed tar, from its headers alone."""
+    """List the photos of an uncompressed tar from its headers."""
     empty = True
     try:
         with tarfile.open(fileobj=stream, mode="r:") as archive:
@@ -249,4 +249,4 @@ def _members(stream: IO[bytes], name: str, exclude: Sequence[str]) -> Iterator[R
     except (tarfile.TarError, ValueError, OverflowError) as error:
         raise DatasetError(f"{name} is not an uncompressed tar, or is damaged ({error}); fetch it again") from error
     if empty:
-        raise DatasetError(f"{name} holds no photos; give a tar with .jpg, .png, .webp or other image files")
+        raise DatasetError(f"{name} has no photos; give a tar with .jpg, .png, .webp or other image files")

@@ -1,4 +1,4 @@
-"""Drive a batch job: the shards that are missing, by one process or by Ray, with progress on disk."""
+"""Compute the missing shards of a batch job, in one process or with Ray, with progress on disk."""
 
 import json
 import logging
@@ -24,14 +24,14 @@ _WRITE_EVERY = 2.0  # seconds between two writes of the progress file
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did.
+    """Result of a run.
 
     Attributes:
         photos: Number of photos in the whole job.
-        computed: Photos that this run did.
-        errors: Photos of the whole job that could not be read.
+        computed: Photos computed by this run.
+        errors: Unreadable photos in the whole job.
         seconds: Duration of this run.
-        duplicates: Photos that repeat an earlier one, by kind; empty without deduplication.
+        duplicates: Duplicates by kind; empty without deduplication.
     """
 
     photos: int
@@ -50,20 +50,20 @@ def run_job(
     check: bool = False,
     on_progress: Report | None = None,
 ) -> Summary:
-    """Do the shards that are not there.
+    """Compute missing shards.
 
     Args:
-        job: Planned.
-        runner: "local" (this process) or "ray" (worker processes of a Ray cluster, started here where there is none).
+        job: The planned job.
+        runner: "local" (this process) or "ray" (workers of a Ray cluster, started locally if there is none).
         workers: Threads that read photos (local), or processes (ray).
-        retry_errors: Do the shards again that hold photos which could not be read.
-        check: Read the shards that are there to the end, and do damaged ones again.
-        on_progress: Called with photos done and photos in all.
+        retry_errors: Recompute shards with unreadable photos.
+        check: Verify existing shards, and recompute damaged ones.
+        on_progress: Called with completed and total photos.
 
     Raises:
-        StorageError: Another process works on the job, or its folder cannot be written.
+        StorageError: Another process is using the job, or its folder cannot be written.
         MissingExtraError: Ray is not installed.
-        IntclipError: The model cannot be loaded, or Ray not be started or joined.
+        IntclipError: The model cannot be loaded, or Ray cannot be started or joined.
     """
     with lock_job(job.folder):
         start = time.monotonic()
@@ -83,7 +83,7 @@ def run_job(
         infos = [done_shard(job, number) for number in range(len(job.manifest.shards))]
         whole = [info for info in infos if info is not None]
         if len(whole) < len(infos):
-            raise StorageError(f"{job.folder}: {len(infos) - len(whole)} shards are not there; run it again")
+            raise StorageError(f"{job.folder}: {len(infos) - len(whole)} shards are missing; run it again")
         repeats = write_duplicates(job) if job.manifest.options.dedupe != "off" else {}
         errors = sum(info.errors for info in whole)
         return Summary(total, todo, errors, time.monotonic() - start, repeats)
@@ -125,35 +125,35 @@ def _local(job: Job, missing: Sequence[int], workers: int | None, progress: "_Pr
 
 
 class RayWorker:
-    """`ShardMapper` as Ray Data calls it, in a process of its own; only folder, shard number and counts travel."""
+    """`ShardMapper` for Ray Data, in a separate process; only folder, shard number and counts are exchanged."""
 
     def __init__(self) -> None:
         self._mapper: ShardMapper | None = None
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """One shard; what the user can fix comes back as text, since Ray would wrap it in a traceback."""
+        """Compute one shard; return errors as text, since Ray would wrap them in a traceback."""
         try:
             if self._mapper is None:
-                os.chdir(item["home"])  # relative paths mean what they meant where the job was started
+                os.chdir(item["home"])  # relative paths refer to where the job was started
                 self._mapper = ShardMapper(read_job(item["folder"]), workers=1, threads=1)
             return vars(self._mapper(int(item["shard"]))) | {"failure": ""}
         except IntclipError as error:
             failure = str(error)
         except MemoryError:
-            failure = "a worker has no memory left; use fewer workers, or a smaller --batch-size"
+            failure = "a worker is out of memory; use fewer workers, or a smaller --batch-size"
         return vars(ShardInfo("", 0, 0, 0, 0.0)) | {"failure": failure}
 
 
 def _ray(job: Job, missing: Sequence[int], workers: int | None) -> Iterator[ShardInfo]:
-    """The shards by Ray Data: a worker that dies is started again and its shard given to another."""
+    """Compute the shards with Ray Data: dead workers are restarted and their shards reassigned."""
     ray = require("ray", "ray")
     data = require("ray.data", "ray")
     own = not ray.is_initialized()
     if own:
         quiet = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
         here = os.environ.get("RAY_ADDRESS") is None
-        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 starves its workers beside any other work
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it reports every start to its makers
+        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default of 15 starves its workers next to other work
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # disable telemetry
         alone = {"address": "local", "num_cpus": (workers or os.cpu_count() or 1) + 1}
         try:
             ray.init(**(quiet | alone if here else quiet))
@@ -186,15 +186,15 @@ def _ray(job: Job, missing: Sequence[int], workers: int | None) -> Iterator[Shar
 
 
 class _Progress:
-    """Photos done, reported to the caller and, every few seconds, to the progress file."""
+    """Reports completed photos to the caller and, every few seconds, to the progress file."""
 
     def __init__(self, path: Path, before: int, total: int, report: Report | None) -> None:
         self._path, self._before, self._total, self._report = path, before, total, report
-        self._start = time.monotonic()  # steady, whatever happens to the clock on the wall
+        self._start = time.monotonic()  # not affected by changes of the system clock
         self._written = -_WRITE_EVERY
 
     def tell(self, computed: int, *, last: bool = False) -> None:
-        """So many photos were computed by this run."""
+        """Record the number of photos computed by this run."""
         now = time.monotonic() - self._start
         if self._report is not None:
             self._report(self._before + computed, self._total)

@@ -1,4 +1,4 @@
-"""Shards on disk: one Parquet file for a run of inputs, a row each."""
+"""Shards on disk: one Parquet file for consecutive inputs, one row each."""
 
 import json
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ _META = b"intclip.batch"
 
 @dataclass
 class Row:
-    """What is known of one input.
+    """Result for one input.
 
     Attributes:
-        path: As the source names it.
-        probabilities: (K,) float32; None where the photo could not be read.
+        path: Path as in the source.
+        probabilities: (K,) float32; None if the photo could not be read.
         labels: Names at or above their thresholds.
-        embedding: (D,) of unit length, if requested and the photo could be read.
+        embedding: Unit vector (D,), if requested and the photo could be read.
         error: Why the photo could not be read.
         content: SHA-256 of the photo's bytes, with deduplication.
         look: 128-bit perceptual hash (16 bytes), with perceptual deduplication.
@@ -48,8 +48,8 @@ class ShardInfo:
         key: See `Manifest.key`.
         start: Its first input.
         rows: Number of rows.
-        errors: How many of them could not be read.
-        finished: When it was written, in seconds since 1970.
+        errors: Number of unreadable photos.
+        finished: Time of writing, in seconds since 1970.
     """
 
     key: str
@@ -60,11 +60,10 @@ class ShardInfo:
 
 
 def write_shard(path: Path, rows: Sequence[Row], *, labels: Sequence[str], dedupe: bool, info: ShardInfo) -> None:
-    """Write a shard, whole or not at all.
+    """Write a shard atomically.
 
-    Columns: row (int64, the input's position), path, probabilities (K float32), labels, error, embedding (D float16,
-    where there is one), and with `dedupe` content and look. The names of the K labels stand in the schema's metadata
-    under "labels".
+    Columns: row (int64, the input's position), path, probabilities (K float32), labels, error, optional embedding (D
+    float16), and with `dedupe` content and look. The schema's metadata has the names of the K labels under "labels".
 
     Raises:
         StorageError: It cannot be written.
@@ -90,21 +89,21 @@ def write_shard(path: Path, rows: Sequence[Row], *, labels: Sequence[str], dedup
 
 
 def read_info(path: Path) -> ShardInfo | None:
-    """What a shard's footer says; None where the shard is missing or incomplete."""
+    """Read a shard's footer; None if the shard is missing or incomplete."""
     parquet = require("pyarrow.parquet", "core")
     try:
         footer = parquet.read_metadata(path)
         info = ShardInfo(**json.loads(footer.metadata[_META]))
         return info if footer.num_rows == info.rows else None
-    except Exception:  # Arrow raises its own errors and Python's on damaged files
+    except Exception:  # Arrow raises its own and Python's errors on damaged files
         return None
 
 
 def read_shard(path: Path, columns: Sequence[str] | None = None) -> Any:
-    """A shard as an Arrow table, every page read held to its checksum.
+    """Read a shard as an Arrow table, verifying page checksums.
 
     Raises:
-        StorageError: It is gone or damaged.
+        StorageError: It is missing or damaged.
     """
     parquet = require("pyarrow.parquet", "core")
     try:
@@ -113,11 +112,11 @@ def read_shard(path: Path, columns: Sequence[str] | None = None) -> Any:
     except Exception as error:
         if memory_is_short():
             raise MemoryError from error
-        raise StorageError(f"{path} is damaged or gone; run the job again with --verify") from error
+        raise StorageError(f"{path} is damaged or missing; run the job again with --verify") from error
 
 
 def to_matrix(column: Any) -> npt.NDArray[Any]:
-    """A column of vectors (N of size D) as an array (N, D); NaN where there is none."""
+    """Convert a column of N vectors to an array (N, D); NaN for null."""
     column = column.combine_chunks() if hasattr(column, "combine_chunks") else column
     arrow = require("pyarrow", "core")
     values = column.values if isinstance(column, arrow.FixedSizeListArray) else column
@@ -127,7 +126,7 @@ def to_matrix(column: Any) -> npt.NDArray[Any]:
 
 
 def _vectors(rows: Sequence[npt.NDArray[np.float32] | None], width: int, kind: Any) -> Any:
-    """Vectors as a column of fixed-size lists, null where there is none."""
+    """Convert vectors to a column of fixed-size lists, null for None."""
     arrow = require("pyarrow", "core")
     values = np.zeros((len(rows), width), dtype=kind.to_pandas_dtype())
     missing = np.zeros(len(rows), dtype=bool)

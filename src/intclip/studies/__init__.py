@@ -1,1 +1,1 @@
-"""Ablations and studies: runs of many recipes, and the tables and figures made of them."""
+"""Ablations and studies: runs of many recipes, with tables and figures."""

@@ -1,7 +1,7 @@
-"""Run a study: every row under every seed, several at once, each a training run that can be stopped and resumed.
+"""Run a study: every row with every seed, several in parallel, each a resumable training run.
 
-A cell is a run's directory, so a cell that is finished is not run again, and one that was interrupted goes on. Every
-cell runs in a process of its own: one that crashes or is killed costs only itself.
+A cell is a run's directory, so finished cells are not repeated and interrupted ones continue.
+Every cell runs in its own process, so a crash affects only itself.
 """
 
 import json
@@ -30,19 +30,19 @@ from intclip.training.recipe_file import Content, apply_overrides, merge, method
 
 MAX_JOBS = 8
 DEFAULT_CLIP = "RN101"
-"""The backbone of the recipes that take a CLIP."""
+"""The backbone of CLIP recipes."""
 PRELOAD = ("intclip.training.run", "torch._dynamo", "pandas")
-"""Imported once for all cells: training itself, and what torch's optimisers and pyarrow import at their first call."""
+"""Modules imported once for all cells: training, and lazy imports of torch's optimisers and pyarrow."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One row under one seed.
+    """One row with one seed.
 
     Attributes:
         row: Name of the row.
         seed: Seed of the run.
-        recipe: What is run.
+        recipe: The recipe.
         out: Directory of the run.
     """
 
@@ -53,7 +53,7 @@ class Cell:
 
     @property
     def finished(self) -> bool:
-        """Whether its run is there, whole."""
+        """Whether its run is complete."""
         return (self.out / "metrics.json").is_file()
 
 
@@ -69,18 +69,18 @@ def plan_cells(
     jobs: int = 1,
     only: Sequence[str] = (),
 ) -> list[Cell]:
-    """The cells of a study, row by row.
+    """Plan the cells of a study, row by row.
 
     Args:
-        study: What is changed.
-        base: Content of the recipe that all rows start from, with the user's overrides.
-        overrides: The same overrides, for rows that have a recipe of their own; there they come last.
-        task: Task of the dataset, which decides what the rows change.
+        study: The study.
+        base: Content of the base recipe, with the user's overrides.
+        overrides: The same overrides, for rows with their own recipe, applied last.
+        task: Task of the dataset, which determines the changes of the rows.
         out: Directory of the study.
-        seeds: One cell of each row for each.
+        seeds: Seeds; one cell per row and seed.
         fine_taxonomy: Taxonomy file of the rows that need one.
-        jobs: How many run at once; they share the cores.
-        only: Names of the rows to run; all without any.
+        jobs: Parallel runs; they share the cores.
+        only: Names of the rows to run; default: all.
 
     Raises:
         RecipeError: No row can be run, a row is unknown, or a row does not fit the recipe.
@@ -114,18 +114,18 @@ def plan_cells(
 
 
 def _with_training(base: Content, training: Content) -> Content:
-    """Content with a method's own training, of which nothing stays that the base's method was trained by."""
+    """Replace the base's training settings by those of a row's own recipe."""
     return base | training | {"train": base["train"] | training["train"]}
 
 
 def _on_clip(content: Content, clip: str | None, overrides: Sequence[str]) -> Content:
-    """Content on the CLIP that a study is about, where nobody chose another backbone than the recipes' own."""
+    """Use the study's CLIP unless another backbone was chosen explicitly."""
     chosen = content["backbone"]["name"] != DEFAULT_CLIP or any(o.startswith("backbone.name=") for o in overrides)
     return content if clip is None or chosen else merge(content, {"backbone": {"name": clip}})
 
 
 def _warm_up_in_share(before: Content, after: Content) -> Content:
-    """A changed content; where the change shortens the training alone, the warm-up keeps its share of it."""
+    """Apply changes; if they only shorten the training, the warm-up is shortened in proportion."""
     old, new = before["schedule"], after["schedule"]
     if new["epochs"] != old["epochs"] and new["warmup_epochs"] == old["warmup_epochs"]:
         warmup = old["warmup_epochs"] * new["epochs"] / old["epochs"]
@@ -134,20 +134,20 @@ def _warm_up_in_share(before: Content, after: Content) -> Content:
 
 
 def is_run(row: Row, fine_taxonomy: str | None = None) -> bool:
-    """Whether a row can be run here, and is not only published figures."""
+    """Return whether a row can be run here, not only published figures."""
     if row.recipe is not None:
         return bool(method_training(row.recipe))
     return row.set is not None and (row.needs is None or fine_taxonomy is not None)
 
 
 def slug(name: str) -> str:
-    """A row's name as a folder's."""
+    """Convert a row's name to a folder name."""
     spelled = name.lower().replace("w/o", "without").replace("++", "-pp")
     return "-".join("".join(letter if letter.isalnum() else " " for letter in spelled).split())
 
 
 def choose_jobs(jobs: int, device: str) -> int:
-    """How many cells run at once: `jobs` if given, else one on a GPU and one a core on a CPU."""
+    """Return the number of parallel cells: `jobs` if given, else one on a GPU or one per core on a CPU."""
     if jobs > 0:
         return jobs
     import torch
@@ -157,14 +157,13 @@ def choose_jobs(jobs: int, device: str) -> int:
 
 
 def adopt_finished(cells: Sequence[Cell], folder: Path) -> int:
-    """Take over finished runs of the same recipe and seed from other studies, whatever their rows are called there.
+    """Reuse finished runs with the same recipe and seed from other studies.
 
     Args:
-        cells: Those not begun are filled.
-        folder: Holds the studies' directories.
+        cells: Cells that have not started are filled.
+        folder: Parent folder of the studies.
 
-    Returns:
-        How many were taken over.
+    Returns: Number of reused runs.
     """
     from intclip.training.run import RECIPE, learning_part
 
@@ -174,7 +173,7 @@ def adopt_finished(cells: Sequence[Cell], folder: Path) -> int:
         try:
             recipe = load_recipe(metrics.parent / RECIPE)
         except IntclipError:
-            continue  # of another version, or damaged: train again
+            continue  # other version or damaged: train again
         found.setdefault(json.dumps(learning_part(recipe), sort_keys=True), metrics.parent)
     adopted = 0
     for cell in wanted:
@@ -194,20 +193,20 @@ def run_cells(
     progress: bool = True,
     work: Callable[[Cell, int], None] | None = None,
 ) -> dict[str, str]:
-    """Run the cells that are not finished.
+    """Run the unfinished cells.
 
     Args:
         cells: From `plan_cells`.
-        jobs: How many run at once.
-        keep_bundles: Keep the trained models; without it only figures, logs and predictions stay.
+        jobs: Parallel runs.
+        keep_bundles: Keep the trained models; otherwise only metrics, logs and predictions stay.
         progress: Show a progress bar when standard error is a terminal.
         work: Trains one cell with a number of threads; for tests.
 
     Returns:
-        Directory of every cell that failed to what went wrong.
+        Directory of every failed cell to its error.
 
     Raises:
-        TrainingError: A cell's directory holds the run of another recipe; nothing is run then.
+        TrainingError: A cell's directory has a run of another recipe; nothing is run then.
     """
     for cell in cells if work is None else ():
         _check_same(cell)
@@ -219,7 +218,7 @@ def run_cells(
     with Progress(console=Console(stderr=True), transient=True, disable=not shown) as bar:
         task = bar.add_task("ablation", total=len(cells), completed=len(cells) - len(pending))
         if work is None and pending:
-            # Each feature cache is filled once, before cells that share it start beside each other.
+            # Each feature cache is filled once, before cells that share it start in parallel.
             bar.update(task, description="filling caches")
             filling = context.Process(target=_fill_caches, args=(_one_seed(pending), usable_cores()))
             filling.start()
@@ -262,7 +261,7 @@ def _check_same(cell: Cell) -> None:
 
 
 def _context() -> Any:
-    """Processes that start with everything imported, where the system can fork; else fresh ones."""
+    """Return a context for processes with everything imported if the system can fork, else fresh ones."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -280,10 +279,10 @@ def _run_cell(cell: Cell, threads: int, sender: Connection, work: Callable[[Cell
 
 
 def end_with_parent() -> None:
-    """Leave when the process that began the study is gone: a run may stop anywhere, and nobody would read this one.
+    """Exit when the parent process is gone.
 
-    A terminal's Ctrl-C reaches all its processes; this one leaves it to the one that began the study, which reports it
-    in one line and ends the others.
+    A terminal's Ctrl-C reaches all processes; only the parent handles it, reports it in
+    one line and ends the others.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -297,7 +296,7 @@ def end_with_parent() -> None:
 
 
 def train_cell(cell: Cell, threads: int) -> None:
-    """Train one cell, or go on with it."""
+    """Train or resume one cell."""
     import torch
 
     from intclip.training.run import train
@@ -318,11 +317,11 @@ def _fill_caches(cells: Sequence[Cell], threads: int) -> None:
         try:
             build_experiment(cell.recipe, connect(cell.recipe.train.device), *open_inputs(cell.recipe))
         except IntclipError:
-            continue  # the cell itself says what is wrong
+            continue  # the cell reports its own error
 
 
 def _one_seed(cells: Sequence[Cell]) -> list[Cell]:
-    """The first pending cell of every row whose features are cached at all."""
+    """Return the first pending cell of every row with cached features."""
     first: dict[str, Cell] = {}
     for cell in cells:
         if cell.recipe.cache.path != "off":

@@ -1,4 +1,4 @@
-"""What the momentum of MCCL's prototypes does: the same recipe trained with several values, and its steadiness."""
+"""Effect of the momentum of MCCL's prototypes: one recipe trained with several values."""
 
 import json
 import statistics
@@ -19,7 +19,7 @@ METRICS = ("macro_f1", "micro_f1", "samples_f1", "mAP")
 
 
 def momentum_study(values: Sequence[float]) -> Study:
-    """A study with one row a momentum."""
+    """Make a study with one row per momentum."""
     rows = [
         Row(name=f"momentum {value:g}", set={"method": {"name": "mccl", "options": {"pool": {"momentum": value}}}})
         for value in values
@@ -35,14 +35,14 @@ def momentum_study(values: Sequence[float]) -> Study:
 
 @dataclass(frozen=True)
 class MomentumResult:
-    """What one momentum gave, means over seeds.
+    """Results of one momentum, means over seeds.
 
     Attributes:
         name: Name of the row.
-        scores: Metric to its value on the scored split, as a share.
-        unsteadiness: Standard deviation of validation macro F1 over the second half of the epochs, as a share.
+        scores: Metric to its value on the scored split, as a fraction.
+        unsteadiness: Standard deviation of validation macro F1 over the second half of the epochs, as a fraction.
         in_use: Stage to the number of prototypes in effective use at the end.
-        prototypes: How many there are in a stage.
+        prototypes: Number of prototypes per stage.
     """
 
     name: str
@@ -53,7 +53,7 @@ class MomentumResult:
 
 
 def read_results(cells: Sequence[Cell]) -> list[MomentumResult]:
-    """Results of the finished cells, row by row; bundles must have been kept."""
+    """Collect the results of finished cells, row by row; requires kept bundles."""
     names = dict.fromkeys(cell.row for cell in cells if cell.finished)
     return [_read([cell for cell in cells if cell.row == name and cell.finished]) for name in names]
 
@@ -85,7 +85,7 @@ def _read(cells: Sequence[Cell]) -> MomentumResult:
 
 
 def unsteadiness(values: Sequence[float]) -> float:
-    """Standard deviation of the second half of a series; 0 for fewer than two values in it."""
+    """Return the standard deviation of the second half of a series; 0 for fewer than two values."""
     late = values[len(values) // 2 :]
     return statistics.stdev(late) if len(late) > 1 else 0.0
 
@@ -96,7 +96,7 @@ def _epochs(out: Path) -> list[float]:
 
 
 def render(results: Sequence[MomentumResult], command: str) -> str:
-    """Results as Markdown."""
+    """Render results as Markdown."""
     header = ["Momentum", "Macro F1", "Micro F1", "Samples F1", "mAP", "Macro F1 over epochs, sd", "Prototypes in use"]
     body = [
         [
@@ -109,6 +109,7 @@ def render(results: Sequence[MomentumResult], command: str) -> str:
     ]
     text = f"# Momentum of MCCL's prototypes\n\n    {command}\n\n{markdown_table(header, body)}\n"
     return text + (
-        "Percent, means over seeds. The last but one column is the standard deviation of validation macro F1 over the\n"
-        "second half of the epochs; prototypes in use is the perplexity of which prototype patches are nearest to.\n"
+        "Percentages, means over seeds. The second-last column is the standard deviation of validation macro F1 over "
+        "the\n"
+        "second half of the epochs; prototypes in use is the perplexity of the nearest prototypes of patches.\n"
     )

@@ -20,12 +20,11 @@ class Row(BaseModel, frozen=True, extra="forbid"):
     """One row of a study.
 
     Attributes:
-        name: As the table shows it.
-        set: What it changes in the recipe.
-        recipe: Built-in recipe of the row's method, which says how it is trained; `set` comes on top. A row with
-            neither is not run.
-        own_loss: Its loss is part of the method, or it has none: the study's `singlelabel` is not for it.
-        needs: What must be given for it to run.
+        name: Name in the table.
+        set: Changes of the recipe.
+        recipe: Built-in recipe of the row's method; `set` is applied on top. A row with neither is not run.
+        own_loss: Its loss is part of the method, or it has none, so the study's `singlelabel` does not apply.
+        needs: Input required to run it.
         paper: Published figures in percent, in order of the study's metrics.
         paper_on: The same, by dataset.
     """
@@ -43,15 +42,15 @@ class Study(BaseModel, frozen=True, extra="forbid"):
     """One study.
 
     Attributes:
-        title: What it asks.
-        metrics: Columns, as `headline` names them.
-        paper_metrics: Columns that have published figures, where not all have.
-        setting: Where the published figures differ from IntCLIP's usual setting.
-        clip: The CLIP that it is about, where the base recipe has the default one, RN101.
-        set: What all rows change in the recipe.
-        singlelabel: What they change besides on data where one label holds a photo, but for those with `own_loss`.
+        title: Its title.
+        metrics: Columns, as named by `headline`.
+        paper_metrics: Columns with published figures, if not all.
+        setting: Differences of the published figures' setting from IntCLIP's usual one.
+        clip: The study's CLIP, which replaces the default RN101.
+        set: Changes of the recipe for all rows.
+        singlelabel: Additional changes on single-label data, except for rows with `own_loss`.
         figures_of: Study whose rows of the same names have the published figures.
-        note: What a reader must know to compare.
+        note: Notes for comparing.
         rows: In order of the table.
     """
 
@@ -76,20 +75,20 @@ class Study(BaseModel, frozen=True, extra="forbid"):
         return self
 
     def published(self, row: Row, dataset: str) -> dict[str, float]:
-        """Published figures of a row by metric, in percent; for a dataset where they depend on it."""
+        """Return published figures of a row by metric, in percent, possibly for a dataset."""
         figures = row.paper_on.get(dataset) if row.paper_on else row.paper
         pairs = zip(self.paper_metrics or self.metrics, figures or [], strict=False)
         return {metric: value for metric, value in pairs if value is not None}
 
 
 def study_names() -> list[str]:
-    """Names that `load_study` takes, "table6" standing for the part that fits the dataset."""
+    """Return the names that `load_study` accepts; "table6" means the part that fits the dataset."""
     names = [name for name in _content() if name not in TABLE6.values()]
     return sorted([*names, "table6"])
 
 
 def load_study(name: str, task: str = "multilabel") -> Study:
-    """A study by name.
+    """Load a study by name.
 
     Args:
         name: One of `study_names`, or a part of Table 6.
@@ -102,7 +101,7 @@ def load_study(name: str, task: str = "multilabel") -> Study:
     key = TABLE6[task] if name == "table6" else name
     if key not in content:
         close = nearest(name, study_names())
-        hint = f"did you mean {close!r}?" if close else f"there are: {', '.join(study_names())}"
+        hint = f"did you mean {close!r}?" if close else f"choose one of: {', '.join(study_names())}"
         raise RecipeError(f"no study {name!r}; {hint}")
     study = Study.model_validate(content[key])
     if study.figures_of is None:

@@ -1,4 +1,4 @@
-"""A study's results as Markdown, CSV and a plot: the paper's figures beside ours, and what differs."""
+"""A study's results as Markdown, CSV and a plot, next to the paper's figures, with the differences."""
 
 import csv
 import io
@@ -28,7 +28,7 @@ PAPER_SETTING = {
     "thresholds": "not said; 0.5 in the released code",
     "seeds": "not said",
 }
-"""What IntCLIP's figures were obtained with (paper §4.1)."""
+"""Setting of IntCLIP's figures (paper §4.1)."""
 _DASH = "–"
 
 
@@ -40,7 +40,7 @@ class RowResult:
         name: Name of the row.
         paper: Metric to its published figure.
         runs: Seed to the content of `metrics.json`.
-        failed: Seed whose run failed to what went wrong.
+        failed: Seed of a failed run to its error.
     """
 
     name: str
@@ -49,7 +49,7 @@ class RowResult:
     failed: dict[int, str] = field(default_factory=dict)
 
     def values(self, metric: str) -> list[float]:
-        """Own figures of a metric, a seed each; of the test split, or val where there is no test."""
+        """Return own figures of a metric, one per seed, on test, or val if there is no test."""
         found = []
         for metrics in self.runs.values():
             value = metrics["splits"][scored_split(metrics)]["headline"].get(metric)
@@ -69,14 +69,14 @@ class RowResult:
 
 
 def scored_split(metrics: Mapping[str, Any]) -> str:
-    """The split that a run is judged by."""
+    """Return the split used for a run."""
     return "test" if "test" in metrics["splits"] else "val"
 
 
 def collect(
     study: Study, cells: Sequence[Cell], dataset: str, failures: Mapping[str, str] | None = None
 ) -> list[RowResult]:
-    """What the cells left, row by row, in the order of the study; `failures` are those of `run_cells`."""
+    """Collect the results of the cells, row by row; `failures` are those of `run_cells`."""
     rows = []
     for row in study.rows:
         result = RowResult(row.name, study.published(row, dataset))
@@ -92,7 +92,7 @@ def collect(
 
 
 def describe_protocol(cells: Sequence[Cell], dataset: Dataset) -> dict[str, str]:
-    """What our figures are obtained with, under the keys of `PAPER_SETTING`; rows may differ in epochs and batch."""
+    """Return the setting of our figures, with the keys of `PAPER_SETTING`; rows may differ in epochs and batch."""
     recipes = [cell.recipe for cell in cells]
     recipe = recipes[0]
     data, evaluate = recipe.data, recipe.evaluate
@@ -117,15 +117,15 @@ def describe_protocol(cells: Sequence[Cell], dataset: Dataset) -> dict[str, str]
 def write_tables(
     out: Path, name: str, study: Study, rows: Sequence[RowResult], *, command: str, protocol: Mapping[str, str]
 ) -> list[Path]:
-    """Write `name.md`, `name.csv` (a line a run) and, where matplotlib is installed, `name.png`.
+    """Write `name.md`, `name.csv` (one line per run) and, if matplotlib is installed, `name.png`.
 
     Args:
         out: Directory of the study.
         name: Name of the study.
         study: Its columns and notes.
         rows: From `collect`.
-        command: That made them.
-        protocol: What ours were obtained with, under the keys of `PAPER_SETTING`.
+        command: The command that made them.
+        protocol: Setting of our figures, with the keys of `PAPER_SETTING`.
 
     Raises:
         StorageError: They cannot be written.
@@ -137,17 +137,17 @@ def write_tables(
 
 
 def render_study(study: Study, rows: Sequence[RowResult], *, command: str, protocol: Mapping[str, str]) -> str:
-    """A study as Markdown."""
+    """Render a study as Markdown."""
     shown = _shown(study, rows)
     header = ["Row", *(f"{TITLES[metric]}: paper / ours" for metric in shown), *_COSTS]
     body = [[row.name, *(_pair(row, metric) for metric in shown), *_cost(row)] for row in rows]
     text = [f"# {study.title}\n", f"    {command}\n", markdown_table(header, body)]
     text.append(
-        "Percent; ours are the mean ± standard deviation over seeds. Minutes are of training; photos/s of scoring the "
-        "split, from cached features where the method can; MB the largest resident memory of a run.\n"
+        "Percentages; ours are mean ± standard deviation over seeds. Minutes are training time; photos/s is "
+        "scoring speed, from cached features if the method can use them; MB is the peak resident memory of a run.\n"
     )
     if failed := [f"- {row.name}, seed {seed}: {reason}\n" for row in rows for seed, reason in row.failed.items()]:
-        text.append(f"Not finished; the same command goes on with them:\n\n{''.join(failed)}")
+        text.append(f"Not finished; repeat the command to continue:\n\n{''.join(failed)}")
     text += ["## Order of the rows\n", _orders(shown, rows), "## What differs\n", f"{study.note}\n"]
     paper = PAPER_SETTING | dict(study.setting)
     settings = [[key, paper.get(key, _DASH), protocol.get(key, _DASH)] for key in PAPER_SETTING]
@@ -156,7 +156,7 @@ def render_study(study: Study, rows: Sequence[RowResult], *, command: str, proto
 
 
 def render_csv(study: Study, rows: Sequence[RowResult]) -> str:
-    """A line for each run, and one with the published figures of each row."""
+    """Render one line per run, and one with the published figures of each row."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     extra = ["learnable_parameters", "seconds", "photos_per_second", "peak_memory_mb"]
@@ -179,10 +179,9 @@ def render_csv(study: Study, rows: Sequence[RowResult]) -> str:
 
 
 def draw(path: Path, study: Study, rows: Sequence[RowResult]) -> bool:
-    """Plot the paper's figures (hollow) beside ours (filled, ± deviation), one panel a metric, one line a row.
+    """Plot the paper's figures (hollow) and ours (filled, ± deviation), one panel per metric, one line per row.
 
-    Returns:
-        False where matplotlib is not installed or there is no figure yet; nothing is drawn then.
+    Returns: False, without drawing, if matplotlib is not installed or there are no figures yet.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -224,7 +223,7 @@ def _pair(row: RowResult, metric: str) -> str:
 
 
 def _shown(study: Study, rows: Sequence[RowResult]) -> list[str]:
-    """The metrics that we have; where nothing was run, those that were published."""
+    """Return the available metrics; if nothing was run, the published ones."""
     ours = [metric for metric in study.metrics if any(row.values(metric) for row in rows)]
     return ours or [metric for metric in study.metrics if any(metric in row.paper for row in rows)]
 
@@ -233,7 +232,7 @@ _COSTS = ("Learnable", "Minutes", "Photos/s", "MB")
 
 
 def _cost(row: RowResult) -> list[str]:
-    """What a row took, under `_COSTS`: means over seeds, the largest memory."""
+    """Return a row's costs for `_COSTS`: means over seeds, the largest memory."""
     runs = list(row.runs.values())
     if not runs:
         return [_DASH] * len(_COSTS)
@@ -249,7 +248,7 @@ def _cost(row: RowResult) -> list[str]:
 
 
 def _speed(metrics: Mapping[str, Any]) -> float | None:
-    """Photos a second when the split was scored; None in runs of versions that did not record it."""
+    """Return photos/s of scoring the split; None in runs of versions that did not record it."""
     speed: float | None = metrics.get("cost", {}).get("photos_per_second", {}).get(scored_split(metrics))
     return speed
 
@@ -265,7 +264,7 @@ def _span(numbers: Iterable[int]) -> str:
 
 
 def _orders(shown: Sequence[str], rows: Sequence[RowResult]) -> str:
-    """For each metric, how many pairs of rows stand in ours as in the paper, and which do not."""
+    """Report, for each metric, how many pairs of rows have the paper's order, and which do not."""
     lines = []
     for metric in shown:
         both = [row for row in rows if metric in row.paper and row.mean(metric) is not None]
@@ -273,10 +272,10 @@ def _orders(shown: Sequence[str], rows: Sequence[RowResult]) -> str:
         if not pairs:
             continue
         turned = [_better_first(pair, metric) for pair in pairs if not _same_order(pair, metric)]
-        line = f"- {TITLES[metric]}: {len(pairs) - len(turned)} of {len(pairs)} pairs stand as in the paper"
+        line = f"- {TITLES[metric]}: {len(pairs) - len(turned)} of {len(pairs)} pairs have the paper's order"
         if turned:
             named = "; ".join(f"{better.name} over {worse.name}" for better, worse in turned[:6])
-            line += f". Not in ours: {named}" + (f"; and {len(turned) - 6} more" if len(turned) > 6 else "")
+            line += f". Reversed: {named}" + (f"; and {len(turned) - 6} more" if len(turned) > 6 else "")
         lines.append(line)
     return "\n".join(lines or ["No two rows have both published and own figures."]) + "\n"
 
