@@ -60,7 +60,7 @@ function drawAnswer() {
   if (!readable) {
     line.textContent = found ? "This photo cannot be read" : "Reading…";
     $("doubt").textContent = found?.error ?? "";
-    $("overlay").hidden = true;
+    hideEvidence();
     return;
   }
   const { holding, maybe, weak, all } = summary(found);
@@ -143,16 +143,21 @@ function moveThreshold(value) {
   drawGrid();
 }
 
+const overlays = () => [$("overlay"), $("full-overlay")];
+const hideEvidence = () => { for (const canvas of overlays()) canvas.hidden = true; };
+const fadeEvidence = () => { for (const canvas of overlays()) canvas.style.opacity = $("opacity").value / 100; };
+
 // Evidence is fetched when it is wanted, and kept with the photo.
 async function drawEvidence(photo, found) {
   const label = chosenLabel(found), wanted = state.evidence && reader().evidence, canvas = $("overlay");
   $("evidence").hidden = !reader().evidence;
   $("show-evidence").setAttribute("aria-pressed", String(wanted));
-  $("show-evidence").textContent = wanted ? "Hide evidence" : `Show evidence for “${label}”`;
+  $("show-evidence").textContent = wanted ? "Hide evidence" : "Show evidence";
+  $("show-evidence").title = `Where in the photo the model found “${label}” (E)`;
   $("evidence-tools").hidden = !wanted;
   $("evidence-note").textContent = "";
   drawWords(photo, label);
-  if (!wanted) { canvas.hidden = true; return; }
+  if (!wanted) { hideEvidence(); return; }
   const key = `${reader().key}\n${label}\n${state.fine}`, who = reader();
   try {
     if (!photo.maps.has(key)) {
@@ -178,11 +183,15 @@ async function drawEvidence(photo, found) {
     });
     canvas.hidden = false;
     canvas.setAttribute("aria-label", `evidence for ${label}`);
-    canvas.style.opacity = $("opacity").value / 100;
+    const large = $("full-overlay");
+    [large.width, large.height, large.hidden] = [canvas.width, canvas.height, false];
+    large.getContext("2d").drawImage(canvas, 0, 0);
+    large.style.setProperty("--width", `${size[0]}px`);
+    fadeEvidence();
     const cut = box[0] > 0.001 || box[1] > 0.001 ? " What the model does not look at is dark." : "";
     $("evidence-note").textContent = `Bright: where the photo speaks most for “${label}”.${cut}`;
   } catch (refusal) {
-    canvas.hidden = true;
+    hideEvidence();
     if (photo === state.photo) $("evidence-note").textContent = refusal.message;
   }
 }

@@ -29,7 +29,7 @@ async function look(photo) {
   drawCard(photo);
   photo.card.scrollIntoView({ block: "nearest" });
   if (held) photo.card.querySelector(".open").focus({ preventScroll: true });
-  $("overlay").hidden = true;
+  hideEvidence();
   $("photo-name").textContent = $("photo-name").title = photo.name;
   drawPlace();
   drawAnswer();
@@ -242,7 +242,7 @@ function wire() {
   });
   click("show-evidence", () => { state.evidence = !state.evidence; drawAnswer(); });
   on("fine", "change", (event) => { state.fine = event.target.checked; drawAnswer(); });
-  on("opacity", "input", (event) => { $("overlay").style.opacity = event.target.value / 100; });
+  on("opacity", "input", fadeEvidence);
   on("order", "change", (event) => { state.order = event.target.value; drawAnswer(); });
   on("threshold", "input", (event) => moveThreshold(Number(event.target.value) / 100));
   click("reset", () => { state.moved.delete(reader().set); $("threshold").focus(); $("threshold").blur(); refresh(); $("threshold").focus(); });
