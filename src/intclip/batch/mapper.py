@@ -17,7 +17,6 @@ from intclip.data.loading import usable_cores
 from intclip.data.sample import Lenient
 from intclip.errors import ImageError
 from intclip.inference.card import EMBEDDING
-from intclip.inference.pipeline import score
 from intclip.inference.prediction import Prediction
 from intclip.inference.predictor import Predictor
 
@@ -75,12 +74,12 @@ class ShardMapper:
             self._predictor = model.load()
         predictor = self._predictor
         levels = np.asarray(self._job.manifest.thresholds, dtype=np.float32)
-        photos = score(
-            (Lenient(image) if options.lenient else image for image in map(Reference.image, inputs)),
-            predictor.card.preprocessing,
-            predictor.engine(embedding=options.embedding),
+        predictor.check_photos()
+        photos = predictor.score(
+            ((Lenient(image) if options.lenient else image, None) for image in map(Reference.image, inputs)),
             batch_size=options.batch_size,
             workers=self._workers,
+            embedding=options.embedding,
         )
         for reference, photo in zip(inputs, photos, strict=True):
             if photo.error is not None:

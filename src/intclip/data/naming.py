@@ -8,10 +8,15 @@ import numpy as np
 from intclip.data.sample import EmbeddedPhoto, Lenient, RemoteFile, TarMember
 
 
-def describe(source: Any) -> str:
-    """Return a photo's name for messages and tables: its path, archive and member, or its type."""
+def describe(source: Any, position: int | None = None) -> str:
+    """Return a photo's name for messages and tables: its path, archive and member, or its type.
+
+    Args:
+        source: The photo; None where a post has words alone.
+        position: Its place in a list, from 0: what has no name of its own is named by it.
+    """
     if isinstance(source, Lenient):
-        return describe(source.source)
+        return describe(source.source, position)
     if isinstance(source, TarMember):
         return utf8_name(f"{source.archive}!{source.name}")
     if isinstance(source, EmbeddedPhoto):
@@ -22,13 +27,10 @@ def describe(source: Any) -> str:
         return utf8_name(os.fspath(source))
     if isinstance(name := getattr(source, "name", None), str):  # an open file
         return utf8_name(name)
+    if position is not None:
+        return f"{'text' if source is None else 'image'} {position + 1}"
     kinds = {bytes: "the given image data", np.ndarray: "the given array"}
     return kinds.get(type(source), "the given image")
-
-
-def has_name(source: Any) -> bool:
-    """Return whether the name by `describe` is unique: a path, a member, an open file."""
-    return describe(source) not in ("the given image data", "the given array", "the given image")
 
 
 def utf8_name(path: str) -> str:

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from intclip.backbones.preprocess import Preprocess
-from intclip.data.images import ImageInput, describe, find_images, is_photo
+from intclip.data.images import ImageInput, find_images, is_photo
 from intclip.data.loading import array_batches
-from intclip.data.naming import has_name
+from intclip.data.naming import describe
 from intclip.data.transforms import PhotoChange
 from intclip.errors import ImageError, IntclipError
 from intclip.inference.card import Channel
-from intclip.inference.engines import Arrays, Engine
+from intclip.inference.engines import Arrays
 
 Texts = str | Iterable[str | None]
 """Texts of posts; None or blank if a post has none."""
@@ -54,32 +54,6 @@ class _Waiting(NamedTuple):
     words: str | None
 
 
-def score(
-    sources: Iterable[ImageInput],
-    preprocess: Preprocess,
-    engine: Engine,
-    *,
-    batch_size: int,
-    workers: int | None = None,
-) -> Iterator[Scored]:
-    """Call `score_posts` for photos without text.
-
-    Args:
-        sources: Photos as for `read_image`; any iterable.
-        preprocess: From photo to pixels.
-        engine: From pixels to outputs.
-        batch_size: Photos per batch.
-        workers: Decoding threads; default: the number of usable cores.
-    """
-
-    def compute(pixels: Pixels | None, _: Sequence[str] | None) -> Arrays:
-        assert pixels is not None
-        return engine(pixels)
-
-    posts = ((source, None) for source in sources)
-    return score_posts(posts, preprocess, compute, batch_size=batch_size, workers=workers)
-
-
 def score_posts(
     posts: Iterable[Post],
     preprocess: Preprocess,
@@ -112,7 +86,7 @@ def score_posts(
         for position, (image, text) in enumerate(posts):
             seen = image if "image" in channels else None
             words = text if text and text.strip() and "text" in channels else None
-            ahead.append(_Waiting(name_source(image, position), seen is not None, words))
+            ahead.append(_Waiting(describe(image, position), seen is not None, words))
             yield seen
 
     for batch in array_batches(photos(), preprocess, batch_size, augment=augment, workers=workers):
@@ -184,14 +158,12 @@ def pair_posts(images: Images | None, texts: Texts | None) -> Iterator[Post]:
         for text in words:
             yield None, text
         return
-    single = is_photo(images)
     if texts is None:
-        several = cast("ImageInput | list[ImageInput]", images) if single else _present(images)
-        for image in expand(several):
+        for image in expand(images):
             yield image, None
         return
     end = object()
-    photos = cast("list[ImageInput | None]", [images] if single else images)
+    photos = cast("list[ImageInput | None]", [images] if is_photo(images) else images)
     for photo in photos:
         text_or_end = next(words, end)
         if text_or_end is end:
@@ -201,13 +173,16 @@ def pair_posts(images: Images | None, texts: Texts | None) -> Iterator[Post]:
         raise IntclipError("more texts than photos; give None as photo if a post has none")
 
 
-def expand(images: ImageInput | Iterable[ImageInput]) -> Iterator[ImageInput]:
+def expand(images: Images) -> Iterator[ImageInput]:
     """Yield photos, expanding folders and glob patterns.
 
     Raises:
         ImageError: A folder has no photos, or a pattern matches none.
+        IntclipError: One of them is None.
     """
-    for image in cast("Iterable[ImageInput]", [images] if is_photo(images) else images):
+    for image in cast("Iterable[ImageInput | None]", [images] if is_photo(images) else images):
+        if image is None:
+            raise IntclipError("a post has neither photo nor text")
         if isinstance(image, str | Path) and _stands_for_many(image):
             yield from find_images(image)
         else:
@@ -222,19 +197,5 @@ def _stands_for_many(path: str | Path) -> bool:
         return False
 
 
-def name_source(source: ImageInput | None, position: int) -> str:
-    """Name a photo by its path, or else by its position, counted from 1."""
-    if source is None:
-        return f"text {position + 1}"
-    return describe(source) if has_name(source) else f"image {position + 1}"
-
-
 def _renamed(error: ImageError, source: str) -> ImageError:
     return error if source in str(error) else ImageError(f"{source}: {error}")
-
-
-def _present(images: Images) -> Iterator[ImageInput]:
-    for image in cast("list[ImageInput | None]", images):
-        if image is None:
-            raise IntclipError("a post has neither photo nor text")
-        yield image

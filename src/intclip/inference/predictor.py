@@ -57,6 +57,9 @@ class Predictor:
         card: Labels, preprocessing, thresholds.
         taxonomy: The K labels and their hierarchy.
         thresholds: (K,) float32, for posts with all channels of the model.
+        channels: Channels that the model uses: "image", "text", or both.
+        alone: Channels that suffice without the other.
+        maps: Names of the evidence maps of `explain`: "sight", "semantic", "fused", or none.
         torch_lock: Held while the torch network computes, by engines and by other users of `method`.
     """
 
@@ -74,6 +77,8 @@ class Predictor:
         self.card = card
         self.taxonomy = card.read_taxonomy()
         self.thresholds = card.threshold_array()
+        self.channels, self.alone = tuple(card.channels), tuple(card.alone)
+        self.maps = tuple(card.maps)
         self.engine_name: EngineName = engine
         self._graph, self._build = graph, build
         self._precision, self._device, self._threads = precision, device, threads
@@ -150,6 +155,7 @@ class Predictor:
         batch_size: int = 32,
         workers: int | None = None,
         maps: bool = False,
+        embedding: bool = False,
         augment: PhotoChange | None = None,
     ) -> Iterator[Scored]:
         """Return the outputs of posts, in order, with the channels used; see `score_posts`.
@@ -160,11 +166,12 @@ class Predictor:
             workers: Decoding threads.
             augment: Applied to every photo before preprocessing.
             maps: Include the evidence maps of photos, if the model has any.
+            embedding: Include the image embeddings of photos without text; see `engine`.
         """
         return score_posts(
             posts,
             self.card.preprocessing,
-            partial(self._compute, maps=maps and bool(self.card.maps)),
+            partial(self._compute, maps=maps and bool(self.maps), embedding=embedding),
             batch_size=batch_size,
             channels=self.channels,
             alone=self.alone,
@@ -287,7 +294,7 @@ class Predictor:
                 raise IntclipError("an int8 model can only be exported as openvino")
             from intclip.inference.export import build_graph
 
-            graph = build_graph(self.method(), self.card, wanted, maps=bool(self.card.maps))
+            graph = build_graph(self.method(), self.card, wanted, maps=bool(self.maps))
         return replace(graph, card=self.card.photos_alone()).export(path, maps=maps)
 
     def quantize(self, photos: ImageInput | Iterable[ImageInput], *, limit: int = 300) -> "Predictor":
@@ -308,7 +315,7 @@ class Predictor:
         if graph is None or graph.format != "openvino":
             from intclip.inference.export import build_graph
 
-            graph = build_graph(self.method(), self.card, "openvino", maps=bool(self.card.maps))
+            graph = build_graph(self.method(), self.card, "openvino", maps=bool(self.maps))
         quantized = quantize_graph(replace(graph, card=self.card.photos_alone()), expand(photos), limit=limit)
         return Predictor(quantized.card, engine="openvino", graph=quantized, threads=self._threads)
 
@@ -333,26 +340,6 @@ class Predictor:
         if self.card.method != "zero_shot" or self.card.backbone not in LITE_BACKBONES:
             return None
         return untrained_note(self.card.backbone)
-
-    @property
-    def maps(self) -> tuple[str, ...]:
-        """Names of the evidence maps of `explain`: "sight", "semantic", "fused", or none."""
-        return tuple(self.card.maps)
-
-    @property
-    def fine(self) -> bool:
-        """Whether `explain` supports the kind "fine"."""
-        return bool(self.card.maps)
-
-    @property
-    def channels(self) -> tuple[Channel, ...]:
-        """Channels that the model uses: "image", "text", or both."""
-        return tuple(self.card.channels)
-
-    @property
-    def alone(self) -> tuple[Channel, ...]:
-        """Channels that suffice without the other."""
-        return tuple(self.card.alone)
 
     def engine(self, *, maps: bool = False, embedding: bool = False) -> Engine:
         """Return the compiled model, created on first use.
@@ -400,10 +387,12 @@ class Predictor:
             raise IntclipError("thresholds are probabilities in [0, 1]")
         return levels
 
-    def _compute(self, pixels: Pixels | None, texts: Sequence[str] | None, *, maps: bool = False) -> Arrays:
+    def _compute(
+        self, pixels: Pixels | None, texts: Sequence[str] | None, *, maps: bool = False, embedding: bool = False
+    ) -> Arrays:
         """Compute the outputs of a batch. Photos alone need no torch, even for models with text."""
         if texts is None and pixels is not None:
-            return self.engine(maps=maps)(pixels)
+            return self.engine(maps=maps, embedding=embedding)(pixels)
         with self._lock:
             if self._words is None:
                 from intclip.inference.word_engine import WordEngine
@@ -465,7 +454,7 @@ class Predictor:
     def _make_engine(self, maps: bool, embedding: bool) -> Engine:
         outputs = ["probabilities", "logits"]
         if maps:
-            outputs += [MAP_PREFIX + name for name in self.card.maps] + [ATTENTION_OUTPUT] * self.card.attention
+            outputs += [MAP_PREFIX + name for name in self.maps] + [ATTENTION_OUTPUT] * self.card.attention
         outputs += [EMBEDDING] * embedding
         if self._graph is not None:
             if embedding and EMBEDDING not in self._graph.outputs:
@@ -483,7 +472,7 @@ class Predictor:
         )
 
     def _check_maps(self) -> None:
-        if not self.card.maps:
+        if not self.maps:
             raise IntclipError(f"method {self.card.method} has no evidence maps; use one that has, such as lite")
         if self._graph is not None and not self._graph.has_maps:
             raise IntclipError(f"{self.card.model} was exported without evidence maps; export it again with maps")

@@ -9,12 +9,9 @@ from intclip.data.images import ImageInput, find_images
 from intclip.errors import IntclipError
 from intclip.evidence.evidence import Neighbour
 from intclip.inference.card import EMBEDDING
-from intclip.inference.pipeline import score
 from intclip.inference.predictor import Predictor
 from intclip.search.index import INDEX
 from intclip.search.query import PhotoIndex
-
-_BATCH = 32
 
 
 def nearest_photos(
@@ -52,8 +49,7 @@ def _from_index(predictor: Predictor, image: ImageInput, place: str | os.PathLik
 
 
 def _from_folder(predictor: Predictor, image: ImageInput, place: str | os.PathLike[str]) -> list[Neighbour]:
-    engine, preprocess = predictor.engine(embedding=True), predictor.card.preprocessing
-    photo = next(iter(score([image], preprocess, engine, batch_size=1)))
+    photo = next(predictor.score([(image, None)], batch_size=1, embedding=True))
     if photo.error is not None:
         raise photo.error
     query = photo.outputs[EMBEDDING]
@@ -61,7 +57,7 @@ def _from_folder(predictor: Predictor, image: ImageInput, place: str | os.PathLi
         Neighbour(
             known.source, float(known.outputs[EMBEDDING] @ query), _labels(predictor, known.outputs["probabilities"])
         )
-        for known in score(find_images(Path(place)), preprocess, engine, batch_size=_BATCH)
+        for known in predictor.score(((path, None) for path in find_images(Path(place))), embedding=True)
         if known.error is None
     ]
     return sorted(found, key=lambda each: -each.cosine)
