@@ -183,7 +183,7 @@ def measure(folder: Path, count: int) -> Measured:
         job = plan_job(place / "job", [str(place / "list.txt")], JobOptions(embedding=True))
         run_job(job, workers=1)
         rows = sum(path.stat().st_size for path in (place / "job" / SHARDS).iterdir())
-        update_index(place / "index", [str(place / "job")], job.manifest.options.model)
+        update_index(place / "index", [str(place / "job")], job.manifest.options)
         home = place / "index" / read_index(place / "index").generation
         return Measured(
             photo_bytes=sum(path.stat().st_size for path in photos) / len(photos),

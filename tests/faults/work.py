@@ -9,6 +9,7 @@ import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def batch_whole(place: Path) -> None:
 
 
 def run_index(place: Path, inputs: Path) -> None:
-    update_index(place, [str(inputs / "photos")], model(inputs), workers=1)
+    update_index(place, [str(inputs / "photos")], JobOptions(model=model(inputs)), run=partial(run_job, workers=1))
 
 
 def index_state(place: Path) -> Any:

@@ -14,7 +14,7 @@ from PIL import Image
 import intclip
 from fakes import TinyBackbone
 from intclip.backbones import registry
-from intclip.batch.job import ModelOptions
+from intclip.batch.job import JobOptions, ModelOptions
 from intclip.data.images import read_image
 from intclip.data.loading import DRAFT_FACTOR
 from intclip.errors import IntclipError
@@ -146,7 +146,7 @@ def test_nearest_photos_of_a_folder_and_of_an_index(model, bundle_path, photos, 
     assert found[0].labels == tuple(model.predict(photos[1])[0].labels)
 
     options = ModelOptions(spec=str(bundle_path), engine="torch", device="cpu")
-    update_index(tmp_path / "index", [str(known)], options, workers=1)
+    update_index(tmp_path / "index", [str(known)], JobOptions(model=options))
     indexed = nearest_photos(model, photos[1], tmp_path / "index", count=3)
     assert [near.path for near in indexed] == [near.path for near in found]
     np.testing.assert_allclose([n.cosine for n in indexed], [n.cosine for n in found], atol=2e-3)

@@ -18,13 +18,17 @@ from intclip.data.images import read_image
 from intclip.data.loading import DRAFT_FACTOR
 from intclip.errors import ImageError, IntclipError, StorageError, TaxonomyError
 from intclip.search import index as index_module
-from intclip.search.index import update_index
+from intclip.search.index import Updated, update_index
 from intclip.search.query import PhotoIndex
 from intclip.search.vectors import build_vectors, load_vectors, nearest, save_vectors
 from tiny_models import reference_probabilities
 
 pytest.importorskip("faiss")
 NAMES = tiny_taxonomy().names
+
+
+def index_photos(place: Path, sources: list[str], model: ModelOptions, **options: object) -> Updated:
+    return update_index(place, sources, JobOptions(model=model), **options)
 
 
 @pytest.fixture
@@ -50,7 +54,7 @@ def image_embeddings(photos: list[Path]) -> np.ndarray:
 
 
 def test_text_photo_and_intent_rank_as_by_hand(folder, photos, model, tmp_path):
-    done = update_index(tmp_path / "index", [str(folder)], model)
+    done = index_photos(tmp_path / "index", [str(folder)], model)
     assert (done.photos, done.computed, done.errors) == (5, 6, 1)
     index = PhotoIndex(tmp_path / "index")
     embeddings, probabilities = image_embeddings(photos), reference_probabilities(photos)
@@ -71,7 +75,7 @@ def test_text_photo_and_intent_rank_as_by_hand(folder, photos, model, tmp_path):
 
 
 def test_filters_keep_what_they_say(folder, photos, model, tmp_path):
-    update_index(tmp_path / "index", [str(folder)], model)
+    index_photos(tmp_path / "index", [str(folder)], model)
     index = PhotoIndex(tmp_path / "index")
     probabilities = reference_probabilities(photos)
     middle = float(np.median(probabilities[:, 1])) + 1e-4
@@ -114,16 +118,16 @@ def test_only_new_and_changed_photos_are_computed(folder, photos, model, tmp_pat
 
     monkeypatch.setattr(ShardMapper, "_score", watched)
     place = tmp_path / "index"
-    update_index(place, [str(folder)], model)
+    index_photos(place, [str(folder)], model)
     assert len(scored) == 6
     scored.clear()
-    assert update_index(place, [str(folder)], model).kept == 5
+    assert index_photos(place, [str(folder)], model).kept == 5
     assert scored == []
     shutil.copy(photos[0], folder / "new.jpg")
     (folder / photos[1].name).unlink()
     shutil.copy(photos[4], folder / photos[2].name)
     os.utime(folder / photos[2].name, ns=(1, 1))
-    done = update_index(place, [str(folder)], model)
+    done = index_photos(place, [str(folder)], model)
     assert sorted(scored) == ["new.jpg", photos[2].name]
     assert (done.computed, done.kept, done.removed, done.errors) == (2, 4, 1, 1)
     assert paths_of(place) == {"new.jpg", *(photos[i].name for i in (0, 2, 3, 4))}
@@ -131,8 +135,8 @@ def test_only_new_and_changed_photos_are_computed(folder, photos, model, tmp_pat
     assert {Path(hit.path).name for hit in same} == {photos[2].name, photos[4].name}
     (tmp_path / "more").mkdir()
     shutil.copy(photos[1], tmp_path / "more" / "x.png")
-    assert update_index(place, [str(tmp_path / "more")], model, add=True).photos == 6
-    assert update_index(place, [str(tmp_path / "more")], model).photos == 1
+    assert index_photos(place, [str(tmp_path / "more")], model, add=True).photos == 6
+    assert index_photos(place, [str(tmp_path / "more")], model).photos == 1
     assert len(list(place.glob("g-*"))) == 1
 
 
@@ -141,17 +145,17 @@ def test_photos_that_could_not_be_read_are_tried_again_when_asked(folder, photos
         raise ImageError(f"no answer from the store of {source}")
 
     place = tmp_path / "index"
-    update_index(place, [str(folder)], model)
+    index_photos(place, [str(folder)], model)
     (tmp_path / "more").mkdir()
     shutil.copy(photos[0], tmp_path / "more" / "x.png")
     with monkeypatch.context() as patch:
         patch.setattr(loading, "read_image", outage)
-        assert update_index(place, [str(tmp_path / "more")], model, add=True).errors == 2
-    assert update_index(place, [str(tmp_path / "more")], model, add=True).computed == 0
-    done = update_index(place, [str(tmp_path / "more")], model, add=True, retry_errors=True)
+        assert index_photos(place, [str(tmp_path / "more")], model, add=True).errors == 2
+    assert index_photos(place, [str(tmp_path / "more")], model, add=True).computed == 0
+    done = index_photos(place, [str(tmp_path / "more")], model, add=True, retry_errors=True)
     assert (done.computed, done.kept, done.removed, done.errors) == (1, 6, 0, 1)
     assert "x.png" in paths_of(place)
-    done = update_index(place, [str(folder)], model, retry_errors=True)
+    done = index_photos(place, [str(folder)], model, retry_errors=True)
     assert (done.photos, done.computed, done.kept, done.removed, done.errors) == (5, 1, 5, 1, 1)
 
 
@@ -161,13 +165,13 @@ def test_a_changed_photo_whose_name_is_no_utf_8_is_computed_again(photos, model,
     odd = tmp_path / "odd" / os.fsdecode(b"\xff.png")
     for photo in photos[:2]:
         shutil.copyfile(photo, odd)
-        assert update_index(tmp_path / "index", [str(tmp_path / "odd")], model).computed == 1
-    assert update_index(tmp_path / "index", [str(tmp_path / "odd")], model).computed == 0
+        assert index_photos(tmp_path / "index", [str(tmp_path / "odd")], model).computed == 1
+    assert index_photos(tmp_path / "index", [str(tmp_path / "odd")], model).computed == 0
 
 
 def test_a_killed_update_leaves_the_index_as_it_was_and_goes_on(folder, photos, model, tmp_path, monkeypatch):
     place = tmp_path / "index"
-    update_index(place, [str(folder)], model)
+    index_photos(place, [str(folder)], model)
     shutil.copy(photos[0], folder / "new.jpg")
 
     def die(*arguments, **options):
@@ -176,11 +180,11 @@ def test_a_killed_update_leaves_the_index_as_it_was_and_goes_on(folder, photos, 
     with monkeypatch.context() as patch:
         patch.setattr(index_module, "save_vectors", die)
         with pytest.raises(KeyboardInterrupt):
-            update_index(place, [str(folder)], model)
+            index_photos(place, [str(folder)], model)
     assert "new.jpg" not in paths_of(place)
     with monkeypatch.context() as patch:
         patch.setattr(ShardMapper, "_score", die)  # what the killed update computed is there already
-        assert update_index(place, [str(folder)], model).computed == 1
+        assert index_photos(place, [str(folder)], model).computed == 1
     assert "new.jpg" in paths_of(place)
 
 
@@ -188,36 +192,36 @@ def test_a_batch_job_is_indexed_without_computing(folder, photos, model, tmp_pat
     options = JobOptions(model=model, embedding=True, shard_size=2)
     job = plan_job(tmp_path / "job", [str(folder)], options)
     run_job(job)
-    update_index(tmp_path / "direct", [str(folder)], model)
+    index_photos(tmp_path / "direct", [str(folder)], model)
     monkeypatch.setattr(ShardMapper, "_score", None)
-    done = update_index(tmp_path / "index", [str(job.folder)], ModelOptions())
+    done = index_photos(tmp_path / "index", [str(job.folder)], ModelOptions())
     assert (done.photos, done.errors) == (5, 1)
     ways = [PhotoIndex(tmp_path / name).by_text("old books") for name in ("index", "direct")]
     assert [hit.path for hit in ways[0]] == [hit.path for hit in ways[1]]
     bare = plan_job(tmp_path / "bare", [str(folder)], JobOptions(model=model))
     with pytest.raises(StorageError, match="has no embeddings; run it with --embedding"):
-        update_index(tmp_path / "other", [str(bare.folder)], model)
+        index_photos(tmp_path / "other", [str(bare.folder)], model)
 
 
 def test_photos_beside_a_manifest_of_another_kind_are_photos(folder, model, tmp_path):
     (folder / "manifest.json").write_text('{"name": "gallery"}')
-    assert update_index(tmp_path / "index", [str(folder)], model).photos == 5
+    assert index_photos(tmp_path / "index", [str(folder)], model).photos == 5
 
 
 def test_another_model_is_refused(folder, model, tmp_path, bundle_path):
     from tiny_models import write_bundle
 
-    update_index(tmp_path / "index", [str(folder)], model)
+    index_photos(tmp_path / "index", [str(folder)], model)
     other = write_bundle(tmp_path / "other", thresholds=[0.1] * 5)
     with pytest.raises(StorageError, match="indexed with another model"):
-        update_index(tmp_path / "index", [str(folder)], ModelOptions(spec=str(other), engine="torch"))
+        index_photos(tmp_path / "index", [str(folder)], ModelOptions(spec=str(other), engine="torch"))
 
 
 def test_nothing_readable_is_no_index(tmp_path, model):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "bad.jpg").write_text("no photo")
     with pytest.raises(StorageError, match="none of the 1 photos could be read"):
-        update_index(tmp_path / "index", [str(tmp_path / "photos")], model)
+        index_photos(tmp_path / "index", [str(tmp_path / "photos")], model)
     assert not (tmp_path / "index" / "index.json").exists()
 
 
@@ -225,7 +229,7 @@ def test_a_folder_that_is_something_else_is_left_alone(folder, tmp_path, model):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "manifest.json").write_text("{}")
     with pytest.raises(StorageError, match="mine holds other files; choose a new folder for the index"):
-        update_index(tmp_path / "mine", [str(folder)], model)
+        index_photos(tmp_path / "mine", [str(folder)], model)
     assert [path.name for path in (tmp_path / "mine").glob("[!.]*")] == ["manifest.json"]
 
 
@@ -233,38 +237,38 @@ def test_a_folder_that_is_something_else_is_left_alone(folder, tmp_path, model):
 def test_a_user_s_folder_is_not_taken_for_the_index_s_own(folder, tmp_path, model, name):
     photos = shutil.copytree(folder, tmp_path / "trip" / name)
     with pytest.raises(StorageError, match="trip holds other files; choose a new folder for the index"):
-        update_index(tmp_path / "trip", [str(photos)], model)
+        index_photos(tmp_path / "trip", [str(photos)], model)
     assert len(list(photos.iterdir())) == 6
     assert [path.name for path in photos.parent.iterdir()] == [name]
 
 
 def test_what_lies_beside_an_index_stays(folder, tmp_path, model):
     place = tmp_path / "index"
-    update_index(place, [str(folder)], model)
+    index_photos(place, [str(folder)], model)
     beside = shutil.copytree(folder, place / "g-family")
     (folder / "bad.jpg").unlink()
-    assert update_index(place, [str(folder)], model).removed == 1
+    assert index_photos(place, [str(folder)], model).removed == 1
     assert len(list(beside.iterdir())) == 6
     beside.rename(place / "work")
     with pytest.raises(StorageError, match="index holds other files"):
-        update_index(place, [str(folder)], model)
+        index_photos(place, [str(folder)], model)
     assert len(list((place / "work").iterdir())) == 6
 
 
 def test_a_folder_without_photos_leaves_nothing_behind(tmp_path, model):
     (tmp_path / "empty").mkdir()
     with pytest.raises(IntclipError, match="no photos"):
-        update_index(tmp_path / "index", [str(tmp_path / "empty")], model)
+        index_photos(tmp_path / "index", [str(tmp_path / "empty")], model)
     assert not (tmp_path / "index").exists()
 
 
 def test_a_model_that_is_not_there_leaves_nothing_behind(folder, tmp_path):
     with pytest.raises(IntclipError, match="no model 'gone'"):
-        update_index(tmp_path / "new" / "index", [str(folder)], ModelOptions(spec="gone"))
+        index_photos(tmp_path / "new" / "index", [str(folder)], ModelOptions(spec="gone"))
     assert not (tmp_path / "new").exists()
     (tmp_path / "mine").mkdir()
     with pytest.raises(IntclipError, match="no model 'gone'"):
-        update_index(tmp_path / "mine", [str(folder)], ModelOptions(spec="gone"))
+        index_photos(tmp_path / "mine", [str(folder)], ModelOptions(spec="gone"))
     assert (tmp_path / "mine").exists(), "a folder that was there stays"
 
 

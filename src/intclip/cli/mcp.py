@@ -161,13 +161,14 @@ def make_server(folders: AllowedFolders, predictor: "Predictor", choice: ModelCh
     @server.tool(annotations=reads)
     def search_photos(text: str, count: int = 10) -> list[dict[str, Any]]:
         """Finds photos by what they show or mean, in English. The first search indexes all photos and takes a while."""
+        from intclip.batch.job import JobOptions
         from intclip.search.index import update_index
         from intclip.search.query import PhotoIndex
 
         inside = folders.photos()
         if not inside:
             raise IntclipError("there are no photos in the allowed folders")
-        update_index(home, [str(path) for path in inside], choice.options())
+        update_index(home, [str(path) for path in inside], JobOptions(model=choice.options()))
         hits = PhotoIndex(home).by_text(text, top=max(1, min(count, MOST_PHOTOS)))
         return [{"photo": hit.path, "cosine": round(hit.score, 3)} for hit in hits]
 

@@ -44,7 +44,10 @@ def index(
     """
     import json
     from dataclasses import asdict
+    from functools import partial
 
+    from intclip.batch.job import JobOptions
+    from intclip.batch.run import run_job
     from intclip.cli.common import progress_bar
     from intclip.search.index import update_index
 
@@ -52,15 +55,11 @@ def index(
         found = update_index(
             out,
             sources,
-            choice.options(),
+            JobOptions(model=choice.options(), batch_size=reading.batch_size, lenient=reading.lenient),
             add=add,
             retry_errors=retry_errors,
             exclude=reading.exclude or (),
-            lenient=reading.lenient,
-            runner=runner,
-            workers=reading.workers,
-            batch_size=reading.batch_size,
-            on_progress=report,
+            run=partial(run_job, runner=runner, workers=reading.workers, on_progress=report),
         )
     if as_json:
         print(json.dumps(asdict(found)))

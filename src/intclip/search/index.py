@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,14 @@ from intclip.batch.job import (
     read_job,
 )
 from intclip.batch.references import Reference, references
-from intclip.batch.run import Report, Runner, run_job
+from intclip.batch.run import run_job
 from intclip.batch.shards import read_shard, to_matrix
 from intclip.data.remote import filesystem, is_remote
 from intclip.data.sample import EmbeddedPhoto, RemoteFile, TarMember
 from intclip.errors import StorageError
 from intclip.extras import require
 from intclip.files import atomic_directory, hold_lock, write_text
-from intclip.search.vectors import EXACT_LIMIT, build_vectors, save_vectors
+from intclip.search.vectors import build_vectors, save_vectors
 
 FORMAT = 1
 INDEX, PHOTOS, ERRORS, VECTORS, WORK, LOCK = (
@@ -108,17 +108,12 @@ def read_index(folder: str | os.PathLike[str]) -> IndexInfo:
 def update_index(
     folder: str | os.PathLike[str],
     sources: Sequence[str],
-    model: ModelOptions,
+    options: JobOptions,
     *,
     add: bool = False,
     retry_errors: bool = False,
     exclude: Sequence[str] = (),
-    lenient: bool = False,
-    runner: Runner = "local",
-    workers: int | None = None,
-    batch_size: int = 32,
-    exact_limit: int = EXACT_LIMIT,
-    on_progress: Report | None = None,
+    run: Callable[[Job], object] = run_job,
 ) -> Updated:
     """Create or update an index of the photos of some sources.
 
@@ -127,16 +122,11 @@ def update_index(
     Args:
         folder: Folder of the index.
         sources: See `references`; or the folder of one finished batch job with embeddings, whose results are reused.
-        model: Must be the model of an existing index.
+        options: How new photos are computed; the model must be that of an existing index.
         add: Keep indexed photos that are not in the sources; otherwise they are removed.
         retry_errors: Retry unreadable photos even if unchanged.
         exclude: See `references`.
-        lenient: Also read truncated photos.
-        runner: As for `run_job`.
-        workers: As for `run_job`.
-        batch_size: Photos per batch.
-        exact_limit: See `build_vectors`.
-        on_progress: As for `run_job`.
+        run: Runs the batch job over new photos: `run_job`, or a `partial` of it.
 
     Raises:
         StorageError: The index belongs to another model, or cannot be written; the folder has other
@@ -155,8 +145,7 @@ def update_index(
     with hold_lock(folder / LOCK, f"another process is using {folder}; wait for it"):
         before = read_index(folder) if (folder / INDEX).exists() else None
         _clean(folder, before)
-        if finished is not None:
-            model = finished.manifest.options.model
+        model = options.model if finished is None else finished.manifest.options.model
         predictor = model.load()
         identity = model_identity(predictor, model)
         if before is not None and before.identity != identity:
@@ -170,11 +159,20 @@ def update_index(
             return Updated(before.photos, 0, before.photos, 0, before.errors)
         job = finished
         if job is None and new:
-            options = JobOptions(model=model, embedding=True, batch_size=batch_size, lenient=lenient)
-            job = _plan(folder / WORK, sources, options, new)
-            run_job(job, runner=runner, workers=workers, on_progress=on_progress)
+            job = _plan(folder / WORK, sources, options.model_copy(update={"embedding": True}), new)
+            run(job)
         fresh = {reference.path: named[reference.path][0] for reference in new}
-        info = _write_generation(folder, before, keep, job, fresh, exact_limit, predictor, model, identity)
+        generation, counts, dim = _write_generation(folder, before, keep, job, fresh)
+        info = IndexInfo(
+            generation=generation,
+            model=model,
+            identity=identity,
+            taxonomy=predictor.taxonomy.to_dict(),
+            thresholds=[float(level) for level in predictor.resolve_thresholds(None, ("image",))],
+            photos=counts[PHOTOS],
+            errors=counts[ERRORS],
+            dim=dim,
+        )
         write_text(folder / INDEX, info.model_dump_json(indent=1) + "\n")
         _clean(folder, info)
         shutil.rmtree(folder / WORK, ignore_errors=True)
@@ -274,17 +272,9 @@ def _known(folder: Path, before: IndexInfo | None, *, retry_errors: bool) -> dic
 
 
 def _write_generation(
-    folder: Path,
-    before: IndexInfo | None,
-    keep: set[str],
-    job: Job | None,
-    fresh: dict[str, str],
-    exact_limit: int,
-    predictor: Any,
-    model: ModelOptions,
-    identity: str,
-) -> IndexInfo:
-    """Write kept and new photos into a new folder."""
+    folder: Path, before: IndexInfo | None, keep: set[str], job: Job | None, fresh: dict[str, str]
+) -> tuple[str, dict[str, int], int]:
+    """Write kept and new photos into a new folder: its name, the rows of each table, and the embeddings' size."""
     number = 1 + max((int(path.name[2:]) for path in _generations(folder)), default=0)
     generation = f"g-{number:06d}"
     parquet = require("pyarrow.parquet", "core")
@@ -306,18 +296,9 @@ def _write_generation(
                 writer.close()
         if not counts[PHOTOS]:
             raise StorageError(f"none of the {counts[ERRORS]:,} photos could be read; nothing was indexed")
-        vectors = build_vectors(_embeddings(partial / PHOTOS), counts[PHOTOS], dim, exact_limit=exact_limit)
+        vectors = build_vectors(_embeddings(partial / PHOTOS), counts[PHOTOS], dim)
         save_vectors(vectors, partial / VECTORS)
-    return IndexInfo(
-        generation=generation,
-        model=model,
-        identity=identity,
-        taxonomy=predictor.taxonomy.to_dict(),
-        thresholds=[float(level) for level in predictor.resolve_thresholds(None, ("image",))],
-        photos=counts[PHOTOS],
-        errors=counts[ERRORS],
-        dim=dim,
-    )
+    return generation, counts, dim
 
 
 def _parts(
