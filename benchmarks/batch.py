@@ -44,7 +44,7 @@ SMALL = Architecture(
 def write_model(path: Path) -> Path:
     """A zero-shot model over random weights, exported."""
     method = build_method("zero_shot", random_clip(SMALL, name="small"), load_taxonomy("intentonomy"), {})
-    card = make_card(method, model="small", method_name="zero_shot", thresholds=0.5)
+    card = make_card(method, model="small", thresholds=0.5)
     return build_graph(method, card, "openvino", maps=False).export(path, maps=False)
 
 

@@ -94,7 +94,7 @@ def test_onnx_gives_torch_s_numbers(method, family):
 
 def check(format, method, family):
     built = prepared_method(method, family)
-    card = make_card(built, model=method, method_name=method, thresholds=0.5)
+    card = make_card(built, model=method, thresholds=0.5)
     difference, place = largest_difference(built, build_graph(built, card, format, maps=bool(card.maps)))
     assert difference <= TOLERANCE, place
 

@@ -35,7 +35,7 @@ def test_every_convolution_of_the_towers_is_quantised(make, photos):
     """Also those that a batch norm is folded into, which then bear no name of a module."""
     torch.manual_seed(0)
     method = build_method("intclip", make(), tiny_taxonomy(), {"sentence_form": "6-9"}).eval()
-    card = make_card(method, model="test", method_name="intclip", thresholds=0.5)
+    card = make_card(method, model="test", thresholds=0.5)
     found = quantize_graph(build_graph(method, card, "openvino", maps=True), photos).model
     convolutions = [op for op in found.get_ops() if op.get_type_name().endswith("Convolution")]
     outside = [

@@ -40,9 +40,7 @@ def listening(name: str) -> Method:
 @pytest.fixture(scope="module", params=METHODS)
 def bundle(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("words") / request.param
-    return write_bundle(
-        path, method=listening(request.param), method_name=request.param, options=METHODS[request.param]
-    )
+    return write_bundle(path, listening(request.param))
 
 
 def forward(name: str, path, text) -> np.ndarray:

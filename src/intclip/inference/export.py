@@ -14,13 +14,13 @@ from intclip.inference.conversion import Inputs, to_onnx, to_openvino
 from intclip.inference.exported import Graph, GraphFormat, Tower
 from intclip.inference.graph import FeatureGraph, HeadGraph, PhotoGraph, evidence_of, example_pixels
 from intclip.methods.base import Method
+from intclip.methods.registry import name_of
 
 
 def make_card(
     method: Method,
     *,
     model: str,
-    method_name: str,
     thresholds: float | Sequence[float] | np.ndarray,
     channel_thresholds: Mapping[Channel, list[float]] | None = None,
 ) -> ModelCard:
@@ -29,7 +29,6 @@ def make_card(
     Args:
         method: The method.
         model: Name given by the user.
-        method_name: Its name in the registry.
         thresholds: One for all labels, or K.
         channel_thresholds: See `ModelCard`.
     """
@@ -39,7 +38,7 @@ def make_card(
     return ModelCard(
         model=model,
         backbone=backbone.name,
-        method=method_name,
+        method=name_of(method),
         task="singlelabel" if taxonomy.exclusive else "multilabel",
         labels=list(taxonomy.names),
         thresholds=[float(level) for level in levels],

@@ -54,7 +54,6 @@ class _Model:
 
     Attributes:
         name: Name given by the user.
-        method_name: The method's name.
         thresholds: One, or K.
         identity: Everything that its outputs depend on, as plain data, for the key of its cached graph.
         build: Builds the torch method.
@@ -63,7 +62,6 @@ class _Model:
     """
 
     name: str
-    method_name: str
     thresholds: Any
     identity: dict[str, Any]
     build: "Callable[[], Method]"
@@ -218,7 +216,7 @@ def _zero_shot(
         "taxonomy": labels.to_dict(),
     }
     threshold = SCENES_THRESHOLD if options["scenes"] else ZERO_SHOT_THRESHOLD
-    return _Model(spec, "zero_shot", threshold, identity, build)
+    return _Model(spec, threshold, identity, build)
 
 
 def zero_shot_options(backbone: str, sentences: str = SENTENCES) -> dict[str, Any]:
@@ -234,7 +232,6 @@ def _bundle_model(spec: str, bundle: Bundle, checkpoint: str | os.PathLike[str] 
     }
     return _Model(
         spec,
-        info.method.name,
         info.thresholds,
         identity,
         lambda: bundle.build_method(checkpoint),
@@ -303,7 +300,6 @@ def _card(model: _Model, method: "Method") -> ModelCard:
     return make_card(
         method,
         model=model.name,
-        method_name=model.method_name,
         thresholds=model.thresholds,
         channel_thresholds=model.channel_thresholds,
     )
