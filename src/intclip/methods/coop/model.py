@@ -85,7 +85,8 @@ class CoOp(Classifier):
         if self.scoring is not None:
             logits: Tensor = self.scoring(embeddings, text[0])
         else:
-            unit = nn.functional.normalize(text, dim=-1)
-            difference = (unit[POSITIVE] - unit[NEGATIVE]).transpose(-1, -2)
-            logits = self.options.scale * (nn.functional.normalize(embeddings, dim=-1) @ difference)
+            with torch.autocast(text.device.type, enabled=False):  # the scale is too large for cosines of 8 bits
+                unit = nn.functional.normalize(text.float(), dim=-1)
+                difference = (unit[POSITIVE] - unit[NEGATIVE]).transpose(-1, -2)
+                logits = self.options.scale * (nn.functional.normalize(embeddings.float(), dim=-1) @ difference)
         return logits if self.bias is None else logits + self.bias

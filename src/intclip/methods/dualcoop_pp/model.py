@@ -56,10 +56,11 @@ class DualCoOpPP(Classifier):
     def forward(self, features: Features, *, maps: bool = False) -> Output:
         """Logits (B, K); the map "sight" is the logit of every region as if it were the only one."""
         regions = features["regions"]
-        text = F.normalize(self.prompts(self.backbone.text), dim=2)
-        rows = F.normalize(regions.flatten(2).transpose(1, 2), dim=2)
-        # (B, 3, K, N)
-        cosines = (rows.unsqueeze(1) @ text.transpose(1, 2)).transpose(2, 3)
+        text = self.prompts(self.backbone.text)
+        with torch.autocast(regions.device.type, enabled=False):  # the scale is too large for cosines of 8 bits
+            rows = F.normalize(regions.float().flatten(2).transpose(1, 2), dim=2)
+            # (B, 3, K, N)
+            cosines = (rows.unsqueeze(1) @ F.normalize(text.float(), dim=2).transpose(1, 2)).transpose(2, 3)
         weights = (self.log_sharpness.exp() * cosines[:, EVIDENCE]).softmax(dim=2)
         scores = region_scores(cosines[:, POSITIVE], cosines[:, NEGATIVE], self.options.winner)
         scores = math.exp(self.options.log_scale) * scores

@@ -108,8 +108,10 @@ class RidgeProbe(Classifier):
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
         """Logits (B, K); it has no maps."""
-        vectors = (self._vectors(features) - self.mean) / self.std
-        return Output((self._kernel(vectors) if self.options.landmarks else vectors) @ self.weight + self.bias)
+        vectors = (self._vectors(features).float() - self.mean) / self.std
+        # Distances are small differences of large numbers, and solved weights are large: 8 bits are too few for both.
+        with torch.autocast(vectors.device.type, enabled=False):
+            return Output((self._kernel(vectors) if self.options.landmarks else vectors) @ self.weight + self.bias)
 
     def _vectors(self, features: Features) -> Tensor:
         """Unit embeddings (B, D), or signed roots (B, P) of mean features, which let faint evidence count."""

@@ -128,8 +128,9 @@ class Sparc(Method):
 
     def _within_photo(self, embeddings: Tensor) -> Tensor:
         """Scores (…, K + M) in deviations over the classes of one photo; compound ones by those of the plain names."""
-        unit = F.normalize(embeddings, dim=-1)
-        single, names, compound = (unit @ text.T for text in (self.single, self.names, self.compound))
+        with torch.autocast(embeddings.device.type, enabled=False):  # small deviations of cosines, of more than 8 bits
+            unit = F.normalize(embeddings.float(), dim=-1)
+            single, names, compound = (unit @ text.T for text in (self.single, self.names, self.compound))
         parts = [_standard(single, single), _standard(compound, names)]
         return torch.cat(parts, dim=-1)
 
