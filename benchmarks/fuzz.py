@@ -1,13 +1,15 @@
 """Fuzz the parsers of bytes from elsewhere with atheris, each in a process of its own.
 
     pip install atheris
-    python -m benchmarks.fuzz [--seconds 60] [--parsers image CSV …] [--out FILE]
+    python -m benchmarks.fuzz [--seconds 60] [--parsers image CSV …] [--folder FOLDER] [--out FILE]
 
-Told for each parser: executions, crashes (anything but a result or a refusal in one line), hangs (an input that takes
-over ten seconds), seconds. Inputs that crashed or hung are kept in the folder that is named.
+Reported for each parser: executions, crashes (anything but a result or a refusal in one line), hangs (an input that
+takes over ten seconds), seconds. The folder keeps the corpus, from which a later run goes on, and the inputs that
+crashed or hung.
 """
 
 import argparse
+import json
 import re
 import subprocess
 import sys
@@ -38,8 +40,9 @@ def run(name: str, seconds: int, folder: Path) -> dict[str, Any]:
     from benchmarks.fuzz_targets import PARSERS
 
     corpus, found = folder / "corpus", folder / "found"
-    corpus.mkdir(parents=True)
-    found.mkdir()
+    corpus.mkdir(parents=True, exist_ok=True)
+    found.mkdir(exist_ok=True)
+    before = set(found.iterdir())
     parser = PARSERS[name]
     for number, seed in enumerate(parser.seeds()):
         (corpus / f"seed-{number}").write_bytes(seed)
@@ -59,7 +62,7 @@ def run(name: str, seconds: int, folder: Path) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     stated = re.search(r"number_of_executed_units:\s*(\d+)", done.stderr)
     seen = re.findall(r"^#(\d+)\s", done.stderr, re.MULTILINE)
-    kinds = [path.name.partition("-")[0] for path in found.iterdir()]
+    kinds = [path.name.partition("-")[0] for path in set(found.iterdir()) - before]
     result: dict[str, Any] = {
         "executions": int(stated[1]) if stated else int(seen[-1]) if seen else 0,
         "crashes": sum(kind in ("crash", "oom") for kind in kinds),
@@ -81,13 +84,15 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--seconds", type=int, default=60, help="for each parser")
     options.add_argument("--parsers", nargs="+", default=list(PARSERS), choices=list(PARSERS), help="which")
-    options.add_argument("--out", type=Path, help="write the report here as JSON, besides printing it")
+    options.add_argument("--folder", type=Path, help="corpus and found inputs; a new one by default")
+    options.add_argument("--out", type=Path, help="write the report here as JSON, beside the other parsers' figures")
     asked = options.parse_args()
     if find_spec("atheris") is None:
         raise SystemExit("atheris is not installed; install it with: pip install atheris")
-    folder = Path(tempfile.mkdtemp(prefix="intclip-fuzzing-"))
-    print(f"inputs that crash or hang: {folder}", file=sys.stderr)
-    results: dict[str, Any] = {}
+    folder = asked.folder or Path(tempfile.mkdtemp(prefix="intclip-fuzzing-"))
+    print(f"corpus, and inputs that crash or hang: {folder}", file=sys.stderr)
+    earlier = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out and asked.out.exists() else {}
+    results: dict[str, Any] = earlier.get("parsers", {})
     for name in asked.parsers:
         results[name] = run(name, asked.seconds, folder / re.sub(r"\W+", "-", name))
         write_report(asked.out, {"parsers": results})

@@ -21,6 +21,10 @@ import torch
 from PIL import Image, ImageCms
 
 from benchmarks.profiles import cmyk_profile, rgb_profile
+from intclip.backbones.checkpoint_files import read_state_dict
+from intclip.backbones.file_tokenizer import FileTokenizer
+from intclip.backbones.model_config import read_config
+from intclip.backbones.weight_files import HUGGING_FACE, OPEN_CLIP, PROCESSORS
 from intclip.batch.job import MANIFEST, JobOptions, Manifest, ShardRange, read_job
 from intclip.batch.references import references
 from intclip.batch.shards import read_info, read_shard
@@ -289,6 +293,73 @@ def _tars() -> list[bytes]:
     return found
 
 
+def _config(data: bytes, folder: Path) -> object:
+    """The bytes as the file that describes a checkpoint which their keys belong to."""
+    name = OPEN_CLIP if b"model_cfg" in data else HUGGING_FACE if b"model_type" in data else PROCESSORS[0]
+    for other in (OPEN_CLIP, HUGGING_FACE, PROCESSORS[0]):
+        (folder / other).unlink(missing_ok=True)
+    (folder / name).write_bytes(data)
+    return read_config(folder / "model.safetensors", "open_clip")
+
+
+def _configs() -> list[bytes]:
+    timm = {"timm_model_name": "vit_base_patch16_siglip_224", "timm_pool": "map", "image_size": 224}
+    siglip_text = {"context_length": 64, "vocab_size": 32000, "hf_tokenizer_name": "timm/ViT-B-16-SigLIP"}
+    siglip_text |= {
+        "tokenizer_kwargs": {"clean": "canonicalize"},
+        "no_causal_mask": True,
+        "pool_type": "last",
+        "proj_bias": True,
+    }
+    open_clip = {
+        "model_cfg": {
+            "embed_dim": 32,
+            "quick_gelu": True,
+            "vision_cfg": {"image_size": 48, "layers": 4, "width": 128, "patch_size": 16, "head_width": 64},
+            "text_cfg": {"context_length": 16, "vocab_size": 64, "width": 64, "heads": 1, "layers": 3},
+        },
+        "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": 0.5, "interpolation": "bicubic", "resize_mode": "squash"},
+    }
+    towers = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_act": "quick_gelu"}
+    hugging_face = {
+        "model_type": "clip",
+        "projection_dim": 32,
+        "vision_config": towers | {"image_size": 48, "patch_size": 16, "layer_norm_eps": 1e-5},
+        "text_config": towers | {"vocab_size": 99, "max_position_embeddings": 20, "eos_token_id": 2},
+    }
+    siglip = {"model_cfg": {"embed_dim": 768, "vision_cfg": timm, "text_cfg": siglip_text}}
+    processor = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 48}, "resample": 3}
+    processor |= {"crop_size": {"height": 48, "width": 48}, "do_rescale": True, "rescale_factor": 1 / 255}
+    processor |= {"do_normalize": True, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    return [json.dumps(content).encode() for content in (open_clip, siglip, hugging_face, processor)]
+
+
+def _weights(path: Path) -> object:
+    return read_state_dict(path)
+
+
+def _pickled() -> list[bytes]:
+    stream, old, script = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    state = {"w": torch.ones(2, 2), "n": torch.arange(3)}
+    torch.save(state, stream)
+    torch.save(state, old, _use_new_zipfile_serialization=False)
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 1)), script)
+    return [stream.getvalue(), old.getvalue(), script.getvalue()]
+
+
+def _tokenizer(path: Path) -> object:
+    return FileTokenizer(path, 64, ends=True).tokenize(["a photo", "photo, x"], 77)
+
+
+def _tokenizers() -> list[bytes]:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {word: number for number, word in enumerate(("<pad>", "</s>", "<unk>", "a", "photo"))}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return [tokenizer.to_str().encode()]
+
+
 def _checkpoints() -> list[bytes]:
     import tempfile
 
@@ -318,6 +389,7 @@ def _shard(path: Path) -> object:
 
 XML = (b"<", b"/>", b"<!DOCTYPE x [", b"<!ENTITY a 'b'>", b"&a;", b"<![CDATA[", b"]]>", b"<?xml ", b"xmlns:x=", b"--")
 YAML = (b"- ", b": ", b"&a ", b"*a", b"<<: ", b"!!python/object:os.system ", b"{", b"}", b"[", b"]", b"|\n", b"? ")
+CONFIG = (b"quick_gelu", b"act_kwargs", b"norm_kwargs", b"hf_tokenizer_name", b"model_type", b"siglip", b"size")
 JSON = (b"{", b"}", b"[", b"]", b'"', b"null", b"NaN", b"1e999", b"-1", b"\\ud800", b"../", b"/etc/passwd", b"true")
 
 PARSERS: dict[str, Parser] = {
@@ -350,6 +422,9 @@ PARSERS: dict[str, Parser] = {
     "Parquet": Parser(_file("t.parquet", _tables), _parquet, (b"PAR1",)),
     "tar": Parser(_file("t.tar", _tar), _tars, (b"ustar", b"../", b"\x000000644")),
     "checkpoint": Parser(_file("c.safetensors", read_tensors), _checkpoints, (*JSON, b'"F32"', b"data_offsets")),
+    "checkpoint config": Parser(_config, _configs, (*JSON, *CONFIG)),
+    "backbone weights": Parser(_file("w.pt", _weights), _pickled, (b"cbuiltins\neval\n", b"data.pkl", b"PK", b"R.")),
+    "tokenizer": Parser(_file("tokenizer.json", _tokenizer), _tokenizers, JSON),
     "batch: manifest": Parser(_file(MANIFEST, _manifest), _manifests, JSON),
     "batch: shard": Parser(_file("part.parquet", _shard), _parquet, (b"PAR1",)),
 }

@@ -122,6 +122,28 @@ class TestOpenClip:
         assert "open_clip" in str(caught.value)
         assert "\n" not in str(caught.value)
 
+    @pytest.mark.parametrize(
+        ("path", "value"),
+        [
+            ("preprocess_cfg.mean", [10**400, 0, 0]),
+            ("preprocess_cfg.mean", [float("nan"), 0, 0]),
+            ("preprocess_cfg.size", -48),
+            ("preprocess_cfg.size", 10**30),
+            ("preprocess_cfg.interpolation", ["bicubic"]),
+            ("model_cfg.embed_dim", [32]),
+            ("model_cfg.text_cfg.vocab_size", [64]),
+            ("model_cfg.text_cfg.norm_kwargs", {"eps": 10**400}),
+            ("model_cfg.vision_cfg.timm_model_name", ["x"]),
+            ("model_cfg.text_cfg.no\ncausal", ["long"] * 1000),
+        ],
+    )
+    def test_what_no_file_should_hold_is_refused_in_a_short_line(self, folder, path, value):
+        write(folder, "open_clip_config.json", changed(path, value))
+        with pytest.raises(CheckpointError, match="open_clip_config") as caught:
+            load(folder)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 600
+
     def test_tanh_and_epsilon(self, folder):
         content = changed("model_cfg.text_cfg.act_kwargs", {"approximate": "tanh"})
         content["model_cfg"]["text_cfg"]["norm_kwargs"] = {"eps": 1e-6}

@@ -1,6 +1,5 @@
 """Read a checkpoint file without running anything in it: safetensors, PyTorch's own files, OpenAI's archives."""
 
-import pickle
 import pickletools
 import shutil
 import tempfile
@@ -10,12 +9,11 @@ from pathlib import Path
 from typing import IO
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from intclip.backbones.weight_files import INDEX, read_index, weight_parts
-from intclip.errors import CheckpointError
+from intclip.errors import CheckpointError, reason
 
 
 def read_state_dict(path: Path) -> Mapping[str, object]:
@@ -29,16 +27,16 @@ def read_state_dict(path: Path) -> Mapping[str, object]:
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is not a safetensors file, or a damaged one: {_line(error)}") from error
+        except Exception as error:  # beside SafetensorError whatever torch says of a shape or a type
+            raise CheckpointError(f"{path} is not a safetensors file, or a damaged one: {reason(error)}") from error
     try:
         state = _read_torchscript(path) if _is_torchscript(path) else _load_weights(path)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except Exception as error:  # damaged pickles and archives raise nearly anything
         raise CheckpointError(
-            f"{path} cannot be read as weights alone (damaged, or with code in it): {_line(error)};"
+            f"{path} cannot be read as weights alone (damaged, or with code in it): {reason(error)};"
             " convert it where it came from with safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
         ) from error
-    if not isinstance(state, Mapping):
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a state dict")
     return state
 
@@ -103,9 +101,3 @@ def _tensors(module: object, prefix: str) -> Iterator[tuple[str, Tensor]]:
             yield prefix + name, value
         elif isinstance(value, _Inert):
             yield from _tensors(value, f"{prefix}{name}.")
-
-
-def _line(error: BaseException) -> str:
-    """An error as a short piece of one line."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else f"{text[:200]}…"

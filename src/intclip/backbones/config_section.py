@@ -1,14 +1,13 @@
 """The JSON files beside a checkpoint, read field by field, and what is found in them."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from intclip.backbones.architecture import Activation, Family
-from intclip.errors import CheckpointError
+from intclip.errors import CheckpointError, reason
 
 _ACTIVATIONS: dict[str, Activation] = {
     "quick_gelu": "quick_gelu",
@@ -17,6 +16,8 @@ _ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
     "relu": "relu",
 }
+_LARGEST = 2**40
+"""No size or factor of a real model is larger; larger numbers overflow."""
 _OFF: tuple[Any, ...] = (None, False, 0, "", [], {}, "none")
 
 
@@ -48,7 +49,7 @@ def read_object(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {file}: {' '.join(str(error).split())[:200]}") from error
+        raise CheckpointError(f"cannot read {file}: {reason(error)}; fetch it again") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"cannot read {file}: expected a JSON object, not {type(content).__name__}")
     return content
@@ -66,18 +67,25 @@ class Section:
         """A field, whatever it is."""
         return self.content.pop(key, default)
 
-    def whole(self, key: str, default: Any = None) -> Any:
+    def whole(self, key: str, default: int | None = None) -> int | None:
+        """A positive whole number; None where it is missing."""
+        found = self.wholes(key, default)
+        if isinstance(found, list):
+            raise self.error(f"{key} is {found!r}, not a positive whole number")
+        return found
+
+    def wholes(self, key: str, default: int | None = None) -> int | list[int] | None:
         """A positive whole number, or a list of them; None where it is missing."""
-        value = self.content.pop(key, default)
+        value: Any = self.content.pop(key, default)
         items = value if isinstance(value, list) and value else [value]
-        if value is not None and not all(type(item) is int and item > 0 for item in items):
+        if value is not None and not all(type(item) is int and 0 < item <= _LARGEST for item in items):
             raise self.error(f"{key} is {value!r}, not a positive whole number")
-        return value
+        return cast("int | list[int] | None", value)
 
     def number(self, key: str, default: float) -> float:
         """A positive number."""
         value = self.content.pop(key, default)
-        if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+        if type(value) not in (int, float) or not 1 / _LARGEST <= value <= _LARGEST:
             raise self.error(f"{key} is {value!r}, not a positive number")
         return float(value)
 
@@ -92,7 +100,7 @@ class Section:
     def activation(self, key: str, default: str) -> Activation:
         """Our name of an activation."""
         value = self.content.pop(key, default)
-        if value not in _ACTIVATIONS:
+        if not isinstance(value, str) or value not in _ACTIVATIONS:
             raise self.error(f"the activation {value!r} is not supported; known: {', '.join(_ACTIVATIONS)}")
         return _ACTIVATIONS[value]
 
@@ -105,16 +113,17 @@ class Section:
 
     def error(self, what: str) -> CheckpointError:
         """A refusal that names the file and the object in it."""
-        return CheckpointError(f"{self.source}: {self.name}: {what}")
+        line = " ".join(what.split())
+        return CheckpointError(f"{self.source}: {self.name}: {line if len(line) <= 300 else line[:300] + '…'}")
 
     def square(self, key: str) -> int | None:
         """The side of a square, written once or twice; None where it is missing."""
-        value = self.whole(key)
+        value = self.wholes(key)
         if isinstance(value, list):
             if len(set(value)) != 1:
                 raise self.error(f"{key} = {value!r} is not a square")
-            return int(value[0])
-        return None if value is None else int(value)
+            return value[0]
+        return value
 
     def choice(self, key: str, known: Mapping[Any, str]) -> str | None:
         """What one of the known values means; None where it is missing."""
@@ -131,7 +140,7 @@ class Section:
         if value is None:
             return None
         values = value if isinstance(value, list) else [value] * 3
-        if len(values) != 3 or not all(type(v) in (int, float) and math.isfinite(v) for v in values):
+        if len(values) != 3 or not all(type(v) in (int, float) and abs(v) <= _LARGEST for v in values):
             raise self.error(f"{key} = {value!r} is not three numbers")
         if "std" in key and min(values) <= 0:
             raise self.error(f"{key} = {value!r} must be above 0")

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from intclip.backbones.tokenizer import encode, pad
-from intclip.errors import CheckpointError, IntclipError
+from intclip.errors import CheckpointError, IntclipError, reason
 
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -41,9 +41,7 @@ class FileTokenizer:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
-            raise CheckpointError(
-                f"{path} is not a tokenizer, or it is damaged: {' '.join(str(error).split())}"
-            ) from error
+            raise CheckpointError(f"{path} is not a tokenizer, or it is damaged: {reason(error)}") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         highest = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
@@ -84,7 +82,10 @@ class FileTokenizer:
         return canonical(text) if self.clean else text
 
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(self._prepared(text)).ids
+        try:
+            ids: list[int] = self._tokenizer.encode(self._prepared(text)).ids
+        except Exception as error:  # the library raises plain Exception
+            raise CheckpointError(f"{self.path} cannot read {text!r:.80}: {reason(error)}; fetch it again") from error
         if not self.ends:
             return ids
         if ids and ids[0] == self.start_id and self.start_id != self.end_id:
@@ -104,8 +105,8 @@ class FileTokenizer:
             return {}
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot read {file}: {' '.join(str(error).split())[:200]}") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"cannot read {file}: {reason(error)}; fetch it again") from error
         if not isinstance(content, dict):
             raise CheckpointError(f"cannot read {file}: expected a JSON object")
         return {

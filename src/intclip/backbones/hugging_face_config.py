@@ -58,8 +58,8 @@ def hugging_face_config(content: Mapping[str, Any], source: Path) -> ModelConfig
     family = _FAMILIES.get(kind) if isinstance(kind, str) else None
     if family is None:
         known = ", ".join(_FAMILIES)
-        what = f" ({_REFUSED[kind]})" if kind in _REFUSED else ""
-        raise CheckpointError(f"{source}: the model type {kind!r}{what} is not supported; known: {known}")
+        what = f" ({_REFUSED[kind]})" if isinstance(kind, str) and kind in _REFUSED else ""
+        raise CheckpointError(f"{source}: the model type {kind!r:.80}{what} is not supported; known: {known}")
     usual = _USUAL[family]
     vision = Section(content.get("vision_config") or {}, source, "vision_config")
     text = Section(content.get("text_config") or {}, source, "text_config")
@@ -94,7 +94,7 @@ def hugging_face_config(content: Mapping[str, Any], source: Path) -> ModelConfig
     end = text.take("eos_token_id")
     if family == "metaclip2":
         details["end_token"] = end if type(end) is int else 2
-    elif family == "clip" and type(end) is int and end != 2 and end < (sizes["vocab_size"] or 49408):
+    elif family == "clip" and type(end) is int and end != 2 and 0 <= end < (sizes["vocab_size"] or 49408):
         details["end_token"] = end  # 2 is an old way to write "the highest id"
     pad = text.take("pad_token_id")
     tokenizer = {"pad_id": pad} if type(pad) is int else {}
@@ -176,25 +176,23 @@ def _processor_pixels(section: Section) -> dict[str, Any]:
 
 def _processor_size(section: Section, square: bool) -> tuple[bool, int | None]:
     """Whether photos are squashed, and the side that they are resized to."""
-    size = section.take("size")
-    if size is None:
-        return square, 224
-    if type(size) is int:
-        return square, size
-    if isinstance(size, Mapping):
-        if size.keys() == {"shortest_edge"}:
-            return False, size["shortest_edge"]
-        if size.keys() == {"height", "width"} and size["height"] == size["width"]:
-            return True, size["height"]
+    size = section.content.get("size")
+    if not isinstance(size, Mapping):
+        return square, section.whole("size", 224) or 224
+    section.take("size")
+    fields = Section(size, section.source, "size")
+    if size.keys() == {"shortest_edge"}:
+        return False, fields.whole("shortest_edge")
+    if size.keys() == {"height", "width"} and size["height"] == size["width"]:
+        return True, fields.whole("height")
     raise section.error(f"size = {size!r} is not supported; known: a shortest edge, or the same height and width")
 
 
 def _processor_crop(section: Section, size: int | None) -> int | None:
-    crop = section.take("crop_size")
-    if isinstance(crop, Mapping) and crop.keys() == {"height", "width"} and crop["height"] == crop["width"]:
-        return int(crop["height"])
-    if crop is None:
-        return size
-    if type(crop) is int:
-        return crop
+    crop = section.content.get("crop_size")
+    if not isinstance(crop, Mapping):
+        return section.whole("crop_size") or size
+    section.take("crop_size")
+    if crop.keys() == {"height", "width"} and crop["height"] == crop["width"]:
+        return Section(crop, section.source, "crop_size").whole("height")
     raise section.error(f"crop_size = {crop!r} is not supported; known: the same height and width")

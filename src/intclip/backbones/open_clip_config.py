@@ -42,7 +42,7 @@ def open_clip_config(content: Mapping[str, Any], source: Path) -> ModelConfig:
     details: dict[str, Any] = {}
     if timm is None:
         sizes |= {"patch_size": vision.square("patch_size"), "vision_width": vision.whole("width")}
-        layers = vision.whole("layers")
+        layers = vision.wholes("layers")
         sizes["vision_layers"] = tuple(layers) if isinstance(layers, list) else layers
         head_width = vision.whole("head_width")
         if head_width is not None:
