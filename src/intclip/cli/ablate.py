@@ -106,8 +106,11 @@ def ablate(
         print(paths[0].read_text(encoding="utf-8"), end="")
         print(f"\nWritten: {', '.join(map(str, paths))}")
     if failures:
-        place, reason = next(iter(failures.items()))
-        raise TrainingError(f"{len(failures)} of {len(cells)} runs failed, the first in {place}: {reason}")
+        first = next(cell for cell in cells if str(cell.out) in failures)
+        raise TrainingError(
+            f"{len(failures)} of {len(cells)} runs failed, the first is row {first.row!r}, seed {first.seed}: "
+            f"{failures[str(first.out)]} (the same command runs what is not finished)"
+        )
 
 
 def _print_studies(names: list[str]) -> None:

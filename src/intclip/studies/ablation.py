@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from intclip.data.loading import usable_cores
-from intclip.errors import IntclipError, RecipeError
+from intclip.errors import IntclipError, RecipeError, TrainingError, reason
 from intclip.files import atomic_directory
 from intclip.studies.studies import Row, Study
 from intclip.training.recipe import Recipe, load_recipe, validate_recipe
@@ -234,7 +235,13 @@ def run_cells(
                     bar.update(task, description=f"{cell.row}, seed {cell.seed}")
                     receiver, sender = context.Pipe(duplex=False)
                     process = context.Process(target=_run_cell, args=(cell, threads, sender, work))
-                    process.start()
+                    try:
+                        process.start()
+                    except (EOFError, OSError) as error:  # the server that begins them was killed
+                        raise TrainingError(
+                            f"no process could be begun for row {cell.row!r}, seed {cell.seed} ({reason(error)}); free "
+                            "memory and give the same command again"
+                        ) from error
                     sender.close()
                     running[process.sentinel] = (process, receiver, cell)
                 for sentinel in wait(list(running)):
@@ -330,7 +337,10 @@ def _one_seed(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def _reason(process: BaseProcess, receiver: Connection) -> str:
-    try:
-        return str(receiver.recv()) if receiver.poll() else f"its process ended with code {process.exitcode}"
-    except EOFError:
-        return f"its process ended with code {process.exitcode}"
+    with suppress(EOFError):
+        if receiver.poll():
+            return str(receiver.recv())
+    code = process.exitcode
+    if code == -9:  # Windows has no name for it
+        return "its process was killed, as the system does when memory runs out; take fewer --jobs or smaller batches"
+    return f"its process ended with code {code}"
