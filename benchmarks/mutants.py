@@ -111,9 +111,9 @@ def is_killed(name: str, path: Path, source: str, tests: tuple[str, ...]) -> boo
     """Whether the tests notice, in a forked process."""
     child = os.fork()
     if child == 0:
-        with open(os.devnull, "w") as sink:
-            os.dup2(sink.fileno(), 1)
-            os.dup2(sink.fileno(), 2)
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, 1)
+        os.dup2(sink, 2)
         sys.meta_path.insert(0, Changed(name, path, source))
         code = 1
         try:

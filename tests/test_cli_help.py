@@ -47,6 +47,7 @@ def test_each_example_of_a_help_can_be_copied_from_one_line(words):
         ("predict x.jpg --batch-size 1.5", "--batch-size 1.5: choose a whole number from 1 on"),
         ("app --port 70000", "--port 70000: choose a whole number from 0 to 65535"),
         ("describe x.jpg --model m --out x.csv --prices 1 x", "--prices x: choose a number"),
+        ("predict x.jpg --engine fast", "--engine: 'fast' is not one of 'auto', 'torch', 'openvino', 'onnx'"),
     ],
 )
 def test_a_wrong_number_is_told_with_its_limits(words, said, monkeypatch, capsys):

@@ -39,6 +39,12 @@ def test_weights_that_lie_there_are_found(tmp_path, monkeypatch):
     assert found["zero-shot:RN50"].where == "hub"
 
 
+def test_a_wrong_folder_of_weights_is_named_with_its_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv("INTCLIP_WEIGHTS", str(tmp_path / "nothing"))
+    with pytest.raises(CheckpointError, match=r"INTCLIP_WEIGHTS names .*nothing"):
+        find_models()
+
+
 def test_a_missing_package_is_said(monkeypatch):
     def missing(name):
         raise CheckpointError(name)

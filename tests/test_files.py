@@ -5,7 +5,15 @@ import pytest
 
 from intclip.errors import MissingExtraError, StorageError
 from intclip.extras import require
-from intclip.files import atomic_directory, atomic_path, make_directory, sha256_file, write_text
+from intclip.files import (
+    CACHE_VARIABLE,
+    atomic_directory,
+    atomic_path,
+    cache_home,
+    make_directory,
+    sha256_file,
+    write_text,
+)
 
 
 def test_atomic_path_appears_whole(tmp_path: Path):
@@ -25,6 +33,21 @@ def test_atomic_path_keeps_the_old_file_when_writing_fails(tmp_path: Path):
         raise RuntimeError
     assert target.read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_with_two_names_keeps_the_old_content_under_the_other(tmp_path: Path):
+    """As a backup made of hard links must; a link, in contrast, is followed."""
+    write_text(tmp_path / "a", "old")
+    (tmp_path / "b").hardlink_to(tmp_path / "a")
+    write_text(tmp_path / "a", "new")
+    assert ((tmp_path / "a").read_text(), (tmp_path / "b").read_text()) == ("new", "old")
+
+
+def test_a_cache_folder_that_is_a_file_is_named_with_its_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file"))
+    with pytest.raises(StorageError, match=f"{CACHE_VARIABLE} names .*file"):
+        cache_home()
 
 
 def test_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path):

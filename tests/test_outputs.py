@@ -57,7 +57,7 @@ def test_a_files_permissions_stay(tmp_path):
 def test_a_read_only_file_is_refused(tmp_path):
     (tmp_path / "x").write_text("mine")
     (tmp_path / "x").chmod(0o400)
-    with pytest.raises(StorageError, match="read-only"):
+    with pytest.raises(StorageError, match="x: Permission denied"):
         write_text(tmp_path / "x", "new")
 
 

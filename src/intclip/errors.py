@@ -5,7 +5,10 @@ exits with code 2; programs catch `IntclipError` or a subclass.
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class IntclipError(Exception):
@@ -60,5 +63,25 @@ def listed(names: Iterable[Any], most: int = 12, *, quoted: bool = False) -> str
 
 
 def reason(error: BaseException, most: int = 160) -> str:
-    """Return another library's error message in one shortened line."""
-    return " ".join(str(error).split())[:most] or type(error).__name__
+    """Return another library's error message in one shortened line.
+
+    Of a system error it is the reason alone, without number and path; of a pydantic error the first problem.
+    """
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    elif type(error).__name__ == "ValidationError":
+        from pydantic import ValidationError
+
+        if isinstance(error, ValidationError):
+            text = ": ".join(filter(None, first_problem(error)))
+    return " ".join(text.split())[:most] or type(error).__name__
+
+
+def first_problem(error: "ValidationError") -> tuple[str, str]:
+    """Return the dotted place (empty for the whole object) and the message of the first problem of a pydantic error."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    place, message = ".".join(map(str, first["loc"])), first["msg"].rstrip(".")
+    if first["type"] in ("value_error", "assertion_error"):  # our own words, behind a prefix of pydantic's
+        return place, message.partition(", ")[2]
+    return place, message[:1].lower() + message[1:]

@@ -1,7 +1,7 @@
 """Write files atomically: to a temporary file, then rename.
 
-Links are followed. "-" (standard output), pipes and character devices such as
-/dev/stdout are written to directly.
+Links are followed. Of a file with several names (hard links) only the given one changes, so that a backup made of hard
+links keeps its content. "-" (standard output), pipes and character devices such as /dev/stdout are written to directly.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
-from intclip.errors import StorageError
+from intclip.errors import StorageError, reason
 
 STDOUT = "-"
 """Target for standard output."""
@@ -32,10 +32,17 @@ Target = str | os.PathLike[str]
 
 
 def cache_home() -> Path | None:
-    """Return the cache folder: `INTCLIP_CACHE`, else intclip in the user's cache folder; None if off."""
+    """Return the cache folder: `INTCLIP_CACHE`, else intclip in the user's cache folder; None if off.
+
+    Raises:
+        StorageError: The variable is not a folder.
+    """
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen is not None:
-        return None if chosen.lower() in ("", "0", "off", "no") else Path(chosen).expanduser()
+        place = None if chosen.lower() in ("", "0", "off", "no") else Path(chosen).expanduser()
+        if place is not None and place.exists() and not place.is_dir():
+            raise StorageError(f"{CACHE_VARIABLE} names {chosen}, which is not a folder; correct it or set it to off")
+        return place
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "intclip"
 
@@ -280,13 +287,16 @@ def _followed(target: Path, *, folder: bool = False) -> Path:
     try:
         place = Path(os.path.realpath(target, strict=True)) if target.exists() else Path(os.path.realpath(target))
     except (OSError, ValueError) as error:
-        raise StorageError(f"cannot write {target}: {error}; choose another path") from error
+        raise StorageError(f"cannot write {target}: {reason(error)}; choose another path") from error
     if place.is_symlink():
         raise StorageError(f"cannot write {target}: cyclic links; choose another path")
     if not folder and place.is_dir():
         raise StorageError(f"cannot write {target}: it is a folder; name a file")
-    if not folder and place.exists() and not os.access(place, os.W_OK):
-        raise StorageError(f"cannot write {target}: it is read-only; choose another path")
+    if not folder and place.exists():
+        try:  # a rename would replace a file that may not be written
+            os.close(os.open(place, os.O_WRONLY))
+        except OSError as error:
+            raise _storage_error(target, error) from error
     return place if target.is_symlink() else target
 
 
@@ -312,5 +322,4 @@ def _sync(path: Path) -> None:
 
 
 def _storage_error(target: Path, error: OSError) -> StorageError:
-    reason = error.strerror or str(error)
-    return StorageError(f"cannot write {target}: {reason}; free space or choose a writable place")
+    return StorageError(f"cannot write {target}: {reason(error)}; free space or choose a writable place")

@@ -194,6 +194,9 @@ def test_without_annotations_or_root(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("INTCLIP_DATA", raising=False)
     with pytest.raises(DatasetError, match="set INTCLIP_DATA"):
         load_intentonomy()
+    monkeypatch.setenv("INTCLIP_DATA", str(tmp_path / "nothing"))
+    with pytest.raises(DatasetError, match=r"INTCLIP_DATA names .*nothing"):
+        load_intentonomy()
     monkeypatch.setenv("INTCLIP_DATA", str(tmp_path))
     with pytest.raises(DatasetError, match="no such file or folder"):
         load_intentonomy()

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from work import JOBS
 
 from intclip.cli.main import run_to_exit
@@ -114,12 +115,17 @@ class SmallFiles:
 
 
 class LittleMemory:
-    """No more memory than the process has, and so many bytes."""
+    """No more memory than the process has, and so many bytes.
+
+    One thread computes: where OpenMP finds no memory for another thread's stack, it ends the process by itself, with a
+    line of its own.
+    """
 
     def __init__(self, more: int) -> None:
         self.more = more
 
     def __call__(self, place: Path) -> None:
+        torch.set_num_threads(1)
         has = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (has + self.more, resource.RLIM_INFINITY))
 

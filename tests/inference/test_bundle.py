@@ -16,7 +16,7 @@ from intclip.evaluation.report import write_predictions
 from intclip.evaluation.scoring import Scores
 from intclip.files import sha256_file
 from intclip.inference import load, load_bundle
-from intclip.inference.bundle import set_temperature
+from intclip.inference.bundle import set_temperature, set_thresholds
 from tiny_models import OPTIONS, THRESHOLDS, tiny_intclip, write_bundle
 
 REMEDY = re.compile(r"[;:] (fetch or copy it again|copy the file .*|give .*|check the path|upgrade with: .*)$")
@@ -69,6 +69,16 @@ def test_round_trip_restores_every_number(bundle_path):
     assert own.keys() == loaded.keys() == bundle.state.keys()
     for name, tensor in own.items():
         torch.testing.assert_close(loaded[name], tensor, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("levels", [[0.5] * 4, [0.5] * 4 + [1.5], [0.5] * 4 + [float("nan")]])
+def test_wrong_thresholds_are_refused_and_nothing_is_written(bundle_path, tmp_path, levels):
+    own = shutil.copytree(bundle_path, tmp_path / "own")
+    before = {path.name: path.read_bytes() for path in own.iterdir()}
+    with pytest.raises(BundleError, match=re.escape(str(own))) as refusal:
+        set_thresholds(own, np.array(levels))
+    assert "\n" not in str(refusal.value)
+    assert {path.name: path.read_bytes() for path in own.iterdir()} == before
 
 
 def test_the_backbone_is_not_stored(bundle_path):

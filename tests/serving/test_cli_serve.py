@@ -13,7 +13,7 @@ from intclip.cli.main import main
         (["--model", "a=lite", "--model", "a=proxy"], "two models are called 'a'"),
         (["--max-photos", "300"], "max_photos 300 is above capacity 256"),
         (["--api-key-file", "nothing.txt"], "cannot read the API key from nothing.txt"),
-        (["--log-level", "loud"], "debug"),
+        (["--log-level", "loud"], "intclip: --log-level: 'loud' is not one of 'debug', 'info', 'warning', 'error'"),
         (["--host", "no such host"], "no address 'no such host'"),
         (["--allow-origin", "https://example.org/"], "'https://example.org/' is no origin; write it as https://"),
         (["--allow-origin", "example.org"], "'example.org' is no origin; write it as https://"),
@@ -43,5 +43,5 @@ def test_a_key_that_cannot_travel_is_refused_and_not_shown(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main()
     told = capsys.readouterr().err
-    assert "api_key must be ASCII" in told
+    assert told.startswith("intclip: INTCLIP_API_KEY: api_key must be ASCII")
     assert "my key" not in told

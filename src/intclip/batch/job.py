@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from intclip.backbones.lite_towers import LITE_BACKBONES
 from intclip.backbones.sources import source_files
 from intclip.batch.references import Reference, references
-from intclip.errors import StorageError, listed
+from intclip.errors import StorageError, listed, reason
 from intclip.extras import require
 from intclip.files import atomic_path, hold_lock, sha256_file, write_text
 from intclip.inference.bundle import JSON_FILE
@@ -239,7 +239,7 @@ def read_job(folder: str | os.PathLike[str]) -> Job:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StorageError(f"no batch job in {folder}: it has no {MANIFEST}") from error
     except OSError as error:
-        raise StorageError(f"cannot read {folder / MANIFEST}: {error.strerror}; check its permissions") from error
+        raise StorageError(f"cannot read {folder / MANIFEST}: {reason(error)}; check its permissions") from error
     except ValidationError as error:
         raise StorageError(f"{folder / MANIFEST} is damaged or of another version; start the job again") from error
     return Job(folder, manifest)

@@ -128,7 +128,7 @@ def _remote(source: str, exclude: Sequence[str]) -> Iterator[Reference]:
     except FileNotFoundError as error:
         raise ImageError(f"nothing at {source}; check the URL") from error
     except OSError as error:
-        raise StorageError(f"cannot read {source}: {error}; check the URL and your credentials") from error
+        raise StorageError(f"cannot read {source}: {reason(error)}; check the URL and your credentials") from error
     kept = [
         system.unstrip_protocol(file)
         for file in files
@@ -153,7 +153,7 @@ def _file(path: Path, name: str, base: str, exclude: Sequence[str]) -> Iterator[
             with path.open("rb") as stream:
                 yield from _members(stream, name, exclude)
         except OSError as error:
-            raise DatasetError(f"cannot read {name}: {error.strerror or reason(error)}; check the path") from error
+            raise DatasetError(f"cannot read {name}: {reason(error)}; check the path") from error
         return
     if suffix == _PARQUET and not is_remote(name) and embeds_photos(_photo_type(path, name)):
         yield from _embedded(path, name)
@@ -173,7 +173,7 @@ def _lines(path: Path, name: str) -> Iterator[str]:
     except UnicodeDecodeError as error:
         raise DatasetError(f"{name} is not a text file in UTF-8; save the list of paths as UTF-8") from error
     except OSError as error:
-        raise DatasetError(f"cannot read {name}: {error.strerror or reason(error)}") from error
+        raise DatasetError(f"cannot read {name}: {reason(error)}") from error
 
 
 def _cells(path: Path, name: str) -> Iterator[str]:

@@ -75,22 +75,25 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def wrong_number(error: "typer.TyperException") -> str | None:
-    """Return the message for an option that is not a number or is out of range; None for other errors."""
+def wrong_value(error: "typer.TyperException") -> str | None:
+    """Return the message for an option with an invalid value; None for other errors."""
     from pydantic import ValidationError
+
+    from intclip.errors import first_problem
 
     option, cause = getattr(error, "param", None), error.__cause__
     if option is None or not isinstance(cause, ValidationError):
         return None
+    name = (option.opts or [option.name])[0]
     first = cause.errors(include_url=False)[0]
     if not first["type"].startswith(("greater_than", "less_than", "int_", "float_", "finite_")):
-        return None
+        return f"{name}: {first_problem(cause)[1]}"
     kind = option.type_descriptor
     low, high = kind.parameter_info.min, kind.parameter_info.max
     number = "a whole number" if kind.annotation is int else "a number"
     limits = f" from {low} to {high}" if None not in (low, high) else f" from {low} on" if low is not None else ""
     limits = limits or (f" up to {high}" if high is not None else "")
-    return f"{(option.opts or [option.name])[0]} {first['input']}: choose {number}{limits}"
+    return f"{name} {first['input']}: choose {number}{limits}"
 
 
 _STEERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

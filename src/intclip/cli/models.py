@@ -1,7 +1,6 @@
 """`intclip models`."""
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -93,13 +92,12 @@ def find_models() -> list[Found]:
 def _local(name: str, file: "HubFile") -> Path | None:
     """Find a CLIP's local weights, in the weights folder or the hub's cache."""
     from intclip.backbones.hub import cached
-    from intclip.backbones.sources import WEIGHTS_VARIABLE
+    from intclip.backbones.sources import local_weights
+    from intclip.backbones.weight_files import find_weights
     from intclip.errors import MissingExtraError
 
-    if folder := os.environ.get(WEIGHTS_VARIABLE):
-        stem = name.replace("/", "-").replace("@", "-")
-        if own := next((path for path in sorted(Path(folder).glob(f"{stem}.*")) if path.is_file()), None):
-            return own
+    if own := local_weights(name):
+        return find_weights(own)
     try:
         return cached(file)
     except MissingExtraError:

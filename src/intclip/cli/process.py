@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import typer
 
-from intclip.cli.common import printable, wrong_number
+from intclip.cli.common import printable, wrong_value
 from intclip.errors import IntclipError
 from intclip.machine import memory_is_short
 
@@ -145,7 +145,7 @@ def _usage(error: typer.TyperException) -> None:
     if type(error).__name__ == "NoArgsIsHelpError":
         print(error.format_message(), file=sys.stderr)
         sys.exit(2)
-    _fail(wrong_number(error) or error.format_message())
+    _fail(wrong_value(error) or error.format_message())
 
 
 def _fail(message: str) -> None:

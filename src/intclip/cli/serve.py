@@ -53,7 +53,7 @@ class Limits:
         """
         from pydantic import ValidationError
 
-        from intclip.errors import IntclipError
+        from intclip.errors import IntclipError, reason
         from intclip.serving.settings import Settings
 
         values = {
@@ -72,9 +72,7 @@ class Limits:
         try:
             return Settings.model_validate(values)
         except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False)[0]
-            place = ".".join(map(str, first["loc"]))
-            raise IntclipError(f"{place}{': ' if place else ''}{first['msg'].removeprefix('Value error, ')}") from None
+            raise IntclipError(reason(error)) from None
 
 
 @dataclass(frozen=True)
@@ -146,15 +144,22 @@ def serve(
 
 
 def _read_key(file: Path | None) -> str | None:
-    from intclip.errors import IntclipError
+    from intclip.errors import IntclipError, reason
+    from intclip.serving.answers import check_key
 
     if file is None:
-        return os.environ.get(KEY_VARIABLE) or None
+        key = os.environ.get(KEY_VARIABLE, "").strip()
+        if not key:
+            return None
+    else:
+        try:
+            key = file.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            raise IntclipError(f"cannot read the API key from {file}: {reason(error)}; check the path") from error
+        if not key:
+            raise IntclipError(f"{file} has no API key; write the key as its only line")
     try:
-        key = file.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise IntclipError(f"cannot read the API key from {file}: {reason}") from error
-    if not key:
-        raise IntclipError(f"{file} has no API key; write the key as its only line")
+        check_key(key)
+    except ValueError as error:
+        raise IntclipError(f"{file or KEY_VARIABLE}: {error}") from None
     return key

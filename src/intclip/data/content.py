@@ -60,9 +60,7 @@ def open_content(source: PhotoFile | bytes | IO[bytes]) -> IO[bytes]:
     except FileNotFoundError as error:
         raise ImageError(f"no such photo: {name}; check the path") from error
     except (OSError, ValueError) as error:
-        raise ImageError(
-            f"cannot read {name}: {getattr(error, 'strerror', None) or reason(error)}; check the path"
-        ) from error
+        raise ImageError(f"cannot read {name}: {reason(error)}; check the path") from error
 
 
 def read_bytes(source: PhotoFile) -> bytes:
@@ -75,9 +73,7 @@ def read_bytes(source: PhotoFile) -> bytes:
         with open_content(source) as stream:
             return stream.read()
     except OSError as error:
-        raise ImageError(
-            f"cannot read {describe(source)}: {error.strerror or reason(error)}; check the disk"
-        ) from error
+        raise ImageError(f"cannot read {describe(source)}: {reason(error)}; check the disk") from error
 
 
 def read_member(member: TarMember) -> bytes:
@@ -94,7 +90,7 @@ def read_member(member: TarMember) -> bytes:
     except FileNotFoundError as error:
         raise ImageError(f"no such archive: {member.archive}; check the path") from error
     except OSError as error:
-        raise ImageError(f"cannot read {name}: {error.strerror or reason(error)}") from error
+        raise ImageError(f"cannot read {name}: {reason(error)}") from error
     if len(content) < member.size or not content:
         raise ImageError(f"{name} is {'truncated' if member.size else 'empty (0 bytes)'}; fetch the archive again")
     return content
@@ -130,7 +126,7 @@ def _read_cell(photo: EmbeddedPhoto) -> bytes:
         group = next(i for i, start in reversed(list(enumerate(starts))) if start <= photo.row)
         content = _group(photo.table, modified, photo.column, group)[photo.row - starts[group]]
     except OSError as error:
-        raise ImageError(f"cannot read {name}: {error.strerror or reason(error)}; check the path") from error
+        raise ImageError(f"cannot read {name}: {reason(error)}; check the path") from error
     except Exception as error:  # Arrow raises its own errors, and Python's, on damaged files
         raise ImageError(f"cannot read {name}: the table is damaged or has changed; write it again") from error
     if not isinstance(content, bytes) or not content:

@@ -46,7 +46,7 @@ from intclip.data.cache_shards import (
 from intclip.data.loading import PixelBatch, pixel_batches, usable_cores
 from intclip.data.sample import Sample
 from intclip.data.transforms import Augment
-from intclip.errors import StorageError
+from intclip.errors import StorageError, reason
 from intclip.files import atomic_directory
 
 Extract = Callable[[npt.NDArray[np.float32]], Arrays]
@@ -281,5 +281,5 @@ def _mapped(path: str) -> npt.NDArray[Any]:
     try:
         mapped: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise StorageError(f"cannot read the cached features {path}: {error}; open the cache again") from error
+        raise StorageError(f"cannot read the cached features {path}: {reason(error)}; open the cache again") from error
     return mapped

@@ -100,7 +100,7 @@ def _expand(path: str | Path, suffixes: Container[str], exclude: Sequence[str], 
         else:
             raise ImageError(f"no such file or folder: {text}; check the path")
     except OSError as error:
-        raise ImageError(f"cannot read {error.filename or text}: {error.strerror or reason(error)}") from error
+        raise ImageError(f"cannot read {error.filename or text}: {reason(error)}") from error
     except ValueError as error:  # a NUL byte in the path
         raise ImageError(f"not a path: {text!r}") from error
 

@@ -202,12 +202,12 @@ def index_tar(path: Path) -> dict[str, dict[str, TarMember]]:
                     raise DatasetError(f"{path}: {info.name!r} occurs twice; remove one")
     except tarfile.TarError as error:
         raise DatasetError(
-            f"{path} is not an uncompressed tar, or is damaged ({error}); fetch or unpack it again"
+            f"{path} is not an uncompressed tar, or is damaged ({reason(error)}); fetch or unpack it again"
         ) from error
     except OSError as error:
-        raise DatasetError(f"cannot read {path}: {error.strerror or reason(error)}; check the path") from error
+        raise DatasetError(f"cannot read {path}: {reason(error)}; check the path") from error
     except (ValueError, OverflowError) as error:  # invalid numbers in a damaged header
-        raise DatasetError(f"{path} is damaged ({error}); fetch it again") from error
+        raise DatasetError(f"{path} is damaged ({reason(error)}); fetch it again") from error
     if not samples:
         raise DatasetError(f"{path} is empty; fetch it again")
     return samples

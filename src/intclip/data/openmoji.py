@@ -20,7 +20,7 @@ from intclip.data.loading import usable_cores
 from intclip.data.reading import Labels
 from intclip.data.sample import Dataset, Sample
 from intclip.data.splitting import hold_out
-from intclip.errors import DatasetError, StorageError
+from intclip.errors import DatasetError, StorageError, reason
 from intclip.extras import require
 from intclip.files import atomic_path, cache_home
 from intclip.labels import load_taxonomy
@@ -138,7 +138,7 @@ def render(drawings: list[Drawing], folder: Path, size: int) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"cannot write {folder}: {error.strerror}; pass another cache folder as root") from error
+        raise StorageError(f"cannot write {folder}: {reason(error)}; pass another cache folder as root") from error
 
     def one(name: str) -> None:
         svg = sources[f"{name}.svg"].read_text(encoding="utf-8")

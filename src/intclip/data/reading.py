@@ -45,6 +45,8 @@ def dataset_root(name: str, root: str | os.PathLike[str] | None, folder: str) ->
         data = os.environ.get(DATA_VARIABLE)
         if not data:
             raise DatasetError(f"{name}: unknown location; give its folder (root), or set {DATA_VARIABLE}")
+        if not Path(data).expanduser().is_dir():
+            raise DatasetError(f"{DATA_VARIABLE} names {data}, which is not a folder; correct or unset it")
         root = Path(data) / folder
     root = Path(root).expanduser()
     if not root.exists():
@@ -88,9 +90,7 @@ def read_text(path: Path, encoding: str = "utf-8-sig", *, encodable: bool = Fals
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DatasetError(
-            f"cannot read {path}: {error.strerror or reason(error)}; check path and permission"
-        ) from error
+        raise DatasetError(f"cannot read {path}: {reason(error)}; check path and permission") from error
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
@@ -147,7 +147,7 @@ def load_array(path: Path) -> npt.NDArray[Any]:
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DatasetError(f"cannot read {path} as a NumPy array: {error}; fetch or write it again") from error
+        raise DatasetError(f"cannot read {path} as a NumPy array: {reason(error)}; fetch or write it again") from error
     if not isinstance(array, np.ndarray):
         raise DatasetError(f"{path} has several arrays; save one array with numpy.save")
     return array

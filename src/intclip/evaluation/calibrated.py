@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from intclip.data.sample import check_positive_share
-from intclip.errors import DatasetError
+from intclip.errors import DatasetError, reason
 from intclip.evaluation.calibration import apply_temperature, fit_isotonic, fit_temperature, reliability_curve
 from intclip.evaluation.conformal import class_miss_rate_thresholds, label_sets, miss_rate_threshold, set_report
 from intclip.evaluation.report import markdown_table, percent, write_report
@@ -111,7 +111,7 @@ def _report_of(predictions: Path) -> Report:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise DatasetError(f"{path} cannot be read ({error}); evaluate again, or remove it") from error
+        raise DatasetError(f"{path} cannot be read ({reason(error)}); evaluate again, or remove it") from error
 
 
 def fitted_temperature(predictions: Predictions) -> float:

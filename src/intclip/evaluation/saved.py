@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from intclip.errors import DatasetError, StorageError
+from intclip.errors import DatasetError, StorageError, reason
 from intclip.evaluation.scoring import Report, Task
 from intclip.inference.results import score_columns
 from intclip.strict_yaml import parse_yaml
@@ -82,7 +82,9 @@ def read_evaluation(folder: str | os.PathLike[str], split: str = "test") -> Save
         columns = [np.stack([table[name].to_numpy() for name in part], 1) for part in names]
         ids = table["id"].to_pylist()
     except (OSError, ValueError, KeyError, TypeError) as error:  # Arrow's own errors are of these kinds
-        raise StorageError(f"{folder}: the evaluation of {split!r} is damaged ({error}); evaluate again") from error
+        raise StorageError(
+            f"{folder}: the evaluation of {split!r} is damaged ({reason(error)}); evaluate again"
+        ) from error
     if not ids:
         raise StorageError(f"{table_file} holds no photo; evaluate again")
     return SavedEvaluation(

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from intclip.backbones.preprocess import Preprocess
-from intclip.errors import BundleError, IntclipError
+from intclip.errors import BundleError, IntclipError, reason
 from intclip.files import atomic_directory, sha256_file, write_text
 from intclip.inference.card import Channel
 from intclip.inference.weights import DAMAGED, TensorInfo, read_weights, write_weights
@@ -345,10 +345,15 @@ def set_thresholds(path: str | os.PathLike[str], thresholds: npt.NDArray[np.floa
     Raises:
         BundleError: Not a bundle, or not K thresholds.
     """
-    info = load_bundle(path).info
-    new = BundleInfo.model_validate(info.model_dump() | {"thresholds": np.asarray(thresholds, dtype=float).tolist()})
+    bundle = load_bundle(path)
+    levels = np.asarray(thresholds, dtype=float)
+    if levels.shape != (len(bundle.taxonomy.names),):
+        raise BundleError(f"{path}: thresholds of shape {levels.shape}; give one for each of its labels")
+    try:
+        new = BundleInfo.model_validate(bundle.info.model_dump() | {"thresholds": levels.tolist()})
+    except ValidationError as error:
+        raise BundleError(f"{path}: {reason(error)}") from error
     write_text(Path(path) / JSON_FILE, _to_text(new))
-    load_bundle(path)
 
 
 def load_bundle(path: str | os.PathLike[str]) -> Bundle:
@@ -407,9 +412,7 @@ def _read_info(file: Path) -> BundleInfo:
     try:
         return BundleInfo.model_validate(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{file}: {place}: {first['msg']}; {DAMAGED}") from error
+        raise BundleError(f"{file}: {reason(error)}; {DAMAGED}") from error
 
 
 def _check_regular(file: Path) -> None:

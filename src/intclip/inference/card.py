@@ -9,7 +9,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, Field, ValidationError
 
 from intclip.backbones.preprocess import Preprocess
-from intclip.errors import BundleError, IntclipError
+from intclip.errors import BundleError, IntclipError, reason
 from intclip.labels.taxonomy import Taxonomy
 from intclip.version import __version__
 
@@ -109,17 +109,8 @@ class ModelCard(BaseModel, frozen=True, extra="forbid"):
         except (ValidationError, IntclipError, ValueError, RecursionError, AttributeError) as error:
             if isinstance(error, BundleError):
                 raise
-            raise BundleError(
-                f"{where}: its intclip metadata is damaged ({_first_line(error)}); export it again"
-            ) from error
+            raise BundleError(f"{where}: its intclip metadata is damaged ({reason(error)}); export it again") from error
         levels = [card.thresholds, *card.channel_thresholds.values()]
         if tuple(card.labels) != names or any(len(each) != len(names) for each in levels):
             raise BundleError(f"{where}: its labels, thresholds and taxonomy do not agree; export it again")
         return card
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors(include_url=False)[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

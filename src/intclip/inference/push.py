@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from intclip.backbones.hub import HUB_PREFIX
-from intclip.errors import IntclipError, StorageError
+from intclip.errors import IntclipError, StorageError, reason
 from intclip.extras import require
 from intclip.inference.bundle import JSON_FILE, WEIGHTS_FILE, Bundle, CheckpointIdentity, load_bundle
 from intclip.inference.loading import bundle_path, is_zero_shot
@@ -84,8 +84,7 @@ def _reason(error: Exception) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
         return "not logged in, or no access to the repository; log in with: hf auth login"
-    text = " ".join(str(error).split()) or type(error).__name__
-    return f"{text[:160].rstrip('.')}; check the network and push again"
+    return f"{reason(error).rstrip('.')}; check the network and push again"
 
 
 def model_card(bundle: Bundle, repository: str, *, license: str | None = None) -> str:

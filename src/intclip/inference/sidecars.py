@@ -111,7 +111,7 @@ def _read(path: Path) -> bytes | None:
             raise StorageError(f"{path} is larger than {MAX_BYTES >> 20} MiB and cannot be a sidecar; move it away")
         return path.read_bytes()
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror or reason(error)}; check its permissions") from error
+        raise StorageError(f"cannot read {path}: {reason(error)}; check its permissions") from error
 
 
 def _parse(etree: Any, content: bytes, name: str) -> Any:

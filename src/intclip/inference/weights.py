@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel
 
-from intclip.errors import BundleError, listed
+from intclip.errors import BundleError, listed, reason
 from intclip.files import sha256_file
 
 Dtype = Literal["F32", "F16", "F64", "I64", "I32", "U8", "BOOL"]
@@ -85,7 +85,7 @@ def read_weights(file: Path, manifest: Mapping[str, TensorInfo], *, sha256: str)
                         raise BundleError(f"{file}: tensor {name} holds NaN or infinity; {DAMAGED}")
                 state[name] = array
     except (SafetensorError, OSError, ValueError) as error:
-        raise BundleError(f"{file} cannot be read ({error}); {DAMAGED}") from error
+        raise BundleError(f"{file} cannot be read ({reason(error)}); {DAMAGED}") from error
     if sha256_file(file) != sha256:
         raise BundleError(f"{file} is not the file this bundle was written with (SHA-256 differs); {DAMAGED}")
     return state

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from intclip.errors import TaxonomyError
+from intclip.errors import TaxonomyError, reason
 from intclip.labels.file_model import ClassEntry, TaxonomyFile, one_line
 from intclip.labels.hierarchy import Node, resolve_levels
 from intclip.labels.lengths import WORD_RANGES, count_words
@@ -57,7 +57,7 @@ def _read(path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise TaxonomyError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
     except OSError as error:
-        raise TaxonomyError(f"cannot read {path}: {error.strerror or error}; check the path") from error
+        raise TaxonomyError(f"cannot read {path}: {reason(error)}; check the path") from error
     except ValueError as error:
         raise TaxonomyError(f"{path}: {error}; correct the YAML there") from error
 

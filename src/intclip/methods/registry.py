@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from intclip.backbones.base import Backbone
-from intclip.errors import RecipeError
+from intclip.errors import RecipeError, first_problem
 from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.base import Method, Options
 
@@ -113,9 +113,9 @@ def build_method(name: str, backbone: Backbone, taxonomy: Taxonomy, options: Map
 
 def _one_line(name: str, error: ValidationError, options: type[Options]) -> str:
     first = error.errors()[0]
-    where = ".".join(map(str, first["loc"]))
+    where, message = first_problem(error)
     if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
         near = difflib.get_close_matches(where, options.model_fields, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(options.model_fields)}"
         return f"method {name} has no option {where!r}; {hint}"
-    return f"option {where} of method {name}: {first['msg'].lower()} (got {first['input']!r})"
+    return f"option {where} of method {name}: {message} (got {first['input']!r})"

@@ -30,7 +30,7 @@ from intclip.batch.run import run_job
 from intclip.batch.shards import read_shard, to_matrix
 from intclip.data.remote import filesystem, is_remote
 from intclip.data.sample import EmbeddedPhoto, RemoteFile, TarMember
-from intclip.errors import StorageError
+from intclip.errors import StorageError, reason
 from intclip.extras import require
 from intclip.files import atomic_directory, hold_lock, write_text
 from intclip.search.vectors import build_vectors, save_vectors
@@ -100,7 +100,7 @@ def read_index(folder: str | os.PathLike[str]) -> IndexInfo:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StorageError(f"no index in {folder}; create one with: intclip index PHOTOS --out {folder}") from error
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}; check its permissions") from error
+        raise StorageError(f"cannot read {path}: {reason(error)}; check its permissions") from error
     except ValidationError as error:
         raise StorageError(f"{path} is damaged or of another version; index again in another folder") from error
 

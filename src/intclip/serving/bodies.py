@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException as StarletteError
 from starlette.requests import Request
 from starlette.types import Message
 
-from intclip.errors import IntclipError
+from intclip.errors import IntclipError, first_problem
 from intclip.serving.settings import Settings
 
 Asked = TypeVar("Asked", bound=BaseModel)
@@ -145,7 +145,7 @@ def _refuse(error: ValidationError) -> NoReturn:
     """Return an error that names the field but quotes nothing of the request."""
     first = error.errors(include_input=False, include_url=False)[0]
     place = ".".join(map(str, first["loc"][:2]))[:_NAME]
-    message = first["msg"].removeprefix("Value error, ")
+    message = first_problem(error)[1]
     if first["type"] == "extra_forbidden":
         raise IntclipError(f"unknown field {place!r}; /docs lists the fields") from None
-    raise IntclipError(f"{place}: {message[0].lower()}{message[1:]}" if place else message) from None
+    raise IntclipError(f"{place}: {message}" if place else message) from None

@@ -15,7 +15,7 @@ import httpx2
 import tenacity
 from pydantic import TypeAdapter, ValidationError
 
-from intclip.errors import IntclipError
+from intclip.errors import IntclipError, reason
 from intclip.serving.answers import Branch, Explanation, ModelInfo, PredictAnswer, TaxonomyInfo, check_key
 from intclip.version import __version__
 
@@ -222,9 +222,7 @@ def _file(field: str, photo: Photo | None, place: int) -> _File:
     try:
         return field, (_utf8(path.name), path.read_bytes(), "application/octet-stream")
     except (OSError, ValueError) as error:
-        raise IntclipError(
-            f"cannot read {path}: {getattr(error, 'strerror', None) or error}; check the path"
-        ) from error
+        raise IntclipError(f"cannot read {path}: {reason(error)}; check the path") from error
 
 
 def _detail(response: httpx2.Response) -> str:

@@ -11,7 +11,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from intclip.errors import IntclipError
+from intclip.errors import IntclipError, reason
 from intclip.serving.observe import make_log
 
 
@@ -29,14 +29,17 @@ def bind(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as error:
-        raise IntclipError(f"no address {host!r}: {error}; use 127.0.0.1, or 0.0.0.0 for all networks") from error
+        raise IntclipError(
+            f"no address {host!r}: {reason(error)}; use 127.0.0.1, or 0.0.0.0 for all networks"
+        ) from error
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
     except OSError as error:
         bound.close()
-        reason = f"cannot serve at {host}:{port}: {error.strerror}"
-        raise IntclipError(f"{reason}; choose another --port or --host") from error
+        raise IntclipError(
+            f"cannot serve at {host}:{port}: {reason(error)}; choose another --port or --host"
+        ) from error
     return bound
 
 

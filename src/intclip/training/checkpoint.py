@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from intclip.errors import CheckpointError
+from intclip.errors import CheckpointError, reason
 from intclip.files import atomic_path
 
 VERSION = 1
@@ -78,7 +78,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Json]:
             header = json.loads((file.metadata() or {}).get("intclip", "null"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
     except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); {mend}") from error
+        raise CheckpointError(f"{path} is damaged ({reason(error)}); {mend}") from error
     if not isinstance(header, dict) or header.get("version") != VERSION:
         raise CheckpointError(f"{path} is not a checkpoint of this version of intclip; {mend}")
     if header["sha256"] != _digest(tensors):

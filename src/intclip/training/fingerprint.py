@@ -16,7 +16,7 @@ from intclip.backbones.content import digest
 from intclip.data.cache_shards import photo_hashes
 from intclip.data.loading import usable_cores
 from intclip.data.sample import Dataset
-from intclip.errors import TrainingError
+from intclip.errors import TrainingError, reason
 from intclip.files import sha256_file
 
 DATA = "data.json"
@@ -66,7 +66,7 @@ def check_unchanged(out: Path, now: Fingerprint) -> None:
         before = json.loads((out / DATA).read_text(encoding="utf-8"))
         names = dict.fromkeys([*now, *before])
     except (OSError, ValueError) as error:
-        raise TrainingError(f"{out / DATA} cannot be read ({error}); choose another --out") from error
+        raise TrainingError(f"{out / DATA} cannot be read ({reason(error)}); choose another --out") from error
     for name in names:
         if before.get(name) != now.get(name):
             raise TrainingError(

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from intclip.errors import RecipeError
+from intclip.errors import RecipeError, first_problem, reason
 from intclip.strict_yaml import parse_yaml
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -95,8 +95,7 @@ def nearest_hint(error: ValidationError, model: type[BaseModel], where: str, pre
         known = [f"{prefix}.{key}" if prefix else key for key in known_keys(model)]
         return RecipeError(f"{where}: unknown key {dotted!r}; {_suggest(dotted, known)}")
     given = f", not {problem['input']!r}" if problem["type"] != "missing" else ""
-    message = problem["msg"].removeprefix("Value error, ")
-    return RecipeError(f"{where}: {dotted}: {message[0].lower() + message[1:]}{given}")
+    return RecipeError(f"{where}: {dotted}: {first_problem(error)[1]}{given}")
 
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
@@ -161,7 +160,7 @@ def _parse(path: Path) -> Content:
             raise RecipeError(f"{path}: larger than a recipe can be ({MAX_BYTES} bytes)")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error}") from error
+        raise RecipeError(f"cannot read the recipe {path}: {reason(error)}; check its permissions") from error
     try:
         content = parse_yaml(text)
     except ValueError as error:
