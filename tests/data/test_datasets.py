@@ -157,7 +157,7 @@ def test_intentonomy_malformed_annotations(intentonomy: Path) -> None:
         ),
         ({"images": [image, {**image, "filename": "low/v1.jpg"}]}, r"image 2: id 'v0' is there already \(.*image 1\)"),
         ({"annotations": [{"image_id": "v0", "category_ids": [28]}]}, "annotation 1: category 28"),
-        ({"annotations": [{"image_id": "v0"}]}, "neither"),
+        ({"annotations": [{"image_id": "v0"}]}, "category_ids_softprob"),
         ({"annotations": [{"category_ids": [1]}]}, "no 'image_id'"),
         ({"annotations": [{"image_id": "v0", "category_ids": [1]}] * 2}, "annotation 2: photo 'v0' is annotated twice"),
         ({"annotations": [{"image_id": "v0", "category_ids_softprob": [1]}]}, "1 shares for 28"),
@@ -166,8 +166,8 @@ def test_intentonomy_malformed_annotations(intentonomy: Path) -> None:
         ({"annotations": {}}, "wrong type"),
         ({"categories": [{"id": 0, "name": "Atractive"}]}, "category 1: .*Attractive"),
         ({"categories": [{"id": 0, "name": "Attractive"}, {"id": 0, "name": "BeatCompete"}]}, "same id"),
-        ({"images": [{"id": "v0", "filename": "../../etc/passwd"}]}, "leaves"),
-        ({"images": [{"id": "v0", "filename": "/etc/passwd"}]}, "leaves"),
+        ({"images": [{"id": "v0", "filename": "../../etc/passwd"}]}, r"row 2: .*\.\./a\.jpg"),
+        ({"images": [{"id": "v0", "filename": "/etc/passwd"}]}, r"row 2: .*\.\./a\.jpg"),
         ({"images": [{"id": "v0", "filename": 3}]}, "wrong type"),
         ({"images": [image]}, "annotation 2: photo .v1. is not among"),
     ]
@@ -189,7 +189,7 @@ def test_intentonomy_malformed_annotations(intentonomy: Path) -> None:
 
 
 def test_without_annotations_or_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DatasetError, match=r"holds no annotations.*intentonomy_train2020"):
+    with pytest.raises(DatasetError, match=r"annotations.*intentonomy_train2020"):
         load_intentonomy(tmp_path)
     monkeypatch.delenv("INTCLIP_DATA", raising=False)
     with pytest.raises(DatasetError, match="set INTCLIP_DATA"):
@@ -327,7 +327,7 @@ def test_abstract(tmp_path: Path) -> None:
         (header.replace("Awe", "Ave") + rows[0], "header.*awe"),
         (header.replace("Awe", "Fear") + rows[0], "7 of 8"),
         ("", "0 of 8"),
-        (header + "'../a.jpg',5,1,0,0,0,0,0,0\n", "leaves"),
+        (header + "'../a.jpg',5,1,0,0,0,0,0,0\n", r"row 2: .*\.\./a\.jpg"),
     ):
         path.write_text(text)
         with pytest.raises(DatasetError, match=fault) as error:
@@ -488,7 +488,7 @@ def test_every_named_dataset_has_a_taxonomy_and_asks_for_its_root(
         if entry.taxonomy is not None:
             assert len(load_taxonomy(entry.taxonomy)) > 1
         if name != "openmoji":
-            with pytest.raises(DatasetError, match=f"^{name[:4]}.*(where does it lie)"):
+            with pytest.raises(DatasetError, match=f"^{name[:4]}.*INTCLIP_DATA"):
                 load_dataset(name)
 
 
@@ -497,7 +497,7 @@ def test_wrong_names_and_options() -> None:
         (("intentonomi",), "did you mean intentonomy"),
         (("none.csv",), "no dataset or file"),
         (("intentonomi", "/tmp"), "did you mean intentonomy"),
-        (("/tmp", "/tmp"), "/tmp is a path, which has no root beside it"),
+        (("/tmp", "/tmp"), "/tmp is a path"),
     ):
         with pytest.raises(DatasetError, match=fault) as error:
             load_dataset(*arguments)

@@ -15,8 +15,8 @@ from intclip.cli.main import main
         (["--api-key-file", "nothing.txt"], "cannot read the API key from nothing.txt"),
         (["--log-level", "loud"], "intclip: --log-level: 'loud' is not one of 'debug', 'info', 'warning', 'error'"),
         (["--host", "no such host"], "no address 'no such host'"),
-        (["--allow-origin", "https://example.org/"], "'https://example.org/' is no origin; write it as https://"),
-        (["--allow-origin", "example.org"], "'example.org' is no origin; write it as https://"),
+        (["--allow-origin", "https://example.org/"], "intclip: 'https://example.org/' is not an origin"),
+        (["--allow-origin", "example.org"], "intclip: 'example.org' is not an origin"),
         (["--answer-seconds", "inf"], "--answer-seconds inf: choose a number from 0.1 to 86400"),
     ],
 )
