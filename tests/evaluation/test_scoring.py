@@ -88,7 +88,7 @@ def test_single_label_report_takes_the_most_probable():
     assert set(headline(report, "singlelabel")) == {"accuracy", "macro_f1"}
     assert selection_value(report, "singlelabel", "mean") == report["accuracy"]
     assert selection_value(report, "singlelabel", "mAP") == report["accuracy"]
-    assert "The most probable class is the prediction" in render(report, "singlelabel", "t")
+    assert "The most probable class is predicted" in render(report, "singlelabel", "t")
 
 
 def test_selection_is_the_mean_of_four_or_one_of_them():

@@ -55,7 +55,7 @@ def test_check(run, tmp_path):
     path.write_text("- {name: a, parent: b}\n- {name: b, parent: a}\n")
     code, out, err = run("check", path)
     assert (code, out) == (2, "")
-    assert err == f"intclip: {path}: parents go round in a cycle: a → b → a; cut one of them\n"
+    assert err == f"intclip: {path}: cyclic parents: a → b → a; remove one of them\n"
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_bad_input_is_one_line(run, files, tiny):
         (("score", "sentiment3", "x", "--form", "9"), "no sentences in form '9'"),
         (("score", "sentiment3", "nowhere.csv"), "no dataset or file 'nowhere.csv'"),
         (("score", "mikels8", files / "texts.json", "--labels", files / "labels.json"), "negative"),
-        (("score", "sentiment3", files / "labels.json", "--labels", files / "labels.json"), "where a text is due"),
+        (("score", "sentiment3", files / "labels.json", "--labels", files / "labels.json"), "instead of a text"),
         (("integrate", "sentiment3", "--model", "m", "--out", files / "o.yaml"), "no API key; set OPENAI_API_KEY"),
         (("integrate", "sentiment3", "--model", "m", "--out", files / "labels.json"), "exists; choose"),
         (("integrate", "sentiment3", "--model", "m", "--out", files / "o", "--length", "7"), "is none of: 3-5, 6-9"),

@@ -120,8 +120,8 @@ def test_always_late(server, make_client):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (status(401, "bad key sk-123"), "refuses the API key; set OPENAI_API_KEY"),
-        (status(403), "refuses the API key"),
+        (status(401, "bad key sk-123"), "rejects the API key; set OPENAI_API_KEY"),
+        (status(403), "rejects the API key"),
         (status(404), "has no model 'fake'.*check --model and --base-url"),
         (status(400, "too long"), "failed with HTTP 400: .*too long"),
         (status(429, "pay first", kind="insufficient_quota"), "failed with HTTP 429: .*pay first"),

@@ -228,4 +228,4 @@ def test_not_utf8(tmp_path):
 def test_advice_on_sentences_that_hardly_differ(tmp_path):
     two = "a red dog on green grass outside, a red dog on green grass inside"
     text = f"classes: [a, b]\nsource: s\nsentences: {{6-9: [{two}]}}"
-    assert any("nearly the same" in line for line in advise(load_taxonomy(write(tmp_path, text))))
+    assert any("nearly equal" in line for line in advise(load_taxonomy(write(tmp_path, text))))

@@ -101,7 +101,7 @@ def test_comparing_what_cannot_be_compared(tmp_path):
     with pytest.raises(DatasetError, match="no photo in common"):
         same_photos(first, read_evaluation(write(tmp_path / "b", ids=[f"other {n}" for n in range(COUNT)])))
     renamed = read_evaluation(write(tmp_path / "c", names=list("vwxyz")))
-    with pytest.raises(DatasetError, match="other labels"):
+    with pytest.raises(DatasetError, match="different labels"):
         same_photos(first, renamed)
     single = read_evaluation(write(tmp_path / "d", task="singlelabel"))
     for pair in ((first, single), (single, first)):

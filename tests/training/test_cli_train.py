@@ -152,7 +152,7 @@ def test_a_model_of_other_labels_is_refused(run, tmp_path):
 
 
 def test_a_second_start_needs_resume(photos, run):
-    with pytest.raises(StorageError, match="holds a run already"):
+    with pytest.raises(StorageError, match="already has a run"):
         intclip("train", "tiny", *options(photos), "--out", run, "--cache", "off")
     metrics = json.loads(intclip("train", "tiny", *options(photos), "--out", run, "--resume", "--json"))
     assert metrics == json.loads((run / "metrics.json").read_text())

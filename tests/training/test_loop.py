@@ -319,7 +319,7 @@ def test_a_recipe_that_cannot_be_built_leaves_nothing(tmp_path):
 
 def test_two_processes_cannot_train_in_one_directory(tmp_path, monkeypatch):
     def train_again(self: ToyMethod) -> None:
-        with pytest.raises(TrainingError, match="another process trains in"):
+        with pytest.raises(TrainingError, match="another process is training in"):
             train(recipe, tmp_path / "run", resume=True, dataset=dataset, backbone=TinyBackbone())
         raise StorageError("tried")
 

@@ -139,7 +139,7 @@ def test_recipes_may_stand_on_files(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("base: r.yaml\n", "its bases go in a circle"),
+        ("base: r.yaml\n", "cyclic bases"),
         ("base: [a]\n", "base must be the name or file of one recipe"),
         ("- a\n- b\n", "a recipe is a mapping of sections"),
         ("", "a recipe is a mapping of sections"),
@@ -149,7 +149,7 @@ def test_recipes_may_stand_on_files(tmp_path):
         ("optim: {lr: \n", "not valid YAML"),
         ("x: " + "[" * 5000, "not valid YAML"),
         ("date: 2024-99-99\n", "not valid YAML"),
-        ("#" * 1_000_001, "larger than a recipe can be"),
+        ("#" * 1_000_001, "larger than a recipe may be"),
     ],
 )
 def test_malformed_files_are_refused_in_one_line(tmp_path, text, message):

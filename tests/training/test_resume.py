@@ -129,7 +129,7 @@ def test_finished_run_is_returned_as_it_is(unbroken):
 
 
 def test_directory_of_a_run_is_refused_without_resume(unbroken):
-    with pytest.raises(StorageError, match="holds a run already; go on with --resume"):
+    with pytest.raises(StorageError, match="already has a run; continue with --resume"):
         train(toy_recipe(*OVERRIDES), unbroken)
 
 

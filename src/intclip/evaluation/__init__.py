@@ -1,1 +1,1 @@
-"""Evaluation: scores, reports, and the studies of the papers."""
+"""Evaluation: scores, reports, calibration, saved predictions."""

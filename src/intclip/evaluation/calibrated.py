@@ -1,8 +1,8 @@
-"""How far a model's probabilities can be trusted: what is fitted on one half of a split is reported on the other.
+"""Calibration report: fitted on one half of a split, reported on the other.
 
-Calibration (temperature, isotonic), label sets with a promised miss rate, and thresholds per class, from the
-predictions that a training run or `intclip evaluate --out` leaves. Both halves are drawn at random, so that what is
-promised for exchangeable photos can be held against what comes out.
+Calibration (temperature, isotonic), conformal label sets, and thresholds per class,
+from the predictions of a training run or `intclip evaluate --out`. The halves are random, so guarantees for
+exchangeable photos can be checked.
 """
 
 import io
@@ -33,20 +33,20 @@ from intclip.thresholds import tune_threshold
 _TARGET = "target: "
 _F1 = ("macro_f1", "micro_f1", "samples_f1")
 _HALVES = 100
-"""Pairs of halves over which the coverage of label sets is averaged; single pairs scatter by some points."""
+"""Number of random splits over which the coverage of label sets is averaged."""
 _SPREAD = ("coverage", "deviation")
-_MAPS = {"none": "as they are", "temperature": "temperature", "isotonic": "isotonic"}
+_MAPS = {"none": "uncalibrated", "temperature": "temperature", "isotonic": "isotonic"}
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions of one split, as they were written.
+    """Saved predictions of one split.
 
     Attributes:
         labels: K names.
         scores: (N, K) in [0, 1].
         targets: (N, K); NaN where unknown.
-        exclusive: One label holds a photo: the scores of each sum to 1.
+        exclusive: Whether exactly one label applies, so that scores of a photo sum to 1.
     """
 
     labels: list[str]
@@ -55,18 +55,18 @@ class Predictions:
     exclusive: bool = False
 
     def part(self, rows: npt.NDArray[np.int64]) -> "Predictions":
-        """Those of some photos."""
+        """Select some photos."""
         return replace(self, scores=self.scores[rows], targets=self.targets[rows])
 
     def lacking(self, positive_share: float) -> list[str]:
-        """Labels that every photo has, or none: nothing about them can be measured."""
+        """Return labels that every photo or no photo has, which cannot be measured."""
         positive = positives(self.targets, positive_share)
         negative = ~positive & ~np.isnan(self.targets)
         return [name for k, name in enumerate(self.labels) if not (positive[:, k].any() and negative[:, k].any())]
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read what `write_predictions` wrote.
+    """Read a file of `write_predictions`.
 
     Raises:
         DatasetError: The file is missing, or not a table of predictions.
@@ -91,7 +91,7 @@ def read_predictions(path: Path) -> Predictions:
 
 
 def positive_share_of(predictions: Path) -> float:
-    """From which share of votes on a label counts, as the report beside predictions says; else one half.
+    """Return the smallest positive share from the report next to the predictions; else one half.
 
     Raises:
         DatasetError: The report is damaged.
@@ -104,7 +104,7 @@ def _report_name(predictions: Path) -> str:
 
 
 def _report_of(predictions: Path) -> Report:
-    """The report beside predictions; empty where there is none."""
+    """Read the report next to the predictions; empty if there is none."""
     path = predictions.with_name(f"{_report_name(predictions)}.json")
     if not path.is_file():
         return {}
@@ -115,15 +115,15 @@ def _report_of(predictions: Path) -> Report:
 
 
 def fitted_temperature(predictions: Predictions) -> float:
-    """The temperature that calibrates these predictions best; see `intclip.evaluation.calibration.fit_temperature`.
+    """Fit the temperature of these predictions; see `intclip.evaluation.calibration.fit_temperature`.
 
     Raises:
-        DatasetError: No target is above 0, or none is below 1: the best temperature would be without end.
+        DatasetError: No target is above 0, or none is below 1, so the best temperature would be infinite.
     """
     targets = predictions.targets
     if not (targets > 0).any() or not (targets < 1).any():
         lacks = "a photo that has a label" if not (targets > 0).any() else "a photo without one"
-        raise DatasetError(f"a temperature needs labels that hold and labels that do not; there is never {lacks}")
+        raise DatasetError(f"a temperature needs positive and negative labels; there is never {lacks}")
     if predictions.exclusive:
         return fit_temperature(np.log(np.clip(predictions.scores, 1e-38, 1)), targets, exclusive=True)
     clipped = np.clip(predictions.scores, 1e-12, 1 - 1e-12)
@@ -131,17 +131,16 @@ def fitted_temperature(predictions: Predictions) -> float:
 
 
 def write_temperature(run: Path, temperature: float) -> list[str]:
-    """Give a run's bundle a temperature, and its saved predictions, reports and thresholds with it.
+    """Store a temperature in a run's bundle, and update its thresholds, saved predictions and reports.
 
     Args:
         run: A training run's folder.
-        temperature: As `fitted_temperature` finds it.
+        temperature: From `fitted_temperature`.
 
-    Returns:
-        The splits whose predictions and reports were written anew.
+    Returns: The splits whose predictions and reports were updated.
 
     Raises:
-        BundleError: The bundle has a temperature already, or is damaged.
+        BundleError: The bundle already has a temperature, or is damaged.
         DatasetError: A report or the predictions of a split are damaged.
     """
     files = sorted(run.glob("predictions-*.parquet"))
@@ -180,27 +179,27 @@ def calibration_report(
     """Fit on one half of the photos, report on the other.
 
     Args:
-        predictions: On a split that the model was not trained on.
-        miss_rate: What the label sets promise, in (0, 1).
+        predictions: On a split that was not used for training.
+        miss_rate: Target miss rate of the label sets, in (0, 1).
         shrinkage: For the third kind of thresholds, see `tune_threshold`.
         bins: Number of bins of the calibration error and the curves.
-        positive_share: A target at or above it is a yes, in (0, 1]; calibration itself takes the shares of votes.
-        seed: Decides the halves.
+        positive_share: Smallest positive target, in (0, 1]; calibration itself uses the shares of votes.
+        seed: Seed of the halves.
 
     Returns:
         JSON values: "photos" (of each half), "temperature", "calibration" (by map: "ece", "ece_equal_count", "brier",
-        "curve"), "sets" (by promise), "sets_over_halves" (by promise: mean and deviation of the coverage over many
-        pairs of halves), "thresholds" (by kind; none where one label holds a photo), "lacking" (labels that every photo
-        has, or none), and the arguments.
+        "curve"), "sets" (by guarantee), "sets_over_halves" (by guarantee: mean and deviation of the
+        coverage over many random splits), "thresholds" (by kind; none for single-label tasks), "lacking" (labels that
+        every photo or no photo has), and the arguments.
 
     Raises:
-        DatasetError: There are fewer than four photos, one half has no known target, no label holds or none fails to,
-            or `positive_share` is out of its range.
+        DatasetError: There are fewer than four photos, one half has no known target, there are no positive or no
+            negative targets, or `positive_share` is out of range.
     """
     check_positive_share(positive_share)
     if len(predictions.scores) < 4:
         number = len(predictions.scores)
-        raise DatasetError(f"{number} photos cannot be split into a half to fit on and a half to report on")
+        raise DatasetError(f"{number} photos are too few to split into two halves; use at least 4")
     generator = np.random.default_rng(seed)
     fit, held = _halves(predictions, generator)
     if np.isnan(fit.targets).all() or np.isnan(held.targets).all():
@@ -237,11 +236,11 @@ def calibration_report(
 
 
 def render_calibration(report: Mapping[str, Any], title: str) -> str:
-    """The report as Markdown."""
+    """Render the report as Markdown."""
     photos, given = report["photos"], report["arguments"]
     head = (
-        f"# {title}\n\nFitted on {photos['fit']} photos, reported on {photos['report']} others. A label counts as true "
-        f"from {given['positive_share']:.2g} of the votes on.\n"
+        f"# {title}\n\nFitted on {photos['fit']} photos, reported on {photos['report']} others. A label is "
+        f"positive from {given['positive_share']:.2g} of the votes.\n"
     )
     errors = [
         [_MAPS[name], percent(row["ece"]), percent(row["ece_equal_count"]), f"{row['brier']:.4f}"]
@@ -261,24 +260,31 @@ def render_calibration(report: Mapping[str, Any], title: str) -> str:
     parts = [
         head,
         f"Temperature {report['temperature']:.3f}.\n",
-        markdown_table(["Probabilities", "ECE (%)", "ECE, equal bins (%)", "Brier"], errors),
-        f"Label sets that promise to miss at most {percent(given['miss_rate'])} % of true labels:\n",
+        markdown_table(["Probabilities", "ECE (%)", "ECE, equal-mass bins (%)", "Brier"], errors),
+        f"Label sets with a target miss rate of {percent(given['miss_rate'])} %:\n",
         markdown_table(
-            ["Promise", "Covered (%)", f"Over {_HALVES} halves (%)", "Missed, worst class (%)", "Labels a photo"],
+            [
+                "Guarantee",
+                "Coverage (%)",
+                f"Over {_HALVES} random splits (%)",
+                "Miss rate, worst class (%)",
+                "Labels per photo",
+            ],
             sets,
         ),
-        "The promise is for photos like these; where they also chose the epoch, others are covered a little less.\n",
+        "The guarantee is for photos like these; if they also selected the epoch, coverage of others is slightly "
+        "lower.\n",
     ]
     if thresholds:
         parts += [
-            f"Thresholds, per class also drawn to the global one by {given['shrinkage']:g} imagined positives:\n",
+            f"Thresholds, per class also shrunk to the global one by {given['shrinkage']:g} pseudo-positives:\n",
             markdown_table(["Thresholds", "Macro F1", "Micro F1", "Samples F1", "From – to"], thresholds),
         ]
     return "\n".join(parts)
 
 
 def draw_calibration(report: Mapping[str, Any], path: Path, title: str) -> None:
-    """Reliability curves above how many entries each bin has, as PNG.
+    """Plot reliability curves and bin counts as PNG.
 
     Raises:
         MissingExtraError: The extra `train` is not installed.
@@ -302,7 +308,7 @@ def draw_calibration(report: Mapping[str, Any], path: Path, title: str) -> None:
 
 
 def report_text(report: Mapping[str, Any]) -> str:
-    """The report as JSON text."""
+    """Return the report as JSON text."""
     return json.dumps(report, indent=1, allow_nan=False) + "\n"
 
 

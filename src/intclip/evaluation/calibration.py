@@ -1,7 +1,7 @@
-"""Probabilities that mean what they say: temperature scaling, isotonic maps, calibration error, reliability curves.
+"""Calibration: temperature scaling, isotonic regression, calibration error, reliability curves.
 
-All are fitted on a validation split. Targets may be soft (a share of votes): a calibrated 0.6 then means 0.6 of the
-votes. NaN targets count nowhere.
+Everything is fitted on a validation split. Targets may be soft (a share of votes): a calibrated 0.6 then means 0.6 of
+the votes. NaN targets are ignored.
 """
 
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ _LOG_TEMPERATURE_BOUND = 5.0
 
 
 def fit_temperature(logits: npt.ArrayLike, targets: npt.ArrayLike, *, exclusive: bool = False) -> float:
-    """The temperature T > 0 that minimises the cross-entropy of the probabilities of logits / T, within [e⁻⁵, e⁵].
+    """Fit the temperature T in [e⁻⁵, e⁵] that minimises the cross-entropy of the probabilities of logits / T.
 
     Args:
         logits: (N, K).
         targets: (N, K) in [0, 1]; NaN where unknown.
-        exclusive: Labels exclude each other: softmax in place of sigmoid; a photo with an unknown target is left out.
+        exclusive: Whether labels are exclusive: softmax instead of sigmoid; photos with unknown targets are ignored.
 
-    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017; with a sigmoid for each label where several
-    hold.
+    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017; with a sigmoid per label in multi-label
+    tasks.
     """
     if exclusive:
         z, y = np.asarray(logits, dtype=np.float64), np.asarray(targets, dtype=np.float64)
@@ -48,7 +48,7 @@ def fit_temperature(logits: npt.ArrayLike, targets: npt.ArrayLike, *, exclusive:
 
 
 def apply_temperature(scores: npt.ArrayLike, temperature: float, *, exclusive: bool = False) -> Floats:
-    """Probabilities at another temperature: sigmoid(logit(scores) / T), or softmax where labels exclude each other.
+    """Apply a temperature to probabilities: sigmoid(logit(scores) / T), or softmax for exclusive labels.
 
     Args:
         scores: Probabilities of any shape; with `exclusive` the last axis sums to 1.
@@ -65,19 +65,19 @@ def apply_temperature(scores: npt.ArrayLike, temperature: float, *, exclusive: b
 
 @dataclass(frozen=True)
 class IsotonicMap:
-    """Non-decreasing, piecewise linear maps of scores to probabilities; plain numbers, so it can be stored as JSON.
+    """Non-decreasing, piecewise linear maps from scores to probabilities; plain numbers that can be stored as JSON.
 
     Attributes:
-        knots: One pair (scores, probabilities) for all classes, or one a class.
+        knots: One pair (scores, probabilities) for all classes, or one per class.
     """
 
     knots: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...]
 
     def __call__(self, scores: npt.ArrayLike) -> Floats:
-        """Calibrated probabilities (N, K) of scores (N, K).
+        """Calibrate scores (N, K).
 
         Raises:
-            ValueError: The map was fitted per class, on another number of classes.
+            ValueError: The map was fitted per class, for another number of classes.
         """
         score = np.asarray(scores, dtype=np.float64)
         if len(self.knots) == 1:
@@ -95,7 +95,7 @@ def fit_isotonic(
     Args:
         scores: (N, K) in [0, 1].
         targets: (N, K) in [0, 1]; NaN where unknown.
-        per_class: One map a class; a class with fewer than `min_positives` (summed targets) takes the map of all.
+        per_class: One map per class; a class with fewer than `min_positives` (summed targets) uses the common map.
         min_positives: See `per_class`; an isotonic map of few positives overfits.
     """
     score, target = np.asarray(scores, dtype=np.float64), np.asarray(targets, dtype=np.float64)
@@ -110,7 +110,7 @@ def fit_isotonic(
 
 @dataclass(frozen=True)
 class ReliabilityCurve:
-    """Predicted against observed, by bins of the score; empty bins are left out.
+    """Predicted and observed frequency by bins of the score, without empty bins.
 
     Attributes:
         score: Mean score of each bin.
@@ -131,13 +131,13 @@ class ReliabilityCurve:
 def reliability_curve(
     scores: npt.ArrayLike, targets: npt.ArrayLike, *, bins: int | Sequence[float] = 15, equal_count: bool = False
 ) -> ReliabilityCurve:
-    """Data of a reliability plot, over all entries of (N, K) or one column of it.
+    """Compute a reliability curve over all entries of (N, K) or one column.
 
     Args:
         scores: In [0, 1], of any shape.
         targets: In [0, 1], of the same shape; NaN where unknown.
         bins: Number of bins over [0, 1], or their edges.
-        equal_count: Bins with equally many entries instead of equal width: rare labels' scores crowd near 0.
+        equal_count: Equal-mass instead of equal-width bins, because scores of rare labels concentrate near 0.
     """
     score, target = _pairs(scores, targets)
     if isinstance(bins, int):
@@ -156,7 +156,7 @@ def reliability_curve(
 def expected_calibration_error(
     scores: npt.ArrayLike, targets: npt.ArrayLike, *, bins: int = 15, equal_count: bool = False
 ) -> float:
-    """Mean absolute gap of score and observed frequency over bins, weighted by entries; see `reliability_curve`."""
+    """Compute the expected calibration error; see `reliability_curve`."""
     return reliability_curve(scores, targets, bins=bins, equal_count=equal_count).error
 
 

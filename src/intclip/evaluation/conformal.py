@@ -1,10 +1,11 @@
-"""Label sets with a promised miss rate, for photos exchangeable with the calibration photos (a validation split).
+"""Conformal label sets with a guaranteed miss rate, for photos exchangeable with the calibration
+photos.
 
-Two promises, both free of assumptions on the model:
+Two guarantees, without assumptions on the model:
 
 * `miss_rate_threshold`: the expected share of a photo's true labels that its set misses is at most α (conformal risk
   control; Angelopoulos et al., ICLR 2024, with the false-negative rate as risk).
-* `class_miss_rate_thresholds`: of the photos that truly carry class k, at most a share α goes without it, for every k
+* `class_miss_rate_thresholds`: of the photos with class k, at most a share α misses it, for every k
   (class-conditional split conformal).
 """
 
@@ -19,10 +20,10 @@ from intclip.metrics import Floats, positives
 def miss_rate_threshold(
     scores: npt.ArrayLike, targets: npt.ArrayLike, *, miss_rate: float = 0.1, positive_share: float = 0.5
 ) -> float:
-    """The largest threshold t whose sets {k: score ≥ t} keep the promise: (Σᵢ missᵢ(t) + 1) / (n + 1) ≤ α.
+    """Find the largest threshold t whose sets {k: score ≥ t} satisfy (Σᵢ missᵢ(t) + 1) / (n + 1) ≤ α.
 
-    missᵢ is the share of photo i's true labels whose score is below t. Photos without a true label have nothing to
-    miss and are left out: the promise is about photos that have one.
+    missᵢ is the share of photo i's true labels with a score below t. Photos without true
+    labels are ignored; the guarantee is for photos that have one.
 
     Args:
         scores: (N, K) in [0, 1].
@@ -31,7 +32,7 @@ def miss_rate_threshold(
         positive_share: A soft target counts as true at or above it.
 
     Returns:
-        The threshold; −inf (every label is in the set) when there are too few photos for this α: n < 1/α − 1.
+        The threshold; −inf (every label is in the set) if there are too few photos for this α: n < 1/α − 1.
 
     Raises:
         ValueError: α is not in (0, 1), or shapes do not match.
@@ -53,10 +54,10 @@ def miss_rate_threshold(
 def class_miss_rate_thresholds(
     scores: npt.ArrayLike, targets: npt.ArrayLike, *, miss_rate: float = 0.1, positive_share: float = 0.5
 ) -> Floats:
-    """Thresholds (K,) such that each class is missed on at most a share α of the photos that carry it.
+    """Find thresholds (K,) such that each class is missed on at most a share α of its photos.
 
-    The threshold of class k is the ⌊α(n + 1)⌋-th smallest score of its n positives, −inf where that is none (then the
-    class is in every set: n is too small for this α).
+    The threshold of class k is the ⌊α(n + 1)⌋-th smallest score of its n positives, or −inf if n is too
+    small for this α (then the class is in every set).
 
     Args:
         scores: (N, K) in [0, 1].
@@ -78,16 +79,16 @@ def class_miss_rate_thresholds(
 
 
 def label_sets(scores: npt.ArrayLike, thresholds: float | npt.ArrayLike) -> npt.NDArray[np.bool_]:
-    """Membership (N, K): score at or above the threshold, one for all or one a class (K,)."""
+    """Return membership (N, K): score at or above the threshold, one for all or one per class (K,)."""
     return np.asarray(scores, dtype=np.float64) >= np.asarray(thresholds, dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class SetReport:
-    """What label sets do on a split.
+    """Statistics of label sets on a split.
 
     Attributes:
-        miss_rate: Mean share of a photo's true labels that its set misses, over photos that have one.
+        miss_rate: Mean share of a photo's true labels that its set misses, over photos with true labels.
         class_miss_rates: (K,) share of each class's positives that are missed; NaN without positives.
         size: Mean number of labels in a set.
         empty: Share of empty sets.
@@ -100,7 +101,7 @@ class SetReport:
 
 
 def set_report(sets: npt.NDArray[np.bool_], targets: npt.ArrayLike, *, positive_share: float = 0.5) -> SetReport:
-    """Miss rates and sizes of label sets (N, K) on targets (N, K), NaN where unknown."""
+    """Measure label sets (N, K) on targets (N, K), NaN where unknown."""
     target = np.asarray(targets, dtype=np.float64)
     positive = positives(target, positive_share)
     missed = positive & ~sets

@@ -1,4 +1,4 @@
-"""A model's figures on photos that were corrupted, kind by kind, as curves over five strengths."""
+"""Metrics of a model on corrupted photos, by kind and strength."""
 
 import io
 from collections.abc import Mapping
@@ -31,15 +31,15 @@ def corruption_curves(
 
     Args:
         predictor: The model.
-        dataset: As it was evaluated.
-        split: The split that was scored.
-        clean: What `evaluate` gave on the photos as they are.
-        batch_size: Photos computed at once.
+        dataset: The evaluated dataset.
+        split: The scored split.
+        clean: Result of `evaluate` on clean photos.
+        batch_size: Photos per batch.
         workers: Threads that decode photos.
         progress: Show a progress bar for every pass when standard error is a terminal.
 
     Returns:
-        JSON values: "task", "clean" (headline figures) and "corrupted": kind to its figures by strength, from 1 to 5.
+        JSON values: "task", "clean" (headline metrics) and "corrupted": kind to its metrics by strength, from 1 to 5.
     """
     targets = align_targets(dataset.targets(split), dataset.taxonomy, predictor.taxonomy)
     share = clean.report.get("positive_share", 0.5)
@@ -63,7 +63,7 @@ def corruption_curves(
 
 
 def render_curves(curves: Mapping[str, Any], title: str) -> str:
-    """The curves as Markdown: the main figure (mAP or accuracy) by kind and strength, and its mean over strengths."""
+    """Render the curves as Markdown: the main metric (mAP or accuracy) by kind and strength, and its mean."""
     key = main_figure(curves)
     clean = curves["clean"][key]
     rows = []
@@ -71,13 +71,13 @@ def render_curves(curves: Mapping[str, Any], title: str) -> str:
         values = [each[key] for each in figures]
         kept = sum(values) / len(values) / clean if clean else None
         rows.append([kind, *map(percent, values), percent(sum(values) / len(values)), percent(kept)])
-    header = ["Corruption", *map(str, STRENGTHS), "Mean", "Kept (%)"]
-    head = f"{TITLES[key]} (%) on corrupted photos, by strength; {percent(clean)} on the photos as they are."
+    header = ["Corruption", *map(str, STRENGTHS), "Mean", "Retained (%)"]
+    head = f"{TITLES[key]} (%) on corrupted photos, by strength; {percent(clean)} on clean photos."
     return f"# {title}\n\n{head}\n\n{markdown_table(header, rows)}"
 
 
 def draw_curves(curves: Mapping[str, Any], path: Path, title: str) -> None:
-    """The curves as PNG, strength 0 being the photos as they are.
+    """Plot the curves as PNG; strength 0 is clean.
 
     Raises:
         MissingExtraError: The extra `train` is not installed.
@@ -98,5 +98,5 @@ def draw_curves(curves: Mapping[str, Any], path: Path, title: str) -> None:
 
 
 def main_figure(curves: Mapping[str, Any]) -> str:
-    """The figure that tables and plots show."""
+    """Return the metric shown in tables and plots."""
     return "mAP" if curves["task"] == "multilabel" else "accuracy"

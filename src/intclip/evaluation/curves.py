@@ -1,4 +1,4 @@
-"""What an evaluation's pictures are drawn from: curves, confusions and the photos that went best and worst."""
+"""Data for plots of an evaluation: curves, confusions, best and worst photos."""
 
 from dataclasses import dataclass
 
@@ -14,14 +14,13 @@ _TINY = 1e-6
 
 @dataclass(frozen=True)
 class Decisions:
-    """Scores of one split and what is decided from them.
+    """Scores and decisions of one split.
 
     Attributes:
         scores: Probabilities (N, K).
-        known: (N, K) where the target is known; nothing else counts anywhere.
+        known: (N, K) whether the target is known; all others are ignored.
         positive: (N, K) known and true.
-        predicted: (N, K) known and predicted: at or above the threshold, or for labels that exclude each other the
-            most probable one.
+        predicted: (N, K) known and predicted: at or above the threshold, or the most probable one for exclusive labels.
         targets: (N, K) in [0, 1], NaN where unknown.
     """
 
@@ -39,13 +38,13 @@ def decide(
     *,
     positive_share: float = 0.5,
 ) -> Decisions:
-    """Decisions of one split.
+    """Decide the labels of one split.
 
     Args:
         scores: (N, K) in [0, 1].
         targets: (N, K), 0/1 or soft; NaN where unknown.
-        thresholds: One, or K; None where labels exclude each other.
-        positive_share: A soft target counts as positive at or above it; not used where labels exclude each other.
+        thresholds: One, or K; None for exclusive labels.
+        positive_share: Smallest positive soft target; not used for exclusive labels.
     """
     score, target = np.asarray(scores, dtype=np.float64), np.asarray(targets, dtype=np.float64)
     known = ~np.isnan(target)
@@ -62,7 +61,7 @@ def decide(
 
 
 def threshold_curves(decisions: Decisions, grid: npt.ArrayLike = GRID) -> dict[str, Floats]:
-    """Macro, micro and samples F1 (T,) as `multilabel_report` defines them, if all labels had one threshold.
+    """Compute macro, micro and samples F1 (T,) of `multilabel_report` for global thresholds.
 
     Args:
         decisions: On one split.
@@ -86,12 +85,12 @@ def threshold_curves(decisions: Decisions, grid: npt.ArrayLike = GRID) -> dict[s
 
 
 def precision_recall(decisions: Decisions, label: int, *, points: int = 60) -> tuple[Floats, Floats]:
-    """Precision and recall of one label where its recall first reaches a value; empty without a positive.
+    """Compute precision and recall of one label; empty without positives.
 
     Args:
         decisions: On one split.
         label: Column.
-        points: At most so many, at even steps of recall.
+        points: Maximum number, at even steps of recall.
     """
     known = decisions.known[:, label]
     score, positive = decisions.scores[known, label], decisions.positive[known, label]
@@ -106,9 +105,10 @@ def precision_recall(decisions: Decisions, label: int, *, points: int = 60) -> t
 
 
 def confusion(decisions: Decisions) -> Floats:
-    """(K, K), row i: of the photos with label i, the share where j is predicted and wrong; on the diagonal, where i is.
+    """Return (K, K), row i: of the photos with label i, the share with j wrongly (i on the
+    diagonal) predicted.
 
-    A row is NaN where no photo has the label. With labels that exclude each other rows sum to 1.
+    A row is NaN if no photo has the label. For exclusive labels rows sum to 1.
     """
     positive = decisions.positive.astype(np.float64)
     wrong = (decisions.predicted & ~decisions.positive).astype(np.float64)
@@ -118,15 +118,15 @@ def confusion(decisions: Decisions) -> Floats:
 
 
 def cooccurrence(labels: Bools) -> Floats:
-    """(K, K), row i: of the photos with label i, the share that has j too; NaN where no photo has label i."""
+    """Return (K, K), row i: of the photos with label i, the share that also has j; NaN if no photo has label i."""
     there = labels.astype(np.float64)
     return _shares(there.T @ there, there.sum(axis=0))
 
 
 def photo_losses(decisions: Decisions, *, exclusive: bool = False) -> Floats:
-    """Cross-entropy (N,) of each photo: the mean over its known labels, or of the true one where they exclude others.
+    """Return the cross-entropy (N,) of each photo: the mean over its known labels, or of the true one if exclusive.
 
-    NaN where nothing is known.
+    NaN if nothing is known.
     """
     score = decisions.scores.clip(_TINY, 1 - _TINY)
     target = np.where(decisions.known, np.nan_to_num(decisions.targets), 0)
@@ -142,7 +142,7 @@ def photo_losses(decisions: Decisions, *, exclusive: bool = False) -> Floats:
 def best_and_worst(
     losses: Floats, decisions: Decisions, count: int
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Photos (rows) of the lowest and of the highest loss, only those that have a label: nothing is easily right."""
+    """Return the photos (rows) with the lowest and the highest loss, only those with a label."""
     rows = np.flatnonzero(decisions.positive.any(axis=1) & np.isfinite(losses))
     order = rows[np.argsort(losses[rows], kind="stable")]
     return order[:count], order[::-1][:count]

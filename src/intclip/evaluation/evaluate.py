@@ -1,4 +1,4 @@
-"""Score a model on a split of a dataset: any model that `intclip.load` gives, in any engine."""
+"""Score any model of `intclip.load`, with any engine, on a split of a dataset."""
 
 import sys
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ from intclip.thresholds import tune_threshold
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out.
+    """Result of an evaluation.
 
     Attributes:
         task: "multilabel" or "singlelabel".
-        scores: Probabilities and targets of every photo that could be read.
+        scores: Probabilities and targets of every readable photo.
         report: All metrics as JSON values; see `make_report`.
     """
 
@@ -54,20 +54,20 @@ def evaluate(
     Args:
         predictor: The model.
         dataset: Its labels must be the model's, in any order.
-        split: Which of the dataset's splits is scored.
-        thresholds: None takes the model's own; a number is one for all labels; a string names another split of the
-            dataset, on which they are tuned for macro F1.
-        per_class: Tune one threshold a label.
-        positive_share: A target at or above it is a yes, in (0, 1]; None takes the dataset's own.
-        batch_size: Photos computed at once.
-        workers: Threads that decode photos; as many as there are usable cores by default.
+        split: The split to score.
+        thresholds: None for the model's; a number for all labels; or the name of another split, on which they are tuned
+            for macro F1.
+        per_class: Tune one threshold per label.
+        positive_share: Smallest positive target, in (0, 1]; None for the dataset's.
+        batch_size: Photos per batch.
+        workers: Threads that decode photos; default: the number of usable cores.
         draws: Bootstrap draws for 95 % intervals; 0 for none.
-        seed: For the bootstrap.
-        progress: Show a progress bar when standard error is a terminal.
+        seed: Seed of the bootstrap.
+        progress: Show a progress bar if standard error is a terminal.
 
     Raises:
-        DatasetError: The split is missing or has no known label, its labels are not the model's, thresholds would be
-            tuned on the split that is scored, `positive_share` is out of its range, or no photo can be read.
+        DatasetError: The split is missing or has no known label, its labels are not the model's, thresholds
+            would be tuned on the scored split, `positive_share` is out of range, or no photo can be read.
     """
     task: Task = "singlelabel" if predictor.taxonomy.exclusive else "multilabel"
     share = dataset.positive_share if positive_share is None else positive_share
@@ -91,7 +91,7 @@ def evaluate(
     levels: Thresholds = 0.5
     if isinstance(thresholds, str):
         if thresholds == split:
-            raise DatasetError(f"thresholds cannot be tuned on {split!r} itself; name another split, or score another")
+            raise DatasetError(f"thresholds cannot be tuned on the scored split {split!r}; choose another one")
         tuning, _ = score_split(thresholds)
         levels = tune_threshold(tuning.probabilities, tuning.targets, per_class=per_class, positive_share=share)
     elif thresholds is not None:
@@ -113,20 +113,19 @@ def score_photos(
     workers: int | None = None,
     progress: bool = True,
 ) -> tuple[Scores, Thresholds]:
-    """Probabilities of samples by the model's engine, each read by the channels that it has and the model reads.
+    """Score samples with the model's engine, each by the channels that it has and the model uses.
 
     Args:
         predictor: The model.
-        samples: N of them.
+        samples: N samples.
         targets: (N, K), columns in the model's order.
-        change: Changes every photo first, such as a `Corruption`.
-        batch_size: Photos computed at once.
-        workers: Threads that decode.
-        progress: Show a progress bar when standard error is a terminal.
+        change: Applied to every photo first, such as a `Corruption`.
+        batch_size: Photos per batch.
+        workers: Decoding threads.
+        progress: Show a progress bar if standard error is a terminal.
 
-    Returns:
-        The scores, and the model's own thresholds: one for all labels, (K,), or (N, K) where samples have different
-        channels whose thresholds differ.
+    Returns: The scores, and the model's thresholds: one for all labels, (K,), or (N, K) if samples have channels with
+    different thresholds.
 
     Raises:
         DatasetError: Nothing could be read.
@@ -158,16 +157,16 @@ def score_photos(
 
 
 def _photo(sample: Sample) -> ImageInput | None:
-    """The sample's photo; one whose file is not there is left out, as if the sample had none."""
+    """Return the sample's photo; None if its file is missing."""
     gone = isinstance(sample.image, Path) and not sample.image.exists()
     return None if gone and sample.text else sample.image
 
 
 def align_targets(targets: npt.NDArray[np.float32], given: Taxonomy, wanted: Taxonomy) -> npt.NDArray[np.float32]:
-    """Targets (N, K) with their columns in another taxonomy's order.
+    """Reorder the columns of targets (N, K) to another taxonomy.
 
     Raises:
-        DatasetError: The two do not have the same labels.
+        DatasetError: Their labels differ.
     """
     if given.names == wanted.names:
         return targets
@@ -176,6 +175,6 @@ def align_targets(targets: npt.NDArray[np.float32], given: Taxonomy, wanted: Tax
         examples = ", ".join(repr(name) for name in sorted(missing | extra)[:3])
         raise DatasetError(
             f"the dataset's labels ({given.name}, {len(given.names)}) are not the model's ({wanted.name}, "
-            f"{len(wanted.names)}), such as {examples}; take a dataset and a model of the same taxonomy"
+            f"{len(wanted.names)}), such as {examples}; use a dataset and a model with the same taxonomy"
         )
     return targets[:, [given.names.index(name) for name in wanted.names]]

@@ -1,4 +1,4 @@
-"""A report as Markdown, JSON and a table of predictions."""
+"""Reports as Markdown and JSON, and tables of predictions."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -26,18 +26,18 @@ TITLES = {
 
 
 def percent(value: float | None) -> str:
-    """A share in percent with two decimals; a dash where there is none."""
+    """Format a fraction as a percentage with two decimals; a dash for NaN."""
     return "–" if value is None else f"{100 * value:.2f}"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, the first column to the left and the others to the right."""
+    """Render a Markdown table, first column left-aligned, others right-aligned."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 
 def render(report: Mapping[str, Any], task: Task, title: str) -> str:
-    """A whole report as Markdown: the headline with its intervals, subsets, and every class."""
+    """Render a report as Markdown: main metrics with intervals, subsets, and every class."""
     intervals = report.get("intervals", {})
     rows = []
     for key in (*SELECTION[task], *(k for k in TITLES if k not in SELECTION[task])):
@@ -55,7 +55,7 @@ def render(report: Mapping[str, Any], task: Task, title: str) -> str:
 
 
 def render_run(metrics: Mapping[str, Any]) -> str:
-    """The figures of a training run (`metrics.json`) as Markdown, a row a split."""
+    """Render the metrics of a training run (`metrics.json`) as Markdown, one row per split."""
     splits: Mapping[str, Any] = metrics["splits"]
     keys = list(next(iter(splits.values()))["headline"])
     rows = []
@@ -63,7 +63,7 @@ def render_run(metrics: Mapping[str, Any]) -> str:
         rows.append([split, str(found["photos"]), *(percent(found["headline"][key]) for key in keys)])
     best = metrics["best"]
     chosen = (
-        f"epoch {best['epoch']} of {metrics['epochs']}, chosen on {metrics['selected_on']}" if best else "not trained"
+        f"epoch {best['epoch']} of {metrics['epochs']}, selected on {metrics['selected_on']}" if best else "not trained"
     )
     return (
         f"{metrics['method']} on {metrics['backbone']}, {metrics['dataset']}: {chosen}; "
@@ -97,13 +97,13 @@ def write_predictions(path: Path, scores: Scores, labels: Sequence[str]) -> None
 
 def _unreadable(report: Mapping[str, Any]) -> str:
     count = len(report["unreadable"])
-    return f", and {count} that could not be read and count nowhere" if count else ""
+    return f", and {count} unreadable, which are ignored" if count else ""
 
 
 def _thresholds(report: Mapping[str, Any]) -> str:
     levels = report.get("thresholds")
     if levels is None:
-        return "The most probable class is the prediction."
+        return "The most probable class is predicted."
     if isinstance(levels, list):
         return "A label is predicted at or above its own threshold (last column)."
     return f"A label is predicted at or above {levels:.2f}."

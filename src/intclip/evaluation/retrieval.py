@@ -1,4 +1,4 @@
-"""Caption retrieval: is a photo's own caption, or a caption's own photo, among the nearest?"""
+"""Caption retrieval: recall of a photo's captions and of a caption's photo among the nearest."""
 
 from typing import TypedDict
 
@@ -22,11 +22,11 @@ class Recall(TypedDict):
 
 
 def retrieval_recall(images: Tensor, texts: Tensor, owner: Tensor) -> Recall:
-    """Recall at 1, 5, 10 by cosine, both ways; a tie counts for the one that is looked for.
+    """Compute recall at 1, 5, 10 by cosine, in both directions; ties count as hits.
 
     Args:
-        images: (N, D), of any length.
-        texts: (T, D), of any length.
+        images: (N, D), any norm.
+        texts: (T, D), any norm.
         owner: (T,) int64, each text's photo; every photo needs at least one.
 
     Raises:
@@ -34,7 +34,7 @@ def retrieval_recall(images: Tensor, texts: Tensor, owner: Tensor) -> Recall:
     """
     rows = torch.arange(len(images))
     if not torch.isin(rows, owner).all():
-        raise ValueError("every photo needs a text of its own")
+        raise ValueError("every photo needs a text")
     similarity = F.normalize(images, dim=1) @ F.normalize(texts, dim=1).T
     own = similarity[owner, torch.arange(len(texts))]
     text_rank = (similarity > own).sum(dim=0)

@@ -16,7 +16,7 @@ from intclip.inference.results import score_columns
 from intclip.strict_yaml import parse_yaml
 
 TARGET = "target: "
-"""A column of predictions that starts so holds the targets of the label it names."""
+"""Prefix of columns with the targets of a label."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class SavedEvaluation:
         probabilities: (N, K) float32.
         targets: (N, K) float32; NaN where unknown.
         report: See `make_report`.
-        recipe: The training's; None for a folder of `intclip evaluate --out`.
+        recipe: The training recipe; None for a folder of `intclip evaluate --out`.
     """
 
     name: str
@@ -47,18 +47,18 @@ class SavedEvaluation:
 
     @property
     def thresholds(self) -> float | npt.NDArray[np.float64] | None:
-        """One, or K; None where labels exclude each other."""
+        """One, or K; None for exclusive labels."""
         levels = self.report.get("thresholds")
         return np.asarray(levels, dtype=np.float64) if isinstance(levels, list) else levels
 
     @property
     def positive_share(self) -> float:
-        """A target at or above it counts as positive."""
+        """Smallest positive target."""
         return float(self.report.get("positive_share", 0.5))
 
 
 def evaluation_files(folder: str | os.PathLike[str], split: str) -> tuple[Path, Path]:
-    """Report and predictions of a split, whether they are there or not."""
+    """Return the files of report and predictions of a split, existing or not."""
     return Path(folder) / f"report-{split}.json", Path(folder) / f"predictions-{split}.parquet"
 
 
@@ -66,13 +66,13 @@ def read_evaluation(folder: str | os.PathLike[str], split: str = "test") -> Save
     """Read `report-SPLIT.json` and `predictions-SPLIT.parquet`.
 
     Raises:
-        StorageError: They are not there, or damaged; the splits that are there are named.
+        StorageError: They are missing or damaged; the message lists the available splits.
     """
     folder = Path(folder)
     report_file, table_file = evaluation_files(folder, split)
     if not report_file.is_file() or not table_file.is_file():
         there = sorted(path.stem.removeprefix("report-") for path in folder.glob("report-*.json"))
-        hint = f"there are: {', '.join(there)}" if there else f"write them with: intclip evaluate MODEL --out {folder}"
+        hint = f"available: {', '.join(there)}" if there else f"write them with: intclip evaluate MODEL --out {folder}"
         raise StorageError(f"{folder} has no evaluation of split {split!r}; {hint}")
     try:
         report = json.loads(report_file.read_text(encoding="utf-8"))
@@ -81,12 +81,12 @@ def read_evaluation(folder: str | os.PathLike[str], split: str = "test") -> Save
         names = (score_columns(labels), [TARGET + name for name in labels])
         columns = [np.stack([table[name].to_numpy() for name in part], 1) for part in names]
         ids = table["id"].to_pylist()
-    except (OSError, ValueError, KeyError, TypeError) as error:  # Arrow's own errors are of these kinds
+    except (OSError, ValueError, KeyError, TypeError) as error:  # includes Arrow's errors
         raise StorageError(
             f"{folder}: the evaluation of {split!r} is damaged ({reason(error)}); evaluate again"
         ) from error
     if not ids:
-        raise StorageError(f"{table_file} holds no photo; evaluate again")
+        raise StorageError(f"{table_file} has no photos; evaluate again")
     return SavedEvaluation(
         name=folder.resolve().name,
         split=split,
@@ -101,26 +101,28 @@ def read_evaluation(folder: str | os.PathLike[str], split: str = "test") -> Save
 
 
 def same_photos(first: SavedEvaluation, second: SavedEvaluation) -> tuple[SavedEvaluation, SavedEvaluation]:
-    """Two evaluations on the photos that both have, in the first one's order, both held to the first one's truth.
+    """Restrict two evaluations to common photos, in the first one's order and with its targets.
 
     Raises:
-        DatasetError: They have other labels, or no photo in common; or labels exclude each other in one of them alone.
+        DatasetError: Their labels differ, they have no photo in common, or only one is single-label.
     """
     if set(first.labels) != set(second.labels):
-        raise DatasetError(f"{first.name} and {second.name} have other labels; compare models of one taxonomy")
+        raise DatasetError(
+            f"{first.name} and {second.name} have different labels; compare models with the same taxonomy"
+        )
     if first.task != second.task:
         one, many = (first, second) if first.task == "singlelabel" else (second, first)
         raise DatasetError(
-            f"{one.name} predicts one label a photo, {many.name} any number of them; compare models of one kind"
+            f"{one.name} predicts one label per photo, {many.name} any number; compare models of the same kind"
         )
     rows = {name: row for row, name in enumerate(second.ids)}
     common = [(row, rows[name]) for row, name in enumerate(first.ids) if name in rows]
     if not common:
-        raise DatasetError(f"{first.name} and {second.name} have no photo in common; evaluate both on one split")
+        raise DatasetError(f"{first.name} and {second.name} have no photo in common; evaluate both on the same split")
     left, right = map(list, zip(*common, strict=True))
     columns = [second.labels.index(label) for label in first.labels]
     ours, theirs = _take(first, left, list(range(len(columns)))), _take(second, right, columns)
-    # Another share of votes may count as true there; a difference between two truths would be none between models.
+    # The second may use another positive share; both must be compared with the same targets.
     truth = theirs.report | {"positive_share": ours.positive_share}
     return ours, replace(theirs, targets=ours.targets, report=truth)
 
@@ -146,5 +148,5 @@ def _recipe(folder: Path) -> dict[str, Any] | None:
     try:
         content = parse_yaml(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None  # a report needs no recipe; it only says where the photos are
+        return None  # a report needs no recipe; it only locates the photos
     return content if isinstance(content, dict) else None

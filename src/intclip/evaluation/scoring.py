@@ -23,18 +23,18 @@ SELECTION = {
     "multilabel": ("macro_f1", "micro_f1", "samples_f1", "mAP"),
     "singlelabel": ("accuracy",),
 }
-"""What the selection metric "mean" averages (paper §4.1 and the released code), by task."""
+"""Metrics averaged by the selection metric "mean" (paper §4.1 and the released code), by task."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Probabilities of one split, of the photos that could be read.
+    """Probabilities of the readable photos of a split.
 
     Attributes:
         ids: Sample ids, N of them.
         probabilities: (N, K) float32.
         targets: (N, K) float32; NaN where unknown.
-        unreadable: Ids of photos that could not be read.
+        unreadable: Ids of unreadable photos.
     """
 
     ids: list[str]
@@ -53,10 +53,9 @@ def make_report(
     draws: int = 0,
     seed: int = 0,
 ) -> Report:
-    """All metrics of a split as JSON values, with subsets and, with `draws`, 95 % bootstrap intervals.
+    """Compute all metrics of a split as JSON values, with subsets and, with `draws`, 95 % bootstrap intervals.
 
-    Returns:
-        What `multilabel_report` or `singlelabel_report` gives, arrays as lists, and "labels", "thresholds",
+    Returns: The result of `multilabel_report` or `singlelabel_report`, arrays as lists, and "labels", "thresholds",
         "positive_share", "unreadable", "intervals".
     """
     report: Report
@@ -91,16 +90,16 @@ def make_report(
 
 
 def headline(report: Mapping[str, Any], task: Task) -> dict[str, float]:
-    """The few figures that a log line and a table show, as shares."""
+    """Return the main metrics for logs and tables, as fractions."""
     keys = (*SELECTION[task], "macro_f1") if task == "singlelabel" else SELECTION[task]
     return {key: report[key] for key in keys}
 
 
 def subsets(taxonomy: Taxonomy) -> dict[str, list[int]]:
-    """The taxonomy's subsets as class indices, such as {"easy": [0, 7, 19], …}.
+    """Return the taxonomy's subsets as class indices, such as {"easy": [0, 7, 19], …}.
 
-    A name that several partitions use, such as "other", has its partition before it. One without classes is left out:
-    it has no figures.
+    A name used by several partitions, such as "other", is prefixed with its partition. Empty
+    subsets are skipped.
     """
     uses = Counter(name for partition in taxonomy.subsets.values() for name in partition)
     return {
@@ -112,7 +111,7 @@ def subsets(taxonomy: Taxonomy) -> dict[str, list[int]]:
 
 
 def to_json(value: Any) -> Any:
-    """The same content in JSON's own types; NaN becomes null."""
+    """Convert to JSON types; NaN becomes null."""
     if isinstance(value, np.ndarray | np.generic):
         return to_json(value.tolist())
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Photos and descriptions as items that a taxonomy's words rank: the glue of `intclip labels score`."""
+"""Ranking of photos and descriptions by a taxonomy's texts, for `intclip labels score`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ class SentenceScores:
     """Scores of several forms on the same items.
 
     Attributes:
-        forms: One score a form.
-        items: How many items were ranked.
-        left_out: Items without the text or photo that was asked for, or whose photo cannot be read.
+        forms: One score per form.
+        items: Number of ranked items.
+        left_out: Number of items without the requested text or photo, or with an unreadable photo.
     """
 
     forms: list[FormScore]
@@ -43,14 +43,14 @@ def score_texts(
     *,
     on_progress: Progress | None = None,
 ) -> SentenceScores:
-    """Rank descriptions by their cosine with a taxonomy's words, both through the backbone's text tower.
+    """Rank descriptions by their cosine with a taxonomy's texts, both embedded by the backbone's text tower.
 
     Args:
         taxonomy: K classes.
-        texts: N descriptions; what is longer than the tower reads is cut at its end.
+        texts: N descriptions; truncated at the end to the tower's context.
         targets: (N, K), 0/1; NaN where unknown.
-        backbone: Whose text tower.
-        forms: Of `intclip.labels.FORMS`.
+        backbone: Backbone of the text tower.
+        forms: From `intclip.labels.FORMS`.
         on_progress: Called with (done, total) texts.
     """
     items = embed_texts(backbone.text, texts, on_progress=on_progress)
@@ -68,19 +68,19 @@ def score_dataset(
     photos: bool,
     on_progress: Progress | None = None,
 ) -> SentenceScores:
-    """Rank a split's photos, or their texts, by their cosine with a taxonomy's words.
+    """Rank a split's photos, or their texts, by their cosine with a taxonomy's texts.
 
     Args:
-        taxonomy: Its classes are the dataset's, perhaps in other words or order.
-        dataset: Where the samples are.
+        taxonomy: The dataset's classes, possibly with other texts or in another order.
+        dataset: The dataset.
         split: Name of one of its splits.
         backbone: Both towers for photos, the text tower for texts.
-        forms: Of `intclip.labels.FORMS`.
-        photos: Rank the photos; else the texts.
+        forms: From `intclip.labels.FORMS`.
+        photos: Rank photos; otherwise texts.
         on_progress: Called with (done, total) items.
 
     Raises:
-        DatasetError: The split is missing, or no sample has what is to be ranked.
+        DatasetError: The split is missing, or no sample has a photo or text to rank.
         TaxonomyError: A class is not among the dataset's labels.
     """
     if split not in dataset.splits:
@@ -109,10 +109,10 @@ def score_dataset(
 def embed_texts(
     tower: TextTower, texts: Sequence[str], *, on_progress: Progress | None = None
 ) -> npt.NDArray[np.float32]:
-    """Text features (T, D), unnormalised; a text that the tower cannot take whole loses words at its end."""
+    """Compute text features (T, D), unnormalised; texts that are too long lose words at the end."""
     fitting = [_fit(tower, text) for text in texts]
     features: npt.NDArray[np.float32] = np.empty((len(texts), tower.embed_dim), dtype=np.float32)
-    by_length = np.argsort([len(text) for text in fitting], kind="stable")  # so that little is padded
+    by_length = np.argsort([len(text) for text in fitting], kind="stable")  # to reduce padding
     for start in range(0, len(texts), BATCH):
         rows = by_length[start : start + BATCH]
         with torch.inference_mode():
@@ -136,7 +136,7 @@ def _fit(tower: TextTower, text: str) -> str:
 def embed_photos(
     backbone: Backbone, samples: Sequence[Sample], *, on_progress: Progress | None = None
 ) -> tuple[npt.NDArray[np.float32], list[int]]:
-    """Image embeddings (M, D) of the samples that can be read, and which those are."""
+    """Compute image embeddings (M, D) of readable samples, and their indices."""
     features: dict[int, npt.NDArray[np.float32]] = {}
     done = 0
     for batch in pixel_batches(samples, backbone.preprocess, BATCH):

@@ -1,1 +1,1 @@
-"""Why a model says what it says: evidence maps and reports."""
+"""Evidence for predictions: maps of photos, weights of words."""

@@ -1,4 +1,4 @@
-"""How evidence shows itself: as HTML in a notebook, and as a plot."""
+"""Evidence as HTML in notebooks and as plots."""
 
 import base64
 import io
@@ -24,7 +24,7 @@ SIDE = 480
 
 
 def evidence_html(evidence: "Evidence") -> str:
-    """The photo and, beside it, the photo under the map, with a legend; the map alone where there is no photo file."""
+    """Render the photo, the photo under the map, and a legend; only the map if there is no photo file."""
     photo = source_photo(evidence.source)
     pictures = [_map(evidence, "fused")] if photo is None else [photo, _drawn(photo, evidence, "fused")]
     shown = "".join(
@@ -53,7 +53,7 @@ def plot_evidence(
 
 
 def source_photo(source: str, *, min_side: int | None = None) -> Image.Image | None:
-    """The photo of a prediction or of evidence, read again; None where its source is not a file that can be read."""
+    """Read the photo of a prediction or evidence again; None if its source is not a readable file."""
     try:
         return read_image(source, min_side=min_side)
     except (ImageError, OSError, ValueError):

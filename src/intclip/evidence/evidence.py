@@ -1,4 +1,4 @@
-"""Where in a photo a label's evidence lies: maps from the model's own region logits, and their overlay on the photo."""
+"""Evidence for a label in a photo: maps of region logits, and their overlay on the photo."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A known photo that is like the explained one.
+    """A known photo similar to the explained one.
 
     Attributes:
-        path: Where it lies.
+        path: Its path.
         cosine: Cosine of the two photos' embeddings by the backbone.
-        labels: What the model predicts for it, at its own thresholds.
+        labels: Labels that the model predicts for it.
     """
 
     path: str
@@ -35,27 +35,27 @@ class Neighbour:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """Evidence of one label in one photo: the model's region logits, scaled to [0, 1] each by its own range.
+    """Evidence for a label in a photo: region logits, each map scaled to [0, 1] by its own range.
 
-    The maps cover what the model saw, the square `box` of the photo, at the size of the model's input. A branch that a
-    method does not have shows the fused map: a zero-shot model and a single branch have one map, all three are equal
-    then; `branches` names the maps that are the method's own.
+    The maps cover the square `box` of the photo that the model saw, at the size of the model's input.
+    If a method lacks a branch, its map equals the fused one: zero-shot models and single branches have three equal
+    maps; `branches` lists the method's own maps.
 
     Attributes:
         label: The label's name.
         probability: Probability of the label in this photo.
         sight: What is seen: the frozen branch (H, W).
         semantic: What is meant: the trained branch (H, W).
-        fused: Their aggregate (H, W), which decides.
-        branches: Names of the maps that are the method's own.
-        regions: The region logits behind the maps, by branch, (h, w), not scaled: above 0 speaks for the label, below 0
-            against it. Kind "fine" has (4h, 4w).
+        fused: Their aggregate (H, W), which determines the prediction.
+        branches: Names of the method's own maps.
+        regions: Unscaled region logits by branch, (h, w): positive for, negative against the label. Kind "fine" has
+            (4h, 4w).
         box: The part (left, top, right, bottom) of the photo that the model saw, in pixels of the upright photo.
-        source: The photo's path, or what kind of object it was.
-        kind: Where the maps come from, see `intclip.evidence.kinds`; by default the region logits.
-        attention: How much of each sight region (N) each semantic region (N) has taken over, (queries, keys), rows
-            summing to 1, regions row by row; None where the method or the kind has none. In the variants "paper" and
-            "released" of the aggregation the keys are semantic too, and the values at their places are of sight.
+        source: The photo's path or type.
+        kind: Kind of the maps, see `intclip.evidence.kinds`; default: region logits.
+        attention: Attention of each semantic region (N) to the sight regions (N), (queries, keys), rows summing to 1,
+            regions row by row; None if the method or kind has none. In the aggregation variants "paper" and "released"
+            the keys are also semantic, with sight values.
         neighbours: The nearest known photos, nearest first; see `intclip.search.neighbours`.
     """
 
@@ -76,12 +76,12 @@ class Evidence:
         """Draw the photo under a map.
 
         Args:
-            photo: The photo; by default it is read again from `source`, and without it the map is drawn alone.
+            photo: The photo; default: read again from `source`; without it only the map is drawn.
             branch: "fused", "sight" or "semantic".
-            ax: Axes of matplotlib to draw into; new ones by default.
+            ax: Matplotlib axes; default: new ones.
 
         Raises:
-            IntclipError: There is no such map.
+            IntclipError: The branch is unknown.
             MissingExtraError: matplotlib is not installed.
         """
         from intclip.evidence.display import plot_evidence
@@ -105,7 +105,7 @@ def make_evidence(
     kind: str = "regions",
     attention: npt.NDArray[np.floating[Any]] | None = None,
 ) -> Evidence:
-    """Evidence from one photo's region logits.
+    """Make evidence from a photo's region logits.
 
     Args:
         label: The label's name.

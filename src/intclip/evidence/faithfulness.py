@@ -1,13 +1,13 @@
-"""Is a heat map true to the model? Measures that test evidence and do not only draw it.
+"""Faithfulness of heat maps to the model.
 
-deletion     the pixels of the highest values go first, to the mean colour; the probability should fall soon: low area
-insertion    they come first into a blurred photo; the probability should rise soon: high area
-mass inside  an object is pasted into a scene; the map's mass should lie on it
+deletion pixels with the highest values are set to the mean colour first; the probability should fall early: low area
+insertion they are inserted into a blurred photo first; the probability should rise early: high area
+mass inside an object is pasted into a scene; the map's mass should be on it
 randomised   the model's weights are shuffled; the map should change
 
 Deletion and insertion are those of Petsiuk, Das, Saenko: RISE, BMVC 2018; the last is Adebayo et al., Sanity Checks for
-Saliency Maps, NeurIPS 2018. `random_map` and `center_map` are what a map must beat: the second is strong, because
-photographers put what matters into the middle.
+Saliency Maps, NeurIPS 2018. `random_map` and `center_map` are baselines; the second is strong
+because photographers centre their subjects.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from intclip.evidence.heat import Heat, unit_range, upsample
 Score = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.floating]]
 """Probabilities (B,) of one label for pixels (B, 3, S, S)."""
 BLUR = 1 / 16
-"""Standard deviation of the blur that insertion starts from, as a share of the photo's side."""
+"""Standard deviation of insertion's initial blur, as a share of the photo's side."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Curve:
 
 
 def deletion(score: Score, pixels: npt.NDArray[np.float32], heat: Heat, *, steps: int = 16) -> Curve:
-    """The probability while pixels go to 0 (the mean colour), those of the highest values first.
+    """Measure the probability while pixels are set to 0 (the mean colour), highest values first.
 
     Args:
         score: The model.
@@ -59,7 +59,7 @@ def deletion(score: Score, pixels: npt.NDArray[np.float32], heat: Heat, *, steps
 
 
 def insertion(score: Score, pixels: npt.NDArray[np.float32], heat: Heat, *, steps: int = 16) -> Curve:
-    """The probability while pixels come into the blurred photo, those of the highest values first; see `deletion`."""
+    """Measure the probability while pixels enter the blurred photo, highest values first; see `deletion`."""
     sigma = BLUR * pixels.shape[-1]
     return _replace(score, gaussian_filter(pixels, (0, sigma, sigma)), pixels, heat, steps)
 
@@ -79,19 +79,19 @@ def _replace(
 
 
 def random_map(size: int, seed: int, *, grid: int = 7) -> Heat:
-    """A map (S, S) that knows nothing: noise on a grid as coarse as the model's regions, smoothed as their maps are."""
+    """Return a random map (S, S): noise on a grid of the model's resolution, smoothed like its maps."""
     return unit_range(upsample(np.random.default_rng(seed).random((grid, grid)), size))
 
 
 def center_map(size: int) -> Heat:
-    """A map (S, S) that only knows where the middle is: a Gaussian bell, a quarter of the side wide."""
+    """Return a centred Gaussian (S, S) with a width of a quarter of the side."""
     offset = (np.arange(size) + 0.5) / size - 0.5
     bell = np.exp(-0.5 * (offset / 0.25) ** 2)
     return unit_range(np.outer(bell, bell))
 
 
 def mass_inside(heat: Heat, box: tuple[int, int, int, int]) -> float:
-    """Share of a map's mass that lies within (left, top, right, bottom), in [0, 1]; its lowest value counts as none."""
+    """Return the share of a map's mass within (left, top, right, bottom), in [0, 1], after subtracting its minimum."""
     mass = heat - heat.min()
     left, top, right, bottom = box
     total = float(mass.sum())
@@ -99,7 +99,7 @@ def mass_inside(heat: Heat, box: tuple[int, int, int, int]) -> float:
 
 
 def rank_agreement(first: Heat, second: Heat) -> float:
-    """Spearman's rank correlation of two maps; 0 where one of them does not vary."""
+    """Return Spearman's rank correlation of two maps; 0 if one of them is constant."""
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return 0.0
     return float(spearmanr(first, second, axis=None).statistic)
@@ -107,7 +107,7 @@ def rank_agreement(first: Heat, second: Heat) -> float:
 
 @torch.no_grad()
 def shuffle_weights(module: nn.Module, seed: int = 0) -> None:
-    """Permute the values inside each parameter, in place: the same weights at wrong places, of any architecture."""
+    """Permute the values of each parameter, in place, for any architecture."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
         order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)

@@ -1,4 +1,4 @@
-"""Grad-CAM: what a label's logit would gain if a region's features were stronger, by captum.
+"""Grad-CAM, by captum: the gain in a label's logit if a region's features were stronger.
 
 Selvaraju et al., Grad-CAM, ICCV 2017: the map is ReLU(Σ_c ᾱ_c x_c), x the last feature map (C, H, W) of a tower and ᾱ_c
 the mean gradient of the logit over the positions of channel c. A model with two towers has a map of each; the logit
@@ -26,11 +26,12 @@ from intclip.methods.branches import Branch
 
 _TINY = 1e-12
 _DEEP = {"deep", "regions", "pooled"}
-"""Features that follow from the frozen deep layers."""
+"""Features computed from the frozen deep layers."""
 
 
 def gradcam(method: Method, pixels: Tensor, index: int) -> dict[str, npt.NDArray[np.float32]]:
-    """Grad-CAM maps (h, w) of one label, not below 0, by tower: "sight" (frozen), "semantic" (trained), and "fused".
+    """Compute a label's Grad-CAM maps (h, w), not negative: "sight" (frozen), "semantic"
+    (trained), "fused".
 
     Args:
         method: In evaluation mode.
@@ -38,7 +39,7 @@ def gradcam(method: Method, pixels: Tensor, index: int) -> dict[str, npt.NDArray
         index: Index of the label.
 
     Raises:
-        IntclipError: The label's logit depends on no feature map of a tower.
+        IntclipError: The label's logit does not depend on a feature map.
         MissingExtraError: captum is not installed.
     """
     captum = require("captum.attr", "explain")
@@ -52,7 +53,7 @@ def gradcam(method: Method, pixels: Tensor, index: int) -> dict[str, npt.NDArray
     except RuntimeError as error:
         if "grad" not in str(error):
             raise
-        raise IntclipError("Grad-CAM needs a feature map that the logit depends on; this method reads none") from error
+        raise IntclipError("Grad-CAM needs a feature map that the logit depends on; this method uses none") from error
     shape = max(map(tuple, (cam.shape for cam in raw.values())))
     total = sum(nn.functional.interpolate(cam[None, None], shape, mode="bilinear")[0, 0] for cam in raw.values())
     named = raw if len(raw) == 1 else raw | {"fused": total}
@@ -105,7 +106,7 @@ class _Logits(nn.Module):
                 handle.remove()
 
     def _features(self, pixels: Tensor) -> Features:
-        """What `Backbone.features` gives, with gradient."""
+        """Compute `Backbone.features` with gradient."""
         backbone, needs = self.method.backbone, self.method.needs
         found: Features = {"pixels": pixels}
         stages = [int(name.removeprefix("stage")) for name in needs if name.startswith("stage") and name != "stages"]

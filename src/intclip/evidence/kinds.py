@@ -1,4 +1,4 @@
-"""Kinds of evidence: the model's own region logits, coarse or fine, its two prompts apart, Grad-CAM, rollout."""
+"""Kinds of evidence: region logits, coarse or fine, positive or negative prompt, Grad-CAM, rollout."""
 
 from typing import Literal, get_args
 
@@ -13,16 +13,16 @@ from intclip.methods.prompts import NEGATIVE, POSITIVE
 from intclip.methods.region_pooling import HALVES_PREFIX
 
 Kind = Literal["regions", "fine", "positive", "negative", "gradcam", "rollout"]
-"""regions: the logit each region would give alone; exact, one forward pass, any engine.
-fine: these logits of the photo and of its enlarged parts, averaged; see `views`; ten passes, any engine.
-positive, negative: similarity of each region to the label's positive or negative prompt alone.
+"""regions: the logit that each region would give on its own; exact, one forward pass, any engine.
+fine: these logits averaged over the photo and its enlarged parts; see `views`; ten passes, any engine.
+positive, negative: similarity of each region to only the label's positive or negative prompt.
 gradcam: see `gradcam`; any method whose logit depends on a feature map.
 rollout: see `rollout`; a ViT."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def check_kind(kind: str) -> Kind:
-    """The kind by its name.
+    """Validate a kind.
 
     Raises:
         IntclipError: The kind is unknown.
@@ -30,13 +30,13 @@ def check_kind(kind: str) -> Kind:
     for known in KINDS:
         if kind == known:
             return known
-    raise IntclipError(f"no kind of evidence {kind!r}; choose {', '.join(KINDS)}")
+    raise IntclipError(f"unknown kind of evidence {kind!r}; choose {', '.join(KINDS)}")
 
 
 def region_maps(
     method: Method, pixels: npt.NDArray[np.float32], index: int, kind: Kind
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Maps (h, w) of one label by branch, not scaled, computed in torch; of kind "fine" (4h, 4w).
+    """Compute maps (h, w) of a label by branch, unscaled, in torch; (4h, 4w) for kind "fine".
 
     Args:
         method: In evaluation mode.
@@ -45,7 +45,7 @@ def region_maps(
         kind: See `Kind`.
 
     Raises:
-        IntclipError: The method or its backbone has no such evidence.
+        IntclipError: The method or its backbone does not support this kind.
         MissingExtraError: Grad-CAM without captum.
     """
     method.eval()
@@ -72,5 +72,7 @@ def region_maps(
         if name.startswith(HALVES_PREFIX)
     }
     if not found:
-        raise IntclipError("this method has no pairs of prompts; intclip and dualcoop have: take regions or gradcam")
+        raise IntclipError(
+            "this method has no pairs of prompts; only intclip and dualcoop have: use regions or gradcam"
+        )
     return found

@@ -1,4 +1,4 @@
-"""Where MCCL's labels look in one photo, and how little two of them share, as a picture."""
+"""Attention of MCCL's labels in a photo, and the overlap of two of them, as a picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from intclip.methods.mccl.model import MCCL
 
 @dataclass(frozen=True)
 class Look:
-    """Where a label looks in a photo.
+    """Attention of a label in a photo.
 
     Attributes:
         label: Its name.
@@ -33,7 +33,7 @@ class Look:
 
 @torch.no_grad()
 def label_attention(method: MCCL, photo: Path) -> list[Look]:
-    """The attention of every label in one photo.
+    """Compute the attention of every label in a photo.
 
     Raises:
         ImageError: It cannot be read.
@@ -43,19 +43,19 @@ def label_attention(method: MCCL, photo: Path) -> list[Look]:
     output = method(method.backbone.features(pixels, method.needs), maps=True)
     logits = output.logits[0] / method.temperature
     chances = (logits.softmax(dim=0) if method.taxonomy.exclusive else logits.sigmoid()).tolist()
-    # The map is attention over an even share, less 1.
+    # The map is attention relative to uniform attention, minus 1.
     shares = (output.maps["fused"][0] + 1).cpu().numpy()
     shares /= shares.sum(axis=(1, 2), keepdims=True)
     return [Look(*item) for item in zip(method.taxonomy.names, chances, shares, strict=True)]
 
 
 def overlap(first: Look, second: Look) -> float:
-    """How much of their attention two labels share: Σ min(a, b), 1 for the same regions and 0 for none in common."""
+    """Return the overlap of two labels' attention: Σ min(a, b), 1 for the same regions and 0 for disjoint ones."""
     return float(np.minimum(first.attention, second.attention).sum())
 
 
 def contrasting(looks: Sequence[Look], top: int = 5) -> list[Look]:
-    """The two of the most probable labels whose attention overlaps least, the more probable first."""
+    """Return the two probable labels whose attention overlaps least, the more probable first."""
     likely = sorted(looks, key=lambda look: -look.probability)[: max(top, 2)]
     pairs = [(overlap(a, b), i, j) for i, a in enumerate(likely) for j, b in enumerate(likely) if i < j]
     if not pairs:
@@ -65,7 +65,7 @@ def contrasting(looks: Sequence[Look], top: int = 5) -> list[Look]:
 
 
 def draw_attention(method: MCCL, photo: Path, looks: Sequence[Look], path: Path, *, height: int = 360) -> None:
-    """The photo and, beside it, the attention of labels laid over it, as a PNG or JPEG.
+    """Draw the photo, and the photo with the attention of labels, as PNG or JPEG.
 
     Raises:
         ImageError: The photo cannot be read.

@@ -1,4 +1,4 @@
-"""What drawn pictures share: colours, type, saving."""
+"""Shared parts of pictures: colours, fonts, saving."""
 
 import importlib.util
 import logging
@@ -36,26 +36,26 @@ _FONTS = (
     "NotoEmoji-Regular.ttf",
     "seguisym.ttf",
 )
-"""Fonts of Linux, macOS and Windows that cover most scripts, looked for where the system keeps its fonts."""
+"""Fonts of Linux, macOS and Windows that cover most scripts, searched in the system's font folders."""
 _NO_CHARACTER = "\U0010fffe"
-"""No font has a glyph for it."""
+"""A character without a glyph in any font."""
 _UNSEEN = ("Cf", "Cc", "Mn", "Me", "Zs")
-"""Categories of characters that may be without ink."""
+"""Unicode categories of characters that may be blank."""
 _log = logging.getLogger(__name__)
 
 
 def font(size: int, text: str = "") -> Font:
-    """A font, in pixels, that has all characters of a text; Pillow's own where no installed one has."""
+    """Return a font that has all characters of a text; Pillow's default if no installed one has."""
     return _font(_font_for(text) or "", size)
 
 
 def drawable(text: str) -> str:
-    """The text, transliterated to ASCII where no installed font can draw it; the log says so, once for each text."""
+    """Transliterate a text to ASCII if no installed font can draw it, and log that once per text."""
     return text if _font_for(text) is not None else _transliterate(text)
 
 
 def shorten(text: str, width: int, size: int = 15) -> str:
-    """A text that is at most `width` pixels wide, cut with an ellipsis; transliterated where it must be."""
+    """Shorten a text to `width` pixels with an ellipsis, transliterating if needed."""
     text = drawable(text)
     drawn = font(size, text)
     if drawn.getlength(text) <= width:
@@ -67,7 +67,7 @@ def shorten(text: str, width: int, size: int = 15) -> str:
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture, whole or not at all.
+    """Write a picture atomically.
 
     Raises:
         IntclipError: The suffix is neither .png nor .jpg.
@@ -75,15 +75,15 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     """
     kind = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}.get(path.suffix.lower())
     if kind is None:
-        raise IntclipError(f"{path} is not a picture's name; end it in .png or .jpg")
+        raise IntclipError(f"{path}: name a .png or .jpg file")
     with atomic_path(path) as partial:
         picture.save(partial, kind)
 
 
 @cache
 def _font_for(text: str) -> str | None:
-    """Name of the first font that can draw a text, "" for Pillow's own; None where there is none."""
-    # Letters that join or run from right to left need more than their glyphs.
+    """Return the first font that can draw a text, "" for Pillow's default; None if there is none."""
+    # Joining and right-to-left scripts need more than glyphs.
     shaped = any(unicodedata.bidirectional(letter) in ("R", "AL", "AN") for letter in text)
     if shaped and not (features.check("raqm") and features.check("fribidi")):
         return None
@@ -109,7 +109,7 @@ def _font(name: str, size: int) -> Font:
     if not name:
         return ImageFont.load_default(size)
     if name == _FONTS[0] and (found := importlib.util.find_spec("matplotlib")) is not None and found.origin:
-        # matplotlib brings this font with it.
+        # part of matplotlib
         brought = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / name
         if brought.is_file():
             return ImageFont.truetype(brought, size)

@@ -1,4 +1,4 @@
-"""What MCCL's prototypes stand for: the patches nearest to them, as a picture."""
+"""The patches nearest to MCCL's prototypes, as a picture."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from intclip.methods.mccl.model import MCCL
 TILE = 112
 """Side of a patch in the picture, in pixels."""
 CONTEXT = 0.25
-"""Side of what is shown around a patch, as a share of the photo's side: features see further than their cell."""
+"""Side of the area shown around a patch, as a share of the photo's side, because receptive fields exceed cells."""
 
 
 @dataclass(order=True, frozen=True)
@@ -25,8 +25,8 @@ class Patch:
     """A patch near a prototype.
 
     Attributes:
-        cosine: To the prototype.
-        photo: Where it is from.
+        cosine: Cosine to the prototype.
+        photo: Its photo.
         row: Middle of the patch as a share of the photo's height.
         column: Likewise.
     """
@@ -39,12 +39,12 @@ class Patch:
 
 @dataclass(frozen=True)
 class Prototype:
-    """A prototype and the patches nearest to it, nearest first, one a photo.
+    """A prototype and its nearest patches, one per photo.
 
     Attributes:
         stage: Stage of the backbone.
-        index: In the stage's pool.
-        label: Class for which it was made; None where it started at random.
+        index: Index in the stage's pool.
+        label: Class it was initialised for; None if random.
         usage: Share of patches that are nearest to it.
         patches: Nearest first.
     """
@@ -60,14 +60,14 @@ class Prototype:
 def nearest_patches(
     method: MCCL, photos: Iterable[Path], chosen: Mapping[int, Sequence[int]], *, count: int = 5, batch_size: int = 16
 ) -> list[Prototype]:
-    """Patches nearest to prototypes over photos.
+    """Find the patches of photos nearest to prototypes.
 
     Args:
-        method: Trained.
-        photos: Those that cannot be read are left out.
+        method: The trained method.
+        photos: Photos; unreadable ones are skipped.
         chosen: Stage to indices of prototypes.
-        count: Patches of each.
-        batch_size: Photos computed at once.
+        count: Patches per prototype.
+        batch_size: Photos per batch.
 
     Raises:
         IntclipError: No photo could be read.
@@ -110,33 +110,33 @@ def _prototype(method: MCCL, stage: int, index: int, patches: list[Patch]) -> Pr
 def choose_prototypes(
     method: MCCL, *, stage: int | None = None, label: str | None = None, count: int = 10, seed: int = 0
 ) -> dict[int, list[int]]:
-    """Random prototypes, from the last stage by default.
+    """Draw random prototypes, from the last stage by default.
 
     Args:
-        method: Trained.
-        stage: Stage of the backbone; by default the last that the method reads.
-        label: Only those made for this label.
-        count: At most so many.
-        seed: Seed of the random choice.
+        method: The trained method.
+        stage: Stage of the backbone; default: the last that the method uses.
+        label: Only prototypes of this label.
+        count: Maximum number.
+        seed: Seed of the draw.
 
     Raises:
-        IntclipError: The stage is not read, or no prototype was made for the label.
+        IntclipError: The stage is not used, or the label has no prototypes.
     """
     stage = method.options.stages[-1] if stage is None else stage
     if stage not in method.stages:
-        raise IntclipError(f"this model reads stages {', '.join(map(str, method.stages))}, not {stage}")
+        raise IntclipError(f"this model uses stages {', '.join(map(str, method.stages))}, not {stage}")
     owner = method.stages[stage].pool.owner.cpu().numpy()
     known = np.arange(len(owner))
     if label is not None:
         known = known[owner == method.taxonomy.index(label)]
         if not len(known):
-            raise IntclipError(f"no prototype of stage {stage} was made for {label!r}; leave the label out")
+            raise IntclipError(f"stage {stage} has no prototypes of {label!r}; omit the label")
     picked = np.random.default_rng(seed).permutation(known)[:count]
     return {stage: sorted(picked.tolist())}
 
 
 def draw_prototypes(method: MCCL, prototypes: Sequence[Prototype], path: Path) -> None:
-    """One row a prototype, its nearest patches from left to right, as a PNG or JPEG.
+    """Draw one row per prototype with its nearest patches, as PNG or JPEG.
 
     Raises:
         StorageError: It cannot be written.
@@ -148,7 +148,7 @@ def draw_prototypes(method: MCCL, prototypes: Sequence[Prototype], path: Path) -
     draw = ImageDraw.Draw(canvas)
     for line, prototype in enumerate(prototypes):
         top = gap + line * (TILE + caption + gap)
-        made = f"made for {prototype.label}" if prototype.label else "started at random"
+        made = f"for {prototype.label}" if prototype.label else "random initialisation"
         text = (
             f"stage {prototype.stage}, prototype {prototype.index}, {made}, nearest to {prototype.usage:.1%} of patches"
         )
@@ -159,7 +159,7 @@ def draw_prototypes(method: MCCL, prototypes: Sequence[Prototype], path: Path) -
 
 
 def _cut(method: MCCL, patch: Patch) -> Image.Image:
-    """The patch with its surroundings, moved inside the photo where it lies at its edge."""
+    """Crop a patch with its surroundings, shifted inside the photo at the edges."""
     preprocess = method.backbone.preprocess
     photo = Image.fromarray(preprocess.resize(read_image(patch.photo)))
     side = CONTEXT * photo.width

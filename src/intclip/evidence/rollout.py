@@ -1,9 +1,9 @@
-"""Attention rollout of a ViT: how much of each patch has flowed into what the label reads.
+"""Attention rollout of a ViT: how much of each patch contributes to what a label reads.
 
 Abnar and Zuidema, Quantifying Attention Flow in Transformers, ACL 2020: R = Π (A_l + 1)/2 over the blocks, A_l the
-attention of block l averaged over its heads and 1 the identity beside it. Rollout itself knows no label. Where a method
-reads regions with weights of the label's own, its map is the weighted mean of their rows of R; else the row of the
-class token, or the mean of the patches' rows where that is not read.
+attention of block l averaged over its heads and 1 the identity. Rollout itself is independent of labels. If a
+method pools regions with label-specific weights, the map is the weighted mean of their rows of R; else the row of the
+class token, or the mean of the patches' rows if there is none.
 """
 
 import math
@@ -25,10 +25,11 @@ from intclip.methods.region_pooling import HALVES_PREFIX
 
 @torch.no_grad()
 def rollout(method: Method, pixels: Tensor, index: int) -> dict[str, npt.NDArray[np.float32]]:
-    """Attention rollout (h, w) by tower: "sight" (frozen), "semantic" (trained), and where both, "fused", their mean.
+    """Compute attention rollout (h, w): "sight" (frozen), "semantic" (trained), and their mean
+    "fused".
 
     Args:
-        method: In evaluation mode, over a ViT.
+        method: In evaluation mode, on a ViT.
         pixels: (1, 3, S, S).
         index: Index of the label.
 
@@ -38,7 +39,7 @@ def rollout(method: Method, pixels: Tensor, index: int) -> dict[str, npt.NDArray
     backbone = method.backbone
     shallow, deep = _blocks(backbone.trunk), _blocks(backbone.deep)
     if not deep or not isinstance(next(iter(backbone.trunk.children()), None), PatchEmbedding):
-        raise IntclipError(f"attention rollout needs a ViT; {backbone.name} has no attention: take gradcam or regions")
+        raise IntclipError(f"attention rollout needs a ViT; {backbone.name} has no attention: use gradcam or regions")
     tokens = next(iter(backbone.trunk.children()))(pixels)
     branches = [module for module in method.modules() if isinstance(module, Branch)]
     towers: dict[str, tuple[Tensor, list[Block]]] = {}
@@ -46,7 +47,7 @@ def rollout(method: Method, pixels: Tensor, index: int) -> dict[str, npt.NDArray
         towers["sight"] = tokens, shallow + deep
     for branch in branches[:1]:
         embeddings = [module for module in branch.modules() if isinstance(module, PatchEmbedding)]
-        # A copy of the whole tower has its own embedding; one of the deep layers goes on from the trunk.
+        # A copy of the whole tower has its own embedding; a copy of the deep layers continues from the trunk.
         own = (embeddings[0](pixels), []) if embeddings else (tokens, shallow)
         towers["semantic"] = own[0], own[1] + _blocks(branch)
     reading = _reading(method, pixels, index, tokens.shape[1])
@@ -58,11 +59,11 @@ def rollout(method: Method, pixels: Tensor, index: int) -> dict[str, npt.NDArray
 
 
 def attention_flow(blocks: Iterable[Block], tokens: Tensor) -> Tensor:
-    """R (B, T, T): row t says how much of each first token is in the last token t; rows sum to 1.
+    """Compute R (B, T, T): row t is the share of each input token in output token t; rows sum to 1.
 
     Args:
         blocks: In order.
-        tokens: (B, T, W), before the first of them.
+        tokens: (B, T, W), input of the first block.
     """
     flow = torch.eye(tokens.shape[1], device=tokens.device).expand(len(tokens), -1, -1)
     for block in blocks:
@@ -73,7 +74,7 @@ def attention_flow(blocks: Iterable[Block], tokens: Tensor) -> Tensor:
 
 
 def _reading(method: Method, pixels: Tensor, index: int, length: int) -> Tensor:
-    """With which weights (T,) the label's logit reads the last tokens, the patches behind the others."""
+    """Return the weights (T,) of the last tokens in the label's logit, patches after the others."""
     output = method(method.backbone.features(pixels, method.needs), maps=True)
     halves = [value for name, value in output.extras.items() if name.startswith(HALVES_PREFIX)]
     count = math.prod(method.backbone.grid)

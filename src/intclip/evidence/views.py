@@ -1,10 +1,10 @@
-"""Finer region logits: the photo read whole and in parts, each part as large as a whole photo.
+"""Finer region logits from the whole photo and enlarged parts of it.
 
-A map of 7×7 regions is coarse. Nine windows of half the photo's side, in three rows of three that overlap by half, are
-enlarged to the model's size and read as photos of their own; a region of theirs is half as wide. The map is the mean of
-the whole photo's region logits and of the windows', these first averaged where windows overlap. The windows hold only
-pixels that the model sees in the whole photo. Ten passes, no gradient, any engine; a model that demands one size of
-photos, as a ViT does, gets it.
+A map of 7×7 regions is coarse. Nine windows of half the photo's side, in three rows of three that overlap
+by half, are enlarged to the model's input size; their regions are half as wide. The map is the mean of the whole
+photo's region logits and the windows', averaged where windows overlap. The windows contain only pixels that the model
+sees in the whole photo. Ten passes, no gradient, any engine; also works for models with a fixed input size, such as a
+ViT.
 """
 
 import numpy as np
@@ -16,13 +16,13 @@ from intclip.evidence.heat import upsample
 Array = npt.NDArray[np.float32]
 
 WINDOWS = 3
-"""Windows a row, and rows of them: half a window apart, so that they end where the photo ends."""
+"""Windows per row, and rows: half a window apart, so that they end at the photo's edges."""
 VIEWS = 1 + WINDOWS**2
 """The whole photo and its windows."""
 
 
 def photo_views(pixels: Array) -> Array:
-    """The whole photo first, then its windows row by row: (10, 3, S, S) of normalised pixels (3, S, S)."""
+    """Return the whole photo, then its windows row by row: (10, 3, S, S) from normalised pixels (3, S, S)."""
     size = pixels.shape[-1]
     channels = [Image.fromarray(np.ascontiguousarray(channel, dtype=np.float32)) for channel in pixels]
     large = np.stack([np.asarray(one.resize((2 * size, 2 * size), Image.Resampling.BICUBIC)) for one in channels])
@@ -32,9 +32,10 @@ def photo_views(pixels: Array) -> Array:
 
 
 def join_views(maps: npt.NDArray[np.floating]) -> Array:
-    """One map (4h, 4h) of the maps (10, h, h) of `photo_views`, unscaled: each place the mean of what was read there.
+    """Merge the maps (10, h, h) of `photo_views` to one (4h, 4h), unscaled.
 
-    Each map is laid where its view lies, bilinear between its regions' centres.
+    Each map is placed at its view, bilinear between its regions' centres, and the result is averaged as the module
+    describes.
     """
     side = maps.shape[-1]
     total, count = np.zeros((2, 4 * side, 4 * side), dtype=np.float64)

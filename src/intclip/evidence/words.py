@@ -1,4 +1,4 @@
-"""Which words of a text speak for a label, and their colours."""
+"""Evidence for a label in the words of a text, and its highlighting."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -15,29 +15,29 @@ from intclip.methods.base import WordUnit
 
 Array = npt.NDArray[np.float64]
 Score = Callable[[Sequence[str]], Array]
-"""T texts to (T, K), a number a label: log-odds or cosines."""
+"""Scores T texts: (T, K) log-odds or cosines."""
 How = Literal["occlusion", "shapley"]
 
 MOST_PARTS = 128
-"""A longer text is parted into so many runs of words: every part costs a reading of the text."""
+"""Maximum number of parts of a text: every part costs one pass."""
 SHAPLEY_ORDERS = 25
-"""Orders in which the words are put together; the error of a weight falls with their square root."""
+"""Number of random orders of the words; the error of a weight falls with its square root."""
 FAINT = 0.08
-"""Words with a smaller share of the strongest weight are left without colour."""
+"""Words with a smaller share of the strongest weight are not coloured."""
 _FOR, _AGAINST = "188, 55, 84", "49, 104, 174"
 
 
 @dataclass(frozen=True)
 class WordEvidence:
-    """How much each word speaks for a label.
+    """Evidence for a label in a text, by word.
 
     Attributes:
         label: The label's name.
-        probability: Probability of the label from the words alone; None for a zero-shot model, whose probabilities are
-            about photos.
-        score: What the weights explain: the label's log-odds, or the cosine of text and label.
-        unit: Which of the two.
-        words: The words in order, each with its weight; above 0 it speaks for the label.
+        probability: Probability of the label by text alone; None for a zero-shot model, whose
+            probabilities apply to photos.
+        score: The explained score: the label's log-odds, or the cosine of text and label.
+        unit: Unit of the score.
+        words: The words in order with their weights; positive for the label.
     """
 
     label: str
@@ -50,7 +50,7 @@ class WordEvidence:
         return f"<div><p><b>{escape(self.label)}</b></p><p>{highlight(self)}</p></div>"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """Return JSON values."""
         words = [{"word": word, "weight": weight} for word, weight in self.words]
         return {"label": self.label, "probability": self.probability, "score": self.score, "unit": self.unit} | {
             "words": words
@@ -60,25 +60,24 @@ class WordEvidence:
 def word_evidence(
     text: str, label: str, index: int, score: Score, unit: WordUnit, how: str = "occlusion"
 ) -> WordEvidence:
-    """Weights of a text's words for one label.
+    """Compute the weights of a text's words for a label.
 
     Args:
         text: The text.
         label: The label's name.
-        index: Its place among the K labels.
-        score: Reads texts.
+        index: Its index among the K labels.
+        score: Scores texts.
         unit: Unit of the scores.
-        how: "occlusion": by how much the score falls when the word is left out. A word that is there twice, or has a
-            synonym beside it, gets little. "shapley": the mean fall over orders in which the words may come together;
-            the weights add up to the score less that of no words, and repeated words share. It takes captum and some
-            25 times as long.
+        how: "occlusion": the drop in the score without the word. A word that occurs twice, or has a synonym nearby,
+            gets little. "shapley": the mean drop over random orders of the words; the weights add up to the score minus
+            that of an empty text, and repeated words share. It needs captum and about 25 times as long.
 
     Raises:
-        IntclipError: There are no words, or the method is unknown.
+        IntclipError: The text is empty, or the method is unknown.
         MissingExtraError: captum is not installed.
     """
     if how not in get_args(How):
-        raise IntclipError(f"no way {how!r} to explain words: choose occlusion or shapley")
+        raise IntclipError(f"unknown method {how!r}: choose occlusion or shapley")
     parts = part(text)
     if not parts:
         raise IntclipError("the text has no words to explain; give one that has")
@@ -92,7 +91,7 @@ def word_evidence(
 
 
 def part(text: str) -> list[str]:
-    """The words of a text, what stands between white space; runs of words where there are over `MOST_PARTS`."""
+    """Split a text at white space into words; into groups of words if there are more than `MOST_PARTS`."""
     words = re.findall(r"\S+", text)
     if len(words) <= MOST_PARTS:
         return words
@@ -100,14 +99,14 @@ def part(text: str) -> list[str]:
 
 
 def occlusion(parts: Sequence[str], score: Score) -> tuple[Array, Array]:
-    """Scores (K,) of the whole text, and by how much they fall (n, K) without each of its n parts."""
+    """Return scores (K,) of the whole text, and their drop (n, K) without each of its n parts."""
     texts = [_join(parts)] + [_join([*parts[:i], *parts[i + 1 :]]) for i in range(len(parts))]
     scores = score(texts)
     return scores[0], scores[0] - scores[1:]
 
 
 def shapley(parts: Sequence[str], score: Score, index: int, *, orders: int = SHAPLEY_ORDERS, seed: int = 0) -> Array:
-    """Shapley values (n,) of a text's parts for one label, sampled (captum); they sum to score(all) − score(none).
+    """Sample Shapley values (n,) of a text's parts for a label (captum); they sum to score(all) − score(none).
 
     Source: Castro, Gómez, Tejada: Polynomial calculation of the Shapley value based on sampling, 2009.
     """
@@ -133,10 +132,10 @@ def shapley(parts: Sequence[str], score: Score, index: int, *, orders: int = SHA
 
 
 def highlight(evidence: WordEvidence) -> str:
-    """The text as HTML, its words on a ground of colour: red for the label, blue against it, the stronger the deeper.
+    """Render the text as HTML with coloured words: red for the label, blue against it, more intense if stronger.
 
-    Everything that comes from the post is escaped. The weight is the title of a word, and a word that speaks against
-    the label is dotted below, so that nothing rests on colour alone.
+    The post's content is escaped. Weights are tooltips, and words against the label have a
+    dotted underline, so that colour is not the only cue.
     """
     most = max((abs(weight) for _, weight in evidence.words), default=0.0)
     pieces = []
@@ -153,7 +152,7 @@ def highlight(evidence: WordEvidence) -> str:
 
 
 def words_page(evidence: WordEvidence) -> str:
-    """`highlight` as a page of its own, which needs no network."""
+    """Render `highlight` as a standalone offline page."""
     caption = f"{evidence.unit} {evidence.score:.2f}"
     if evidence.probability is not None:
         caption = f"probability {evidence.probability:.3f}, {caption}"
@@ -162,10 +161,11 @@ def words_page(evidence: WordEvidence) -> str:
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n</head>\n'
         '<body style="font: 17px/1.7 system-ui, sans-serif; max-width: 44em; margin: 2em auto; padding: 0 1em">\n'
         f"<h1>{title}</h1>\n<p>{escape(caption)}</p>\n<p>{highlight(evidence)}</p>\n"
-        "<p>Red speaks for the label, dotted blue against it; a word's weight is its tooltip.</p>\n</body>\n</html>\n"
+        "<p>Red words support the label, dotted blue ones oppose it; hover over a word for its "
+        "weight.</p>\n</body>\n</html>\n"
     )
 
 
 def _join(parts: Sequence[str]) -> str:
-    # Encoders take no empty text; a blank one is how they read no words.
+    # Encoders do not accept empty texts; a blank one represents no words.
     return " ".join(parts) or " "

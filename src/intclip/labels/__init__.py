@@ -1,4 +1,4 @@
-"""Labels: taxonomies and their sentences, their integration by a language model, and how well sentences rank."""
+"""Labels: taxonomies, their sentences, integration by a language model, and ranking scores."""
 
 from intclip.labels.reading import builtin_taxonomies, load_taxonomy
 from intclip.labels.taxonomy import FORMS, Taxonomy

@@ -1,4 +1,4 @@
-"""What may be better in a valid taxonomy: said by `intclip labels check`, refused by nobody."""
+"""Suggestions for a valid taxonomy, printed by `intclip labels check`."""
 
 from itertools import combinations
 
@@ -6,16 +6,16 @@ from intclip.labels.lengths import CONTEXT_LENGTH, PROMPT_TOKENS, WORD_RANGES, c
 from intclip.labels.taxonomy import Taxonomy
 
 ALIKE = 0.75
-"""Two sentences that share this part of their words (Jaccard) hardly tell their classes apart."""
+"""Jaccard similarity of words from which two sentences hardly distinguish their classes."""
 
 
 def advise(taxonomy: Taxonomy) -> list[str]:
-    """One line for each thing that may be better; empty where nothing was found."""
+    """Return one line per suggestion."""
     advice = []
     if missing := [form for form in WORD_RANGES if form not in taxonomy.written]:
         advice.append(
-            f"no sentences of {', '.join(missing)} words: other words stand in for them; write them, or have them "
-            "written with `intclip labels integrate`"
+            f"no sentences of {', '.join(missing)} words, so other texts are used; "
+            "write them, or use `intclip labels integrate`"
         )
     free = CONTEXT_LENGTH - PROMPT_TOKENS
     for form, sentences in taxonomy.sentence_forms.items():
@@ -28,7 +28,7 @@ def advise(taxonomy: Taxonomy) -> list[str]:
         words = [set(sentence.casefold().replace(",", "").split()) for sentence in taxonomy.sentence_forms[form]]
         for (first, a), (second, b) in combinations(zip(taxonomy.names, words, strict=True), 2):
             if len(a & b) / len(a | b) >= ALIKE:
-                advice.append(f"{form}: the sentences of {first!r} and {second!r} are nearly the same; tell them apart")
+                advice.append(f"{form}: the sentences of {first!r} and {second!r} are nearly equal; make them differ")
     if not taxonomy.source:
-        advice.append("no `source:`; say where the labels come from")
+        advice.append("no `source:`; state where the labels come from")
     return advice

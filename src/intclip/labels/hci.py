@@ -1,7 +1,7 @@
 """Hierarchical Class Integration: a language model merges a class's levels, then writes one sentence of a set length.
 
-Paper, Section 3.3: stage 1 consolidates the levels a1 … an of a label and drops what repeats; stage 2 turns the result
-into a sentence of fixed length, which stands behind the learned context vectors of a prompt. Its prompts are not
+Paper, Section 3.3: stage 1 consolidates the levels a1 … an of a label and drops repetition; stage 2 turns the result
+into a sentence of fixed length, which follows the learned context vectors of a prompt. The paper's prompts are not
 published; ours are in `labels/prompts`.
 """
 
@@ -18,23 +18,23 @@ from intclip.labels.llm import Answer, ChatClient
 from intclip.labels.taxonomy import FORMS, Taxonomy
 
 MOST_TOKENS = CONTEXT_LENGTH - PROMPT_TOKENS + 2
-"""CLIP tokens that a sentence may have, start and end included, so that 16 context vectors fit before it."""
+"""Maximum CLIP tokens of a sentence, including start and end, so that 16 context vectors fit before it."""
 MERGED_WORDS = 12
-"""Most words of a merged label: what the prompt of stage 1 asks for."""
+"""Maximum words of a merged label, as requested by stage 1's prompt."""
 
 Complaint = Callable[[str, str, Mapping[str, str]], str | None]
-"""What is wrong with a class's text, given the texts accepted so far; None where nothing is."""
+"""Returns what is wrong with a class's text, given the accepted texts; None if valid."""
 
 
 @dataclass(frozen=True)
 class Integration:
-    """A taxonomy with new sentences, and how they came about.
+    """A taxonomy with new sentences, and their provenance.
 
     Attributes:
         taxonomy: The taxonomy with the sentences in `form`.
         form: Such as "11-15".
         merged: Class name to its merged label (stage 1).
-        answers: The model's answers that were used, with model, prompt hash and date.
+        answers: The used answers, with model, prompt hash and date.
     """
 
     taxonomy: Taxonomy
@@ -55,16 +55,16 @@ def integrate(
 ) -> Integration:
     """Have a language model write a taxonomy's sentences.
 
-    Every answer goes into the client's cache as it comes, so that an interrupted run continues where it stopped. A
-    class whose text is missing, repeated or of the wrong length is requested again, with the reason.
+    Answers are cached immediately, so an interrupted run continues where it stopped. Classes
+    with missing, repeated or wrong-length texts are requested again, with the reason.
 
     Args:
-        taxonomy: Whose classes to describe.
-        client: Where to ask.
+        taxonomy: Classes to describe.
+        client: Client of the endpoint.
         form: Length of the sentences: "3-5", "6-9", "11-15" or "16-20" words.
-        fine_only: Leave out stage 1 and start from the class names (the paper's HCI-FG, Table 6b).
-        batch: Classes in one request.
-        rounds: Requests for one batch, the first included.
+        fine_only: Skip stage 1 and use the class names (the paper's HCI-FG, Table 6b).
+        batch: Classes per request.
+        rounds: Requests per batch, including the first.
         on_progress: Called with (done, total) after each batch.
 
     Raises:
@@ -118,10 +118,10 @@ def _ask_batch(
     complaint: Complaint,
     rounds: int,
 ) -> list[Answer]:
-    """Fill `texts` for all names in `asked`; returns the answers that helped.
+    """Fill `texts` for all names in `asked`; return the useful answers.
 
-    The next prompt quotes the answer before it, so one that did not help is kept in the cache too, or the same command
-    would have to ask again. It is forgotten where its question comes up once more, and where the batch is given up.
+    The next prompt quotes the previous answer, so useless answers are cached too, to avoid
+    repeating requests. They are removed if the same question comes up again, and if the batch fails.
     """
     messages: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
     used: list[Answer] = []
@@ -155,15 +155,15 @@ def _ask_batch(
     name, reason = next(iter(reasons.items()))
     raise LanguageModelError(
         f"{client.model} gave no valid text for {len(reasons)} classes in {rounds} rounds, such as {name!r} "
-        f"({reason}); take another model, or write these by hand"
+        f"({reason}); use another model, or write these manually"
     )
 
 
 def _accept(answer: Answer, wanted: Sequence[str], texts: dict[str, str], complaint: Complaint) -> dict[str, str]:
-    """Take the valid texts of an answer; returns what is wrong with each of the others."""
+    """Accept the valid texts of an answer; return the errors of the others."""
     given = parse_object(answer.text)
     if given is None:
-        what = "was cut off" if answer.finish == "length" else "was no JSON object"
+        what = "was cut off" if answer.finish == "length" else "was not a JSON object"
         return dict.fromkeys(wanted, f"the answer {what}")
     folded = {" ".join(str(key).split()).casefold(): value for key, value in given.items()}
     reasons = {}
@@ -181,7 +181,7 @@ def _accept(answer: Answer, wanted: Sequence[str], texts: dict[str, str], compla
 
 
 def parse_object(text: str) -> dict[str, Any] | None:
-    """The JSON object in an answer that may have a fence, or words around it; None where there is none."""
+    """Extract the JSON object from an answer with optional fences or text around it; None if there is none."""
     start, end = text.find("{"), text.rfind("}")
     if start < 0 or end < start:
         return None
@@ -194,7 +194,7 @@ def parse_object(text: str) -> dict[str, Any] | None:
 
 def _merge_complaint(name: str, text: str, texts: Mapping[str, str]) -> str | None:
     if (words := count_words(text)) > MERGED_WORDS:
-        return f"it has {words} words, at most {MERGED_WORDS} are wanted"
+        return f"it has {words} words; use at most {MERGED_WORDS}"
     return _twice(text, texts)
 
 
@@ -202,9 +202,9 @@ def _sentence_complaint(least: int, most: int) -> Complaint:
     def complaint(name: str, text: str, texts: Mapping[str, str]) -> str | None:
         words = count_words(text)
         if not least <= words <= most:
-            return f"it has {words} words, {least} to {most} are wanted"
+            return f"it has {words} words; use {least} to {most}"
         if (tokens := count_clip_tokens(text)) > MOST_TOKENS:
-            return f"it has {tokens} CLIP tokens, at most {MOST_TOKENS} are wanted; use simpler words"
+            return f"it has {tokens} CLIP tokens; use at most {MOST_TOKENS}, with simpler words"
         if text.casefold() == name.casefold():
             return "it only repeats the name"
         return _twice(text, texts)

@@ -1,4 +1,4 @@
-"""The levels above a taxonomy's classes: resolved from names, and refused where they loop or lead nowhere."""
+"""Resolve the levels above a taxonomy's classes, rejecting cycles and orphans."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from intclip.errors import TaxonomyError, listed
 
 PARENT_LEVEL = "group"
-"""Name of the level of parents where a file gives none."""
+"""Default name of the level of parents."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A class and the parent it names; `entry` says where the file does, for messages."""
+    """A class and its parent; `entry` is its position in the file, for messages."""
 
     entry: str
     name: str
@@ -21,7 +21,7 @@ class Node:
 def resolve_levels(
     classes: Sequence[Node], declared: Mapping[str, Mapping[str, str | None]] | None, where: str
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
-    """Coarser levels (level name to names) and each class's ancestors, nearest first.
+    """Resolve coarser levels (level name to names) and each class's ancestors, nearest first.
 
     Args:
         classes: The finest level.
@@ -30,7 +30,7 @@ def resolve_levels(
         where: The file, for messages.
 
     Raises:
-        TaxonomyError: Parents go round in a cycle, or a name is an orphan, childless or twice in its level.
+        TaxonomyError: Parents are cyclic, or a name is an orphan, childless or duplicate in its level.
     """
     levels = declared
     if levels is None:
@@ -53,12 +53,12 @@ def resolve_levels(
                 )
         used = set(references[depth].values())
         if childless := [name for name in above if name not in used]:
-            raise TaxonomyError(f"{where}: {level} {childless[0]!r} has nothing under it; remove it or give it a class")
+            raise TaxonomyError(f"{where}: {level} {childless[0]!r} has no children; remove it or give it a class")
     last = list(levels)[-1]
     for name, parent in levels[last].items():
         if parent is not None:
             entry = f"{where}: {last} {name!r} is an orphan"
-            raise TaxonomyError(f"{entry}: its parent {parent!r} is in no level; add a level under `parents`")
+            raise TaxonomyError(f"{entry}: its parent {parent!r} is not in any level; add a level under `parents`")
     ancestors = {}
     for node in classes:
         line, name = [], node.name
@@ -72,9 +72,8 @@ def resolve_levels(
 def _refuse_cycles(references: Sequence[Mapping[str, str | None]], *, implicit: bool, where: str) -> None:
     """Follow parents within each level until they leave it.
 
-    A name may recur one level up (Intentonomy's intent Health lies in group Health), so where the level above is
-    declared, a step into it leaves. Where it is implied by the classes' own parents, only a name that is not a class
-    does.
+    A name may recur one level up (Intentonomy's intent Health is in group Health). If the level above
+    is declared, a step into it leaves; if it is implied by the classes' parents, only a name that is not a class does.
     """
     for depth, names in enumerate(references):
         above = {} if implicit or depth + 1 == len(references) else references[depth + 1]
@@ -83,7 +82,7 @@ def _refuse_cycles(references: Sequence[Mapping[str, str | None]], *, implicit: 
             while (parent := names[name]) in names and parent is not None and parent not in above:
                 path.append(parent)
                 if parent == start:
-                    raise TaxonomyError(f"{where}: parents go round in a cycle: {' → '.join(path)}; cut one of them")
+                    raise TaxonomyError(f"{where}: cyclic parents: {' → '.join(path)}; remove one of them")
                 if parent in path[:-1]:
-                    break  # the cycle does not pass `start`; it is found from one of its own names
+                    break  # the cycle does not include `start`; it is found from one of its own names
                 name = parent

@@ -1,7 +1,7 @@
-"""A patient client of any OpenAI-compatible chat endpoint, with a cache that remembers where each answer came from.
+"""Client of OpenAI-compatible chat endpoints, with retries and a cache that records each answer's provenance.
 
-Nothing here knows what is asked: HCI asks for sentences (`hci.py`), and messages may carry images as content parts
-(`{"type": "image_url", …}`) for an endpoint that sees.
+It is independent of the task: HCI requests sentences (`hci.py`), and messages may contain images as content
+parts (`{"type": "image_url", …}`) for vision models.
 """
 
 import hashlib
@@ -19,18 +19,18 @@ from intclip.extras import require
 from intclip.files import write_text
 
 Message = Mapping[str, Any]
-"""One turn: `role` and `content`, a text or a list of content parts."""
+"""A message: `role` and `content`, a text or a list of content parts."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model answered, and its provenance.
+    """A model's answer and its provenance.
 
     Attributes:
         text: The answer.
-        finish: "stop", or "length" where the answer was cut off at `max_tokens`.
+        finish: "stop", or "length" if the answer was cut off at `max_tokens`.
         model: The requested model.
-        served_by: The model that the endpoint says it ran.
+        served_by: The model reported by the endpoint.
         endpoint: Base URL; empty for the library's default.
         prompt_hash: SHA-256 over messages, model, endpoint and sampling settings: the key of the cache.
         date: When the endpoint answered, ISO 8601 in UTC.
@@ -48,27 +48,27 @@ class Answer:
 
 
 class _Unusable(Exception):
-    """The endpoint answered with something other than a chat completion; another try may help."""
+    """The endpoint's answer was not a chat completion; a retry may help."""
 
 
 class ChatClient:
-    """Asks one model at one endpoint.
+    """Client for one model at one endpoint.
 
     Args:
-        model: The endpoint's name of the model.
-        base_url: Such as http://localhost:11434/v1 (Ollama), http://localhost:8000/v1 (vLLM); without it
-            `$OPENAI_BASE_URL`, else OpenAI itself.
-        api_key: Without it `$OPENAI_API_KEY`; a server of one's own needs none.
-        cache: Folder of answers, one JSON file each; None keeps none.
-        timeout: Seconds until an answer counts as lost.
-        attempts: Tries a request; 429, 5xx, lost connections and unusable answers are tried again.
-        backoff: Seconds before the second try, doubled each time, with jitter.
-        max_wait: Longest pause, also when the endpoint asks for a longer one.
-        temperature: Sampling temperature; 0 takes the likeliest words.
+        model: Name of the model at the endpoint.
+        base_url: Such as http://localhost:11434/v1 (Ollama), http://localhost:8000/v1 (vLLM);
+            default: `$OPENAI_BASE_URL`, else OpenAI.
+        api_key: Default: `$OPENAI_API_KEY`; local servers need none.
+        cache: Folder of answers, one JSON file each; None disables it.
+        timeout: Timeout of a request in seconds.
+        attempts: Attempts per request; 429, 5xx, lost connections and unusable answers are retried.
+        backoff: Seconds before the second attempt, doubled each time, with jitter.
+        max_wait: Maximum delay, even if the endpoint requests a longer one.
+        temperature: Sampling temperature; 0 is greedy.
 
     Raises:
         MissingExtraError: The extra `llm` is not installed.
-        LanguageModelError: No key is there for an endpoint that needs one.
+        LanguageModelError: The endpoint needs a key and there is none.
     """
 
     def __init__(
@@ -101,10 +101,10 @@ class ChatClient:
         )
 
     def ask(self, messages: Sequence[Message], *, max_tokens: int = 1024) -> Answer:
-        """The model's answer to a conversation, from the cache where it is there.
+        """Return the model's answer to a conversation, from the cache if available.
 
         Raises:
-            LanguageModelError: The endpoint refuses (wrong key, model or address), or failed at every try.
+            LanguageModelError: The endpoint rejects the request (wrong key, model or URL), or all attempts failed.
             StorageError: The cache cannot be written.
         """
         request, digest = self._request(messages, max_tokens)
@@ -129,7 +129,7 @@ class ChatClient:
         return answer
 
     def recall(self, messages: Sequence[Message], *, max_tokens: int = 1024) -> Answer | None:
-        """What `ask` would take from the cache; None where it would ask the endpoint."""
+        """Return the cached answer that `ask` would use; None if it would send a request."""
         return self._recall(self._request(messages, max_tokens)[1])
 
     def forget(self, answer: Answer) -> None:
@@ -142,7 +142,7 @@ class ChatClient:
         self._client.close()
 
     def _request(self, messages: Sequence[Message], max_tokens: int) -> tuple[dict[str, Any], str]:
-        """What is sent, and the key of its answer in the cache."""
+        """Return the request, and the cache key of its answer."""
         request = {"model": self.model, "messages": list(messages), "temperature": self.temperature}
         request["max_tokens"] = max_tokens
         return request, hashlib.sha256(_canonical({**request, "endpoint": self.endpoint}).encode()).hexdigest()
@@ -152,7 +152,7 @@ class ChatClient:
         return self.cache / f"{digest}.json"
 
     def _recall(self, digest: str) -> Answer | None:
-        """A cached answer; a file that is damaged or not ours counts as missing and is written again."""
+        """Read a cached answer; damaged or foreign files count as missing and are overwritten."""
         if self.cache is None:
             return None
         try:
@@ -165,7 +165,7 @@ class ChatClient:
         return Answer(**fields, cached=True)
 
     def _complete(self, request: Mapping[str, Any]) -> Any:
-        """One chat completion with text, tried `attempts` times."""
+        """Request a chat completion with text, with up to `attempts` attempts."""
         tenacity = self._tenacity
         retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(self._attempts),
@@ -194,11 +194,11 @@ class ChatClient:
             return bool(error.code != "insufficient_quota")
         if isinstance(error, openai.APIStatusError):
             return error.status_code >= 500 or error.status_code in (408, 409)
-        # A body that is not JSON leaves the client library as ValueError.
+        # The client library raises ValueError for a body that is not JSON.
         return isinstance(error, openai.APIConnectionError | openai.APIResponseValidationError | _Unusable | ValueError)
 
     def _pause(self, state: Any) -> float:
-        """Seconds before the next try: what Retry-After asks for, else exponential with jitter; at most `max_wait`."""
+        """Return the delay before the next attempt: Retry-After, else exponential with jitter; at most `max_wait`."""
         error = state.outcome.exception()
         asked = str(error.response.headers.get("retry-after", "")) if hasattr(error, "response") else ""
         growing = self._backoff * 2.0 ** (int(state.attempt_number) - 1) * (1 + random.random() / 4)
@@ -208,11 +208,11 @@ class ChatClient:
         openai = self._openai
         where = self.endpoint or "OpenAI"
         if isinstance(error, openai.APITimeoutError):
-            return LanguageModelError(f"{where} did not answer in time; raise --timeout or take a smaller model")
+            return LanguageModelError(f"{where} did not answer in time; raise --timeout or use a smaller model")
         if isinstance(error, openai.APIConnectionError):
             return LanguageModelError(f"{where} cannot be reached; is the server running at this --base-url?")
         if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-            return LanguageModelError(f"{where} refuses the API key; set OPENAI_API_KEY to a valid one")
+            return LanguageModelError(f"{where} rejects the API key; set OPENAI_API_KEY to a valid one")
         if isinstance(error, openai.NotFoundError):
             return LanguageModelError(
                 f"{where} has no model {self.model!r} (or no /chat/completions); check --model and --base-url"
@@ -221,9 +221,7 @@ class ChatClient:
             reason = f"HTTP {error.status_code}: {' '.join(str(error.message).split())[:200]}"
             return LanguageModelError(f"{where} failed with {reason}; try again later or check the request")
         what = " ".join(str(error).split())[:120]
-        return LanguageModelError(
-            f"{where} gave no usable answer ({what}); is --base-url an OpenAI-compatible address?"
-        )
+        return LanguageModelError(f"{where} gave no usable answer ({what}); is --base-url OpenAI-compatible?")
 
 
 def _canonical(value: Any) -> str:
@@ -231,7 +229,7 @@ def _canonical(value: Any) -> str:
 
 
 def _without_images(message: Message) -> dict[str, Any]:
-    """The message as the cache keeps it: an embedded image by its digest."""
+    """Return the message for the cache, with embedded images replaced by their digests."""
     content = message["content"]
     if isinstance(content, list):
         content = [_shortened(part) for part in content]

@@ -1,7 +1,7 @@
-"""Taxonomies from YAML: a full file with levels and sentences, or as little as a list of names.
+"""Taxonomies from YAML: from a list of names to a full file with levels and sentences.
 
-A class's words in an HCI form ("11-15", …) are the first of these that the file gives: its own sentence of that form;
-its `sentence` of free length; its sentence of the nearest form; its name. (On Intentonomy's validation descriptions
+The text of a class in an HCI form ("11-15", …) is the first of these in the file: its sentence of that form;
+its `sentence` of any length; its sentence of the closest form; its name. (On Intentonomy's validation descriptions
 plain names rank better than names inside a template such as "a photo of …", see docs/labels.md.)
 """
 
@@ -25,17 +25,16 @@ _BUILTIN = Path(str(files("intclip.labels"))) / "builtin"
 
 
 def builtin_taxonomies() -> tuple[str, ...]:
-    """Names of the taxonomies that come with the package."""
+    """Return the names of the built-in taxonomies."""
     return tuple(sorted(path.stem for path in _BUILTIN.glob("*.yaml")))
 
 
 def load_taxonomy(name_or_path: str | os.PathLike[str]) -> Taxonomy:
-    """Load a built-in taxonomy by name, or one's own from a YAML or JSON file (docs/taxonomies.md).
+    """Load a built-in taxonomy by name, or your own from a YAML or JSON file (docs/taxonomies.md).
 
     Raises:
-        TaxonomyError: There is no such taxonomy, or the file is wrong: a cycle, an orphan, a name twice, a wrong
-            number of sentences, or a sentence outside its word range. The message names the file,
-            the entry and the remedy.
+        TaxonomyError: The taxonomy is unknown, or the file is invalid: a cycle, an orphan, a duplicate name, a wrong
+            number of sentences, or a sentence outside its word range.
     """
     text = os.fspath(name_or_path)
     if text in builtin_taxonomies():
@@ -66,9 +65,9 @@ def parse_taxonomy(content: Any, where: str, *, name: str = "custom") -> Taxonom
     """Build a taxonomy from the content of a file; see `load_taxonomy`.
 
     Args:
-        content: What YAML or JSON gave.
+        content: Parsed YAML or JSON.
         where: The file, for messages.
-        name: The taxonomy's name if the content gives none.
+        name: Default name of the taxonomy.
     """
     if isinstance(content, Mapping) and "layout" in content:
         return Taxonomy.from_dict(content)
@@ -117,24 +116,24 @@ def _in_template(name: str, ancestors: Sequence[str]) -> str:
 
 
 def _no_misspelt_keys(content: Mapping[Any, Any], where: str) -> None:
-    """In lines of `name: sentence`, a list has no place: it is what `classes:` or another key was meant to hold."""
+    """Reject lists in lines of `name: sentence`: `classes:` or another key was probably meant."""
     known = list(TaxonomyFile.model_fields)
     if set(content) & set(known):
-        raise TaxonomyError(f"{where}: there is no `classes`; list the class names under it")
+        raise TaxonomyError(f"{where}: no `classes`; list the class names under it")
     for key, value in content.items():
         near = get_close_matches(str(key), known, n=1, cutoff=0.75)
         if isinstance(value, list):
             meant = f"did you mean `{near[0]}`?" if near else "list the classes under `classes`"
-            raise TaxonomyError(f"{where}: {key!r} holds a list, but a taxonomy has no such entry; {meant}")
+            raise TaxonomyError(f"{where}: {key!r} has a list, but is not an entry of a taxonomy; {meant}")
         if isinstance(value, Mapping) and near and not set(value) & set(ClassEntry.model_fields):
-            raise TaxonomyError(f"{where}: there is no entry {key!r}; did you mean `{near[0]}`?")
+            raise TaxonomyError(f"{where}: unknown entry {key!r}; did you mean `{near[0]}`?")
 
 
 def _no_duplicates(classes: Sequence[ClassEntry], entries: Sequence[str]) -> None:
     owner: dict[str, str] = {}
     for c, entry in zip(classes, entries, strict=True):
         if c.name.casefold() in owner:
-            raise TaxonomyError(f"{entry}: the name is there twice (also {owner[c.name.casefold()]!r}); rename one")
+            raise TaxonomyError(f"{entry}: duplicate name (also {owner[c.name.casefold()]!r}); rename one")
         owner[c.name.casefold()] = c.name
     for c, entry in zip(classes, entries, strict=True):
         for alias in c.aliases:
@@ -143,7 +142,7 @@ def _no_duplicates(classes: Sequence[ClassEntry], entries: Sequence[str]) -> Non
 
 
 def _add_listed_sentences(classes: Sequence[ClassEntry], listed: Mapping[str, Sequence[str]], where: str) -> None:
-    """Top-level `sentences`: for a form, K sentences in order of the classes."""
+    """Read top-level `sentences`: for each form, K sentences in order of the classes."""
     for form, sentences in listed.items():
         entry = f"{where}: sentences: {form}"
         if len(sentences) != len(classes):
@@ -152,12 +151,12 @@ def _add_listed_sentences(classes: Sequence[ClassEntry], listed: Mapping[str, Se
             )
         for c, sentence in zip(classes, sentences, strict=True):
             if form in c.sentences:
-                raise TaxonomyError(f"{entry}: class {c.name!r} has its own sentence already; keep one of them")
+                raise TaxonomyError(f"{entry}: class {c.name!r} already has its own sentence; keep one of them")
             c.sentences[form] = sentence
 
 
 def _check_sentences(classes: Sequence[ClassEntry], entries: Sequence[str], where: str) -> None:
-    """Each HCI form is written for all classes or none, within its word range, and tells the classes apart."""
+    """Check that each HCI form has sentences for all classes or none, within its word range, all different."""
     for form, (least, most) in WORD_RANGES.items():
         written = [(c, entry) for c, entry in zip(classes, entries, strict=True) if form in c.sentences]
         if written and len(written) < len(classes):
@@ -172,10 +171,10 @@ def _check_sentences(classes: Sequence[ClassEntry], entries: Sequence[str], wher
             if not least <= words <= most:
                 raise TaxonomyError(
                     f"{entry}: its {form} sentence has {words} words ({c.sentences[form]!r:.80}); "
-                    f"write {least} to {most} words, or give it as `sentence:`, which may have any length"
+                    f"write {least} to {most} words, or use `sentence:`, which may have any length"
                 )
             if (first := owner.setdefault(c.sentences[form].casefold(), c.name)) != c.name:
-                raise TaxonomyError(f"{entry}: its {form} sentence is that of {first!r}; tell the two apart")
+                raise TaxonomyError(f"{entry}: its {form} sentence equals that of {first!r}; make them differ")
 
 
 def _words_in(c: ClassEntry, form: str) -> str:
@@ -198,6 +197,6 @@ def _check_subsets(subsets: Mapping[str, Mapping[str, Sequence[str]]], names: Se
             if name not in names:
                 raise TaxonomyError(f"{entry}: {name!r} is not a class; correct the name")
             if members.count(name) > 1:
-                raise TaxonomyError(f"{entry}: {name!r} is there twice; keep one")
+                raise TaxonomyError(f"{entry}: duplicate {name!r}; keep one")
         if missing := [name for name in names if name not in members]:
-            raise TaxonomyError(f"{entry}: {missing[0]!r} is in no part; add it to one")
+            raise TaxonomyError(f"{entry}: {missing[0]!r} is not in any part; add it to one")

@@ -1,4 +1,4 @@
-"""Everyday scenes: what people photograph, each with the intents that somebody could well have in photographing it."""
+"""Everyday scenes with the intents that are plausible reasons to photograph them."""
 
 import itertools
 import re
@@ -14,18 +14,18 @@ from intclip.strict_yaml import parse_yaml
 
 FILE = "scenes.yaml"
 STEP = 0.05
-"""How much less plausible an intent is than the one that the file names before it."""
+"""Decrease in plausibility from one intent of a scene to the next."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scenes:
-    """S scenes and what is plausible in them.
+    """S scenes and their plausible intents.
 
     Attributes:
         texts: S short captions.
         intents: Names of I intents.
-        plausible: (S, I) in [0, 1], how plausible the intent is in the scene: 1 of the first one that the file names,
-            `STEP` less of each further one, 0 of all others.
+        plausible: (S, I) in [0, 1], plausibility of the intent in the scene: 1 for the first one
+            listed, `STEP` less for each further one, 0 for all others.
     """
 
     texts: tuple[str, ...]
@@ -33,7 +33,7 @@ class Scenes:
     plausible: npt.NDArray[np.float32]
 
     def judged(self, taxonomy: Taxonomy) -> dict[int, npt.NDArray[np.float32]]:
-        """Columns (S,) of `plausible`, by the place of the class of a taxonomy that has the intent's name or alias."""
+        """Return columns (S,) of `plausible` by index of the taxonomy's class with the intent's name or alias."""
         spelled = {spelling.casefold(): name for spelling, name in taxonomy.aliases.items()}
         spelled |= {name.casefold(): name for name in taxonomy.names}
         found = {}
@@ -45,7 +45,7 @@ class Scenes:
 
 @lru_cache(maxsize=1)
 def load_scenes() -> Scenes:
-    """The scenes that come with the package."""
+    """Load the packaged scenes."""
     content = parse_yaml(files("intclip.labels").joinpath(FILE).read_text(encoding="utf-8"))
     codes = {code: place for place, code in enumerate(content["intents"])}
     texts: list[str] = []
@@ -61,7 +61,7 @@ def load_scenes() -> Scenes:
 
 
 def expand(pattern: str) -> list[str]:
-    """Texts that a pattern stands for: "a {red|blue} {car|bus}" is four of them."""
+    """Expand a pattern: "a {red|blue} {car|bus}" gives four texts."""
     parts = re.split(r"\{([^}]*)\}", pattern)
     choices = [part.split("|") if place % 2 else [part] for place, part in enumerate(parts)]
     return ["".join(chosen) for chosen in itertools.product(*choices)]

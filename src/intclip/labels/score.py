@@ -1,8 +1,8 @@
-"""How well a taxonomy's words rank photos or descriptions: the figures behind every form of Table 3, without training.
+"""Score how well a taxonomy's texts rank photos or descriptions, without training.
 
-A class's words and each item are embedded, and each class ranks the items by cosine. Nothing is fitted: average
-precision needs no threshold, and the F1 here is the one where precision equals recall (a class predicts as many items
-as it has positives), so that forms compare whatever the level of their cosines.
+Class texts and items are embedded, and each class ranks the items by cosine. Nothing is fitted:
+average precision needs no threshold, and F1 is taken where precision equals recall (a class predicts as many items as
+it has positives), so that forms are comparable at any level of cosines.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,20 +18,20 @@ from intclip.metrics import multilabel_report
 
 Floats = npt.NDArray[np.floating[Any]]
 Encoder = Callable[[Sequence[str]], Floats]
-"""Texts to embeddings (T, D), not necessarily of unit length."""
+"""Texts to embeddings (T, D), of any norm."""
 
 
 @dataclass(frozen=True)
 class FormScore:
-    """How one form's words rank.
+    """Ranking scores of one form.
 
     Attributes:
         form: Such as "11-15".
         mAP: Mean over classes of the non-interpolated average precision, in 0…1.
         mAP_voc: The same after Pascal VOC's interpolation.
         macro_f1: Mean over classes of F1 at the break-even of precision and recall.
-        ranking: Mean over items of the label ranking average precision: do an item's own classes come first? It
-            compares cosines of different classes, which `mAP` does not.
+        ranking: Mean label ranking average precision over items. It compares
+            cosines of different classes, which `mAP` does not.
         per_class: Class name to {"AP", "f1", "support"}.
     """
 
@@ -46,7 +46,7 @@ class FormScore:
 def score_forms(
     taxonomy: Taxonomy, items: Floats, targets: Floats, encode: Encoder, forms: Sequence[str]
 ) -> list[FormScore]:
-    """Score several forms of a taxonomy's words on the same items.
+    """Score several forms of a taxonomy on the same items.
 
     Args:
         taxonomy: K classes.
@@ -88,7 +88,7 @@ def _unit(embeddings: Floats) -> Floats:
 
 
 def _break_even(cosines: Floats, positive: npt.NDArray[np.bool_], known: npt.NDArray[np.bool_]) -> Floats:
-    """For each class the cosine of its n-th item, n its number of positives; above all items where it has none."""
+    """Return each class's cosine at rank n, n its number of positives; above all items if it has none."""
     levels = np.full(cosines.shape[1], np.inf)
     for k, count in enumerate(positive.sum(axis=0)):
         if count:
@@ -111,7 +111,7 @@ def _label_ranking(cosines: Floats, positive: npt.NDArray[np.bool_], known: npt.
 def join_descriptions(
     descriptions: Mapping[str, Any], labels: Mapping[str, npt.NDArray[np.float32]], where: str
 ) -> tuple[list[str], npt.NDArray[np.float32]]:
-    """Texts (N) and targets (N, K) of the ids that both know; several texts of an id are joined.
+    """Return texts (N) and targets (N, K) of common ids; several texts of an id are joined.
 
     Raises:
         DatasetError: A description is not a text, or the two files share no id.
@@ -121,7 +121,7 @@ def join_descriptions(
         if isinstance(text, list) and all(isinstance(part, str) for part in text):
             text = " ".join(text)
         if not isinstance(text, str):
-            raise DatasetError(f"{where}: {identifier!r} has {text!r:.40} where a text is due; write id: text")
+            raise DatasetError(f"{where}: {identifier!r} has {text!r:.40} instead of a text; write id: text")
         if identifier in labels and text.strip():
             texts.append(text)
             targets.append(labels[identifier])

@@ -12,17 +12,17 @@ import numpy.typing as npt
 from intclip.errors import TaxonomyError, listed
 
 FORMS = ("fine", "consolidated", "template", "3-5", "6-9", "11-15", "16-20")
-"""Forms of a class's words: its name, its levels concatenated, its name and parent in a template ("An image showing
+"""Forms of class text: its name, its levels concatenated, its name and parent in a template ("An image showing
 feelings, specifically joy"), HCI sentences by number of words (paper, Table 3)."""
 
 LiftRule = Literal["max", "noisy-or", "sum"]
-"""How a parent's probability follows from its children's; see `Taxonomy.lift`."""
+"""Rule for a parent's probability from its children's; see `Taxonomy.lift`."""
 
 LAYOUT = 1
 """Version of `Taxonomy.to_dict`."""
 
 _LISTED = 10
-"""So many names a message lists, at most."""
+"""Maximum number of names in a message."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ class Taxonomy:
         name: Such as "intentonomy".
         names: The K class names, in the order of a model's outputs.
         levels: Level name to its class names, fine to coarse; the first level is `names`.
-        parents: Class name to its ancestors, nearest first, one for each coarser level; empty where there is one
-            level only.
+        parents: Class name to its ancestors, nearest first, one per coarser level; empty if there
+            is only one level.
         sentence_forms: Form (see `FORMS`) to K sentences.
-        definitions: Class name to its definition, where one is given.
+        definitions: Class name to its definition, if any.
         aliases: Other spellings (such as Intentonomy's short names) to class names.
         source: Where the labels come from, with licence.
-        written: The HCI forms that somebody wrote; the others fell back (see `intclip.labels.load_taxonomy`).
+        written: The HCI forms given in the file; the others use fallbacks (see `intclip.labels.load_taxonomy`).
         subsets: Partition name ("difficulty") to subset name ("easy") to class names.
-        exclusive: Whether exactly one class holds for a photo (emotions, sentiment).
+        exclusive: Whether exactly one class applies to a photo (emotions, sentiment).
     """
 
     name: str
@@ -61,10 +61,10 @@ class Taxonomy:
         return len(self.names)
 
     def sentences(self, form: str = "11-15") -> list[str]:
-        """The K sentences of a form, in order of `names`; "fine" gives the names.
+        """Return the K texts of a form, in order of `names`; "fine" gives the names.
 
         Raises:
-            TaxonomyError: There is no such form.
+            TaxonomyError: The form is unknown.
         """
         if form not in self.sentence_forms:
             known = ", ".join(self.sentence_forms)
@@ -72,10 +72,10 @@ class Taxonomy:
         return list(self.sentence_forms[form])
 
     def index(self, label: str) -> int:
-        """Position of a class in `names`, by its name or an alias; letter case and outer blanks do not matter.
+        """Return the index of a class in `names` by name or alias, ignoring case and outer spaces.
 
         Raises:
-            TaxonomyError: No class is called so; the nearest names are suggested.
+            TaxonomyError: The name is unknown; the closest names are suggested.
         """
         spellings = {**self.aliases, **{name: name for name in self.names}}
         if label in spellings:
@@ -89,10 +89,10 @@ class Taxonomy:
         raise TaxonomyError(f"taxonomy {self.name} has no label {label!r}; {remedy}")
 
     def level_index(self, level: str | int) -> int:
-        """Position of a level in `levels`: 0 is the finest.
+        """Return the position of a level in `levels`; 0 is the finest.
 
         Raises:
-            TaxonomyError: There is no such level.
+            TaxonomyError: The level is unknown.
         """
         levels = list(self.levels)
         if isinstance(level, int) and 0 <= level < len(levels):
@@ -103,7 +103,7 @@ class Taxonomy:
         raise TaxonomyError(f"taxonomy {self.name} has no level {level!r}; its levels are: {numbered}")
 
     def membership(self, level: str | int) -> npt.NDArray[np.bool_]:
-        """Which class lies under which name of a level: (K, K_level), one True in each row."""
+        """Return the membership of classes in the names of a level: (K, K_level), one True per row."""
         depth = self.level_index(level)
         names = list(self.levels.values())[depth]
         ancestors = self.names if depth == 0 else [self.parents[name][depth - 1] for name in self.names]
@@ -112,12 +112,12 @@ class Taxonomy:
     def lift(
         self, probabilities: npt.NDArray[np.floating[Any]], level: str | int, rule: LiftRule = "max"
     ) -> npt.NDArray[np.float32]:
-        """Read probabilities of the K classes at a coarser level.
+        """Lift probabilities of the K classes to a coarser level.
 
-        "max": a parent is as probable as its most probable child. "noisy-or": 1 − Π(1 − p), children taken as
-        independent causes. "sum": for exclusive classes, whose probabilities sum to 1. Under each rule a parent is
-        at least as probable as any of its descendants, and lifting in one step equals lifting level by level.
-        An unknown child (NaN) makes its parent unknown, unless another child is certain (1).
+        "max": a parent is as probable as its most probable child. "noisy-or": 1 − Π(1 − p), for
+        independent children. "sum": for exclusive classes, whose probabilities sum to 1. With every rule a parent is at
+        least as probable as any of its descendants, and lifting in one step equals lifting level by level. An unknown
+        child (NaN) makes its parent unknown, unless another child is certain (1).
 
         Args:
             probabilities: (N, K) in [0, 1], or targets.
@@ -128,13 +128,13 @@ class Taxonomy:
             (N, K_level) in [0, 1], columns in the order of `levels[level]`.
 
         Raises:
-            TaxonomyError: There is no such level or rule, or K is another.
+            TaxonomyError: The level or rule is unknown, or K differs.
         """
         if rule not in get_args(LiftRule):
             raise TaxonomyError(f"unknown rule {rule!r}; choose one of: {', '.join(get_args(LiftRule))}")
         fine = np.asarray(probabilities, dtype=np.float64)
         if fine.ndim != 2 or fine.shape[1] != len(self):
-            raise TaxonomyError(f"taxonomy {self.name} lifts (N, {len(self)}) probabilities, these are {fine.shape}")
+            raise TaxonomyError(f"taxonomy {self.name} needs (N, {len(self)}) probabilities, got {fine.shape}")
         columns = []
         for members in self.membership(level).T:
             children = fine[:, members]
@@ -148,7 +148,7 @@ class Taxonomy:
         return np.stack(columns, axis=1).astype(np.float32)
 
     def only(self, names: Collection[str]) -> "Taxonomy":
-        """The taxonomy of some of its classes, in its order; coarser names without a class left are dropped."""
+        """Return the taxonomy of some classes, in its order, without coarser names that have no class left."""
         kept = [k for k, name in enumerate(self.names) if name in names]
         parents = {name: self.parents[name] for name in (self.names[k] for k in kept) if name in self.parents}
         used = {*(self.names[k] for k in kept), *(ancestor for line in parents.values() for ancestor in line)}
@@ -170,7 +170,7 @@ class Taxonomy:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """All of the taxonomy as JSON values, for a model bundle."""
+        """Return the taxonomy as JSON values, for a model bundle."""
         return {
             "layout": LAYOUT,
             "name": self.name,
@@ -219,20 +219,21 @@ class Taxonomy:
         return taxonomy
 
     def check(self) -> None:
-        """Hold the parts against each other.
+        """Check the parts for consistency.
 
         Raises:
-            TaxonomyError: A name is twice in a level, a class lacks an ancestor, or a form has not K sentences.
+            TaxonomyError: A name is duplicate in a level, a class lacks an ancestor, or a form does not have K
+                sentences.
         """
 
         def wrong(what: str) -> TaxonomyError:
             return TaxonomyError(f"taxonomy {self.name}: {what}; save it again with to_dict")
 
         if not self.names or next(iter(self.levels.values()), ()) != self.names:
-            raise wrong("its first level is not its classes")
+            raise wrong("its first level differs from its classes")
         for level, names in self.levels.items():
             if len(set(names)) != len(names):
-                raise wrong(f"level {level} names a class twice")
+                raise wrong(f"level {level} has a duplicate class")
         coarser = list(self.levels.values())[1:]
         above: dict[tuple[int, str], str] = {}
         for name in self.names:
@@ -245,10 +246,10 @@ class Taxonomy:
                 )
             for depth, (child, parent) in enumerate(pairwise(ancestors)):
                 if (other := above.setdefault((depth, child), parent)) != parent:
-                    raise wrong(f"{child!r} lies under both {other!r} and {parent!r}")
+                    raise wrong(f"{child!r} is under both {other!r} and {parent!r}")
         for form, sentences in self.sentence_forms.items():
             if len(sentences) != len(self.names):
                 raise wrong(f"form {form} has {len(sentences)} sentences for {len(self.names)} classes")
         for alias, name in self.aliases.items():
             if name not in self.names:
-                raise wrong(f"alias {alias!r} leads to {name!r}, which is not a class")
+                raise wrong(f"alias {alias!r} refers to {name!r}, which is not a class")

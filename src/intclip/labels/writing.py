@@ -1,4 +1,4 @@
-"""A taxonomy as the text of a YAML file that `load_taxonomy` reads back to the same taxonomy."""
+"""Write a taxonomy as YAML that `load_taxonomy` reads back unchanged."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +12,11 @@ from intclip.labels.taxonomy import Taxonomy
 
 
 def taxonomy_yaml(taxonomy: Taxonomy, comments: Sequence[str] = ()) -> str:
-    """YAML of a taxonomy with all its levels, sentences, aliases and definitions.
+    """Return a taxonomy as YAML with all levels, sentences, aliases and definitions.
 
     Args:
-        taxonomy: What to write.
-        comments: Lines that go on top, such as who wrote the sentences.
+        taxonomy: The taxonomy.
+        comments: Comment lines at the top, such as who wrote the sentences.
     """
     fine, *coarser = taxonomy.levels
     content: dict[str, Any] = {"name": taxonomy.name}
@@ -29,7 +29,7 @@ def taxonomy_yaml(taxonomy: Taxonomy, comments: Sequence[str] = ()) -> str:
     if coarser and coarser != [PARENT_LEVEL]:
         content["parents"] = {level: _parent_level(taxonomy, depth) for depth, level in enumerate(coarser)}
     elif coarser:
-        # One level of the default name needs no declaration, unless its order is another or a class is called alike.
+        # A single level with the default name needs no declaration, unless its order differs or a class has its name.
         implied = list(dict.fromkeys(taxonomy.parents[name][0] for name in taxonomy.names))
         if implied != list(taxonomy.levels[PARENT_LEVEL]) or set(implied) & set(taxonomy.names):
             content["parents"] = {PARENT_LEVEL: list(taxonomy.levels[PARENT_LEVEL])}

@@ -1,4 +1,4 @@
-"""Training: recipes, the loop, checkpoints. Heavy names are imported when they are first used."""
+"""Training: recipes, the loop, checkpoints. Heavy names are imported on first use."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

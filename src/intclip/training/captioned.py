@@ -1,4 +1,4 @@
-"""Photos with captions, and what the frozen towers make of them."""
+"""Captioned photos and their frozen features."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from intclip.inference.engines import Engine, compile_module
 from intclip.inference.graph import example_pixels
 
 Progress = Callable[[int, int], None]
-"""Takes how much is done, and how much there is."""
+"""Called with completed and total units."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class CaptionedPhotos:
     Attributes:
         photos: N files.
         captions: T texts.
-        owner: (T,) int64, each caption's photo; captions of one photo stand together.
-        group: (N,) int64, equal for photos whose first captions are equal, such as photos of one class.
+        owner: (T,) int64, each caption's photo; captions of a photo are consecutive.
+        group: (N,) int64, equal for photos with equal first captions, such as photos of one class.
     """
 
     photos: list[Path]
@@ -38,15 +38,15 @@ class CaptionedPhotos:
 
 
 def read_captions(root: Path, file: str, leave_out: Sequence[str] = ()) -> CaptionedPhotos:
-    """Read a JSON file of photo name to captions; the photos lie in `images/` beside it.
+    """Read a JSON file of photo name to captions, with the photos in `images/`.
 
     Args:
-        root: The folder of both.
-        file: Name of the JSON file. A photo's name may leave out ".jpg".
-        leave_out: Photos whose names start with one of these are passed over.
+        root: The folder.
+        file: Name of the JSON file. Photo names may omit ".jpg".
+        leave_out: Prefixes of photo names to skip.
 
     Raises:
-        DatasetError: The file is missing or of another form, or a photo is not there.
+        DatasetError: The file is missing or malformed, or a photo is missing.
     """
     path = root / file
     content = read_json(path)
@@ -74,17 +74,17 @@ def read_captions(root: Path, file: str, leave_out: Sequence[str] = ()) -> Capti
 
 
 def imagenet_names() -> list[str]:
-    """Names of ImageNet's 1,000 classes, in the classifier's order (from imagenet-simple-labels, public domain)."""
+    """Return ImageNet's 1,000 class names in the classifier's order (imagenet-simple-labels, public domain)."""
     text = files("intclip").joinpath("backbones/weights/imagenet_names.txt").read_text(encoding="utf-8")
     return text.splitlines()
 
 
 @torch.inference_mode()
 def photo_views(backbone: Backbone, photos: Sequence[Path], window: int, progress: Progress | None = None) -> Tensor:
-    """Mean features (N, V, C), float16, of each photo and of parts of it; the first view is the whole photo.
+    """Compute mean features (N, V, C), float16, of each photo and of parts of it; the first view is the whole photo.
 
-    The other views are the means over every `window` × `window` part of the last feature map, and all that again for
-    the photo's mirror image.
+    The other views are the means over every `window` × `window` part of the last feature map, and the
+    same for the mirrored photo.
 
     Raises:
         ImageError: A photo cannot be read.
@@ -104,7 +104,7 @@ def photo_views(backbone: Backbone, photos: Sequence[Path], window: int, progres
 
 
 class _LastMap(nn.Module):
-    """A backbone's frozen layers up to its last feature map, for an engine."""
+    """Return a backbone's frozen layers up to its last feature map, for an engine."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Checkpoints: one safetensors file, its header carrying the JSON half, written beside and renamed.
+"""Checkpoints: one safetensors file with JSON in its header, written atomically.
 
-Nothing is pickled. The newest checkpoint and the one before it are kept; when the newest is damaged, the one before it
+Nothing is pickled. The two newest checkpoints are kept; if the newest is damaged, the previous one
 is used.
 """
 
@@ -24,15 +24,15 @@ Json = dict[str, Any]
 
 
 def save_checkpoint(directory: Path, tensors: Mapping[str, Tensor], meta: Json) -> None:
-    """Write the newest checkpoint of a run and keep the one before it.
+    """Write a checkpoint of a run and keep the previous one.
 
     Args:
         directory: The run's directory.
         tensors: Any names; shared memory is allowed.
-        meta: Numbers and texts, JSON.
+        meta: JSON values.
 
     Raises:
-        StorageError: It cannot be written; the older checkpoint stays.
+        StorageError: It cannot be written; the previous checkpoint is kept.
     """
     newest, previous = directory / NEWEST, directory / PREVIOUS
     with atomic_path(newest) as partial:
@@ -42,10 +42,10 @@ def save_checkpoint(directory: Path, tensors: Mapping[str, Tensor], meta: Json) 
 
 
 def load_checkpoint(directory: Path) -> tuple[dict[str, Tensor], Json] | None:
-    """The newest whole checkpoint of a run, or None where there is none.
+    """Read the newest valid checkpoint of a run, or None if there is none.
 
     Raises:
-        CheckpointError: There are checkpoints, and all are damaged or of another version.
+        CheckpointError: All checkpoints are damaged or of another version.
     """
     damaged: CheckpointError | None = None
     for path in (directory / NEWEST, directory / PREVIOUS):
@@ -63,11 +63,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Json) -> None
     """Write tensors and JSON to one safetensors file, with a checksum of the tensors."""
     whole = {key: value.detach().cpu().contiguous().clone() for key, value in sorted(tensors.items())}
     header = {"intclip": json.dumps({"version": VERSION, "sha256": _digest(whole), "meta": meta})}
-    path.write_bytes(save(whole, metadata=header))  # not save_file, which raises no OSError on a full disk
+    path.write_bytes(save(whole, metadata=header))  # save_file does not raise OSError on a full disk
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Json]:
-    """What `write_tensors` wrote.
+    """Read a file of `write_tensors`.
 
     Raises:
         CheckpointError: The file is damaged, not a checkpoint, or of another version.

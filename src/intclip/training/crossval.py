@@ -1,4 +1,4 @@
-"""Honest figures of `intclip fit`: all that is fitted or chosen is fitted and chosen anew inside each outer fold."""
+"""Nested cross-validation of `intclip fit`: every fit and choice is repeated inside each outer fold."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class HeldOut:
     """One mode ("image", "text" or "both") of all outer folds together.
 
     Attributes:
-        probabilities: (N, K), of each post by the heads that were fitted without it.
+        probabilities: (N, K), of each post by heads fitted without it.
         thresholds: (N, K), of these heads.
     """
 
@@ -38,16 +38,16 @@ def nested(
     head: str | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> dict[str, HeldOut]:
-    """Nested cross-validation of `fit_heads`, whose arguments these are, by mode.
+    """Run nested cross-validation of `fit_heads`, with its arguments, by mode.
 
     Args:
         inputs: "text", "image" or both, N posts each.
         targets: (N, K), 0 or 1.
         taxonomy: The K labels.
         folds: Number of outer folds.
-        seed: Seed of the outer folds; the inner ones take it with the fold's number added.
-        head: Take this head in place of the best one.
-        report: Called with the number of folds done and of all.
+        seed: Seed of the outer folds; inner ones add the fold's number.
+        head: Use this head instead of the best one.
+        report: Called with completed and total folds.
     """
     target = np.asarray(targets, dtype=np.float64)
     found: dict[str, HeldOut] = {}

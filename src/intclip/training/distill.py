@@ -1,4 +1,4 @@
-"""A small model from a large one: the teacher's probabilities of unlabelled photos are the student's targets.
+"""Distillation: the teacher's probabilities of unlabelled photos are the student's targets.
 
 Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015; here with independent labels, so
 that the loss is the binary cross-entropy against the teacher's probabilities.
@@ -29,13 +29,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Distilled:
-    """A student, and how well it agrees with its teacher on photos that it did not learn from.
+    """A student, and its agreement with its teacher on held-out photos.
 
     Attributes:
         run: The training run.
-        photos: How many photos the teacher has read.
-        agreement: "photos" held out; "difference", the mean absolute difference of a probability; "labels", the share
-            of decisions that are the same; "top_1", the share of photos whose most probable label is the same.
+        photos: Number of photos scored by the teacher.
+        agreement: "photos" held out; "difference", the mean absolute difference of a probability; "labels", the
+            share of equal decisions; "top_1", the share of photos with the same most probable label.
     """
 
     run: TrainResult
@@ -52,22 +52,22 @@ def distill(
     overrides: Sequence[str] = (),
     resume: bool = False,
 ) -> Distilled:
-    """Train a student on a teacher's probabilities of photos that need no labels.
+    """Train a student on a teacher's probabilities of unlabelled photos.
 
-    The student takes the teacher's thresholds, since it learns the teacher's probabilities.
+    The student inherits the teacher's thresholds, since it learns the teacher's probabilities.
 
     Args:
         teacher: Any model.
-        photos: The user's own; a tenth is held out to choose the epoch and to measure the agreement.
-        out: The run's directory, as `train` writes it, and `agreement.json`.
-        recipe: The student's.
+        photos: Unlabelled photos; a tenth is held out to select the epoch and to measure the agreement.
+        out: The run's directory, as from `train`, plus `agreement.json`.
+        recipe: The student's recipe.
         overrides: Changes of the recipe, "key=value".
-        resume: Go on from the newest checkpoint; the teacher reads the photos again.
+        resume: Continue from the newest checkpoint; the teacher scores the photos again.
 
     Raises:
         DatasetError: Fewer than `FEWEST_PHOTOS` photos could be read.
-        RecipeError: The recipe is wrong.
-        StorageError: The directory holds another run, or cannot be written.
+        RecipeError: The recipe is invalid.
+        StorageError: The directory has another run, or cannot be written.
     """
     kind = ["method.options.loss.kind=softmax", "evaluate.metric=accuracy"] if teacher.taxonomy.exclusive else []
     chosen = load_recipe(recipe, [*kind, *overrides])
@@ -81,7 +81,7 @@ def distill(
 
 
 def soft_labels(teacher: Predictor, photos: Iterable[Path]) -> Dataset:
-    """The photos with the teacher's probabilities as targets; photos that cannot be read are left out.
+    """Make a dataset with the teacher's probabilities as targets, without unreadable photos.
 
     Raises:
         DatasetError: Fewer than `FEWEST_PHOTOS` photos could be read.
@@ -97,7 +97,7 @@ def soft_labels(teacher: Predictor, photos: Iterable[Path]) -> Dataset:
         _log.warning("%d of %d photos could not be read; the first: %s", len(unreadable), len(paths), unreadable[0])
     if len(samples) < FEWEST_PHOTOS:
         raise DatasetError(
-            f"{len(samples)} photos could be read; a student needs at least {FEWEST_PHOTOS}, better some thousand"
+            f"{len(samples)} photos could be read; a student needs at least {FEWEST_PHOTOS}, better a few thousand"
         )
     return Dataset(
         f"photos labelled by {teacher.card.model}",
@@ -109,7 +109,7 @@ def soft_labels(teacher: Predictor, photos: Iterable[Path]) -> Dataset:
 
 
 def compare(student: SavedEvaluation, teacher: Predictor) -> dict[str, float]:
-    """How well a student agrees with its teacher; see `Distilled`. The evaluation's targets are the teacher's."""
+    """Measure a student's agreement with its teacher, whose probabilities are the targets; see `Distilled`."""
     levels = teacher.thresholds
     same = (student.probabilities >= levels) == (student.targets >= levels)
     best = student.probabilities.argmax(axis=1) == student.targets.argmax(axis=1)

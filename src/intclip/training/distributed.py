@@ -1,6 +1,6 @@
-"""One process or several: where this one stands, and exact sums over all of them.
+"""One process or several: this process's rank, and exact sums over all processes.
 
-Started alone, nothing of `accelerate` is imported. Started by `torchrun` or `accelerate launch`, accelerate picks the
+A single process does not import `accelerate`. With `torchrun` or `accelerate launch`, accelerate picks the
 device and the backend (NCCL on GPUs, gloo on CPU).
 """
 
@@ -23,11 +23,11 @@ T = TypeVar("T")
 
 @contextmanager
 def _others() -> Iterator[None]:
-    """Wrap what all processes do together: one clear line where another process has ended."""
+    """Wrap collective operations, with a clear error if another process has ended."""
     try:
         yield
     except RuntimeError as error:
-        # gloo raises plain RuntimeErrors, which name its files.
+        # gloo raises plain RuntimeErrors that name its source files.
         if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
             raise
         raise TrainingError(
@@ -41,8 +41,8 @@ class Processes:
 
     Attributes:
         rank: Number of this process, from 0.
-        world: How many there are.
-        device: Device that this process computes on.
+        world: Number of processes.
+        device: Device of this process.
     """
 
     rank: int
@@ -51,12 +51,12 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the files."""
+        """Whether this process writes files."""
         return self.rank == 0
 
     @_others()
     def sum(self, tensor: Tensor) -> Tensor:
-        """Sum of a tensor over all processes, the same on each."""
+        """Sum a tensor over all processes."""
         if self.world == 1:
             return tensor
         tensor = tensor.to(self.device).clone()
@@ -65,7 +65,7 @@ class Processes:
 
     @_others()
     def gather(self, item: T) -> list[T]:
-        """A small object of every process, in order of rank."""
+        """Gather a small object of every process, in order of rank."""
         if self.world == 1:
             return [item]
         items: list[T | None] = [None] * self.world
@@ -76,9 +76,10 @@ class Processes:
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace every gradient by its sum over all processes.
 
-        One flat reduction, and not DistributedDataParallel: a share of a batch may be empty or smaller, and a
-        parameter may take no part in a step. Behind the gradients travels who has one: a parameter that has none in
-        any process keeps none, so that weight decay and momentum leave it alone, as in one process.
+        One flat reduction instead of DistributedDataParallel, because a share of a batch may be empty or smaller,
+        and a parameter may be unused in a step. A mask of used parameters is reduced along with the gradients: a
+        parameter without a gradient in any process keeps none, so that weight decay and momentum do not change it, as
+        in one process.
         """
         if self.world == 1:
             return
@@ -92,16 +93,16 @@ class Processes:
 
     @_others()
     def wait(self) -> None:
-        """Wait until all processes are here."""
+        """Wait for all processes."""
         if self.world > 1:
             torch.distributed.barrier()
 
     def each(self, work: Callable[[], T]) -> list[T]:
-        """What some work gives in every process, in order of rank, once all have done it.
+        """Run a function in every process and return all results by rank.
 
         Raises:
             IntclipError: The error of the first process that failed, raised in every process.
-            TrainingError: Another process failed by any other error, which it raises itself.
+            TrainingError: Another process failed with another error, which it raises itself.
         """
         if self.world == 1:
             return [work()]
@@ -122,25 +123,25 @@ class Processes:
 
     @_others()
     def broadcast(self, module: nn.Module) -> None:
-        """Give every process the first one's parameters and buffers."""
+        """Broadcast the first process's parameters and buffers."""
         if self.world > 1:
             for tensor in module.state_dict().values():
                 torch.distributed.broadcast(tensor, src=0)
 
 
 def connect(device: str = "auto") -> Processes:
-    """This process among those that the launcher started.
+    """Return this process among those of the launcher.
 
     Args:
-        device: "auto" takes a GPU when there is one; else a torch device such as "cpu" or "cuda:1".
+        device: "auto" uses a GPU if there is one; else a torch device such as "cpu" or "cuda:1".
 
     Raises:
         RecipeError: This machine does not have the device.
         MissingExtraError: Several processes were started and accelerate is not installed.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # Say "cpu" even where there is nothing else: otherwise accelerate finds no backend, and each is alone.
-        # Hours, because each waits until all have filled their part of a cache.
+        # Set "cpu" explicitly: otherwise accelerate finds no backend, and each process is alone. #
+        # Hours, because each process waits until all have filled their part of a cache.
         cpu = pick_device(device).type == "cpu"
         state = require("accelerate", "train").PartialState(cpu=cpu, timeout=timedelta(hours=12))
         return Processes(state.process_index, state.num_processes, state.device)
@@ -148,7 +149,7 @@ def connect(device: str = "auto") -> Processes:
 
 
 def pick_device(name: str) -> torch.device:
-    """The torch device of a name, "auto" being a GPU when there is one.
+    """Return the torch device of a name; "auto" is a GPU if there is one.
 
     Raises:
         RecipeError: This machine does not have the device.

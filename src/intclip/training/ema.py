@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class MovingAverage:
-    """Average of a state: average ← decay · average + (1 − decay) · state, from the first state on.
+    """Moving average of a state: average ← decay · average + (1 − decay) · state, starting with the first state.
 
     Attributes:
         decay: In [0, 1).
@@ -20,9 +20,9 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, state: Mapping[str, Tensor], step: int) -> None:
-        """Take in the state after one optimiser step.
+        """Update the average after one optimiser step.
 
-        Early on the average is shorter, so that the weights a run starts from do not weigh on a short run.
+        At first the decay is smaller, so that initial weights do not dominate a short run.
 
         Args:
             state: Weights now.

@@ -30,15 +30,15 @@ from intclip.training.source_maker import DATA_SEED, SourceMaker
 
 _log = logging.getLogger(__name__)
 REFERENCE_PHOTOS = 1000
-"""Photos whose features say where photos lie, for texts in place of photos; their labels are not read."""
+"""Number of photos that give the distribution of photo features, for text as training data."""
 
 
 @dataclass
 class Experiment:
-    """Everything that a run needs, built.
+    """The parts of a run.
 
     Attributes:
-        dataset: With the splits that the run uses, "train", "val" and "test" under these names.
+        dataset: Dataset with the run's splits as "train", "val" and "test".
         method: On the device, untrained.
         sources: Split to its features.
     """
@@ -51,7 +51,7 @@ class Experiment:
 def open_inputs(
     recipe: Recipe, *, dataset: Dataset | None = None, backbone: Backbone | None = None
 ) -> tuple[Dataset, Backbone]:
-    """The data of a run as its recipe wants them, and its backbone.
+    """Load a run's data and backbone by its recipe.
 
     Args:
         recipe: The run.
@@ -65,7 +65,7 @@ def open_inputs(
     data = recipe.data
     if dataset is None:
         dataset = load_dataset(data.name, data.root, **data.options)
-    # A folder of photos may have one label a photo under any taxonomy; a model knows it from its taxonomy.
+    # A folder of photos may be single-label with any taxonomy; a model knows it only from its taxonomy.
     taxonomy = replace(choose_taxonomy(dataset, data.taxonomy), exclusive=dataset.task == "singlelabel")
     share = data.positive_share if data.positive_share is not None else dataset.positive_share
     splits = choose_splits(dataset, data)
@@ -84,7 +84,7 @@ def build_experiment(recipe: Recipe, processes: Processes, dataset: Dataset, bac
         backbone: From `open_inputs`.
 
     Raises:
-        StorageError: The cache that the recipe names does not fit or cannot be written.
+        StorageError: The cache in the recipe does not fit or cannot be written.
     """
     backbone = backbone.to(processes.device)
     seed_everything(recipe.train.seed)
@@ -96,10 +96,10 @@ def build_experiment(recipe: Recipe, processes: Processes, dataset: Dataset, bac
 
 
 def check_learnable(dataset: Dataset) -> None:
-    """Warn of labels that every training photo has, or none; such a label cannot be learned.
+    """Warn about labels that every or no training photo has, which cannot be learned.
 
     Raises:
-        DatasetError: That holds for every label.
+        DatasetError: This applies to every label.
     """
     targets = dataset.targets("train")
     positive = positives(targets, dataset.positive_share)
@@ -108,8 +108,8 @@ def check_learnable(dataset: Dataset) -> None:
     if not (has_yes & has_no).any():
         lacks = "a photo without it" if has_yes.any() else "a photo that has it"
         raise DatasetError(
-            f"{dataset.name}: nothing can be learned from the {len(targets)} training photos, since no label has both "
-            f"photos that have it and photos that do not (label {names[0]!r} lacks {lacks}); add such photos, or "
+            f"{dataset.name}: nothing can be learned from the {len(targets)} training photos, because "
+            f"no label has both positive and negative photos (label {names[0]!r} lacks {lacks}); add such photos, or "
             "check data.positive_share"
         )
     for missing, what in ((~has_yes, "no positive"), (has_yes & ~has_no, "no negative")):
@@ -121,7 +121,7 @@ def check_learnable(dataset: Dataset) -> None:
 
 
 def open_backbone(section: BackboneSection, backbone: Backbone | None = None) -> Backbone:
-    """The backbone of a recipe, its preprocessing changed as the recipe says."""
+    """Load the backbone of a recipe with the recipe's preprocessing."""
     if backbone is None:
         backbone = load_backbone(
             section.name, checkpoint=section.checkpoint, split=section.split, activation=section.activation
@@ -131,7 +131,7 @@ def open_backbone(section: BackboneSection, backbone: Backbone | None = None) ->
 
 
 def adapt_preprocess(preprocess: Preprocess, section: BackboneSection) -> Preprocess:
-    """A backbone's own preprocessing with the recipe's changes."""
+    """Return a backbone's preprocessing with the recipe's changes."""
     changes: dict[str, Any] = {}
     if not section.normalize:
         changes |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -145,10 +145,10 @@ def adapt_preprocess(preprocess: Preprocess, section: BackboneSection) -> Prepro
 
 
 def choose_taxonomy(dataset: Dataset, name: str | None) -> Taxonomy:
-    """The dataset's taxonomy, or another one that has its classes: other sentences, other levels.
+    """Return the dataset's taxonomy, or another one with the same classes but other sentences or levels.
 
     Raises:
-        DatasetError: The other one lacks a class, or has them in another order.
+        DatasetError: The other one lacks a class, or has another order.
         TaxonomyError: The taxonomy is unknown.
     """
     if name is None:
@@ -163,24 +163,25 @@ def choose_taxonomy(dataset: Dataset, name: str | None) -> Taxonomy:
 
 
 def choose_splits(dataset: Dataset, data: DataSection) -> dict[str, list[Sample]]:
-    """The splits "train", "val" and, where there is one, "test" of a dataset, as a recipe wants them.
+    """Return the splits "train", "val" and optionally "test" of a dataset by a recipe.
 
     Raises:
-        DatasetError: One split is to be two, or is missing, empty, without photos or without a known label, or there
-            are too few photos to set some aside.
+        DatasetError: A split is used twice, missing, empty, without photos or without known labels, or there are too
+            few photos to hold some out.
     """
     for first, second in combinations(("train", "val", "test"), 2):
         if (twice := getattr(data, first)) is not None and twice == getattr(data, second):
             raise DatasetError(
-                f"data.{first} and data.{second} are both {twice!r}: what is learned or tuned there cannot be scored "
-                "there; name another split, or null for data.val (part of train is set aside) or data.test (none)"
+                f"data.{first} and data.{second} are both {twice!r}: a split cannot be used both for training or "
+                "tuning and for scoring; choose another one, or null for data.val (part of train is held out) or "
+                "data.test (none)"
             )
     known = ", ".join(sorted(dataset.splits))
     for wanted in (data.train, *([data.test] if data.test else [])):
         if not dataset.splits.get(wanted):
             raise DatasetError(
                 f"dataset {dataset.name} has no photos in split {wanted!r}; its splits: {known}; "
-                "name another with data.train or data.test (null for none)"
+                "choose another one with data.train or data.test (null for none)"
             )
     train = list(dataset.splits[data.train])
     val = list(dataset.splits.get(data.val, [])) if data.val else []
@@ -189,7 +190,7 @@ def choose_splits(dataset: Dataset, data: DataSection) -> dict[str, list[Sample]
         train, val = parts["train"], parts["val"]
         if data.val:
             _log.info(
-                "%s has no split %r (its splits: %s): %d samples of %s are set aside; name another with data.val",
+                "%s has no split %r (its splits: %s): %d samples of %s are held out; choose another one with data.val",
                 dataset.name, data.val, known, len(val), data.train,
             )  # fmt: skip
     splits = {"train": train, "val": val}
@@ -207,9 +208,7 @@ def choose_splits(dataset: Dataset, data: DataSection) -> dict[str, list[Sample]
 def _with_texts(samples: list[Sample], dataset: str) -> list[Sample]:
     found = [sample for sample in samples if (sample.text or "").strip()]
     if samples and not found:
-        raise DatasetError(
-            f"data.texts_as_images: none of the {len(samples)} training samples of {dataset} has a text to learn from"
-        )
+        raise DatasetError(f"data.texts_as_images: none of the {len(samples)} training samples of {dataset} has a text")
     return found
 
 
@@ -232,7 +231,7 @@ def seed_everything(*parts: int) -> None:
 
 @contextlib.contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """Ask for deterministic kernels on a CPU, where they cost little; leave the caller's random state as it was."""
+    """Use deterministic kernels on a CPU, where they cost little; restore the caller's random state."""
     before = torch.get_deterministic_debug_mode()
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():

@@ -1,6 +1,6 @@
-"""What a run learns from, besides its recipe: a fingerprint that `--resume` compares with the one at the start.
+"""Fingerprint of a run's training data, which `--resume` compares with the original one.
 
-Kept as `data.json` in the run's directory. Labels are kept by name and everything else as SHA-256, so that a change can
+Stored as `data.json` in the run's directory: labels by name and everything else as SHA-256, so that a change can
 be named without a copy of the data.
 """
 
@@ -24,13 +24,13 @@ Fingerprint = dict[str, Any]
 
 
 def fingerprint(dataset: Dataset, backbone: Backbone, *, masks: str | None, workers: int = 0) -> Fingerprint:
-    """All that decides a run's numbers and is not in its recipe, in the order in which differences are reported.
+    """Return everything that a run depends on besides its recipe, in the order in which differences are reported.
 
     Args:
-        dataset: With the splits that the run uses.
-        backbone: Frozen.
+        dataset: Dataset with the run's splits.
+        backbone: The frozen backbone.
         masks: The recipe's file or folder of object masks.
-        workers: Threads that read photos; 0 takes the usable cores.
+        workers: Threads that read photos; 0 for the number of usable cores.
     """
     parts: Fingerprint = {
         "labels": list(dataset.taxonomy.names),

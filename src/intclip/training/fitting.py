@@ -39,23 +39,23 @@ _BATCH = 32
 _NAMED = 3
 _log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
-"""Called with the stage, how much of it is done and how much there is."""
+"""Called with the stage, completed and total units."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What `fit_dataset` did.
+    """Result of `fit_dataset`.
 
     Attributes:
         method: The fitted model.
-        heads: What was chosen, and the thresholds.
-        dataset: What it was fitted on, its taxonomy exclusive where exactly one label holds.
-        ids: Sample ids of the N posts it was fitted on.
+        heads: Chosen heads and thresholds.
+        dataset: The dataset; its taxonomy is exclusive for single-label tasks.
+        ids: Sample ids of the N posts used.
         targets: (N, K), 0 or 1.
         held_out: Mode to its cross-validated probabilities; empty without folds.
-        reports: Mode to the metrics of these; see `make_report`.
-        facts: How it was fitted, as plain data: splits, folds, seed.
-        seconds: Stage ("encode", "cross-validate", "fit") to the time it took.
+        reports: Mode to their metrics; see `make_report`.
+        facts: Settings as plain data: splits, folds, seed.
+        seconds: Stage ("encode", "cross-validate", "fit") to its duration.
     """
 
     method: PostHeads
@@ -70,11 +70,11 @@ class Fitted:
 
     @property
     def mode(self) -> str:
-        """What a post with all channels is read by."""
+        """Heads for posts with all channels."""
         return BOTH if len(self.method.channels) > 1 else self.method.channels[0]
 
     def metrics(self) -> dict[str, Any]:
-        """Splits as in the metrics of a training run, and each channel's heads."""
+        """Return splits as in the metrics of a training run, and each channel's heads."""
         splits = {}
         for mode in self.reports:
             figures = self.figures(mode)
@@ -88,13 +88,13 @@ class Fitted:
         return splits | {"heads": heads}
 
     def figures(self, mode: str) -> dict[str, dict[str, float]]:
-        """Metric to {"value", "low", "high"} of what was held out, with 95 % intervals."""
+        """Return metric to {"value", "low", "high"} on held-out posts, with 95 % intervals."""
         report, task = self.reports[mode], self.dataset.task
         bounds = {key: report["intervals"][key] for key in headline(report, task)}
         return {key: {"value": report[key], "low": low, "high": high} for key, (low, high) in bounds.items()}
 
     def split(self, mode: str) -> str:
-        """The name under which the cross-validated figures of a mode are saved."""
+        """Return the split name of a mode's cross-validated metrics."""
         return SPLIT if mode == self.mode else f"{SPLIT}-{mode}"
 
 
@@ -107,15 +107,15 @@ def fit_dataset(
     folds: int = 5,
     progress: Progress | None = None,
 ) -> Fitted:
-    """Fit a model of posts.
+    """Fit a model on posts.
 
-    Posts that lack a channel which others have are left out of the fit (not of prediction); so are posts without known
-    labels, and those whose photo cannot be read.
+    Posts that lack a channel, have unknown labels or unreadable photos are
+    skipped in fitting (not in prediction).
 
     Args:
         dataset: Photos, texts, or both, with labels.
-        options: Channels to read (those that no post has are dropped), text encoder, head and seed.
-        splits: Which splits to fit on.
+        options: Channels (those that no post has are dropped), text encoder, head and seed.
+        splits: Splits to fit on.
         backbone: Name of the frozen backbone.
         folds: Number of folds of the nested cross-validation; 0 skips it.
         progress: See `Progress`.
@@ -125,7 +125,7 @@ def fit_dataset(
     """
     options = options or PostHeadsOptions(channels=("image", "text"))
     samples, used = usable_samples(dataset, splits, options.channels)
-    # A table of posts may have one label a post under any taxonomy; the taxonomy says what a prediction holds.
+    # A table of posts may be single-label with any taxonomy; the model knows it only from its taxonomy.
     taxonomy = replace(dataset.taxonomy, exclusive=dataset.task == "singlelabel")
     dataset = replace(dataset, taxonomy=taxonomy)
     clock = time.perf_counter()
@@ -168,13 +168,13 @@ def fit_dataset(
 def write_fitted(
     fitted: Fitted, out: str | os.PathLike[str], *, data: Mapping[str, Any] | None = None, overwrite: bool = False
 ) -> Path:
-    """Write what a training run writes: the bundle, and the cross-validated reports and predictions of split "val".
+    """Write a run's folder: the bundle, and the cross-validated reports and predictions as split "val".
 
     Args:
         fitted: The model.
-        out: The folder, written whole or not at all.
-        data: Name, root and options of the dataset, for commands that look at its photos or its test split.
-        overwrite: Replace a folder that is there.
+        out: The folder, written atomically.
+        data: Name, root and options of the dataset, for commands that use its photos or its test split.
+        overwrite: Replace an existing folder.
 
     Raises:
         StorageError: The folder exists, or cannot be written.
@@ -211,15 +211,15 @@ def write_fitted(
 
 
 def usable_samples(dataset: Dataset, splits: Sequence[str], channels: Sequence[str]) -> tuple[list[Sample], list[str]]:
-    """Samples with all labels known and every channel that any sample has, and those channels' names.
+    """Return samples with all labels known and all channels that any sample has, and these channels.
 
-    Logs how many others there are: both channels are learned from the same posts.
+    Logs the number of other samples: both channels are fitted on the same posts.
 
     Raises:
-        DatasetError: There is no such split, or too few samples are left.
+        DatasetError: A split is missing, or too few samples are left.
     """
     if missing := [split for split in splits if split not in dataset.splits]:
-        raise DatasetError(f"{dataset.name} has no split {missing[0]!r}; it has: {', '.join(dataset.splits)}")
+        raise DatasetError(f"{dataset.name} has no split {missing[0]!r}; its splits: {', '.join(dataset.splits)}")
     everything = [sample for split in splits for sample in dataset.splits[split]]
     labelled = [sample for sample in everything if not np.isnan(sample.targets).any()]
     gone = [sample for sample in everything if isinstance(sample.image, Path) and not sample.image.exists()]
@@ -241,14 +241,14 @@ def usable_samples(dataset: Dataset, splits: Sequence[str], channels: Sequence[s
         )
     if len(samples) < len(everything):
         lacking, left = " or ".join([*used, "labels"]), len(everything) - len(samples)
-        _log.info("%s: %d of %d posts lack %s and are left out", dataset.name, left, len(everything), lacking)
+        _log.info("%s: %d of %d posts lack %s and are skipped", dataset.name, left, len(everything), lacking)
     return samples, used
 
 
 def encode_samples(
     method: PostHeads, samples: Sequence[Sample], progress: Progress | None = None
 ) -> tuple[dict[str, Inputs], list[int]]:
-    """Inputs of samples that have all of the method's channels, and the positions of those that could be read.
+    """Encode samples that have all of the method's channels; return inputs and indices of readable samples.
 
     Raises:
         DatasetError: No photo could be read.
@@ -258,7 +258,7 @@ def encode_samples(
         inputs["image"], kept = _photos(method, samples, progress)
     if "text" in method.channels:
         if progress is not None:
-            progress("reading words", 0, len(kept))
+            progress("reading text", 0, len(kept))
         inputs["text"] = method.text_inputs([samples[row].text or "" for row in kept])
     return inputs, kept
 
@@ -281,14 +281,14 @@ def _photos(method: PostHeads, samples: Sequence[Sample], progress: Progress | N
     if failed:
         more = f"; and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
         _log.warning(
-            "%d of %d photos could not be read; their posts are left out: %s%s",
+            "%d of %d photos could not be read; their posts are skipped: %s%s",
             len(failed), len(samples), "; ".join(failed[:_NAMED]), more,
         )  # fmt: skip
     return join_inputs(parts), kept
 
 
 def _missing(samples: Sequence[Sample]) -> str:
-    """Which photos are not there."""
+    """Format the missing photos."""
     named = ", ".join(str(sample.image) for sample in samples[:_NAMED])
     more = f" and {len(samples) - _NAMED} more" if len(samples) > _NAMED else ""
     return f"photos not found: {named}{more}"

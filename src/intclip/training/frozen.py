@@ -1,4 +1,4 @@
-"""A backbone's frozen features by the fastest engine that the machine has."""
+"""A backbone's frozen features with the fastest available engine."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,16 +17,16 @@ from intclip.inference.graph import FeatureGraph, example_pixels
 
 
 class FrozenFeatures:
-    """Features of pixels, without gradient; on a CPU by OpenVINO where it is installed, else by torch.
+    """Computes features of pixels, without gradient; on a CPU with OpenVINO if installed, else with torch.
 
-    The engine is compiled when the first batch comes, so a run that finds its features in a cache never compiles one.
+    The engine is compiled on the first batch, so a run with cached features never compiles one.
 
     Args:
         backbone: Frozen, on the device.
-        names: Which features; "pixels" are passed on.
-        device: Where features are wanted.
+        names: Features; "pixels" are passed through.
+        device: Device of the features.
         engine: "auto", "torch", "openvino" or "onnx".
-        precision: Makes the autocast context in which torch computes.
+        precision: Creates the autocast context for torch.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class FrozenFeatures:
 
     @property
     def arithmetic(self) -> str:
-        """The number format of the computation: "fp32", "bf16" or "fp16"; each has its own cache."""
+        """Precision of the computation: "fp32", "bf16" or "fp16"; each has its own cache."""
         with self._precision():
             kind = self._device.type
             if self._engine_name != "torch" or not torch.is_autocast_enabled(kind):
@@ -56,7 +56,7 @@ class FrozenFeatures:
             return {torch.bfloat16: "bf16", torch.float16: "fp16"}[torch.get_autocast_dtype(kind)]
 
     def __call__(self, pixels: Tensor) -> Features:
-        """Features (B, …) on the device, of pixels (B, 3, S, S)."""
+        """Compute features (B, …) on the device, from pixels (B, 3, S, S)."""
         features: Features = {}
         if self._names and self._engine_name == "torch":
             with self._precision():
@@ -69,9 +69,9 @@ class FrozenFeatures:
         return features
 
     def arrays(self, pixels: npt.NDArray[np.float32]) -> Arrays:
-        """The same for NumPy, in float32: what a feature cache computes with."""
+        """The same for NumPy, in float32, for feature caches."""
         if len(pixels) == 1 and self._engine is None:
-            # A cache asks for the shapes with one photo of zeros; an engine is not worth compiling for that.
+            # A cache determines shapes with one photo of zeros, which does not justify compiling an engine.
             features = self._backbone.features(torch.from_numpy(pixels).to(self._device), self._names)
         else:
             features = self(torch.from_numpy(pixels))

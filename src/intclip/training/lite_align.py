@@ -1,11 +1,11 @@
-"""`lite-align`: train the map from the image tower's features into the sentence space, from captioned photos.
+"""`lite-align`: train the projection from image features to the sentence space, on captioned photos.
 
-The towers stay as they are, so their features are computed once; what trains is the linear map of `LiteHead` alone, by
-the symmetric contrastive loss of CLIP (Radford et al., 2021, figure 3) over photos and one of their captions each. A
-second set of photos may be mixed in at a fixed share, so that photos of everyday things do not drown the recall of
-captions; photos of one class count as each other's positives (UniCL, Yang et al., CVPR 2022). Beside the photos stand
-the 1,000 ImageNet classes: their names as sentences, and as images the features that the tower's own classifier takes
-for each class, so that what no caption speaks of keeps its place in the space.
+The towers are frozen, so their features are computed once; only the linear map of `LiteHead` is trained,
+with the symmetric contrastive loss of CLIP (Radford et al., 2021, figure 3) on photos and one of their captions each. A
+second set of photos may be mixed in at a fixed share, so that everyday photos do not reduce caption recall; photos of
+one class are positives of each other (UniCL, Yang et al., CVPR 2022). The 1,000 ImageNet classes are added, with their
+names as sentences and prototypes from the tower's classifier as images, so that concepts absent from captions keep
+their place in the space.
 """
 
 import math
@@ -40,25 +40,25 @@ RECALL_PHOTOS = 1000
 
 
 class AlignRecipe(BaseModel, frozen=True, extra="forbid"):
-    """How a projection is trained; the built-in values stand in `recipes/align/lite-align.yaml`.
+    """Settings of the training; defaults are in `recipes/align/lite-align.yaml`.
 
     Attributes:
         epochs: Passes over the photos.
-        batch_size: Photos a step, each with one of its captions.
-        lr: Largest learning rate of AdamW; it rises over `warmup_steps` and falls as a cosine.
-        warmup_steps: Steps of the rise.
+        batch_size: Photos per step, each with one of its captions.
+        lr: Peak learning rate of AdamW, with linear warm-up over `warmup_steps` and cosine decay.
+        warmup_steps: Warm-up steps.
         weight_decay: AdamW's, on weights.
         logit_scale: Multiplies cosines; the inverse of the temperature.
         dropout: Share of the features set to zero in training.
         window: Side of the square parts of the feature map whose means are further views of a photo, in positions.
-        names_weight: Weight of the loss over ImageNet's class names; 0 leaves them out.
-        names_batch: Classes a step.
-        prototype_scale: How far a class's prototype lies from the mean photo; see `class_prototypes`.
-        prototype_noise: Up to this much of an ordinary photo's deviation is added to a prototype.
-        class_share: Length of the classifier's part of an embedding, whose linear part has length 1; see `LiteHead`.
-        also_share: Share of a batch that comes from the second set of photos, where there is one.
-        leave_out: Photos of the second set whose names start so are not trained on, to measure with.
-        seed: Same seed, same projection.
+        names_weight: Weight of the loss over ImageNet's class names; 0 disables it.
+        names_batch: Classes per step.
+        prototype_scale: Distance of a class's prototype from the mean photo; see `class_prototypes`.
+        prototype_noise: Maximum share of an ordinary photo's deviation added to a prototype.
+        class_share: Norm of the classifier's part of an embedding, relative to the linear part; see `LiteHead`.
+        also_share: Share of a batch from the second set of photos, if any.
+        leave_out: Name prefixes of photos of the second set that are held out.
+        seed: Random seed.
     """
 
     epochs: int = Field(ge=1)
@@ -80,10 +80,10 @@ class AlignRecipe(BaseModel, frozen=True, extra="forbid"):
 
 
 def load_align_recipe(path: Path | None = None) -> AlignRecipe:
-    """The built-in recipe, or it with the values that a YAML file gives instead.
+    """Load the built-in recipe with the overrides of a YAML file.
 
     Raises:
-        RecipeError: The file cannot be read, is not valid, or has an unknown key.
+        RecipeError: The file cannot be read, is invalid, or has an unknown key.
     """
     source = files("intclip").joinpath(BUILTIN)
     content: dict[str, Any] = parse_yaml(source.read_text(encoding="utf-8"))
@@ -104,7 +104,7 @@ def load_align_recipe(path: Path | None = None) -> AlignRecipe:
 
 
 def class_prototypes(weight: Tensor, features: Tensor, scale: float) -> Tensor:
-    """What the mean features of each class may look like, (K, C), from a classifier over them and ordinary photos.
+    """Estimate the mean features of each class, (K, C), from a classifier and ordinary photos.
 
     Were the classifier a linear discriminant, w = Σ⁻¹ (μ_c − μ), the class would lie in the direction Σ w from the
     mean photo; were the features white, in the direction w. The one between, Σ^½ w, comes nearest to real photos that
@@ -123,14 +123,14 @@ def class_prototypes(weight: Tensor, features: Tensor, scale: float) -> Tensor:
 
 @dataclass(frozen=True)
 class AlignmentSet:
-    """Features to train a projection on.
+    """Training features of a projection.
 
     Attributes:
         views: (N, V, C) of photos, at least 0; the first view is the whole photo.
         texts: (T, D) normalised, of captions.
-        owner: (T,) int64, each caption's photo; captions of one photo stand together.
+        owner: (T,) int64, each caption's photo; captions of a photo are consecutive.
         group: (N,) int64, equal for photos of one class.
-        also: How many photos, at the end, are the second set.
+        also: Number of photos of the second set, at the end.
     """
 
     views: Tensor
@@ -141,7 +141,7 @@ class AlignmentSet:
 
 
 class _Map(nn.Module):
-    """The head in training: its linear map reads standardised roots of features, which `head` folds into it."""
+    """The head in training, on standardised roots of features; `head` folds the standardisation into it."""
 
     def __init__(
         self, data: AlignmentSet, classes: ImagenetClasses, recipe: AlignRecipe, generator: torch.Generator
@@ -157,7 +157,7 @@ class _Map(nn.Module):
         self.head.class_share.fill_(recipe.class_share)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Unit embeddings (B, D) of the features (B, C) of photos or of their parts."""
+        """Compute unit embeddings (B, D) of features (B, C)."""
         x = (features.sqrt() - self.mean) / self.std
         kept = torch.rand(x.shape, generator=self.generator) >= self.dropout
         linear = F.linear(x * kept / (1 - self.dropout), self.weight, self.bias)
@@ -165,7 +165,7 @@ class _Map(nn.Module):
 
     @torch.no_grad()
     def finished(self) -> LiteHead:
-        """The head with what was learned."""
+        """Return the trained head."""
         weight = self.weight / self.std
         self.head.projection.weight.copy_(weight)
         self.head.projection.bias.copy_(self.bias - weight @ self.mean)
@@ -179,21 +179,21 @@ def train_head(
     recipe: AlignRecipe,
     progress: Progress | None = None,
 ) -> tuple[LiteHead, float]:
-    """A head trained by contrast, and its last loss.
+    """Train a head with the contrastive loss; return it with its last loss.
 
     Args:
         data: Photos and captions.
         classes: The image tower's K classes.
         forms: (F, K, D) normalised, the classes' names in F forms.
-        recipe: How.
-        progress: Called with steps done and steps in all.
+        recipe: Settings.
+        progress: Called with completed and total steps.
 
     Raises:
         DatasetError: There are fewer than two photos.
     """
     count = len(data.views)
     if count < 2:
-        raise DatasetError(f"contrast needs at least two photos with captions, not {count}")
+        raise DatasetError(f"training needs at least two photos with captions, not {count}")
     generator = torch.Generator().manual_seed(recipe.seed)
     mapped = _Map(data, classes, recipe, generator)
     groups = [
@@ -231,7 +231,7 @@ def train_head(
 
 
 class _Batches:
-    """Batches of a part of the first set in random order, and a fixed share of random photos of the second."""
+    """Yield batches of the first set in random order, with a fixed share of random photos of the second."""
 
     def __init__(self, data: AlignmentSet, recipe: AlignRecipe, generator: torch.Generator) -> None:
         self.data, self.generator = data, generator
@@ -243,14 +243,14 @@ class _Batches:
         self.start = torch.searchsorted(data.owner, torch.arange(len(data.views)))
 
     def epoch(self) -> Iterator[Tensor]:
-        """Rows of photos, batch by batch."""
+        """Yield rows of photos, batch by batch."""
         order = torch.randperm(self.first, generator=self.generator)
         for rows in order[: self.first // self.size * self.size].view(-1, self.size):
             others = torch.randint(self.data.also, (self.also,), generator=self.generator) if self.also else rows[:0]
             yield torch.cat([rows, self.first + others])
 
     def draw(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, C) of one view of each photo, and one of its captions (B, D)."""
+        """Draw features (B, C) of one view of each photo, and one of its captions (B, D)."""
         views = torch.randint(self.data.views.shape[1], (len(rows),), generator=self.generator)
         share = torch.rand(len(rows), generator=self.generator)
         texts = self.start[rows] + (share * self.captions[rows]).long()
@@ -264,8 +264,8 @@ def contrastive_loss(images: Tensor, texts: Tensor, logit_scale: float, group: T
         images: (B, D).
         texts: (B, D).
         logit_scale: Multiplies cosines.
-        group: (B,) int64: pairs of one group are each other's positives too, all of the same weight; by default each
-            pair is a group of its own.
+        group: (B,) int64: pairs of one group are positives of each other, with equal weights; default: one group per
+            pair.
     """
     logits = logit_scale * images @ texts.T
     group = torch.arange(len(logits)) if group is None else group
@@ -275,19 +275,19 @@ def contrastive_loss(images: Tensor, texts: Tensor, logit_scale: float, group: T
 
 
 NAME_FORMS = ("{}", "a {}", "a photo of a {}", "there is a {} in the photo")
-"""Sentences around a class name."""
+"""Templates of class names."""
 
 
 @dataclass(frozen=True)
 class AlignReport:
-    """What an alignment gave.
+    """Result of an alignment.
 
     Attributes:
-        photos: Photos trained on.
-        captions: Captions trained on.
-        loss: The last step's.
-        recall: On the photos kept for it; None without any.
-        recall_photos: How many photos `recall` is about.
+        photos: Number of training photos.
+        captions: Number of training captions.
+        loss: Loss of the last step.
+        recall: Recall on held-out photos; None without any.
+        recall_photos: Number of these photos.
     """
 
     photos: int
@@ -312,11 +312,11 @@ def align(
     Args:
         root: Folder with the caption files and `images/`.
         out: The safetensors file to write.
-        recipe: How.
-        files: Caption files to train on, and to measure recall on its first 1,000 photos; None does not measure.
+        recipe: Settings.
+        files: Caption files for training, and for recall on its first 1,000 photos; None skips it.
         also: A second folder, with a caption file of the same name; see `AlignRecipe.also_share`.
-        name: Whose image tower: one of `LITE_BACKBONES`.
-        progress: Gives a progress callback for each named part of the work, or None for silence.
+        name: One of `LITE_BACKBONES`.
+        progress: Returns a progress callback for each stage; None for no output.
 
     Raises:
         DatasetError: A caption file or photo is missing, or the recipe does not fit the data.
@@ -344,7 +344,7 @@ def align(
 
 
 def image_moments(head: LiteHead, data: AlignmentSet) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and covariance (D, D) of unit embeddings of whole photos; two sets count alike, of whatever size."""
+    """Return mean (D,) and covariance (D, D) of unit embeddings of whole photos; both sets have equal weight."""
     embeddings = F.normalize(head.project(data.views[:, 0].float()), dim=1)
     first = len(embeddings) - data.also
     sets = [part for part in (embeddings[:first], embeddings[first:]) if len(part)]

@@ -1,4 +1,4 @@
-"""What a run writes while it trains: `log.jsonl`, TensorBoard events if wanted, and a progress line on a terminal."""
+"""Logs of a run: `log.jsonl`, optional TensorBoard events, and a progress line on a terminal."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ Line = dict[str, Any]
 
 
 class Logbook:
-    """Writes the lines of one run; only the first process has one that writes.
+    """Writes the log of a run; active only in the first process.
 
     Args:
         directory: The run's directory.
@@ -26,7 +26,7 @@ class Logbook:
         progress: Show progress when standard error is a terminal.
 
     Raises:
-        MissingExtraError: TensorBoard is asked for and not installed.
+        MissingExtraError: TensorBoard is requested but not installed.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Logbook:
             self._writer.close()
 
     def advance(self, step: int, text: str | None = None) -> None:
-        """Show that `step` steps are done."""
+        """Show the number of completed steps."""
         self._bar.update(self._task, completed=step, description=text)
 
     def write(self, line: Line) -> None:
@@ -89,7 +89,7 @@ class Logbook:
 
 
 def read_log(path: Path) -> list[Line]:
-    """The whole lines of a log; a last line cut off by a kill is left out."""
+    """Return the complete lines of a log, without a last one cut off by a kill."""
     lines = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -100,7 +100,7 @@ def read_log(path: Path) -> list[Line]:
 
 
 def flat_numbers(line: Line, prefix: str = "") -> dict[str, float]:
-    """The numbers of nested mappings under dotted names."""
+    """Flatten the numbers of nested mappings to dotted names."""
     out: dict[str, float] = {}
     for key, value in line.items():
         if isinstance(value, dict):

@@ -1,8 +1,8 @@
-"""The training loop: one plain loop for every method, stoppable and resumable at any step.
+"""The training loop of all methods, resumable at any step.
 
-All that a step depends on is either in the checkpoint (weights, optimiser, moving average, loss sums) or a pure
-function of seed, epoch and step (order, augmentation, dropout, learning rate). So a resumed run equals an unbroken one,
-bit for bit on a CPU, and no random state has to be kept.
+A step depends only on the checkpoint (weights, optimiser, moving average, loss sums) and on pure
+functions of seed, epoch and step (order, augmentation, dropout, learning rate). So a resumed run equals an
+uninterrupted one, bit for bit on a CPU, without storing random states.
 """
 
 import logging
@@ -33,23 +33,23 @@ from intclip.training.sums import LossSums
 
 _log = logging.getLogger(__name__)
 State = dict[str, Tensor]
-_PREPARE, _STEP, _EPOCH_END = 0, 1, 2  # what a random number is drawn for
+_PREPARE, _STEP, _EPOCH_END = 0, 1, 2  # purposes of random numbers
 _UNREADABLE = "unreadable"
-_NAMED = 5  # unreadable photos that a warning names
+_NAMED = 5  # unreadable photos listed in a warning
 
 
 @dataclass
 class Position:
-    """Where a run stands: what a checkpoint holds besides tensors.
+    """State of a run besides tensors, stored in checkpoints.
 
     Attributes:
-        epoch: Epoch under way, from 1.
-        step: Optimiser steps done in this epoch.
+        epoch: Current epoch, from 1.
+        step: Completed optimiser steps in this epoch.
         sums: Loss terms of this epoch so far, summed over steps.
         best: The best epoch so far: "value", "epoch", "weights" ("raw" or "ema"); empty before the first.
-        seconds: Time spent in training and validation so far, over all starts.
-        total_seconds: All time so far, over all starts.
-        unreadable: Training photos that could not be read so far: id to the reason.
+        seconds: Time in training and validation, over all starts.
+        total_seconds: Total time, over all starts.
+        unreadable: Unreadable training photos: id to error.
     """
 
     epoch: int = 1
@@ -62,24 +62,24 @@ class Position:
 
 
 def prepare_method(recipe: Recipe, experiment: Experiment, processes: Processes) -> None:
-    """Give a method its look at the training photos, from which it may make parameters; the same on every process."""
+    """Call a method's `prepare` with the training photos; the result is the same on every process."""
     method = experiment.method
     seed_everything(recipe.train.seed, _PREPARE)
     method.eval()
-    # Also when resuming: a method may keep the batches that it is given here for its later epochs.
+    # Also when resuming: a method may keep these batches for later epochs.
     method.prepare(PlainPasses(experiment.sources["train"], recipe.train.eval_batch_size))
     processes.broadcast(method)
 
 
 class Trainer:
-    """One run over a built experiment.
+    """Trains an experiment.
 
     Args:
-        recipe: The run.
-        experiment: Its parts; the method is prepared, see `prepare_method`.
-        processes: Who takes part.
+        recipe: The run's recipe.
+        experiment: Its parts, with the method prepared by `prepare_method`.
+        processes: The processes.
         out: The run's directory.
-        begun: When this start began, by `time.monotonic`; now by default.
+        begun: Start time by `time.monotonic`; default: now.
         progress: Show progress on a terminal.
     """
 
@@ -115,7 +115,7 @@ class Trainer:
         self._epoch_start = _Start()
 
     def run(self, *, resume: bool) -> Position:
-        """Train to the end; afterwards the method holds the weights of the best epoch.
+        """Train to the end; afterwards the method has the weights of the best epoch.
 
         Raises:
             TrainingError: The loss is not finite.
@@ -134,7 +134,7 @@ class Trainer:
         return self.position
 
     def elapsed(self) -> float:
-        """Seconds of the whole run so far, over all starts: features, training, scoring."""
+        """Return the total seconds of the run, over all starts: features, training, scoring."""
         return self._start.seconds + time.monotonic() - self._start.time
 
     @property
@@ -175,7 +175,7 @@ class Trainer:
     def _step(
         self, optimizer: torch.optim.Optimizer, stream: Iterator[Batch], parts: list[Indices], photos: int
     ) -> None:
-        """One optimiser step over `photos` photos, this process's in `parts`; nothing here waits for the device."""
+        """Take an optimiser step over `photos` photos, this process's in `parts`, without waiting for the device."""
         recipe, method, position = self.recipe, self.method, self.position
         set_rates(optimizer, recipe.optim, recipe.schedule, self._global_step, self.steps)
         seed_everything(recipe.train.seed, _STEP, position.epoch, position.step, self.processes.rank)
@@ -202,7 +202,7 @@ class Trainer:
             self.average.update(method.own_state(), self._global_step)
 
     def _validate(self) -> Line:
-        """Score the epoch, raw weights and moving average, and keep the better one when it is the best so far."""
+        """Score raw weights and moving average, and keep the better one if it is the best so far."""
         best_before = dict(self.position.best)
         raw = {key: value.clone() for key, value in self.method.own_state().items()}
         line: Line = {"metrics": self._score_weights("raw")}
@@ -221,7 +221,7 @@ class Trainer:
         return metrics
 
     def _scores(self) -> Line:
-        """Metrics of the split that selects, with thresholds from the validation split where any are tuned."""
+        """Compute metrics of the selecting split, with thresholds tuned on the validation split, if any."""
         recipe, experiment = self.recipe, self.experiment
         task, protocol = experiment.dataset.task, recipe.evaluate
         taxonomy, positive_share = experiment.dataset.taxonomy, experiment.dataset.positive_share
@@ -254,7 +254,7 @@ class Trainer:
             )
 
     def _report_unreadable(self) -> None:
-        """Name the photos that this epoch found unreadable for the first time."""
+        """Warn about photos that this epoch found unreadable for the first time."""
         found = {self.source.ids[index]: reason for index, reason in self.source.errors.items()}
         found = {name: reason for part in self.processes.gather(found) for name, reason in part.items()}
         new = {name: found[name] for name in sorted(found.keys() - self.position.unreadable.keys())}
@@ -263,7 +263,7 @@ class Trainer:
             named = [reason if name in reason else f"{name}: {reason}" for name, reason in list(new.items())[:_NAMED]]
             more = f"; and {len(new) - _NAMED} more (metrics.json lists all)" if len(new) > _NAMED else ""
             count = f"{len(new)} of {self.photos}"
-            _log.warning("%s training photos cannot be read and are left out: %s%s", count, "; ".join(named), more)
+            _log.warning("%s training photos cannot be read and are skipped: %s%s", count, "; ".join(named), more)
 
     def _line(self, kind: str, optimizer: torch.optim.Optimizer) -> Line:
         position, train = self.position, self.recipe.train
@@ -314,7 +314,7 @@ class Trainer:
 
 @dataclass
 class _Start:
-    """Where a clock began: the time, and the seconds and steps that were spent before."""
+    """Start of a clock: the time, and the seconds and steps before."""
 
     time: float = 0.0
     seconds: float = 0.0

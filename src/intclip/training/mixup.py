@@ -1,4 +1,4 @@
-"""Mixup: train on blends of two photos' features and of their targets.
+"""Mixup: train on convex combinations of two photos' features and targets.
 
 Zhang, Cisse, Dauphin, Lopez-Paz: mixup, ICLR 2018. On features of the frozen trunk it is manifold mixup (Verma et al.,
 ICML 2019), so it needs no pixels and works from the cache.
@@ -13,15 +13,15 @@ from intclip.backbones.base import Features
 
 
 def mixed(views: Sequence[Features], targets: Tensor, alpha: float) -> tuple[list[Features], Tensor]:
-    """Views and targets of a batch, each photo mixed with another one of it; a share λ ~ Beta(α, α) is its own.
+    """Mix each photo of a batch with another one, with weight λ ~ Beta(α, α) for the photo itself.
 
-    One λ and one pairing hold for the batch, for all views and features. Random numbers come from torch's global
-    generator.
+    One λ and one pairing apply to the batch, for all views and features. Random numbers come from torch's
+    global generator.
 
     Args:
-        views: Features (B, …) by name, one mapping a view.
-        targets: (B, K); NaN where unknown, and so is a mix with an unknown.
-        alpha: α; 0 gives the batch back as it is.
+        views: Features (B, …) by name, one mapping per view.
+        targets: (B, K); NaN where unknown; a mix with NaN is NaN.
+        alpha: α; 0 returns the batch unchanged.
     """
     if not alpha:
         return list(views), targets

@@ -1,4 +1,4 @@
-"""Optimisers: built from a method's parameter groups, and taken apart for a checkpoint without pickle."""
+"""Optimisers: creation from a method's parameter groups, and serialisation without pickle."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,10 +16,10 @@ Json = dict[str, Any]
 
 
 def build_optimizer(optim: OptimSection, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
-    """The recipe's optimiser over a method's groups.
+    """Create the recipe's optimiser for a method's groups.
 
     Raises:
-        RecipeError: `optim.multipliers` names a group that the method has not.
+        RecipeError: `optim.multipliers` names an unknown group.
     """
     names = [group.name for group in groups]
     for name in optim.multipliers:
@@ -52,7 +52,7 @@ def build_optimizer(optim: OptimSection, groups: Sequence[ParameterGroup]) -> to
 def set_rates(
     optimizer: torch.optim.Optimizer, optim: OptimSection, schedule: ScheduleSection, step: int, steps_per_epoch: int
 ) -> None:
-    """Give every group its learning rate, and in a one-cycle schedule its momentum, for the next step."""
+    """Set every group's learning rate, and in a one-cycle schedule its momentum, for the next step."""
     for group in optimizer.param_groups:
         if schedule.name == "onecycle":
             total, rising_share = schedule.epochs * steps_per_epoch, schedule.warmup_epochs / schedule.epochs
@@ -71,7 +71,7 @@ def set_rates(
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Json]:
-    """An optimiser's state as tensors named `<parameter>.<entry>` and JSON."""
+    """Return an optimiser's state as tensors named `<parameter>.<entry>` and JSON."""
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, dict[str, Any]] = {}
@@ -86,10 +86,10 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], meta: Json) -> None:
-    """Give an optimiser the state that `flatten_optimizer` took.
+    """Restore an optimiser's state from `flatten_optimizer`.
 
     Raises:
-        CheckpointError: The state is of another model.
+        CheckpointError: The state belongs to another model.
     """
     state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in meta["state"].items()}
     try:
@@ -98,4 +98,6 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
             state[int(index)][entry] = value
         optimizer.load_state_dict({"state": state, "param_groups": meta["param_groups"]})
     except (KeyError, ValueError) as error:
-        raise CheckpointError(f"the checkpoint is of another model ({error}); start again without --resume") from error
+        raise CheckpointError(
+            f"the checkpoint belongs to another model ({error}); start again without --resume"
+        ) from error

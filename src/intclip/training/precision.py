@@ -1,4 +1,4 @@
-"""The number formats of a run: autocast, and how float32 products of matrices are computed."""
+"""Precision of a run: autocast, and float32 matrix products."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,7 +19,7 @@ def matmul_precision(precision: str) -> Iterator[None]:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """The autocast context of a recipe's precision on a device; "fp16" is for a GPU, elsewhere it means fp32."""
+    """Return the autocast context of a recipe's precision on a device; "fp16" means fp32 except on a GPU."""
     if precision == "auto":
         on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
         precision = "bf16" if on_gpu else "fp32"

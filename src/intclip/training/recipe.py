@@ -1,4 +1,4 @@
-"""What a training run is: a validated recipe. Every default stands in `recipes/defaults.yaml` and nowhere else."""
+"""Validated recipes of training runs. All defaults are in `recipes/defaults.yaml`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,27 +13,27 @@ from intclip.training.schedule import ScheduleName, ScheduleUnit
 
 
 class Section(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """Base of a recipe's sections: complete, immutable, no unknown key, no number without end."""
+    """Base of a recipe's sections: complete, immutable, without unknown keys or infinite numbers."""
 
 
 class DataSection(Section, frozen=True):
-    """Where the photos and labels come from.
+    """Data of a run.
 
     Attributes:
-        name: A dataset that `load_dataset` knows.
-        root: Its folder or file; None where the dataset needs none.
-        taxonomy: Name or file of a taxonomy of the same classes, for other sentences; None keeps the dataset's own.
-        train: Split to train on.
-        val: Split for selection and thresholds; None, or a split that is not there, sets `holdout` of `train` aside.
-        test: Split that is scored once, at the end; None for none.
-        holdout: Share of the training photos set aside when there is no validation split, in (0, 1).
-        positive_share: A target at or above it is a yes; None keeps the dataset's own.
-        soft_targets: Train on shares of votes as they are; without it on yes and no.
-        texts_as_images: Train on the texts of the training split in place of its photos; validation and test stay
-            photos. For methods that read `pooled` and `regions` alone.
-        masks: Object masks of the training photos, for methods that read them: a folder of `ID.png`, or Intentonomy's
+        name: A dataset of `load_dataset`.
+        root: Its folder or file; None if not needed.
+        taxonomy: Name or file of a taxonomy with the same classes but other sentences; None for the dataset's.
+        train: Training split.
+        val: Split for selection and thresholds; if None or missing, `holdout` of `train` is held out.
+        test: Split scored once, at the end; None for none.
+        holdout: Share of training photos held out if there is no validation split, in (0, 1).
+        positive_share: Smallest positive target; None for the dataset's.
+        soft_targets: Train on shares of votes; otherwise on 0 and 1.
+        texts_as_images: Train on the texts of the training split instead of its photos; validation and test use photos.
+            Only for methods that use `pooled` and `regions`.
+        masks: Object masks of the training photos, for methods that use them: a folder of `ID.png`, or Intentonomy's
             `coco_maskrcnn.json`; None for none.
-        limit: Use only the first so many photos of every split (a quick try); None for all.
+        limit: Maximum number of photos per split, for quick tests; None for all.
         options: Further arguments of `load_dataset`.
     """
 
@@ -57,14 +57,14 @@ class BackboneSection(Section, frozen=True):
 
     Attributes:
         name: Registry name, such as "lite", "RN101" or "ViT-B/32".
-        checkpoint: Weights file or folder, or "hf:owner/name"; None takes the registry's own.
-        activation: Of the transformers' MLPs, where no file beside the weights has it: "gelu" for most of LAION's.
-        split: Where trunk and deep layers part: "paper" or "released".
-        size: Side of the square input in pixels, where the tower takes others than its own ("lite": multiples of 32).
-        normalize: Subtract the mean and divide by the deviation of the pretraining; the released IntCLIP does not.
-        crop: "center" or "squash" (both sides resized, nothing cut off); None keeps the backbone's own.
-        interpolation: "bicubic" or "bilinear"; None keeps the backbone's own.
-        engine: What computes frozen features: "auto" is OpenVINO on a CPU where it is installed, else torch.
+        checkpoint: Weights file or folder, or "hf:owner/name"; None for the registry's.
+        activation: Activation of the transformers' MLPs if no configuration file has it: "gelu" for most LAION models.
+        split: Split between trunk and deep layers: "paper" or "released".
+        size: Side of the square input in pixels, for towers that accept several ("lite": multiples of 32).
+        normalize: Normalise by the pretraining's mean and deviation; the released IntCLIP does not.
+        crop: "center" or "squash" (resize both sides without cropping); None for the backbone's.
+        interpolation: "bicubic" or "bilinear"; None for the backbone's.
+        engine: Engine of frozen features: "auto" is OpenVINO on a CPU if installed, else torch.
     """
 
     name: str
@@ -79,11 +79,11 @@ class BackboneSection(Section, frozen=True):
 
 
 class MethodSection(Section, frozen=True):
-    """What is trained.
+    """The trained method.
 
     Attributes:
         name: Registry name of the method.
-        options: The method's own; see its `Options`.
+        options: Its options; see its `Options`.
     """
 
     name: str
@@ -91,14 +91,14 @@ class MethodSection(Section, frozen=True):
 
 
 class CacheSection(Section, frozen=True):
-    """Features kept on disk, so that the frozen layers run once per photo and not once per epoch.
+    """Feature cache, so that frozen layers run once per photo instead of once per epoch.
 
     Attributes:
-        path: "auto" keeps them in the user's cache folder where the method allows it, "off" computes them at every
-            step; anything else is a folder.
-        views: Augmented views kept per photo, which the epochs take in turn, whether they are cached or not; 0 makes
-            new views in every epoch, which cannot be cached.
-        dtype: Number format of the training split's features on disk; scored splits are kept in float32.
+        path: "auto" uses the user's cache folder if the method allows it, "off" computes features at every step;
+            anything else is a folder.
+        views: Augmented views per photo, through which epochs cycle, cached or not; 0 draws new views in every epoch,
+            which cannot be cached.
+        dtype: Type of the training split's features on disk; scored splits use float32.
     """
 
     path: str
@@ -124,11 +124,11 @@ class OptimSection(Section, frozen=True):
         betas: Decay of Adam's two moments, in [0, 1); a one-cycle schedule sets the first.
         eps: Adam's ε, added to the root of the second moment.
         weight_decay: L2 for SGD and Adam, decoupled for AdamW.
-        decay_vectors: Decay biases, scales of norms and other parameters of one dimension too.
-        multipliers: Parameter group to its learning-rate multiplier, from 0 on; groups not named keep the method's own.
-        clip_norm: Largest norm of the whole gradient; None does not clip.
-        ema: Decay of the moving average of the weights, in [0, 1); None keeps none. With one, validation scores both
-            the average and the raw weights, and the better is kept.
+        decay_vectors: Also decay biases, norm scales and other one-dimensional parameters.
+        multipliers: Parameter group to its learning-rate multiplier, at least 0; default: the method's.
+        clip_norm: Maximum norm of the whole gradient; None for no clipping.
+        ema: Decay of the moving average of the weights, in [0, 1); None for none. Validation scores both the average
+            and the raw weights, and keeps the better.
     """
 
     name: Literal["sgd", "adam", "adamw"]
@@ -149,9 +149,9 @@ class ScheduleSection(Section, frozen=True):
     Attributes:
         name: "cosine", "constant" or "onecycle".
         unit: Whether the rate changes with every "step" or "epoch".
-        epochs: Epochs that the schedule is made for.
-        stop_after: Epochs after which the run ends all the same; None trains through the schedule.
-        warmup_epochs: Epochs in which the rate rises.
+        epochs: Epochs of the schedule.
+        stop_after: Epochs after which the run ends early; None for the whole schedule.
+        warmup_epochs: Epochs of the warm-up.
         warmup_lr: Rate at the start of the warm-up.
     """
 
@@ -164,7 +164,7 @@ class ScheduleSection(Section, frozen=True):
 
     @property
     def epochs_run(self) -> int:
-        """Epochs that the run takes."""
+        """Return the number of epochs of the run."""
         return min(self.epochs, self.stop_after or self.epochs)
 
     @model_validator(mode="after")
@@ -175,23 +175,24 @@ class ScheduleSection(Section, frozen=True):
 
 
 class TrainSection(Section, frozen=True):
-    """How the loop runs.
+    """Settings of the training loop.
 
     Attributes:
-        batch_size: Photos of one optimiser step, over all processes.
-        eval_batch_size: Photos scored at once by one process.
-        mixup: α of Beta(α, α), of which the share is drawn that each photo's features and targets keep when they are
-            mixed with another photo's; 0 does not mix. Pairs lie within one process's part of a batch.
-        accumulate: Pieces into which a process's share of a batch is cut, to save memory; the result is the same.
-        seed: Decides initial weights, order, augmentation and dropout.
-        precision: "auto" is bf16 on a GPU that has it, else fp32; "fp16" has no gradient scaler, as the released code.
-        matmul: torch's float32 matmul precision in a training step, forward and backward: "high" and "medium" round the
-            factors of float32 products of matrices where the hardware is faster for it (TF32 on a GPU, bf16 on a CPU
-            with AMX) and change nothing elsewhere. Scoring is exact in any case.
+        batch_size: Photos per optimiser step, over all processes.
+        eval_batch_size: Photos per scoring batch of one process.
+        mixup: α of Beta(α, α) for the weight of each photo's features and targets when mixed with another photo's; 0
+            for no mixup. Pairs are within one process's part of a batch.
+        accumulate: Number of pieces of a process's share of a batch, to save memory; the result is the same.
+        seed: Seed of initial weights, order, augmentation and dropout.
+        precision: "auto" is bf16 on a GPU that supports it, else fp32; "fp16" has no gradient scaler, as in the
+            released code.
+        matmul: torch's float32 matmul precision in training, forward and backward: "high" and "medium" round the
+            factors of float32 matrix products if the hardware is faster for it (TF32 on a GPU, bf16 on a CPU with AMX)
+            and have no effect otherwise. Scoring is always exact.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         workers: Threads that decode photos.
         log_every: Steps between log lines.
-        checkpoint_every: Steps between checkpoints within an epoch; None checkpoints after epochs only.
+        checkpoint_every: Steps between checkpoints within an epoch; None for after epochs only.
         tensorboard: Also write TensorBoard events.
         store: Element type of the floats in the bundle; float16 halves it.
     """
@@ -212,17 +213,17 @@ class TrainSection(Section, frozen=True):
 
 
 class EvaluateSection(Section, frozen=True):
-    """How an epoch is chosen and a model is scored.
+    """Settings of selection and scoring.
 
     Attributes:
         thresholds: "fixed" uses `threshold`; "global" and "per_class" tune on the validation split.
         threshold: The fixed threshold, in (0, 1).
-        objective: What a global threshold maximises.
-        ties: Which of equally good thresholds; see `tune_threshold`.
-        metric: What the best epoch maximises: "mean" is the mean of macro, micro, samples F1 and mAP (accuracy where
-            one label holds per photo); or one of those by name.
-        select: Split that chooses the epoch: "val"; "test" as the released code does (then the figures are too good);
-            "last" takes the last epoch.
+        objective: Objective of a global threshold.
+        ties: Choice between equally good thresholds; see `tune_threshold`.
+        metric: Metric for selecting the epoch: "mean" is the mean of macro, micro, samples F1 and mAP (accuracy for
+            single-label tasks); or one of those by name.
+        select: Split for selecting the epoch: "val"; "test" as in the released code (optimistic figures); "last" for
+            the last epoch.
         bootstrap: Draws of the 95 % intervals of the final report; 0 for none.
     """
 
@@ -240,8 +241,8 @@ class Recipe(Section, frozen=True):
 
     Attributes:
         name: Name of the recipe.
-        protocol: "paper", "released" or "clean": whose rules it follows.
-        augment: Training views of a photo; None trains on the plain photos.
+        protocol: "paper", "released" or "clean".
+        augment: Augmentation; None for none.
     """
 
     name: str
@@ -258,25 +259,26 @@ class Recipe(Section, frozen=True):
 
 
 def builtin_recipes() -> list[str]:
-    """Names of the recipes inside the package."""
+    """Return the names of the built-in recipes."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem != "defaults")
 
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe over the defaults, with overrides, validated down to the method's own options.
+    """Load a recipe with defaults and overrides, validated including the method's options.
 
     Args:
         name_or_path: Name of a built-in recipe, or path of a YAML file.
         overrides: Such as "optim.lr=0.01"; values are YAML.
 
     Raises:
-        RecipeError: No such recipe, malformed YAML, an unknown key (the nearest one is named), a value out of range.
+        RecipeError: Unknown recipe, malformed YAML, an unknown key (the closest one is suggested), or a value out of
+            range.
     """
     return validate_recipe(read_recipe(name_or_path, overrides), str(name_or_path))
 
 
 def validate_recipe(content: Mapping[str, Any], where: str) -> Recipe:
-    """A recipe of nested mappings.
+    """Validate a recipe of nested mappings.
 
     Raises:
         RecipeError: As `load_recipe`.

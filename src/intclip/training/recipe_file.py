@@ -1,4 +1,4 @@
-"""Recipe files: safe YAML over one defaults file, deltas over deltas, and errors that name the nearest key."""
+"""Recipe files: safe YAML, defaults and bases, and errors that suggest the closest key."""
 
 import copy
 import difflib
@@ -19,10 +19,10 @@ Content = dict[str, Any]
 
 
 def read_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Content:
-    """A recipe's whole content: the defaults, its bases from the farthest to the nearest, itself, then the overrides.
+    """Return a recipe's full content: defaults, bases (outermost first), the recipe, then overrides.
 
     Raises:
-        RecipeError: No such recipe, malformed YAML, bases in a circle, a malformed override.
+        RecipeError: Unknown recipe, malformed YAML, cyclic bases, or a malformed override.
     """
     content = _parse(RECIPES / "defaults.yaml")
     for delta in reversed(list(_with_bases(_locate(name_or_path, Path())))):
@@ -31,10 +31,10 @@ def read_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Cont
 
 
 def method_training(name: str) -> Content:
-    """How a built-in recipe trains its method, bases and defaults included, whatever the data and the backbone.
+    """Return a built-in recipe's training settings, including bases and defaults, without data and backbone.
 
-    Returns:
-        Its sections method, augment, optim and schedule, and of train what decides the steps; empty for no recipe.
+    Returns: Its sections method, augment, optim and schedule, and the keys of train that affect the steps; empty for no
+    recipe.
     """
     if not (RECIPES / f"{name}.yaml").is_file():
         return {}
@@ -45,7 +45,7 @@ def method_training(name: str) -> Content:
 
 
 def apply_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> Content:
-    """Content changed by overrides such as "optim.lr=0.01".
+    """Apply overrides such as "optim.lr=0.01".
 
     Raises:
         RecipeError: One is malformed.
@@ -57,19 +57,19 @@ def apply_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> Con
 
 
 def dump_recipe(content: Mapping[str, Any]) -> str:
-    """A whole recipe as YAML, in the order of its sections."""
+    """Return a full recipe as YAML, in the order of its sections."""
     return yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)
 
 
 def describe_recipe(name: str) -> str:
-    """First sentence of a built-in recipe's head comment."""
+    """Return the first sentence of a built-in recipe's leading comment."""
     lines = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     head = itertools.takewhile(lambda line: line.startswith("# ") and not line.startswith("#   "), lines)
     return " ".join(line.removeprefix("# ") for line in head).partition(". ")[0].rstrip(".:")
 
 
 def merge(base: Mapping[str, Any], delta: Mapping[str, Any]) -> Content:
-    """`base` with the values of `delta`, sections merged; another method drops the options of the one before."""
+    """Merge `delta` into `base` by section; a different method drops the previous one's options."""
     merged = copy.deepcopy(dict(base))
     for key, value in delta.items():
         old = merged.get(key)
@@ -80,13 +80,13 @@ def merge(base: Mapping[str, Any], delta: Mapping[str, Any]) -> Content:
 
 
 def nearest_hint(error: ValidationError, model: type[BaseModel], where: str, prefix: str) -> RecipeError:
-    """One line for the first problem of a validation: where, what, and the nearest known key.
+    """Convert the first problem of a validation to one line, with the closest known key.
 
     Args:
         error: From pydantic.
-        model: The model that was validated.
+        model: The validated model.
         where: The recipe's name or file.
-        prefix: Dotted place of the model in the recipe; empty for the whole.
+        prefix: Dotted position of the model in the recipe; empty for the whole.
     """
     problem = error.errors()[0]
     place = [str(part) for part in problem["loc"]]
@@ -99,7 +99,7 @@ def nearest_hint(error: ValidationError, model: type[BaseModel], where: str, pre
 
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """All dotted keys of a model and the models inside it, sections and values."""
+    """Return all dotted keys of a model and its nested models, sections and values."""
     keys: list[str] = []
     for name, info in model.model_fields.items():
         keys.append(prefix + name)
@@ -110,7 +110,7 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def nearest(word: str, known: Sequence[str]) -> str | None:
-    """The known word that is most like this one, or None when none is like it."""
+    """Return the most similar known word, or None."""
     return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.5)), None)
 
 
@@ -142,7 +142,7 @@ def _with_bases(path: Path) -> Iterator[Content]:
     seen: list[Path] = []
     while True:
         if path in seen:
-            raise RecipeError(f"{path}: its bases go in a circle; remove one `base`")
+            raise RecipeError(f"{path}: cyclic bases; remove one `base`")
         seen.append(path)
         content = _parse(path)
         base = content.pop("base", None)
@@ -157,7 +157,7 @@ def _with_bases(path: Path) -> Iterator[Content]:
 def _parse(path: Path) -> Content:
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise RecipeError(f"{path}: larger than a recipe can be ({MAX_BYTES} bytes)")
+            raise RecipeError(f"{path} is larger than a recipe may be ({MAX_BYTES} bytes)")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot read the recipe {path}: {reason(error)}; check its permissions") from error

@@ -48,12 +48,12 @@ PLACE_KEYS = (
     ("train", "tensorboard"),
     ("train", "store"),
 )
-"""What may differ between the starts of one run: where it runs and what it logs, not what it learns."""
+"""Keys that may differ when a run is resumed: location and logging."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run gave.
+    """Result of a run.
 
     Attributes:
         out: Its directory.
@@ -66,7 +66,7 @@ class TrainResult:
     metrics: dict[str, Any]
 
     def headline(self, split: str) -> dict[str, float]:
-        """The few figures of a split, as shares."""
+        """Return the main metrics of a split, as fractions."""
         figures: dict[str, float] = self.metrics["splits"][split]["headline"]
         return figures
 
@@ -87,17 +87,17 @@ def train(
     and marks the run as finished.
 
     Args:
-        recipe: What to train.
+        recipe: The recipe.
         out_dir: The run's directory.
-        resume: Go on from the newest checkpoint, or start when there is none; a finished run is returned as it is, and
-            the log says so. Without it, a directory that holds a run is refused.
+        resume: Continue from the newest checkpoint, or start if there is none; a finished run is returned unchanged.
+            Otherwise an existing run is an error.
         dataset: Use this one instead of the recipe's `data.name`.
         backbone: Use this one instead of the recipe's `backbone.name`.
         progress: Show progress when standard error is a terminal.
 
     Raises:
-        StorageError: The directory holds a run already, or cannot be written.
-        TrainingError: With `resume`, the run there has another recipe or other data; or the loss is not finite.
+        StorageError: The directory already has a run, or cannot be written.
+        TrainingError: With `resume`, the recipe or data differ; or the loss is not finite.
         DatasetError: The dataset or a split is missing.
         CheckpointError: The backbone's weights are missing, or the checkpoints damaged.
     """
@@ -113,7 +113,7 @@ def train(
         dataset, backbone = open_inputs(recipe, dataset=dataset, backbone=backbone)
         data = _fingerprint(recipe, dataset, backbone, processes, out)
         experiment = build_experiment(recipe, processes, dataset, backbone)
-        # Only now is the directory touched: a recipe that cannot be built leaves nothing behind.
+        # The directory is created only now, so that an invalid recipe leaves nothing behind.
         with _claimed(out, recipe, data, active=processes.is_main):
             processes.wait()
             prepare_method(recipe, experiment, processes)
@@ -145,20 +145,20 @@ def train(
 
 
 def load_result(out: Path) -> TrainResult:
-    """The result of a finished run.
+    """Return the result of a finished run.
 
     Raises:
-        TrainingError: The run there is not finished.
+        TrainingError: The run is not finished.
     """
     try:
         metrics = json.loads((out / METRICS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise TrainingError(f"the run in {out} is not finished; go on with --resume") from error
+        raise TrainingError(f"the run in {out} is not finished; continue with --resume") from error
     return TrainResult(out, out / BUNDLE, metrics)
 
 
 def _fingerprint(recipe: Recipe, dataset: Dataset, backbone: Backbone, processes: Processes, out: Path) -> Fingerprint:
-    """What the run learns from, in the first process; other data than the checkpoints there learned from is refused."""
+    """Return the data fingerprint, in the first process, rejecting other data than the existing checkpoints'."""
 
     def compare() -> Fingerprint:
         if not processes.is_main:
@@ -173,10 +173,10 @@ def _fingerprint(recipe: Recipe, dataset: Dataset, backbone: Backbone, processes
 
 @contextmanager
 def _claimed(out: Path, recipe: Recipe, data: Fingerprint, *, active: bool) -> Iterator[None]:
-    """Lock the directory, write the recipe and the fingerprint of the data, and clear what a killed process left.
+    """Lock the directory, write the recipe and the data fingerprint, and remove remains of a killed process.
 
-    A run that fails before its first checkpoint takes both back: there is nothing to go on from, and the corrected
-    recipe may have the directory.
+    A run that fails before its first checkpoint removes both, so that a corrected
+    recipe can use the directory.
     """
     if not active:
         yield
@@ -191,7 +191,9 @@ def _claimed(out: Path, recipe: Recipe, data: Fingerprint, *, active: bool) -> I
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise TrainingError(f"another process trains in {out}; wait for it, or choose another --out") from error
+                raise TrainingError(
+                    f"another process is training in {out}; wait for it, or choose another --out"
+                ) from error
         for path in (*out.glob(".*.partial"), *out.glob(".*.replaced")):
             shutil.rmtree(path, ignore_errors=True)
             path.unlink(missing_ok=True)
@@ -208,16 +210,16 @@ def _claimed(out: Path, recipe: Recipe, data: Fingerprint, *, active: bool) -> I
 
 
 def check_directory(out: Path, recipe: Recipe, *, resume: bool) -> None:
-    """Check that a directory may take this run.
+    """Check that a directory can be used for this run.
 
     Raises:
-        StorageError: It holds a run, and `resume` is not asked for.
-        TrainingError: It holds the run of another recipe.
+        StorageError: It has a run, and `resume` is off.
+        TrainingError: It has a run of another recipe.
     """
     if not (out / RECIPE).exists():
         return
     if not resume:
-        raise StorageError(f"{out} holds a run already; go on with --resume, or choose another --out")
+        raise StorageError(f"{out} already has a run; continue with --resume, or choose another --out")
     before, now = learning_part(load_recipe(out / RECIPE)), learning_part(recipe)
     for section in now:
         if before[section] != now[section]:
@@ -228,7 +230,7 @@ def check_directory(out: Path, recipe: Recipe, *, resume: bool) -> None:
 
 
 def learning_part(recipe: Recipe) -> dict[str, Any]:
-    """What of a recipe decides what is learned: all but its name and `PLACE_KEYS`, the method's defaults filled in."""
+    """Return what affects the result: all but name and `PLACE_KEYS`, with the method's defaults."""
     content = recipe.model_dump(mode="json")
     content["method"]["options"] = _full_options(recipe)
     del content["name"]
@@ -262,7 +264,7 @@ def _score(recipe: Recipe, experiment: Experiment, processes: Processes, split: 
 
 
 def _write_results(out: Path, recipe: Recipe, experiment: Experiment, scores: Mapping[str, Scores]) -> dict[str, Any]:
-    """Write reports, predictions and the bundle, and return what `metrics.json` says of them."""
+    """Write reports, predictions and the bundle; return their content of `metrics.json`."""
     dataset, method, protocol = experiment.dataset, experiment.method, recipe.evaluate
     thresholds = choose_thresholds(scores.get("val"), dataset.task, protocol, dataset.positive_share)
     splits: dict[str, Any] = {}
@@ -305,7 +307,7 @@ def _save_bundle(
 ) -> None:
     checkpoint = recipe.backbone.checkpoint
     content = recipe.model_dump(mode="json")
-    content["data"]["root"] = content["cache"]["path"] = None  # folders of this machine say nothing elsewhere
+    content["data"]["root"] = content["cache"]["path"] = None  # local folders are meaningless elsewhere
     if checkpoint is not None and not checkpoint.startswith(HUB_PREFIX):
         content["backbone"]["checkpoint"] = Path(checkpoint).name
     save_bundle(

@@ -1,4 +1,4 @@
-"""Learning-rate schedules in closed form: the rate is a function of the step, so nothing has to be stored."""
+"""Learning-rate schedules as functions of the step, without state."""
 
 import math
 from typing import Literal
@@ -18,7 +18,7 @@ def learning_rate(
     epochs: int,
     warmup_epochs: float,
 ) -> float:
-    """Learning rate of one parameter group at a step.
+    """Return the learning rate of a parameter group at a step.
 
     Args:
         name: "cosine" falls to 0, "constant" stays, "onecycle" rises from rate/25 and falls to rate/250000 (both by a
@@ -62,7 +62,7 @@ def _onecycle(rate: float, step: int, total: int, rising_share: float) -> float:
 
 
 def onecycle_momentum(step: int, total: int, rising_share: float) -> float:
-    """The first moment's decay in a one-cycle schedule, as `torch.optim.lr_scheduler.OneCycleLR` cycles it.
+    """Return the first moment's decay in a one-cycle schedule, as in `torch.optim.lr_scheduler.OneCycleLR`.
 
     It falls from 0.95 to 0.85 while the rate rises, and rises back while the rate falls (Smith and Topin, 2017).
 

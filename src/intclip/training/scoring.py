@@ -1,4 +1,4 @@
-"""Scores of a split while training: the method's probabilities, the protocol's thresholds, the epoch's value."""
+"""Scoring during training: probabilities, thresholds, and the selection metric."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -24,22 +24,22 @@ def score(
     batch_size: int = 64,
     precision: AbstractContextManager[Any] | None = None,
 ) -> Scores:
-    """Probabilities of every photo of a split, computed in shares by all processes and known to each.
+    """Compute probabilities of every photo of a split, divided among processes and shared with all.
 
     Args:
-        method: Put into evaluation mode.
+        method: Switched to evaluation mode.
         source: The split.
         task: Sigmoid ("multilabel") or softmax ("singlelabel").
-        processes: Who takes part.
-        batch_size: Photos at once in one process.
-        precision: Autocast context; float32 without one.
+        processes: The processes.
+        batch_size: Photos per batch of one process.
+        precision: Autocast context; default: float32.
 
     Raises:
         DatasetError: No photo could be read.
     """
     method.eval()
     count, classes = source.targets.shape
-    # Every process fills its own rows; a sum puts them together exactly, without padding or order to restore.
+    # Every process fills its own rows; a sum combines them exactly, without padding or reordering.
     table = torch.zeros(count, classes + 1)
     with torch.inference_mode(), precision or nullcontext():
         for batch in source.batches(in_order(count, batch_size, processes.rank, processes.world)):
@@ -65,13 +65,13 @@ def score(
 def choose_thresholds(
     scores: Scores | None, task: Task, protocol: EvaluateSection, positive_share: float
 ) -> Thresholds:
-    """The protocol's thresholds, tuned on these scores where it tunes any.
+    """Return the protocol's thresholds, tuned on these scores if it tunes any.
 
     Args:
-        scores: The validation split's; None where there is no such split, then the fixed threshold is used.
-        task: Without meaning for "singlelabel", where the most probable class is taken.
+        scores: Of the validation split; None uses the fixed threshold.
+        task: Thresholds are not used for "singlelabel".
         protocol: The recipe's.
-        positive_share: A target at or above it is a yes.
+        positive_share: Smallest positive target.
     """
     if scores is None or not scores.ids or task == "singlelabel" or protocol.thresholds == "fixed":
         return protocol.threshold
@@ -87,7 +87,7 @@ def choose_thresholds(
 
 
 def selection_value(report: Mapping[str, Any], task: Task, metric: str) -> float:
-    """What the best epoch maximises, see `EvaluateSection.metric`; one without meaning for the task is the mean."""
+    """Return the selection metric, see `EvaluateSection.metric`; one that does not fit the task becomes the mean."""
     keys = SELECTION[task] if metric == "mean" or metric not in report else (metric,)
     values = [report[key] for key in keys if report[key] is not None]
     return sum(values) / len(values) if values else 0.0

@@ -1,7 +1,7 @@
-"""Where batches come from: photos through the frozen backbone, or features that a cache holds.
+"""Sources of batches: photos through the frozen backbone, or cached features.
 
-The loop says which photos come next (`plan.py`); a source only fetches them. So the order of a run does not depend on
-where its features come from, on threads, or on the number of processes.
+`plan.py` determines the order of photos, and a source only fetches them, so the order does not
+depend on the cache, on threads, or on the number of processes.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,15 +27,15 @@ from intclip.training.plan import Indices
 
 T = TypeVar("T")
 View = tuple[int, int] | None
-"""Epoch and number of an augmented view; None is the photo as it is. Views that are kept have epoch 0."""
+"""Epoch and number of an augmented view; None is the plain photo. Cached views have epoch 0."""
 Photos = tuple[Indices, list[Features]]
-"""The photos of a batch that could be read, and their features in each view; no views where none could be read."""
+"""Readable photos of a batch, and their features in each view; no views if none could be read."""
 Read = Callable[[Sequence[Indices], Sequence[View], dict[int, str]], Iterator[Photos]]
-"""Reads batches of photos in some views, and adds to the dict those that it could not read, with the reason."""
+"""Reads batches of photos in some views, and adds unreadable ones with their errors to the dict."""
 BesideView = Callable[[Indices, View], dict[str, Tensor]]
-"""Further entries of a view's features, on the CPU, for some photos."""
+"""Returns additional features of a view, on the CPU, for some photos."""
 PLAIN = AugmentConfig(crop="eval", flip=0, cutout=0, operations=0)
-"""No augmentation: what evaluation sees."""
+"""Plain photos, as in evaluation."""
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Batch:
     Attributes:
         views: One entry per augmented view, each the features of all photos.
         targets: (B, K) float32; NaN where unknown.
-        indices: Their positions in the split; photos that could not be read are left out of the whole batch.
+        indices: Their positions in the split; unreadable photos are skipped.
     """
 
     views: list[Features]
@@ -59,15 +59,15 @@ class FeatureSource:
     Args:
         samples: The split.
         read: `pixel_reader` or `cache_reader`.
-        device: Where features are wanted.
-        augmented: Whether an epoch sees augmented views; else it sees the photos as they are.
-        kept_views: The epochs take this many views of each photo in turn; 0 makes new ones in every epoch.
-        beside: Gives what the method reads beside the photos.
+        device: Device of the features.
+        augmented: Whether epochs use augmented views instead of plain photos.
+        kept_views: Number of views per photo through which epochs cycle; 0 draws new ones in every epoch.
+        beside: Returns additional inputs of the method.
 
     Attributes:
         ids: Sample ids, in order of the split.
         targets: (N, K) float32.
-        errors: Position to the reason, of the photos that were found unreadable so far.
+        errors: Position to error of unreadable photos found so far.
     """
 
     def __init__(
@@ -88,11 +88,11 @@ class FeatureSource:
         self._augmented, self._kept_views = augmented, kept_views
 
     def batches(self, plan: Sequence[Indices], *, epoch: int | None = None, views: int = 1) -> Iterator[Batch]:
-        """One batch for every entry of `plan`, in order; without views where none of its photos could be read.
+        """Yield one batch per entry of `plan`, in order; without views if none of its photos could be read.
 
         Args:
             plan: Positions in the split, batch by batch; none empty.
-            epoch: Epoch (from 1) whose augmentation is wanted; None for the plain photos.
+            epoch: Epoch (from 1) of the augmentation; None for plain photos.
             views: Augmented views per photo.
         """
         chosen = [self._view(epoch, number, views) for number in range(views)]
@@ -125,9 +125,9 @@ def pixel_reader(
     Args:
         samples: The split.
         preprocess: Photo to pixels.
-        frozen: Pixels to the features that the method asks for.
-        augment: Makes the views that are not None.
-        workers: Threads that decode; 0 takes the usable cores.
+        frozen: Pixels to the method's features.
+        augment: Makes augmented views.
+        workers: Decoding threads; 0 for the number of usable cores.
     """
     load = partial(pixel_batches, samples, preprocess, workers=workers or None)
 
@@ -147,7 +147,7 @@ def pixel_reader(
 
 
 def cache_reader(cache: FeatureCache, device: torch.device) -> Read:
-    """Read cached features, one batch ahead of the reader; its views are the plain photo (0) and the kept ones."""
+    """Read cached features, one batch ahead; views are the plain photo (0) and the cached ones."""
 
     def batch(indices: Indices, views: Sequence[View]) -> Photos:
         rows = indices[[int(index) not in cache.errors for index in indices]]
@@ -162,14 +162,14 @@ def cache_reader(cache: FeatureCache, device: torch.device) -> Read:
 
 
 class Beside:
-    """What a method reads beside the photos: words, and object masks laid out as each view is.
+    """Additional inputs of a method: text, and object masks transformed like each view.
 
     Args:
         samples: The split.
-        words: Name of an entry ("text", "words") to a function that gives it for some photos.
-        masks: Where the method reads them.
-        plain: Lays a mask out as a photo that is not augmented.
-        augment: Made the training views; None for plain photos.
+        words: Name of an entry ("text", "words") to a function that returns it for some photos.
+        masks: Masks, if the method uses them.
+        plain: Transforms a mask like a plain photo.
+        augment: Augmentation of the training views; None for plain photos.
     """
 
     def __init__(
@@ -205,31 +205,31 @@ class Beside:
 
 @dataclass(frozen=True)
 class PlainPasses(Iterable[tuple[Features, Tensor]]):
-    """A split's plain features and targets in order, as often as it is iterated: what `Method.prepare` sees.
+    """Iterable over a split's plain features and targets in order, for `Method.prepare`.
 
     Attributes:
         source: The training split.
-        batch_size: Photos of one batch.
+        batch_size: Photos per batch.
     """
 
     source: FeatureSource
     batch_size: int
 
     def __iter__(self) -> Iterator[tuple[Features, Tensor]]:
-        """A pass over the whole split."""
+        """Iterate over the whole split."""
         for batch in self.source.batches(in_order(len(self.source.ids), self.batch_size)):
             if batch.views:
                 yield batch.views[0], batch.targets
 
 
 def in_order(count: int, batch_size: int, rank: int = 0, world: int = 1) -> list[Indices]:
-    """A plan that takes 0 … count-1 once: this process's contiguous share, in batches."""
+    """Return a plan over 0 … count-1: this process's contiguous share, in batches."""
     mine = np.array_split(np.arange(count, dtype=np.int64), world)[rank]
     return [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
 
 
 def one_ahead(jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """Results of jobs, in order; while the reader is busy with one, a thread works on the next."""
+    """Yield results of jobs in order; a thread computes the next one in the background."""
     with ThreadPoolExecutor(1) as pool:
         current: Future[T] | None = None
         for job in jobs:

@@ -1,4 +1,4 @@
-"""The feature sources of a run's splits: from the cache where recipe and method allow it, else from the photos."""
+"""Create the feature sources of a run's splits: from the cache if recipe and method allow it, else from photos."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,18 +28,18 @@ from intclip.training.source import PLAIN, Beside, FeatureSource, Read, cache_re
 from intclip.training.text_source import text_reader
 
 DATA_SEED = 2024
-"""For the validation photos taken from `train` and for kept views; not the run's, so all seeds see the same data."""
+"""Seed of the held-out part of `train` and of cached views; not the run's, so all seeds use the same data."""
 
 
 class SourceMaker:
-    """Makes the sources of a run's splits; they share their engines.
+    """Creates the sources of a run's splits, which share engines.
 
     Args:
-        recipe: The run.
-        method: Says what it needs; its backbone is on the device.
-        processes: Who takes part.
-        positive_share: A target at or above it is a yes.
-        reference: Photos that say where photos lie, for texts in place of photos.
+        recipe: The run's recipe.
+        method: The method; its backbone is on the device.
+        processes: The processes.
+        positive_share: Smallest positive target.
+        reference: Photos that give the distribution of photo features, for text as training data.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class SourceMaker:
         self._engines: dict[tuple[FeatureName, ...], FrozenFeatures] = {}
 
     def make(self, split: str, samples: Sequence[Sample]) -> FeatureSource:
-        """The source of a split; only "train" is augmented, and hardened where the recipe wants no soft targets.
+        """Create the source of a split; only "train" is augmented, and binarised if the recipe has no soft targets.
 
         Raises:
-            StorageError: The cache that the recipe names does not fit or cannot be written; with "auto" the photos are
-                read instead.
+            StorageError: The cache in the recipe does not fit or cannot be written; with "auto" the photos are read
+                instead.
         """
         recipe = self._recipe
         training = split == "train"
@@ -91,7 +91,7 @@ class SourceMaker:
         return pixel_reader(samples, preprocess, engine, augment=augment, workers=recipe.train.workers)
 
     def _texts(self, samples: Sequence[Sample]) -> Read:
-        """Texts in place of photos; the reference photos, whose labels are not read, say where photos lie."""
+        """Create a source of texts as training data, using reference photos without their labels."""
         read, found = self._reader(self._reference, None, training=False), []
         size = self._recipe.train.eval_batch_size
         plan = np.array_split(np.arange(len(self._reference)), -(-len(self._reference) // size))
@@ -106,7 +106,7 @@ class SourceMaker:
         recipe = self._recipe
         if recipe.augment is None:
             return None
-        # Kept views are part of the data, the same for every seed of a run; new ones follow the seed.
+        # Cached views are part of the data, equal for all seeds; new ones depend on the seed.
         seed = DATA_SEED if recipe.cache.views else recipe.train.seed
         return Augment(recipe.augment, self._method.backbone.preprocess, seed=seed)
 
@@ -116,7 +116,7 @@ class SourceMaker:
         recipe, needs = self._recipe, self._method.needs
         names = cached_names(needs)
         frozen = self._engine(names)
-        # Half precision is for the bulk; what is scored stays what a predictor computes.
+        # Half precision is for training; scored features must equal a predictor's.
         dtype = recipe.cache.dtype if training else "float32"
         cache = open_or_build(
             CacheFolder(folder, workers=recipe.train.workers or None, crew=self._processes),
@@ -142,7 +142,7 @@ class SourceMaker:
         return self._engines[names]
 
     def _beside(self, samples: Sequence[Sample], augment: Augment | None, *, training: bool) -> Beside | None:
-        """What the method reads beside the photos: masks in training, words in every split that has any."""
+        """Return additional inputs: masks in training, text in every split that has any."""
         backbone, beside = self._method.backbone, self._method.beside
         words: dict[str, Callable[[Indices], Tensor]] = {}
         texts = [sample.text for sample in samples]
@@ -158,12 +158,12 @@ class SourceMaker:
 
 
 def harden(targets: npt.NDArray[np.float32], positive_share: float) -> npt.NDArray[np.float32]:
-    """Targets as 0 and 1; NaN stays NaN."""
+    """Binarise targets; NaN stays NaN."""
     return np.where(np.isnan(targets), targets, targets >= positive_share).astype(np.float32)
 
 
 def cached_names(needs: Sequence[FeatureName]) -> tuple[FeatureName, ...]:
-    """What is cached for a method: with a map also what follows from it cheaply, so that methods share their caches."""
+    """Return the features to cache: with a map also cheap derived ones, so that methods share caches."""
     shared: tuple[FeatureName, ...] = ()
     if "trunk" in needs:
         shared = ("trunk", "regions", "pooled")
@@ -173,7 +173,7 @@ def cached_names(needs: Sequence[FeatureName]) -> tuple[FeatureName, ...]:
 
 
 def cache_folder(path: str) -> Path | None:
-    """Folder of a recipe's `cache.path`: None for "off", and for "auto" where INTCLIP_CACHE is off."""
+    """Return the folder of a recipe's `cache.path`: None for "off", and for "auto" if INTCLIP_CACHE is off."""
     if path == "off":
         return None
     home = cache_home()

@@ -1,4 +1,4 @@
-"""Sums of loss terms that stay on the device until somebody reads them."""
+"""Sums of loss terms that stay on the device until read."""
 
 import math
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ class LossSums:
     """Running sums by name, over photos, steps and processes.
 
     Attributes:
-        values: What was read so far.
+        values: Sums read so far.
     """
 
     def __init__(self, processes: Processes, values: Mapping[str, float]) -> None:
@@ -29,7 +29,7 @@ class LossSums:
             self._pending[name] = self._pending[name] + value if name in self._pending else value
 
     def read(self) -> dict[str, float]:
-        """The sums over all processes; waits for the device. Every process must call it at the same step."""
+        """Return the sums over all processes, waiting for the device. Every process must call it at the same step."""
         names = sorted({name for names in self._processes.gather(sorted(self._pending)) for name in names})
         if names:
             zero = torch.zeros((), dtype=self._kind, device=self._processes.device)
@@ -40,5 +40,5 @@ class LossSums:
         return self.values
 
     def finite(self) -> bool:
-        """Whether all that was read is a number."""
+        """Return whether all sums read so far are finite."""
         return all(math.isfinite(value) for value in self.values.values())

@@ -1,14 +1,14 @@
-"""Texts as images: a split whose features are made of its texts, so that a method learns without labelled photos.
+"""Texts as images: features of a split made from its texts, so that a method learns without labelled photos.
 
-In the joint space a text lies near the photos that it describes, but texts as a whole lie apart from photos as a whole
-(the modality gap). Text embeddings t are therefore moved to where photos are, by first and second moments:
+In the joint space a text is near the photos that it describes, but texts as a whole are apart from photos
+(the modality gap). Text embeddings t are therefore aligned to photos by first and second moments:
 
     x = r · unit(μ_I + Σ_I^½ Σ_T^−½ (t − μ_T))
 
-μ and Σ are means and covariances of unit embeddings of the texts (T) and of photos (I), whose labels are not read; r is
-the photos' mean length. `pooled` is made of whole texts, `regions` of their words, one region a word.
+μ and Σ are means and covariances of unit embeddings of the texts (T) and of photos (I), whose labels are not used; r is
+the photos' mean norm. `pooled` is made from whole texts, `regions` from their words, one region per word.
 
-Source: Guo et al., Texts as Images in Prompt Tuning for Multi-Label Image Recognition, CVPR 2023 (whole texts beside
+Source: Guo et al., Texts as Images in Prompt Tuning for Multi-Label Image Recognition, CVPR 2023 (whole texts and
 single words); the moments are ours.
 """
 
@@ -27,14 +27,14 @@ from intclip.training.plan import Indices
 from intclip.training.source import Photos, Read, View
 
 MADE: tuple[FeatureName, ...] = ("pooled", "regions")
-"""Features that texts can stand for."""
+"""Features that texts can replace."""
 _RIDGE = 1.0
-"""Share of the mean variance that is added to every covariance: few texts say little of directions they do not use."""
+"""Ridge of the covariances as a share of the mean variance, since few texts do not cover all directions."""
 
 
 @dataclass(frozen=True, eq=False)
 class ModalityGap:
-    """From text embeddings to where photos lie.
+    """Map from text embeddings to the distribution of photos.
 
     Attributes:
         text_mean: (D,).
@@ -49,26 +49,26 @@ class ModalityGap:
     length: float
 
     def __call__(self, text: Tensor) -> Tensor:
-        """Unit text embeddings (…, D) as embeddings of photos (…, D)."""
+        """Map unit text embeddings (…, D) to photo embeddings (…, D)."""
         moved = self.photo_mean + (text - self.text_mean) @ self.turn.T
         placed: Tensor = self.length * F.normalize(moved, dim=-1)
         return placed
 
 
 def modality_gap(texts: Tensor, photos: Tensor) -> ModalityGap:
-    """The gap between unit text embeddings (T, D) and photos' vectors (N, D) of any length."""
+    """Fit the map from unit text embeddings (T, D) to photo vectors (N, D) of any norm."""
     unit = F.normalize(photos, dim=1)
     return gap_of_moments(texts, unit.mean(dim=0), torch.cov(unit.T), float(photos.norm(dim=1).mean()))
 
 
 def gap_of_moments(texts: Tensor, mean: Tensor, covariance: Tensor, length: float) -> ModalityGap:
-    """The gap from unit text embeddings (T, D) to photos of this mean (D,), covariance (D, D) and length."""
+    """Fit the map from unit text embeddings (T, D) to photos with this mean (D,), covariance (D, D) and norm."""
     turn = _root(covariance, 0.5) @ _root(torch.cov(texts.T), -0.5)
     return ModalityGap(texts.mean(dim=0), mean, turn.to(texts.dtype), length)
 
 
 def _root(covariance: Tensor, power: float) -> Tensor:
-    """A power of a covariance with a ridge, (D, D), float64."""
+    """Compute a power of a covariance with a ridge, (D, D), float64."""
     values, vectors = torch.linalg.eigh(covariance.double())
     values = values.clamp_min(0) + _RIDGE * values.mean()
     root: Tensor = (vectors * values**power) @ vectors.T
@@ -76,29 +76,30 @@ def _root(covariance: Tensor, power: float) -> Tensor:
 
 
 def text_reader(samples: Sequence[Sample], backbone: Backbone, needs: Sequence[FeatureName], photos: Features) -> Read:
-    """Features of texts in place of photos.
+    """Features of texts instead of photos.
 
     The plain view of a sample is the mean over the lines of its text, an augmented one the mean of some of them.
 
     Args:
         samples: The split; each has a text.
         backbone: Embeds the texts.
-        needs: Features that the method reads.
-        photos: The same features of some photos (N, …), whose labels nobody reads.
+        needs: Features of the method.
+        photos: The same features of some photos (N, …), whose labels are not used.
 
     Raises:
-        RecipeError: The method reads something that no text stands for.
+        RecipeError: The method needs features that texts cannot replace.
         DatasetError: A sample has no text.
     """
     if missing := sorted(set(needs) - set(MADE)):
         raise RecipeError(
-            f"data.texts_as_images: texts stand for {' and '.join(MADE)}, and this method reads {', '.join(missing)}; "
+            f"data.texts_as_images: texts can replace {' and '.join(MADE)}, but this method needs "
+            f"{', '.join(missing)}; "
             "choose one that trains no image layers (of intclip: method.options.train=none)"
         )
     lines = [[line for line in (sample.text or "").splitlines() if line.strip()] for sample in samples]
     for sample, found in zip(samples, lines, strict=True):
         if not found:
-            raise DatasetError(f"data.texts_as_images: sample {sample.id} has no text to learn from")
+            raise DatasetError(f"data.texts_as_images: sample {sample.id} has no text")
     flat = list(dict.fromkeys(line for found in lines for line in found))
     embedded = backbone.embed_texts(flat, long="average").cpu()
     whole = modality_gap(embedded, photos["pooled"].cpu()) if "pooled" in needs else None
@@ -128,7 +129,7 @@ def text_reader(samples: Sequence[Sample], backbone: Backbone, needs: Sequence[F
 
 
 class _Words:
-    """Words of texts as the regions of a photo."""
+    """Words of texts as regions of a photo."""
 
     def __init__(self, lines: Sequence[str], backbone: Backbone, regions: Tensor) -> None:
         vocabulary = list(dict.fromkeys(word for line in lines for word in line.split()))
@@ -139,7 +140,7 @@ class _Words:
         for line in lines:
             for word in line.split():
                 counts[self._place[word]] += 1
-        # Moments over words as often as they occur; repeated rows would say the same.
+        # Moments over words with repetition, weighted instead of repeated.
         share = counts / counts.sum()
         mean = share @ embedded
         centred = embedded - mean
@@ -150,7 +151,7 @@ class _Words:
         self._vectors = gap(embedded)
 
     def __call__(self, lines: Sequence[str]) -> Tensor:
-        """Regions (D, H, W): the words in order, begun again where there are fewer than regions."""
+        """Arrange words in order as regions (D, H, W), repeating them if there are too few."""
         words = [word for line in lines for word in line.split()]
         height, width = self._grid
         rows = [self._place[words[number % len(words)]] for number in range(height * width)]
@@ -158,7 +159,7 @@ class _Words:
 
 
 def _some(lines: Sequence[str], index: int, view: View) -> Sequence[str]:
-    """Some lines of a sample, at least one, the same ones for a view each time; all of them where there is no view."""
+    """Select some lines of a sample, at least one, fixed per view; all without a view."""
     if view is None or len(lines) == 1:
         return lines
     rng = np.random.default_rng((*view, index))
