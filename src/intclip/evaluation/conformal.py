@@ -1,5 +1,4 @@
-"""Conformal label sets with a guaranteed miss rate, for photos exchangeable with the calibration
-photos.
+"""Conformal label sets with a guaranteed miss rate, for photos exchangeable with the calibration photos.
 
 Two guarantees, without assumptions on the model:
 

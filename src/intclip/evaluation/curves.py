@@ -105,8 +105,7 @@ def precision_recall(decisions: Decisions, label: int, *, points: int = 60) -> t
 
 
 def confusion(decisions: Decisions) -> Floats:
-    """Return (K, K), row i: of the photos with label i, the share with j wrongly (i on the
-    diagonal) predicted.
+    """Return (K, K), row i: of the photos with label i, the share with j wrongly (i on the diagonal) predicted.
 
     A row is NaN if no photo has the label. For exclusive labels rows sum to 1.
     """

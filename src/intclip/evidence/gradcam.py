@@ -30,8 +30,7 @@ _DEEP = {"deep", "regions", "pooled"}
 
 
 def gradcam(method: Method, pixels: Tensor, index: int) -> dict[str, npt.NDArray[np.float32]]:
-    """Compute a label's Grad-CAM maps (h, w), not negative: "sight" (frozen), "semantic"
-    (trained), "fused".
+    """Compute a label's Grad-CAM maps (h, w), not negative: "sight" (frozen), "semantic" (trained), "fused".
 
     Args:
         method: In evaluation mode.

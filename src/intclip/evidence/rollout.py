@@ -25,8 +25,7 @@ from intclip.methods.region_pooling import HALVES_PREFIX
 
 @torch.no_grad()
 def rollout(method: Method, pixels: Tensor, index: int) -> dict[str, npt.NDArray[np.float32]]:
-    """Compute attention rollout (h, w): "sight" (frozen), "semantic" (trained), and their mean
-    "fused".
+    """Compute attention rollout (h, w): "sight" (frozen), "semantic" (trained), and their mean "fused".
 
     Args:
         method: In evaluation mode, on a ViT.
