@@ -16,7 +16,7 @@ from intclip.data import prepare as prepare_module
 from intclip.data.fetch import Failed, Fetcher, Gone, retry_after
 from intclip.data.images import read_image
 from intclip.data.intentonomy import REPORT, load_intentonomy
-from intclip.data.prepare import Report, at_width, prepare_intentonomy, to_jpeg
+from intclip.data.prepare import Preparation, at_width, prepare_intentonomy, to_jpeg
 from intclip.errors import DatasetError, ImageError, StorageError
 
 FAST: dict[str, Any] = {"rate": 1000, "timeout": 0.5, "backoff": 0.01, "attempts": 3}
@@ -40,12 +40,12 @@ def annotate(folder: Path, url: str, names: list[str], split: str = "val") -> Pa
     return folder
 
 
-def run(root: Path, server: PhotoServer, names: list[str], **options: Any) -> Report:
+def run(root: Path, server: PhotoServer, names: list[str], **options: Any) -> Preparation:
     annotate(root, server.url, names)
     return prepare_intentonomy(root, splits=["val"], **{**FAST, **options})
 
 
-def reasons(report: Report) -> dict[str, str]:
+def reasons(report: Preparation) -> dict[str, str]:
     return {item["id"]: item["reason"] for item in [*report.gone, *report.failed]}
 
 

@@ -20,7 +20,7 @@ from intclip.studies.ablation import (
     run_cells,
     slug,
 )
-from intclip.studies.studies import TABLE6, Row, Study, load_study, study_names
+from intclip.studies.studies import TABLE6, Study, StudyRow, load_study, study_names
 from intclip.studies.tables import RowResult, collect, draw, render_csv, render_study, write_tables
 from intclip.training.recipe import load_recipe
 from intclip.training.recipe_file import dump_recipe, read_recipe
@@ -48,7 +48,7 @@ def fake_work(cell: Cell, threads: int) -> None:
 
 
 def cells_of(out: Path, *names: str, seeds=(0, 1)) -> tuple[Study, list[Cell]]:
-    rows = [Row(name=name, set={"optim": {"lr": 0.1 * (i + 1)}}, paper=[50.0 - i]) for i, name in enumerate(names)]
+    rows = [StudyRow(name=name, set={"optim": {"lr": 0.1 * (i + 1)}}, paper=[50.0 - i]) for i, name in enumerate(names)]
     study = Study(title="T", metrics=["mAP"], note="A note.", rows=rows)
     return study, plan_cells(study, BASE, out, list(seeds))
 
@@ -150,10 +150,10 @@ def test_unknown_study_names_the_nearest():
 
 
 def test_rows_that_need_more_are_shown_and_not_run():
-    assert not is_run(Row(name="a"))
-    assert not is_run(Row(name="a", set={}, needs="fine_taxonomy"))
-    assert is_run(Row(name="a", set={}, needs="fine_taxonomy"), "fine.yaml")
-    assert not is_run(Row(name="a", recipe="unheard_of"))
+    assert not is_run(StudyRow(name="a"))
+    assert not is_run(StudyRow(name="a", set={}, needs="fine_taxonomy"))
+    assert is_run(StudyRow(name="a", set={}, needs="fine_taxonomy"), "fine.yaml")
+    assert not is_run(StudyRow(name="a", recipe="unheard_of"))
     cells = plan_cells(load_study("table6b"), read_recipe("clean"), Path(), [0], fine_taxonomy="fine.yaml")
     taxonomies = {cell.row: cell.recipe.data.taxonomy for cell in cells}
     assert taxonomies == {"HCI": None, "HCI-FG": "fine.yaml", "HLEG": None, "HLEG + HCI": None}
@@ -177,7 +177,10 @@ def test_a_run_of_another_study_with_the_same_recipe_is_taken_over(tmp_path):
         title="T",
         metrics=["mAP"],
         note="A note.",
-        rows=[Row(name="Same", set={"optim": {"lr": 0.2}, "train": {"log_every": 7}}), Row(name="New", set={})],
+        rows=[
+            StudyRow(name="Same", set={"optim": {"lr": 0.2}, "train": {"log_every": 7}}),
+            StudyRow(name="New", set={}),
+        ],
     )
     cells = plan_cells(study, BASE, tmp_path / "two", [1, 2])
     assert adopt_finished(cells, tmp_path) == 1

@@ -10,7 +10,7 @@ import numpy as np
 
 from intclip.batch.job import Job
 from intclip.batch.references import Reference
-from intclip.batch.shards import Row, ShardInfo, read_info, write_shard
+from intclip.batch.shards import PhotoRow, ShardInfo, read_info, write_shard
 from intclip.data.duplicates import perceptual_hash
 from intclip.data.images import read_bytes, read_image
 from intclip.data.loading import usable_cores
@@ -55,7 +55,7 @@ class ShardMapper:
         options = job.manifest.options
         inputs = job.inputs(number)
         looks = self._look(inputs) if options.dedupe != "off" else None
-        rows: list[Row] = []
+        rows: list[PhotoRow] = []
         for row in self._score(inputs) if looks is None else self._score_unique(inputs, looks):
             rows.append(row)
             if on_progress is not None and len(rows) % options.batch_size == 0:
@@ -65,7 +65,7 @@ class ShardMapper:
         write_shard(job.shard_path(number), rows, labels=job.manifest.labels, dedupe=options.dedupe != "off", info=info)
         return info
 
-    def _score(self, inputs: Sequence[Reference]) -> Iterator[Row]:
+    def _score(self, inputs: Sequence[Reference]) -> Iterator[PhotoRow]:
         options = self._job.manifest.options
         if self._predictor is None:
             model = options.model
@@ -83,21 +83,21 @@ class ShardMapper:
         )
         for reference, photo in zip(inputs, photos, strict=True):
             if photo.error is not None:
-                yield Row(reference.path, error=str(photo.error))
+                yield PhotoRow(reference.path, error=str(photo.error))
                 continue
             probabilities = np.array(photo.outputs["probabilities"], dtype=np.float32)
             labels = Prediction(probabilities, levels, predictor.taxonomy, reference.path).labels
             embedding = np.array(photo.outputs[EMBEDDING]) if options.embedding else None
-            yield Row(reference.path, probabilities, labels, embedding)
+            yield PhotoRow(reference.path, probabilities, labels, embedding)
 
-    def _score_unique(self, inputs: Sequence[Reference], looks: Sequence[Row]) -> Iterator[Row]:
+    def _score_unique(self, inputs: Sequence[Reference], looks: Sequence[PhotoRow]) -> Iterator[PhotoRow]:
         """Compute a shard's rows with photos of equal bytes computed once."""
         firsts: dict[bytes, int] = {}
         for position, look in enumerate(looks):
             if look.content is not None:
                 firsts.setdefault(look.content, position)
         scored = self._score([inputs[position] for position in firsts.values()])
-        found: dict[bytes, Row] = {}
+        found: dict[bytes, PhotoRow] = {}
         for position, look in enumerate(looks):
             if look.content is None:
                 yield look
@@ -108,7 +108,7 @@ class ShardMapper:
             error = first.error and first.error.replace(first.path, look.path)
             yield replace(first, path=look.path, error=error, content=look.content, look=look.look)
 
-    def _look(self, inputs: Sequence[Reference]) -> list[Row]:
+    def _look(self, inputs: Sequence[Reference]) -> list[PhotoRow]:
         """Return rows with hashes, or with errors for unreadable photos."""
         perceptual = self._job.manifest.options.dedupe == "perceptual"
         with ThreadPoolExecutor(self._workers) as pool:
@@ -124,12 +124,12 @@ def done_shard(job: Job, number: int) -> ShardInfo | None:
     return info
 
 
-def _look(reference: Reference, perceptual: bool) -> Row:
+def _look(reference: Reference, perceptual: bool) -> PhotoRow:
     try:
         data = read_bytes(reference.image())
     except ImageError as error:
-        return Row(reference.path, error=str(error))
-    row = Row(reference.path, content=hashlib.sha256(data).digest())
+        return PhotoRow(reference.path, error=str(error))
+    row = PhotoRow(reference.path, content=hashlib.sha256(data).digest())
     if perceptual:
         try:
             halves = perceptual_hash(read_image(data, min_side=HASH_SIDE))

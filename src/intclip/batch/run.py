@@ -18,7 +18,7 @@ from intclip.extras import require
 from intclip.files import write_text
 
 Runner = Literal["local", "ray"]
-Report = Callable[[int, int], None]
+Progress = Callable[[int, int], None]
 _WRITE_EVERY = 2.0  # seconds between two writes of the progress file
 
 
@@ -48,7 +48,7 @@ def run_job(
     workers: int | None = None,
     retry_errors: bool = False,
     check: bool = False,
-    on_progress: Report | None = None,
+    on_progress: Progress | None = None,
 ) -> Summary:
     """Compute missing shards.
 
@@ -188,7 +188,7 @@ def _ray(job: Job, missing: Sequence[int], workers: int | None) -> Iterator[Shar
 class _Progress:
     """Reports completed photos to the caller and, every few seconds, to the progress file."""
 
-    def __init__(self, path: Path, before: int, total: int, report: Report | None) -> None:
+    def __init__(self, path: Path, before: int, total: int, report: Progress | None) -> None:
         self._path, self._before, self._total, self._report = path, before, total, report
         self._start = time.monotonic()  # not affected by changes of the system clock
         self._written = -_WRITE_EVERY

@@ -18,7 +18,7 @@ _META = b"intclip.batch"
 
 
 @dataclass
-class Row:
+class PhotoRow:
     """Result for one input.
 
     Attributes:
@@ -59,7 +59,7 @@ class ShardInfo:
     finished: float
 
 
-def write_shard(path: Path, rows: Sequence[Row], *, labels: Sequence[str], dedupe: bool, info: ShardInfo) -> None:
+def write_shard(path: Path, rows: Sequence[PhotoRow], *, labels: Sequence[str], dedupe: bool, info: ShardInfo) -> None:
     """Write a shard atomically.
 
     Columns: row (int64, the input's position), path, probabilities (K float32), labels, error, optional embedding (D

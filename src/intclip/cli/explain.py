@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from intclip.evidence.evidence import Evidence
     from intclip.inference.predictor import Predictor
 
-Branch = Literal["fused", "sight", "semantic"]
+MapName = Literal["fused", "sight", "semantic"]
 Kind = Literal["regions", "fine", "prompts", "positive", "negative", "gradcam", "rollout"]
 """Kinds of `intclip.evidence.kinds`, and `prompts`, which draws positive and negative."""
 
@@ -31,9 +31,9 @@ class Drawing:
             help="File to write: .png, .jpg or .webp (overlay.png), .html for a text alone; - is standard output."
         ),
     ] = None
-    branch: Annotated[Branch, typer.Option(help="What is seen (sight), what is meant (semantic), or both (fused).")] = (
-        "fused"
-    )
+    branch: Annotated[
+        MapName, typer.Option(help="What is seen (sight), what is meant (semantic), or both (fused).")
+    ] = "fused"
     kind: Annotated[
         Kind,
         typer.Option(
@@ -168,7 +168,7 @@ def _one_photo(photo: str) -> "ImageInput":
     return photos[0]
 
 
-def _print_evidence(facts: dict[str, object], evidence: "Evidence", branch: Branch, file: TextIO) -> None:
+def _print_evidence(facts: dict[str, object], evidence: "Evidence", branch: MapName, file: TextIO) -> None:
     from intclip.cli.common import printable
 
     known = branch == "fused" or branch in cast("tuple[str, ...]", facts["branches"])

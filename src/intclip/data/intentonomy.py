@@ -41,7 +41,7 @@ _PREPARE = "get them with `intclip data prepare intentonomy`"
 
 
 @dataclass(frozen=True)
-class Photo:
+class AnnotatedPhoto:
     """One photo of an annotation file.
 
     Attributes:
@@ -59,7 +59,7 @@ class Photo:
     where: str
 
 
-def read_annotations(path: Path, taxonomy: Taxonomy) -> list[Photo]:
+def read_annotations(path: Path, taxonomy: Taxonomy) -> list[AnnotatedPhoto]:
     """Read the photos of an annotation file, in order.
 
     Raises:
@@ -68,7 +68,7 @@ def read_annotations(path: Path, taxonomy: Taxonomy) -> list[Photo]:
     reader = Labels(taxonomy)
     content, columns = _read_categories(path, reader)
     targets = _targets(path, content["annotations"], columns, reader)
-    photos: dict[str, Photo] = {}
+    photos: dict[str, AnnotatedPhoto] = {}
     for number, image in enumerate(content["images"], 1):
         where = f"{path}, image {number}"
         require_keys(image, {"id": (int, str), "filename": str}, where)
@@ -77,7 +77,7 @@ def read_annotations(path: Path, taxonomy: Taxonomy) -> list[Photo]:
         if (first := photos.get(str(image["id"]))) is not None:
             raise DatasetError(f"{where}: id {str(image['id'])!r} is there already ({first.where}); make ids unique")
         known = targets.get(str(image["id"]))
-        photos[str(image["id"])] = Photo(
+        photos[str(image["id"])] = AnnotatedPhoto(
             id=str(image["id"]),
             filename=image["filename"],
             url=url if isinstance(url, str) else None,
@@ -249,7 +249,7 @@ def gone_photos(folder: Path) -> list[str]:
     return [str(item.get("id")) for item in report["gone"] if isinstance(item, dict)]
 
 
-def _samples(folder: Path, photos: Sequence[Photo], texts: str | None, captions: str = "all") -> list[Sample]:
+def _samples(folder: Path, photos: Sequence[AnnotatedPhoto], texts: str | None, captions: str = "all") -> list[Sample]:
     path = annotation_file(folder, texts) if texts else None
     text: dict[str, Any] = {}
     if path is not None:

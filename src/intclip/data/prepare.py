@@ -22,7 +22,7 @@ from PIL import Image
 
 from intclip.data.fetch import Failed, Fetcher, Gone
 from intclip.data.images import read_image
-from intclip.data.intentonomy import REPORT, SPLITS, Photo, annotation_file, gone_photos, read_annotations
+from intclip.data.intentonomy import REPORT, SPLITS, AnnotatedPhoto, annotation_file, gone_photos, read_annotations
 from intclip.data.reading import inside
 from intclip.errors import DatasetError, ImageError
 from intclip.files import atomic_path, sha256_file, write_text
@@ -47,7 +47,7 @@ _UNREACHABLE = 16  # consecutive photos without a response, before the first suc
 
 
 @dataclass
-class Report:
+class Preparation:
     """Result of a download.
 
     Attributes:
@@ -97,7 +97,7 @@ class Report:
 
 @dataclass(frozen=True)
 class _Job:
-    photo: Photo
+    photo: AnnotatedPhoto
     split: str
     path: Path
 
@@ -115,7 +115,7 @@ def prepare_intentonomy(
     backoff: float = 1,
     retry_gone: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
-) -> Report:
+) -> Preparation:
     """Download Intentonomy's annotations and photos into a folder.
 
     Args:
@@ -149,7 +149,7 @@ def prepare_intentonomy(
             for split, path in files.items()
             for photo in read_annotations(path, taxonomy)
         ]
-        report = Report(str(root), width, {path.name: sha256_file(path) for path in files.values()}, len(jobs))
+        report = Preparation(str(root), width, {path.name: sha256_file(path) for path in files.values()}, len(jobs))
         known_gone = set() if retry_gone else set(gone_photos(root))
         try:
             _run(jobs, known_gone, fetcher, width, workers, report, on_progress)
@@ -222,7 +222,7 @@ def _run(
     fetcher: Fetcher,
     width: int,
     workers: int,
-    report: Report,
+    report: Preparation,
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
     todo = iter(jobs)
@@ -277,7 +277,7 @@ def _settle(job: _Job, known_gone: bool, fetcher: Fetcher, width: int) -> int | 
     return len(jpeg)
 
 
-def _record(future: Future[int | None], job: _Job, report: Report, unreachable: int) -> int:
+def _record(future: Future[int | None], job: _Job, report: Preparation, unreachable: int) -> int:
     """Record one result; return the number of consecutive photos without a response."""
     entry = {"id": job.photo.id, "split": job.split, "url": job.photo.url or ""}
     try:

@@ -54,7 +54,7 @@ class Predictions:
     targets: Floats
     exclusive: bool = False
 
-    def part(self, rows: npt.NDArray[np.int64]) -> "Predictions":
+    def subset(self, rows: npt.NDArray[np.int64]) -> "Predictions":
         """Select some photos."""
         return replace(self, scores=self.scores[rows], targets=self.targets[rows])
 
@@ -325,7 +325,7 @@ def _calibration(scores: Floats, targets: Floats, bins: int) -> dict[str, Any]:
 def _halves(predictions: Predictions, generator: np.random.Generator) -> tuple[Predictions, Predictions]:
     order = generator.permutation(len(predictions.scores)).astype(np.int64)
     half = len(order) // 2
-    return predictions.part(order[:half]), predictions.part(order[half:])
+    return predictions.subset(order[:half]), predictions.subset(order[half:])
 
 
 def _sets_over_halves(

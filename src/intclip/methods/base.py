@@ -36,7 +36,7 @@ class ClassifierOptions(Options, frozen=True):
     loss: LossOptions = LossOptions()
 
 
-Beside = Literal["mask", "text", "words"]
+SideInput = Literal["mask", "text", "words"]
 """What may stand beside a photo, as one more entry of its features, where the data has it:
 
 mask: where its objects are, (1, S, S) in [0, 1], laid out as the view is, NaN where none is known; training only.
@@ -101,7 +101,7 @@ class Method(nn.Module, ABC):
     Options: ClassVar[type[Options]]
     temperature: float = 1.0
     needs: tuple[FeatureName, ...] = ("pooled",)
-    beside: tuple[Beside, ...] = ()
+    beside: tuple[SideInput, ...] = ()
     views: int = 1
     loss_reduction: Literal["sum", "mean"] = "mean"
 

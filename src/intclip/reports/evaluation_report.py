@@ -44,7 +44,7 @@ HEADLINE = {
 
 
 @dataclass(frozen=True)
-class Photo:
+class ReportPhoto:
     """A photo of the page.
 
     Attributes:
@@ -278,10 +278,10 @@ class _Shower:
         self.evaluation, self.decisions, self.find_photo = evaluation, decisions, find_photo
         self.images: dict[int, str | None] = {}
 
-    def __call__(self, rows: Sequence[int] | np.ndarray, note: Callable[[int], str]) -> list[Photo]:
+    def __call__(self, rows: Sequence[int] | np.ndarray, note: Callable[[int], str]) -> list[ReportPhoto]:
         return [self._photo(int(row), note(int(row))) for row in rows]
 
-    def _photo(self, row: int, note: str) -> Photo:
+    def _photo(self, row: int, note: str) -> ReportPhoto:
         if row not in self.images:
             self.images[row] = _thumbnail(self.find_photo(self.evaluation.ids[row]))
         positive, predicted = self.decisions.positive[row], self.decisions.predicted[row]
@@ -291,7 +291,7 @@ class _Shower:
                 how = "hit" if positive[k] and predicted[k] else "missed" if positive[k] else "wrong"
                 labels.append((self.evaluation.labels[k], how, float(self.decisions.scores[row, k])))
         labels.sort(key=lambda label: ("hit", "missed", "wrong").index(label[1]))
-        return Photo(self.evaluation.ids[row], self.images[row], labels, note)
+        return ReportPhoto(self.evaluation.ids[row], self.images[row], labels, note)
 
 
 def _thumbnail(source: ImageInput | None) -> str | None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-Branch = Literal["fused", "sight", "semantic"]
+MapName = Literal["fused", "sight", "semantic"]
 """A map of evidence."""
 
 
@@ -39,7 +39,7 @@ def _from_base64(value: Any) -> Any:
         raise ValueError(f"must be the base64 of a photo file{hint}") from None
 
 
-Photo = Annotated[
+Base64Photo = Annotated[
     bytes,
     BeforeValidator(_from_base64),
     WithJsonSchema({"type": "string", "format": "byte", "description": "A photo file in base64."}),
@@ -69,7 +69,7 @@ class PredictRequest(_Asked):
         level: Level of the taxonomy for the scores; labels are not affected.
     """
 
-    images: list[Photo | None] = []
+    images: list[Base64Photo | None] = []
     texts: list[str | None] = []
     model: str | None = None
     threshold: float | None = Field(None, ge=0, le=1)
@@ -89,12 +89,12 @@ class ExplainRequest(_Asked):
         fine: Also use enlarged parts of the photo, for a finer map; ten passes instead of one.
     """
 
-    image: Photo | None = None
+    image: Base64Photo | None = None
     text: str | None = None
     label: str
     model: str | None = None
     picture: Switch = False
-    branch: Branch = "fused"
+    branch: MapName = "fused"
     fine: Switch = False
 
     @model_validator(mode="after")

@@ -16,10 +16,10 @@ import tenacity
 from pydantic import TypeAdapter, ValidationError
 
 from intclip.errors import IntclipError, reason
-from intclip.serving.answers import Branch, Explanation, ModelInfo, PredictAnswer, TaxonomyInfo, check_key
+from intclip.serving.answers import Explanation, MapName, ModelInfo, PredictAnswer, TaxonomyInfo, check_key
 from intclip.version import __version__
 
-Photo = str | os.PathLike[str] | bytes
+PhotoSource = str | os.PathLike[str] | bytes
 """A file's path, or its bytes."""
 Answer = TypeVar("Answer")
 _File = tuple[str, tuple[str | None, bytes, str]]
@@ -93,7 +93,7 @@ class Client:
 
     def predict(
         self,
-        photos: Photo | Sequence[Photo | None] = (),
+        photos: PhotoSource | Sequence[PhotoSource | None] = (),
         *,
         texts: str | Sequence[str | None] = (),
         model: str | None = None,
@@ -123,12 +123,12 @@ class Client:
 
     def explain(
         self,
-        photo: Photo,
+        photo: PhotoSource,
         label: str,
         *,
         model: str | None = None,
         picture: bool = False,
-        branch: Branch = "fused",
+        branch: MapName = "fused",
         fine: bool = False,
     ) -> Explanation:
         """Return the evidence for a label in a photo.
@@ -213,7 +213,7 @@ def _asked_wait(state: tenacity.RetryCallState) -> float:
     return least * random.uniform(1, 1.25)
 
 
-def _file(field: str, photo: Photo | None, place: int) -> _File:
+def _file(field: str, photo: PhotoSource | None, place: int) -> _File:
     if photo is None:
         return field, (None, b"", "text/plain")
     if isinstance(photo, bytes):

@@ -14,7 +14,7 @@ from intclip.evidence.heat import overlay
 from intclip.evidence.words import WordEvidence
 from intclip.inference.prediction import Prediction
 from intclip.inference.predictor import Predictor
-from intclip.serving.answers import Box, Branch, Explanation, ModelInfo, PredictRequest, Result, TaxonomyInfo
+from intclip.serving.answers import Box, Explanation, MapName, ModelInfo, PredictRequest, Result, TaxonomyInfo
 from intclip.serving.batcher import Post
 
 PICTURE_SIDE = 1024
@@ -85,7 +85,7 @@ def reason(error: Exception, source: str) -> str:
     return text.replace(unnamed, source) if unnamed in text else f"{source}: {text}"
 
 
-def draw_evidence(image: bytes, evidence: Evidence, branch: Branch, max_pixels: int) -> str:
+def draw_evidence(image: bytes, evidence: Evidence, branch: MapName, max_pixels: int) -> str:
     """Draw the photo with a map, JPEG in base64.
 
     Raises:

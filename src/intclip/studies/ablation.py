@@ -25,7 +25,7 @@ from rich.progress import Progress
 from intclip.data.loading import usable_cores
 from intclip.errors import IntclipError, RecipeError, TrainingError, reason
 from intclip.files import atomic_directory
-from intclip.studies.studies import Row, Study
+from intclip.studies.studies import Study, StudyRow
 from intclip.training.recipe import Recipe, load_recipe, validate_recipe
 from intclip.training.recipe_file import Content, apply_overrides, merge, method_training
 
@@ -134,7 +134,7 @@ def _warm_up_in_share(before: Content, after: Content) -> Content:
     return after
 
 
-def is_run(row: Row, fine_taxonomy: str | None = None) -> bool:
+def is_run(row: StudyRow, fine_taxonomy: str | None = None) -> bool:
     """Return whether a row can be run here, not only published figures."""
     if row.recipe is not None:
         return bool(method_training(row.recipe))

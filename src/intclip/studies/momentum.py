@@ -12,7 +12,7 @@ from intclip.evaluation.report import markdown_table
 from intclip.inference.bundle import load_bundle
 from intclip.methods.prototypes import perplexity
 from intclip.studies.ablation import Cell
-from intclip.studies.studies import Row, Study
+from intclip.studies.studies import Study, StudyRow
 from intclip.studies.tables import scored_split
 
 METRICS = ("macro_f1", "micro_f1", "samples_f1", "mAP")
@@ -21,7 +21,7 @@ METRICS = ("macro_f1", "micro_f1", "samples_f1", "mAP")
 def momentum_study(values: Sequence[float]) -> Study:
     """Make a study with one row per momentum."""
     rows = [
-        Row(name=f"momentum {value:g}", set={"method": {"name": "mccl", "options": {"pool": {"momentum": value}}}})
+        StudyRow(name=f"momentum {value:g}", set={"method": {"name": "mccl", "options": {"pool": {"momentum": value}}}})
         for value in values
     ]
     return Study(

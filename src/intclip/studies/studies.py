@@ -16,7 +16,7 @@ TABLE6 = {"singlelabel": "table6a", "multilabel": "table6b"}
 Figures = list[float | None]
 
 
-class Row(BaseModel, frozen=True, extra="forbid"):
+class StudyRow(BaseModel, frozen=True, extra="forbid"):
     """One row of a study.
 
     Attributes:
@@ -63,7 +63,7 @@ class Study(BaseModel, frozen=True, extra="forbid"):
     singlelabel: dict[str, Any] = {}
     figures_of: str | None = None
     note: str
-    rows: list[Row]
+    rows: list[StudyRow]
 
     @model_validator(mode="after")
     def _figures_fit(self) -> "Study":
@@ -74,7 +74,7 @@ class Study(BaseModel, frozen=True, extra="forbid"):
                     raise ValueError(f"row {row.name!r} has {len(figures)} figures for {width} columns")
         return self
 
-    def published(self, row: Row, dataset: str) -> dict[str, float]:
+    def published(self, row: StudyRow, dataset: str) -> dict[str, float]:
         """Return published figures of a row by metric, in percent, possibly for a dataset."""
         figures = row.paper_on.get(dataset) if row.paper_on else row.paper
         pairs = zip(self.paper_metrics or self.metrics, figures or [], strict=False)

@@ -161,7 +161,7 @@ def cache_reader(cache: FeatureCache, device: torch.device) -> Read:
     return read
 
 
-class Beside:
+class SideInputs:
     """Additional inputs of a method: text, and object masks transformed like each view.
 
     Args:

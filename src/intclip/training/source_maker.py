@@ -24,7 +24,7 @@ from intclip.training.frozen import FrozenFeatures
 from intclip.training.plan import Indices
 from intclip.training.precision import autocast
 from intclip.training.recipe import Recipe
-from intclip.training.source import PLAIN, Beside, FeatureSource, Read, cache_reader, pixel_reader
+from intclip.training.source import PLAIN, FeatureSource, Read, SideInputs, cache_reader, pixel_reader
 from intclip.training.text_source import text_reader
 
 DATA_SEED = 2024
@@ -141,7 +141,7 @@ class SourceMaker:
             )
         return self._engines[names]
 
-    def _beside(self, samples: Sequence[Sample], augment: Augment | None, *, training: bool) -> Beside | None:
+    def _beside(self, samples: Sequence[Sample], augment: Augment | None, *, training: bool) -> SideInputs | None:
         """Return additional inputs: masks in training, text in every split that has any."""
         backbone, beside = self._method.backbone, self._method.beside
         words: dict[str, Callable[[Indices], Tensor]] = {}
@@ -154,7 +154,7 @@ class SourceMaker:
         if not words and masks is None:
             return None
         plain = Augment(PLAIN, backbone.preprocess)
-        return Beside(samples, words, None if masks is None else Masks(Path(masks)), plain=plain, augment=augment)
+        return SideInputs(samples, words, None if masks is None else Masks(Path(masks)), plain=plain, augment=augment)
 
 
 def harden(targets: npt.NDArray[np.float32], positive_share: float) -> npt.NDArray[np.float32]:

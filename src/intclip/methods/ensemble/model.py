@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from intclip.backbones.base import Backbone, FeatureName, Features
 from intclip.errors import RecipeError
 from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.base import Beside, Method, Options, Output, ParameterGroup, part_of
+from intclip.methods.base import Method, Options, Output, ParameterGroup, SideInput, part_of
 from intclip.methods.registry import build_method
 
 
@@ -69,7 +69,7 @@ class Ensemble(Method):
                 raise RecipeError(f"{member.method} reads the stage maps of all towers; leave out tower {member.tower}")
         self.members = cast("Sequence[Method]", nn.ModuleList(members))
         self.needs: tuple[FeatureName, ...] = tuple(dict.fromkeys(name for each in members for name in each.needs))
-        self.beside: tuple[Beside, ...] = tuple(dict.fromkeys(name for each in members for name in each.beside))
+        self.beside: tuple[SideInput, ...] = tuple(dict.fromkeys(name for each in members for name in each.beside))
         self.views = max(each.views for each in members)
         reductions = {each.loss_reduction for each in members}
         if len(reductions) > 1:

@@ -26,10 +26,10 @@ from intclip.errors import ImageError, IntclipError
 from intclip.evidence.heat import LEGEND, colors
 from intclip.inference.loading import ZERO_SHOT_THRESHOLD
 from intclip.inference.predictor import Predictor, untrained_note
-from intclip.serving.answers import ExplainRequest, Explanation, Photo, PredictAnswer, PredictRequest
+from intclip.serving.answers import Base64Photo, ExplainRequest, Explanation, PredictAnswer, PredictRequest
 from intclip.serving.api import answer_all, answer_one, create_api, explain_one, predict_posts
 from intclip.serving.app.own_labels import MOST_LABELS, OWN_BACKBONE, OwnLabels, make_taxonomy
-from intclip.serving.app.training import MOST_ROWS, Row, Trainer, Training, photo_file
+from intclip.serving.app.training import MOST_ROWS, CorrectedPhoto, Trainer, Training, photo_file
 from intclip.serving.batcher import Batcher
 from intclip.serving.bodies import Uploads, read_body
 from intclip.serving.replies import make_explanation, make_posts, make_results, make_sources
@@ -71,7 +71,7 @@ class ReadTextRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    image: Photo
+    image: Base64Photo
 
 
 class _Static(StaticFiles):
@@ -244,7 +244,7 @@ async def _from_page(x_intclip_page: Annotated[str, Header()] = "") -> None:
 
 def _add_training(page: APIRouter, trainer: Trainer, state: Any) -> None:
     uploads = Uploads(LARGEST_TRAINING, LARGEST_TRAINING)
-    rows_of = TypeAdapter(list[Row])
+    rows_of = TypeAdapter(list[CorrectedPhoto])
 
     @page.get("/training")
     async def status() -> Training:

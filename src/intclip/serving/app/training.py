@@ -25,7 +25,7 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,40}"
 _log = logging.getLogger(__name__)
 
 
-class Row(BaseModel):
+class CorrectedPhoto(BaseModel):
     """A corrected photo.
 
     Attributes:
@@ -90,7 +90,11 @@ class Trainer:
         self._lock = threading.Lock()
 
     def start(
-        self, rows: Sequence[Row], photos: "tempfile.TemporaryDirectory[str]", taxonomy: Taxonomy | None, name: str
+        self,
+        rows: Sequence[CorrectedPhoto],
+        photos: "tempfile.TemporaryDirectory[str]",
+        taxonomy: Taxonomy | None,
+        name: str,
     ) -> Training:
         """Start training; see `status` for progress.
 
@@ -123,7 +127,11 @@ class Trainer:
         return next(one for one in names if one not in self._batcher.models and not (self._folder / one).exists())
 
     def _train(
-        self, rows: list[Row], photos: "tempfile.TemporaryDirectory[str]", taxonomy: Taxonomy | None, name: str
+        self,
+        rows: list[CorrectedPhoto],
+        photos: "tempfile.TemporaryDirectory[str]",
+        taxonomy: Taxonomy | None,
+        name: str,
     ) -> None:
         folder = self._folder / name
         try:
@@ -156,7 +164,11 @@ def photo_file(number: int) -> str:
 
 
 def _fit(
-    rows: Sequence[Row], home: Path, taxonomy: Taxonomy | None, out: Path, tell: Callable[[str, int, int], None]
+    rows: Sequence[CorrectedPhoto],
+    home: Path,
+    taxonomy: Taxonomy | None,
+    out: Path,
+    tell: Callable[[str, int, int], None],
 ) -> dict[str, dict[str, float]]:
     """Run `intclip fit` on a table of these rows; return the held-out metrics of all channels together."""
     from intclip.training.fitting import fit_dataset, write_fitted
