@@ -158,7 +158,7 @@ def partial_size(folder):
 
 def assert_says_how_to_go_on(error):
     message = str(error)
-    assert "give its path as checkpoint, or put it into the folder that INTCLIP_WEIGHTS names" in message
+    assert "pass its path as checkpoint, or put it into the folder in INTCLIP_WEIGHTS" in message
     assert "\n" not in message
 
 

@@ -279,5 +279,5 @@ def test_exclude(cli, exported, many):
 def test_a_model_that_is_not_there_is_not_said_to_bring_labels(cli, photos, tmp_path, model):
     (tmp_path / "x.yaml").write_text("- a\n- b\n")
     code, _, err = cli("predict", photos[0], "-m", model, "--taxonomy", tmp_path / "x.yaml")
-    assert (code, "brings its own" in err) == (2, False)
+    assert (code, "has its own" in err) == (2, False)
     assert model in err

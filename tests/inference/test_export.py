@@ -46,7 +46,7 @@ def files(model, tmp_path_factory):
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_a_loaded_export_gives_the_model_s_numbers(files, photos, format, batch_size):
     exported = intclip.load(files[format])
-    with pytest.raises(IntclipError, match="brings its own weights; it takes no checkpoint"):
+    with pytest.raises(IntclipError, match="has its own weights; omit checkpoint"):
         intclip.load(files[format], checkpoint="RN101.pt")
     np.testing.assert_array_equal(exported.thresholds, np.float32(THRESHOLDS))
     assert exported.taxonomy == tiny_taxonomy()

@@ -1,6 +1,6 @@
-"""Image and text towers behind one contract.
+"""Image and text towers with a common contract.
 
-Names are imported when they are first used, so that `intclip.backbones.preprocess` alone needs no torch.
+Names are imported on first use, so that `intclip.backbones.preprocess` does not need torch.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""What a CLIP is built of, for the named models and for any other state dict."""
+"""Architectures of the named models and of any other state dict."""
 
 import math
 import re
@@ -11,19 +11,19 @@ from torch import Tensor
 from intclip.errors import CheckpointError
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh", "relu"]
-"""OpenAI's models use QuickGELU, most open_clip (LAION) models the exact GELU; the weights do not show which."""
+"""OpenAI's models use QuickGELU, most open_clip (LAION) models the exact GELU; it cannot be inferred from weights."""
 Family = Literal["clip", "metaclip2", "siglip", "eva02", "pe", "tipsv2"]
-"""What a tower is built of; see `families`."""
+"""Family of towers; see `families`."""
 Split = Literal["paper", "released"]
 """Where the trunk ends and the deep layers begin; see `ClipBackbone`."""
 ResNetLayers = tuple[int, int, int, int]
 HEAD_WIDTH = 64
-"""Channels of an attention head in all of OpenAI's models."""
+"""Channels per attention head in OpenAI's models."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of an image tower and a text tower over one joint space.
+    """Sizes of an image tower and a text tower with a joint space.
 
     Attributes:
         embed_dim: Size D of the joint space.
@@ -35,17 +35,17 @@ class Architecture:
         text_layers: Blocks of the text transformer.
         context_length: The largest number of text tokens.
         vocab_size: Number of token ids.
-        vision_heads: Attention heads of a ViT; None means width / 64, as OpenAI has it.
+        vision_heads: Attention heads of a ViT; None means width / 64, as in OpenAI's models.
         text_heads: Attention heads of the text transformer; None means width / 64.
         vision_mlp: Hidden size of a ViT's MLP; None means 4 · width.
         text_mlp: Hidden size of the text transformer's MLP; None means 4 · width.
-        activation: Of the MLPs.
-        text_activation: Of the text transformer's MLPs where it differs; None means `activation`.
+        activation: Activation of the MLPs.
+        text_activation: Activation of the text transformer's MLPs; None means `activation`.
         vision_eps: Epsilon of a ViT's layer norms.
         text_eps: Epsilon of the text transformer's layer norms.
-        end_token: Id of the token at which a text is read; None means the highest id in it, as OpenAI has it.
+        end_token: Id of the token at which a text is read; None means its highest id, as in OpenAI's models.
         registers: Tokens of a ViT between the class token and the patches.
-        family: Which towers these are.
+        family: The family.
     """
 
     embed_dim: int
@@ -76,7 +76,7 @@ class Architecture:
 
     @property
     def label(self) -> str:
-        """The registry name of this architecture, or a description in words."""
+        """Return the registry name of this architecture, or a description."""
         names = [name for name, known in ARCHITECTURES.items() if self.same_sizes(known)]
         if names:
             return names[0]
@@ -86,12 +86,12 @@ class Architecture:
         return f"{family}{kind} {layers}×{self.vision_width} at {self.image_size}px, D {self.embed_dim}"
 
     def same_sizes(self, other: "Architecture") -> bool:
-        """Whether all is the same that the shapes of the weights show; a rim of pixels beside the patches is not."""
+        """Return whether everything determined by the weights' shapes is equal, except pixels outside patches."""
         unseen = {name: getattr(self, name) for name in ("image_size", *UNSEEN)}
         return self.grid == other.grid and replace(other, **unseen) == self
 
     def with_details(self, details: Mapping[str, Any]) -> "Architecture":
-        """The same sizes with these values of `UNSEEN` fields; usual numbers of heads and activations become None."""
+        """Replace `UNSEEN` fields; usual numbers of heads and activations become None."""
         told = replace(self, **details)
         vision, text = (
             None if heads == width // HEAD_WIDTH else heads
@@ -104,7 +104,7 @@ class Architecture:
 
 
 UNSEEN = ("vision_heads", "text_heads", "activation", "text_activation", "vision_eps", "text_eps", "end_token")
-"""Fields of an architecture that the shapes of its weights do not show."""
+"""Fields of an architecture that cannot be inferred from its weights."""
 
 
 def _resnet(layers: ResNetLayers, width: int, size: int, embed_dim: int, text_width: int) -> Architecture:
@@ -163,10 +163,10 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def infer_architecture(state: Mapping[str, Tensor]) -> Architecture:
-    """The architecture behind a state dict under OpenAI's key names (`layouts`), told by its keys and shapes.
+    """Infer the architecture of a state dict with OpenAI's key names (`layouts`) from keys and shapes.
 
     Raises:
-        CheckpointError: A key that shows a size is missing, or the sizes contradict each other.
+        CheckpointError: A required key is missing, or sizes are inconsistent.
     """
     shape = _Shapes(state)
     text_width = shape("ln_final.weight")[0]
@@ -176,7 +176,7 @@ def infer_architecture(state: Mapping[str, Tensor]) -> Architecture:
     positions = shape("visual.positional_embedding" if is_vit else "visual.attnpool.positional_embedding")[0]
     grid = math.isqrt(positions if family == "siglip" else positions - 1)
     if grid * grid != (positions if family == "siglip" else positions - 1):
-        raise CheckpointError(f"the checkpoint has {positions} image positions, which are not those of a square photo")
+        raise CheckpointError(f"the checkpoint has {positions} image positions, which do not form a square")
     layers: int | ResNetLayers
     if is_vit:
         layers = _count(state, r"visual\.transformer\.resblocks\.(\d+)\.")
@@ -195,7 +195,7 @@ def infer_architecture(state: Mapping[str, Tensor]) -> Architecture:
         patch_size=patch,
         text_width=text_width,
         text_layers=_count(state, r"transformer\.resblocks\.(\d+)\."),
-        # TIPS has computed positions: its weights do not show how many.
+        # TIPS computes its positions, so their number is not in the weights.
         context_length=64 if family == "tipsv2" else shape("positional_embedding")[0],
         vocab_size=shape("token_embedding.weight")[0],
         vision_mlp=None if vision_mlp == 4 * width else vision_mlp,
@@ -206,7 +206,7 @@ def infer_architecture(state: Mapping[str, Tensor]) -> Architecture:
 
 
 def _infer_family(state: Mapping[str, Tensor]) -> Family:
-    """MetaCLIP 2 has CLIP's keys; only its configuration shows which it is."""
+    """MetaCLIP 2 has CLIP's keys and is recognised by its configuration."""
     if "visual.attn_pool.probe" in state:
         return "siglip" if "text_projection_bias" in state else "pe"
     if "visual.transformer.resblocks.0.mlp.gate.weight" in state:
@@ -215,14 +215,14 @@ def _infer_family(state: Mapping[str, Tensor]) -> Family:
 
 
 class _Shapes:
-    """Looks up shapes by key, and names the key that is missing."""
+    """Looks up shapes by key; the error names a missing key."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self.state = state
 
     def __call__(self, key: str) -> tuple[int, ...]:
         if key not in self.state:
-            raise CheckpointError(f"the checkpoint does not have a whole image and text tower: {key} is missing")
+            raise CheckpointError(f"the checkpoint has no complete image and text tower: {key} is missing")
         return tuple(self.state[key].shape)
 
 

@@ -1,4 +1,4 @@
-"""The contract that every backbone keeps: an image tower in three parts and a text tower, in one joint space.
+"""The contract of all backbones: an image tower in three parts and a text tower, in one joint space.
 
 ::
 
@@ -7,7 +7,7 @@
     tokens ─ text tower ─ (T, D)
 
 IntCLIP copies `deep` (the trainable semantic branch) and shares `trunk` and `head`; a cache stores what `features`
-returns. Nothing here trains: all parameters of a backbone are frozen, a method trains copies.
+returns. All parameters of a backbone are frozen; methods train copies.
 """
 
 from abc import ABC, abstractmethod
@@ -25,18 +25,18 @@ from intclip.backbones.preprocess import Preprocess
 from intclip.errors import IntclipError
 
 FeatureName = Literal["pixels", "trunk", "deep", "regions", "pooled", "stages", "stage1", "stage2", "stage3", "stage4"]
-"""What a method may ask of a backbone, per photo:
+"""Features of a backbone, per photo:
 
 pixels: the preprocessed photo (3, S, S), for methods that train the trunk; it cannot be cached.
 trunk: the trunk's output, any shape without the batch.
-deep: what the frozen deep layers make of it: the last feature map, or the last tokens of a ViT.
+deep: the output of the frozen deep layers: the last feature map, or the last tokens of a ViT.
 regions: the frozen sight map in the joint space (D, H, W).
 pooled: the backbone's own image embedding (D,), unnormalised.
 stages: the maps of the last four stages, fine to coarse, as `stage1` … `stage4`, each (C_i, H_i, W_i).
-stage1 … stage4: one of these alone.
+stage1 … stage4: one of these.
 """
 Features = dict[str, Tensor]
-"""Feature name to a batch of them; `stages` comes as four entries `stage1` … `stage4`."""
+"""Feature name to a batch; `stages` becomes four entries `stage1` … `stage4`."""
 
 LongTexts = Literal["refuse", "average"]
 Progress = Callable[[int, int], None]
@@ -44,14 +44,14 @@ TEXT_BATCH = 32
 
 
 class TextTower(nn.Module, ABC):
-    """A text encoder that takes tokens, or embeddings in place of tokens (learned prompts).
+    """A text encoder that takes tokens, or embeddings instead of tokens (learned prompts).
 
     Attributes:
         width: Size of a token embedding, the size of a prompt's context vectors.
         embed_dim: Size D of the joint space.
         context_length: The largest number of tokens, start and end included.
         start_tokens: Number of tokens before a text's own, 0 or 1.
-        end_tokens: Number of tokens behind a text's own, 0 or 1.
+        end_tokens: Number of tokens after a text's own, 0 or 1.
         engine: Computes `forward` in `embed_texts` on a CPU; see `intclip.inference.text_engine`.
     """
 
@@ -64,7 +64,7 @@ class TextTower(nn.Module, ABC):
 
     @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Tokens (T, L), int64, L the longest of these texts, padded behind their end.
+        """Return tokens (T, L), int64, L the longest of these texts, padded at the end.
 
         Raises:
             IntclipError: A text has more than `context_length` tokens.
@@ -72,32 +72,32 @@ class TextTower(nn.Module, ABC):
 
     @abstractmethod
     def lengths(self, tokens: Tensor) -> Tensor:
-        """Number of tokens of each row (T,), start and end included, padding not."""
+        """Return the number of tokens of each row (T,), including start and end, without padding."""
 
     @abstractmethod
     def embed(self, tokens: Tensor) -> Tensor:
-        """Token embeddings (T, L, width), without positions."""
+        """Return token embeddings (T, L, width), without positions."""
 
     @abstractmethod
     def encode_embeddings(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
-        """Text features (T, D), unnormalised, of token embeddings (T, L, width) whose rows have these lengths."""
+        """Compute text features (T, D), unnormalised, of token embeddings (T, L, width) with these lengths."""
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Text features (T, D), unnormalised, of tokens (T, L)."""
+        """Compute text features (T, D), unnormalised, of tokens (T, L)."""
         return self.encode_embeddings(self.embed(tokens), self.lengths(tokens))
 
     @torch.no_grad()
     def embed_texts(
         self, texts: Sequence[str], *, long: LongTexts = "refuse", on_progress: Progress | None = None
     ) -> Tensor:
-        """Unit text embeddings (T, D), float32, on the tower's device.
+        """Compute unit text embeddings (T, D), float32, on the tower's device.
 
-        Each different text is encoded once, in batches of texts of like length, so that little is padded.
+        Each distinct text is encoded once, in batches of similar length, to reduce padding.
 
         Args:
             texts: T texts.
-            long: What happens to a text of more than `context_length` tokens: "refuse" it, or "average" the features
-                of its pieces (halves at a blank, halved again until they fit).
+            long: For texts of more than `context_length` tokens: "refuse" raises, "average" averages
+                the features of pieces (halves at a space, halved again until they fit).
             on_progress: Called with (done, total) texts.
 
         Raises:
@@ -120,15 +120,15 @@ class TextTower(nn.Module, ABC):
         return F.normalize(torch.stack(means), dim=1) if means else encoded
 
     def unknown_share(self, texts: Sequence[str]) -> list[float]:
-        """Share of each text's tokens that are the tokenizer's unknown token, in [0, 1].
+        """Return the share of unknown tokens in each text, in [0, 1].
 
-        0 for every text where the tokenizer has none, such as CLIP's byte-pair encoding: it splits what it does not
-        know into bytes, which says nothing about whether the tower was trained on the language.
+        It is 0 for tokenizers without an unknown token, such as CLIP's byte-pair encoding, which splits
+        unknown words into bytes; this does not imply that the tower was trained on the language.
         """
         return [0.0] * len(texts)
 
     def _pieces(self, text: str) -> list[str]:
-        """The text, halved at a blank (or anywhere in one word) until each piece fits the context."""
+        """Halve a text at spaces (or within a single word) until each piece fits the context."""
         try:
             self.tokenize([text])
         except IntclipError:
@@ -145,7 +145,7 @@ class ImageHead(nn.Module, ABC):
 
     @abstractmethod
     def regions(self, deep: Tensor) -> Tensor:
-        """Region features (B, D, H, W) in the joint space."""
+        """Return region features (B, D, H, W) in the joint space."""
 
     @abstractmethod
     def pooled(self, deep: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ class ImageHead(nn.Module, ABC):
 
 
 class Backbone(nn.Module, ABC):
-    """An image tower (trunk, deep, head) and a text tower over one joint space, frozen.
+    """A frozen image tower (trunk, deep, head) and text tower with a joint space.
 
     Attributes:
         name: Registry name, such as "RN101" or "lite".
@@ -164,12 +164,12 @@ class Backbone(nn.Module, ABC):
         deep: The layers that IntCLIP copies: trunk features to the last feature map.
         head: Projection of the last feature map to the joint space.
         text: The text tower.
-        image_moments: Mean μ (D,) and covariance Σ (D, D) of the normalised embeddings of many ordinary photos, on the
-            CPU, where they are known: a normalised sentence t has over such photos cosines of mean t·μ and variance
-            tᵀΣt. None where they are not.
-        split: Where trunk and deep layers part.
-        given_activation: What `load_backbone` was told, where nothing beside the weights says it.
-        given_checkpoint: The file, folder or hub repository that `load_backbone` was given.
+        image_moments: Mean μ (D,) and covariance Σ (D, D) of the normalised embeddings of many
+            ordinary photos, on the CPU, if known: over such photos, the cosines of a normalised sentence t have mean
+            t·μ and variance tᵀΣt.
+        split: Split between trunk and deep layers.
+        given_activation: Activation passed to `load_backbone`, if not in a configuration.
+        given_checkpoint: File, folder or hub repository passed to `load_backbone`.
     """
 
     image_moments: tuple[Tensor, Tensor] | None = None
@@ -186,13 +186,13 @@ class Backbone(nn.Module, ABC):
     text: TextTower
 
     def take(self, preprocess: Preprocess) -> None:
-        """Look at photos in another way.
+        """Change the preprocessing.
 
         Raises:
-            IntclipError: The tower does not take photos of that size.
+            IntclipError: The tower does not support that size.
         """
         if preprocess.size != self.image_size:
-            raise IntclipError(f"{self.name} takes photos of {self.image_size} pixels a side, not {preprocess.size}")
+            raise IntclipError(f"{self.name} needs photos of {self.image_size} pixels, not {preprocess.size}")
         self.preprocess = preprocess
 
     @property
@@ -216,7 +216,7 @@ class Backbone(nn.Module, ABC):
         return self.text.embed_texts(texts, long=long, on_progress=on_progress)
 
     def unknown_share(self, texts: Sequence[str]) -> list[float]:
-        """Share of each text's tokens that the text tower does not know; see `TextTower.unknown_share`."""
+        """Return the share of unknown tokens in each text; see `TextTower.unknown_share`."""
         return self.text.unknown_share(texts)
 
     def feature_map(self, pixels: Tensor) -> Tensor:
@@ -228,18 +228,17 @@ class Backbone(nn.Module, ABC):
         return self.text.tokenize([texts] if isinstance(texts, str) else list(texts))
 
     def logit_sigmoid(self) -> tuple[float, float] | None:
-        """Scale and bias of p = sigmoid(scale · cos + bias), for a backbone that was trained with it; else None."""
+        """Scale and bias of p = sigmoid(scale · cos + bias), for backbones trained with it; else None."""
         return None
 
     def design(self) -> dict[str, object]:
-        """What decides the numbers besides tensors and preprocessing, as plain data: activation, heads and the like."""
+        """Return everything besides tensors and preprocessing that affects the outputs, as plain data."""
         return {}
 
     def identity(self) -> str:
-        """SHA-256 of what decides both towers' numbers, preprocessing aside: design and content of all tensors.
+        """Hash architecture and tensors of both towers, without preprocessing.
 
-        Two backbones of the same identity give the same features of the same pixels and tokens, wherever their weights
-        were read from.
+        Backbones with the same identity compute the same features from the same pixels and tokens.
         """
         return digest([self.design(), tensor_hashes(self)])
 
@@ -253,15 +252,15 @@ class Backbone(nn.Module, ABC):
         return trunk, self.deep(trunk), self.stage_maps(pixels)
 
     def deep_map(self, deep: Tensor) -> Tensor:
-        """The last feature map (B, C, H, W) before the head, of what `deep` or a copy of it gives."""
+        """Return the last feature map (B, C, H, W) before the head from the output of `deep` or a copy of it."""
         return deep
 
     def features(self, pixels: Tensor, names: Iterable[FeatureName]) -> Features:
-        """The named features of a batch, each part of the tower run once and without gradient.
+        """Compute the named features of a batch, running each part of the tower once, without gradient.
 
         Args:
             pixels: (B, 3, S, S).
-            names: Which features; see `FeatureName`.
+            names: Features; see `FeatureName`.
         """
         wanted = set(names)
         if unknown := wanted - set(get_args(FeatureName)):
@@ -294,22 +293,22 @@ class Backbone(nn.Module, ABC):
         return out
 
     def tower(self, name: str) -> "Backbone":
-        """A view of one of several image towers, over the features of all; see `lite.TowerView`.
+        """Return a view of one of several image towers, on the features of all; see `lite.TowerView`.
 
         Raises:
-            IntclipError: It has no such tower beside another.
+            IntclipError: The backbone does not have several towers with this one.
         """
-        raise IntclipError(f"{self.name} has one image tower; leave out tower {name!r}, or take a backbone of several")
+        raise IntclipError(f"{self.name} has one image tower; omit tower {name!r}, or use a backbone with several")
 
     def freeze(self) -> "Backbone":
-        """Switch to inference behaviour and take no gradients; called once by every builder."""
+        """Switch to inference mode without gradients; called once by every builder."""
         self.eval()
         return self.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Stay in inference behaviour: a backbone's statistics never change."""
+        """Stay in inference mode: a backbone's statistics never change."""
         return super().train(False)
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
-        """Preprocessed batch (B, 3, S, S) of PIL images."""
+        """Preprocess PIL images to a batch (B, 3, S, S)."""
         return torch.stack([self.preprocess(image) for image in images])

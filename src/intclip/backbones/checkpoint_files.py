@@ -1,4 +1,4 @@
-"""Read a checkpoint file without running anything in it: safetensors, PyTorch's own files, OpenAI's archives."""
+"""Read checkpoint files without executing code: safetensors, PyTorch files, OpenAI's archives."""
 
 import pickletools
 import shutil
@@ -27,7 +27,7 @@ def read_state_dict(path: Path) -> Mapping[str, object]:
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
-        except Exception as error:  # beside SafetensorError whatever torch says of a shape or a type
+        except Exception as error:  # SafetensorError, or torch's errors about shapes and types
             raise CheckpointError(f"{path} is not a safetensors file, or a damaged one: {reason(error)}") from error
     try:
         state = _read_torchscript(path) if _is_torchscript(path) else _load_weights(path)
@@ -37,7 +37,7 @@ def read_state_dict(path: Path) -> Mapping[str, object]:
             " convert it where it came from with safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
-        raise CheckpointError(f"{path} holds a {type(state).__name__}, not a state dict")
+        raise CheckpointError(f"{path} has a {type(state).__name__}, not a state dict")
     return state
 
 
@@ -45,10 +45,10 @@ def _read_parts(path: Path) -> dict[str, object]:
     state: dict[str, object] = {}
     for part in weight_parts(path):
         if not part.is_file():
-            raise CheckpointError(f"{path} lists the part {part.name}, which is not there; copy it beside the index")
+            raise CheckpointError(f"{path} lists the missing part {part.name}; copy it next to the index")
         state |= read_state_dict(part)
     if missing := sorted(read_index(path).keys() - state.keys()):
-        raise CheckpointError(f"{path} lists tensors that its parts do not have: {', '.join(missing[:5])}")
+        raise CheckpointError(f"{path} lists tensors missing from its parts: {', '.join(missing[:5])}")
     return state
 
 
@@ -64,7 +64,7 @@ def _is_torchscript(path: Path) -> bool:
 
 
 class _Inert:
-    """Stands for every class that a TorchScript archive defines: attributes, no behaviour."""
+    """Replaces every class that a TorchScript archive defines: attributes without behaviour."""
 
 
 def _read_torchscript(path: Path) -> dict[str, Tensor]:

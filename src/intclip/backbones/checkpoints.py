@@ -1,4 +1,4 @@
-"""A state dict in any known layout, loaded strictly into our backbone."""
+"""Load state dicts in any known layout strictly into a backbone."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from intclip.backbones.tokenizer import CLIP_TOKENS
 from intclip.errors import CheckpointError, listed
 
 TIPS_TEMPERATURE = 0.005065968260169029
-"""Of published TIPS v2 weights, as their configuration has it."""
+"""From the configuration of published TIPS v2 weights."""
 
 _OURS_TO_OPENAI: Rules = (
     (r"trunk\.stem\.", "visual."),
@@ -39,7 +39,7 @@ def from_openai_state_dict(
     text_heads: int | None = None,
     name: str | None = None,
 ) -> ClipBackbone:
-    """Build the backbone that a state dict belongs to: a ModifiedResNet or a ViT, of any width and depth.
+    """Build the backbone of a state dict: a ModifiedResNet or a ViT, of any width and depth.
 
     Args:
         state_dict: In the layout of OpenAI, open_clip or Hugging Face, of any float type; it is copied.
@@ -51,8 +51,8 @@ def from_openai_state_dict(
         name: Name of the backbone; without one, that of the architecture.
 
     Raises:
-        CheckpointError: A tensor is missing, left over, or of another shape, all are named; or the text tower has
-            another vocabulary than CLIP's.
+        CheckpointError: Tensors are missing, unexpected or misshapen (all are named), or the text
+            tower's vocabulary differs from CLIP's.
     """
     state = to_openai_layout(state_dict)
     given = {"vision_heads": vision_heads, "text_heads": text_heads, "activation": activation}
@@ -62,7 +62,7 @@ def from_openai_state_dict(
 
 
 def family_details(architecture: Architecture) -> dict[str, Any]:
-    """What a family has where no file says otherwise."""
+    """Return a family's defaults."""
     traits = TRAITS[architecture.family]
     return {
         "activation": traits.activation,
@@ -80,7 +80,7 @@ def build_clip(
     name: str | None = None,
     tokenizer: TextTokenizer | None = None,
 ) -> ClipBackbone:
-    """A frozen backbone with these weights, float32.
+    """Build a frozen backbone with these weights, float32.
 
     Args:
         architecture: Sizes.
@@ -96,8 +96,8 @@ def build_clip(
     if TRAITS[architecture.family].own_tokens and architecture.vocab_size > CLIP_TOKENS:
         raise CheckpointError(
             f"the text tower has a vocabulary of {architecture.vocab_size:,} tokens, CLIP's tokenizer has"
-            f" {CLIP_TOKENS:,}: its texts would be read wrongly; supported with other tokens: MetaCLIP 2, SigLIP and"
-            " TIPS v2, by their config.json and tokenizer.json beside the weights"
+            f" {CLIP_TOKENS:,}: texts would be misread; supported with other tokenizers: MetaCLIP 2, "
+            "SigLIP and TIPS v2, with config.json and tokenizer.json next to the weights"
         )
     with torch.device("meta"):
         backbone = ClipBackbone(architecture, split, name, tokenizer)
@@ -142,12 +142,12 @@ def _with_defaults(architecture: Architecture, state: Mapping[str, Tensor]) -> d
 
 
 def _compare(architecture: Architecture, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Refuse a state that is not exactly what is wanted."""
+    """Raise unless a state matches exactly."""
     faults = []
     if missing := sorted(wanted.keys() - state.keys()):
         faults.append(f"missing: {listed(missing)}")
     if extra := sorted(state.keys() - wanted.keys()):
-        faults.append(f"left over: {listed(extra)}")
+        faults.append(f"unexpected: {listed(extra)}")
     shapes = [
         f"{key} is {tuple(state[key].shape)}, not {tuple(wanted[key].shape)}"
         for key in sorted(wanted.keys() & state.keys())

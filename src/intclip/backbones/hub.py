@@ -1,9 +1,9 @@
-"""Download weights from the Hugging Face hub, once, and know that they are the same ever after.
+"""Download weights from the Hugging Face hub and verify their content.
 
 The download itself (cache, progress bar on a terminal, offline mode, `HF_ENDPOINT`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`,
-`HF_TOKEN`) is `huggingface_hub`'s. Two things are added: a download that was interrupted goes on where it stopped, and
-the content is checked, against a pinned SHA-256 where one is known, else against the one that was recorded beside the
-file at its first use. A file that is in the cache is used without asking the hub.
+`HF_TOKEN`) is `huggingface_hub`'s. Two features are added: interrupted downloads resume, and
+the content is checked against a pinned SHA-256 or else against the one recorded at first use. Cached files are used
+without contacting the hub.
 """
 
 import os
@@ -28,7 +28,7 @@ class HubFile:
     Attributes:
         repo: Owner and name.
         filename: Path in the repository.
-        revision: Commit; None means the main branch as it is at the first download.
+        revision: Commit; None means the main branch at the first download.
         sha256: Of the content; None means the one that is recorded at the first use.
     """
 
@@ -51,14 +51,14 @@ def parse(spec: str) -> tuple[str, str | None]:
 
 
 def fetch(file: HubFile, *, endpoint: str | None = None) -> Path:
-    """The local path of a hub file, downloaded if it is not in the cache, its content verified.
+    """Return the local path of a hub file, downloading it if needed and verifying its content.
 
     Args:
         file: What to fetch.
         endpoint: Address of the hub; by default `HF_ENDPOINT`, else the public one.
 
     Raises:
-        CheckpointError: It cannot be had (no network, offline mode, no such file), or its content is not the expected.
+        CheckpointError: It is unavailable (no network, offline mode, no such file), or its content is unexpected.
         MissingExtraError: `huggingface_hub` is not installed.
     """
     path = _download(file, endpoint)
@@ -72,7 +72,7 @@ def fetch_repository(spec: str, *, endpoint: str | None = None) -> Path:
     """The local path of the weights of "hf:owner/name[@revision]", with the files that describe them beside it.
 
     Raises:
-        CheckpointError: It cannot be had, has no weight file of a usual name, or its content is not the expected.
+        CheckpointError: It is unavailable, has no weight file with a known name, or its content is unexpected.
         MissingExtraError: `huggingface_hub` is not installed.
     """
     repo, revision = parse(spec)
@@ -92,7 +92,7 @@ def fetch_repository(spec: str, *, endpoint: str | None = None) -> Path:
 
 
 def cached_repository(spec: str) -> Path | None:
-    """Where the weights of "hf:owner/name[@revision]" lie if they are in the cache; nothing is downloaded.
+    """Return the cached weights of "hf:owner/name[@revision]", without downloading.
 
     Raises:
         CheckpointError: The spec is not one.
@@ -195,8 +195,8 @@ def _how_to_supply(file: HubFile, reason: str) -> str:
     reason = " ".join(reason.split())
     return (
         f"cannot download {file.filename} from the hub repository {where} ({reason[:160].rstrip('.')});"
-        " fetch it on a machine with a network and give its path as checkpoint, or put it into the folder that"
-        " INTCLIP_WEIGHTS names (see docs/backbones.md)"
+        " download it on another machine and pass its path as checkpoint, or put it into the "
+        "folder in INTCLIP_WEIGHTS (see docs/backbones.md)"
     )
 
 

@@ -1,7 +1,7 @@
 """The embedded backbones: EfficientNet-Lite0, Lite2 or both (ImageNet) in the space of MiniLM-L6 sentences.
 
-All towers' weights come from packages. What joins them is a small map from the image towers' last features into the
-sentence space, trained by `intclip lite-align` and shipped beside this file with its card.
+All towers' weights come from packages. A small projection from the image towers' last features to
+the sentence space, trained by `intclip lite-align`, is shipped with its card.
 """
 
 import os
@@ -160,11 +160,9 @@ class LiteBackbone(Backbone):
         return digest([self.name, [sha256_file(path) for path in source_files(self.name, None)]])
 
     def take(self, preprocess: Preprocess) -> None:
-        """Look at photos in another way, at any multiple of 32 pixels a side; the grid grows with it."""
+        """Change the preprocessing, with sides of any multiple of 32 pixels; the grid scales with it."""
         if preprocess.size <= 0 or preprocess.size % STRIDE:
-            raise IntclipError(
-                f"{self.name} takes photos of a multiple of {STRIDE} pixels a side, not {preprocess.size}"
-            )
+            raise IntclipError(f"{self.name} needs photo sides of a multiple of {STRIDE} pixels, not {preprocess.size}")
         self.preprocess = preprocess
         self.grid = (preprocess.size // STRIDE,) * 2
 

@@ -78,9 +78,9 @@ class MiniLM(TextTower):
         return tokens
 
     def unknown_share(self, texts: Sequence[str]) -> list[float]:
-        """Share of each text's words and word pieces that say nothing, in [0, 1]; 0 for an empty text.
+        """Return the share of uninformative tokens in each text, in [0, 1]; 0 for an empty text.
 
-        They are [UNK], and single letters of other alphabets: the tower was trained on English and can only spell them.
+        These are [UNK], and single letters of other alphabets, since the tower was trained on English.
         """
         rows = [encoding.tokens for encoding in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
         return [sum(map(_says_nothing, row)) / len(row) if row else 0.0 for row in rows]
@@ -158,7 +158,7 @@ def minilm_from_state_dict(state: Mapping[str, Tensor], tokenizer: Tokenizer, *,
                 own[f"{target}.{name}.{part}"] = take(f"{source}.{theirs}.{part}")
     if missing or depth == 0:
         raise CheckpointError(
-            f"BERT checkpoint lacks: {', '.join(sorted(missing)) or 'its layers'}; supply a whole one"
+            f"BERT checkpoint lacks: {', '.join(sorted(missing)) or 'its layers'}; supply a complete one"
         )
     if left:
         raise CheckpointError(f"BERT checkpoint has unknown tensors: {', '.join(sorted(left))}; supply a BertModel")

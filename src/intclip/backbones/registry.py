@@ -64,9 +64,9 @@ def load_backbone(
         >>> load_backbone("RN101", checkpoint="RN101.pt")  # doctest: +SKIP
     """
     if split not in get_args(Split):
-        raise CheckpointError(f"no split is called {split!r}; known: {', '.join(get_args(Split))}")
+        raise CheckpointError(f"unknown split {split!r}; choose {', '.join(get_args(Split))}")
     if activation is not None and activation not in get_args(Activation):
-        raise CheckpointError(f"no activation is called {activation!r}; known: {', '.join(get_args(Activation))}")
+        raise CheckpointError(f"unknown activation {activation!r}; choose {', '.join(get_args(Activation))}")
     if name.startswith(hub.HUB_PREFIX) and checkpoint is None:
         return _read(hub.fetch_repository(name), _Wanted(name, split, activation))
     if name.endswith(RANDOM) and checkpoint is None:
@@ -78,14 +78,14 @@ def load_backbone(
     builder = BUILDERS.get(name)
     if builder is None:
         if name == ANY_SIZE:
-            raise CheckpointError(f"{ANY_SIZE} is a backbone of any size: give its weights as checkpoint")
+            raise CheckpointError(f"{ANY_SIZE} needs a checkpoint: pass its weights")
         near = difflib.get_close_matches(name, BUILDERS, n=1, cutoff=0.4)
         hint = f", did you mean {near[0]}" if near else ""
-        raise CheckpointError(f"no backbone is called {name!r}{hint}; known: {', '.join(BUILDERS)}")
+        raise CheckpointError(f"unknown backbone {name!r}{hint}; known: {', '.join(BUILDERS)}")
     if activation is None:
         return builder(name, checkpoint, split)
     if name in LITE_BACKBONES:
-        raise CheckpointError(f"{name} brings its own weights; it takes no activation")
+        raise CheckpointError(f"{name} has its own weights; omit activation")
     return _load_clip(name, checkpoint, split, activation)
 
 
@@ -101,12 +101,12 @@ def random_backbone(name: str, *, seed: int = 0, split: Split = "paper") -> Clip
         CheckpointError: There is no such architecture.
     """
     if name not in ARCHITECTURES:
-        raise CheckpointError(f"no CLIP is called {name!r}; known: {', '.join(ARCHITECTURES)}")
+        raise CheckpointError(f"unknown CLIP {name!r}; known: {', '.join(ARCHITECTURES)}")
     return random_clip(ARCHITECTURES[name], seed=seed, split=split, name=name)
 
 
 def backbone_names() -> list[str]:
-    """Names that `load_backbone` takes by themselves."""
+    """Return the names that `load_backbone` accepts without a checkpoint."""
     return list(BUILDERS)
 
 
@@ -140,9 +140,9 @@ def _read(weights: Path, wanted: _Wanted) -> ClipBackbone:
         details |= {"activation": wanted.activation, "text_activation": None}
     elif "activation" not in config.details and found.family == "clip" and not _is_openais(raw, weights, wanted):
         _log.warning(
-            "%s: no file beside it gives the activation; QuickGELU is assumed, as in OpenAI's models. If it was trained"
-            " with the exact GELU, as most of LAION's were, set activation=gelu (backbone.activation in a recipe), or"
-            " put its config.json or open_clip_config.json beside it",
+            "%%s: no configuration gives the activation; assuming QuickGELU, as in OpenAI's models. If it "
+            "was trained with the exact GELU, like most of LAION's, set activation=gelu (backbone.activation in a "
+            "recipe), or put its config.json or open_clip_config.json next to it",
             weights,
         )
     architecture = found.with_details(details)
@@ -185,7 +185,7 @@ def _checked(found: Architecture, config: ModelConfig, wanted: _Wanted, weights:
     free = named is not None and named.family == found.family != "clip" and wanted.given
     if named is not None and not free and not named.same_sizes(found):
         hint = f"; load it as {ANY_SIZE}" if named.family == found.family == "clip" else ""
-        raise CheckpointError(f"{weights} holds a CLIP of the kind {found.label}, not {wanted.name}{hint}")
+        raise CheckpointError(f"{weights} has a CLIP of the kind {found.label}, not {wanted.name}{hint}")
     return found
 
 
@@ -246,7 +246,7 @@ def _load_clip(
 
 def _load_lite(name: str, checkpoint: Checkpoint | None, split: Split) -> Backbone:
     if checkpoint is not None:
-        raise CheckpointError(f"{name} brings its own weights; it takes no checkpoint")
+        raise CheckpointError(f"{name} has its own weights; omit checkpoint")
     from intclip.backbones.lite import build_lite
 
     return build_lite(split, name)

@@ -25,7 +25,7 @@ def local_weights(name: str) -> Path | None:
     if not folder:
         return None
     if not Path(folder).is_dir():
-        raise CheckpointError(f"{WEIGHTS_VARIABLE} names {folder}, which is not a folder; correct or unset it")
+        raise CheckpointError(f"{WEIGHTS_VARIABLE} is {folder}, which is not a folder; correct or unset it")
     stem = name.replace("/", "-").replace("@", "-")
     candidates = (Path(folder, f"{stem}{suffix}") for suffix in (".safetensors", ".pt", ".bin", ""))
     return next((path for path in candidates if path.exists()), None)

@@ -1,4 +1,4 @@
-"""Texts in words that a text tower has never seen: all of them get the same embedding, and so the same score."""
+"""Detect texts of unknown words, which would all get the same embedding and score."""
 
 from collections.abc import Sequence
 
@@ -6,16 +6,16 @@ from intclip.backbones.base import Backbone
 from intclip.errors import IntclipError
 
 MOST_UNKNOWN = 0.5
-"""Above this share of unknown tokens, what is known does not carry the meaning."""
+"""Maximum share of unknown tokens."""
 
 
 def check_known(backbone: Backbone, texts: Sequence[str], remedy: str) -> None:
-    """Refuse texts that the text tower does not know.
+    """Raise for texts that the text tower does not know.
 
     Args:
-        backbone: Whose text tower.
-        texts: What to embed.
-        remedy: What the user can do, for the message.
+        backbone: Backbone of the text tower.
+        texts: Texts to embed.
+        remedy: Advice for the message.
 
     Raises:
         IntclipError: More than half of a text's tokens are unknown; the message names the text.
