@@ -14,7 +14,7 @@ from intclip.backbones import registry
 from intclip.cli.main import main
 from intclip.data.sample import Dataset, Sample
 from intclip.errors import IntclipError
-from intclip.evidence.label_attention import Look, contrasting, label_attention, overlap
+from intclip.evidence.label_attention import LabelAttention, contrasting, label_attention, overlap
 from intclip.evidence.prototypes import choose_prototypes, nearest_patches
 from intclip.inference.bundle import load_bundle, save_bundle
 from intclip.methods.registry import build_method
@@ -115,7 +115,12 @@ def test_attention_is_the_decoders_and_contrast_is_least_overlap(bundle: Path, p
         assert look.attention.min() >= 0
         assert overlap(look, look) == pytest.approx(1, abs=1e-5)
     left, right = np.array([[1.0, 0.0]], np.float32), np.array([[0.0, 1.0]], np.float32)
-    made = [Look("a", 0.9, left), Look("b", 0.8, (left + right) / 2), Look("c", 0.7, right), Look("d", 0.1, right)]
+    made = [
+        LabelAttention("a", 0.9, left),
+        LabelAttention("b", 0.8, (left + right) / 2),
+        LabelAttention("c", 0.7, right),
+        LabelAttention("d", 0.1, right),
+    ]
     assert [look.label for look in contrasting(made)] == ["a", "c"]
     assert [look.label for look in contrasting(made, top=2)] == ["a", "b"]
     assert overlap(made[0], made[1]) == pytest.approx(0.5)

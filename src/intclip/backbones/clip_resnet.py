@@ -109,8 +109,7 @@ class AttentionPool(ImageHead):
         where it is a constant.
         """
         positions = deep.flatten(2).transpose(1, 2) + self.positional_embedding[1:]
-        # torch.jit.is_tracing has no types, and mypy refuses it.
-        recorded = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+        recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
         if recorded or positions.shape[0] * positions.shape[1] > self.c_proj.out_features:
             with torch.autocast(deep.device.type, enabled=False):
                 weight = self.c_proj.weight @ self.v_proj.weight

@@ -15,7 +15,7 @@ Runner = Annotated[Literal["local", "ray"], typer.Option("--runner", help="Run i
 
 
 @dataclass(frozen=True)
-class Kept:
+class JobOutputs:
     """What a job computes and stores."""
 
     embedding: Annotated[bool, typer.Option("--embedding", help="Store each photo's embedding.")] = False
@@ -55,7 +55,7 @@ def batch(
     as_json: AsJson = False,
     *,
     choice: ModelChoice,
-    kept: Kept,
+    kept: JobOutputs,
     ask: Ask,
     reading: Reading,
 ) -> None:

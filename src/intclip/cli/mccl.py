@@ -54,7 +54,7 @@ def prototypes(
     method = _load(run, checkpoint)
     chosen = choose_prototypes(method, stage=stage, label=label, count=count, seed=seed)
     with progress_bar("searching photos") as tell:
-        found = nearest_patches(method, _told(paths, tell), chosen, count=nearest)
+        found = nearest_patches(method, _reporting(paths, tell), chosen, count=nearest)
     draw_prototypes(method, found, out)
     in_use = {number: (used, method.options.pool.prototypes) for number, used in method.prototypes_in_use().items()}
     if as_json:
@@ -190,7 +190,7 @@ def _load(run: str, checkpoint: Path | None) -> "MCCL":
     return method
 
 
-def _told(paths: list[Path], tell: "Callable[[int, int], None] | None") -> "Iterator[Path]":
+def _reporting(paths: list[Path], tell: "Callable[[int, int], None] | None") -> "Iterator[Path]":
     for done, path in enumerate(paths):
         if tell is not None:
             tell(done, len(paths))

@@ -27,7 +27,7 @@ _SIGNS, _PLAIN_SIGNS = ("●", "○", "━"), ("*", "o", "=")
 
 
 @dataclass(frozen=True)
-class Shown:
+class Display:
     """Which part of a prediction is shown."""
 
     top: Annotated[int, typer.Option(min=1, help="Labels shown for each photo, most probable first.")] = 5
@@ -90,7 +90,7 @@ class Results:
         stack: Closes the files; on error they are removed.
     """
 
-    def __init__(self, outputs: Outputs, shown: Shown, predictor: "Predictor", stack: ExitStack) -> None:
+    def __init__(self, outputs: Outputs, shown: Display, predictor: "Predictor", stack: ExitStack) -> None:
         from intclip.inference.results import csv_writer, json_writer, parquet_writer
 
         levels = list(predictor.taxonomy.levels.values())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from intclip.cli.options import ModelChoice, Reading, ReadText, with_options
-from intclip.cli.outputs import Outputs, Results, Shown
+from intclip.cli.outputs import Display, Outputs, Results
 
 if TYPE_CHECKING:
     from intclip.data.images import ImageInput
@@ -32,7 +32,7 @@ def predict(
     read_text: ReadText = False,
     *,
     choice: ModelChoice,
-    shown: Shown,
+    shown: Display,
     outputs: Outputs,
     reading: Reading,
 ) -> None:

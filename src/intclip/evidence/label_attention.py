@@ -17,7 +17,7 @@ from intclip.methods.mccl.model import MCCL
 
 
 @dataclass(frozen=True)
-class Look:
+class LabelAttention:
     """Attention of a label in a photo.
 
     Attributes:
@@ -32,7 +32,7 @@ class Look:
 
 
 @torch.no_grad()
-def label_attention(method: MCCL, photo: Path) -> list[Look]:
+def label_attention(method: MCCL, photo: Path) -> list[LabelAttention]:
     """Compute the attention of every label in a photo.
 
     Raises:
@@ -46,15 +46,15 @@ def label_attention(method: MCCL, photo: Path) -> list[Look]:
     # The map is attention relative to uniform attention, minus 1.
     shares = (output.maps["fused"][0] + 1).cpu().numpy()
     shares /= shares.sum(axis=(1, 2), keepdims=True)
-    return [Look(*item) for item in zip(method.taxonomy.names, chances, shares, strict=True)]
+    return [LabelAttention(*item) for item in zip(method.taxonomy.names, chances, shares, strict=True)]
 
 
-def overlap(first: Look, second: Look) -> float:
+def overlap(first: LabelAttention, second: LabelAttention) -> float:
     """Return the overlap of two labels' attention: Σ min(a, b), 1 for the same regions and 0 for disjoint ones."""
     return float(np.minimum(first.attention, second.attention).sum())
 
 
-def contrasting(looks: Sequence[Look], top: int = 5) -> list[Look]:
+def contrasting(looks: Sequence[LabelAttention], top: int = 5) -> list[LabelAttention]:
     """Return the two probable labels whose attention overlaps least, the more probable first."""
     likely = sorted(looks, key=lambda look: -look.probability)[: max(top, 2)]
     pairs = [(overlap(a, b), i, j) for i, a in enumerate(likely) for j, b in enumerate(likely) if i < j]
@@ -64,7 +64,9 @@ def contrasting(looks: Sequence[Look], top: int = 5) -> list[Look]:
     return [likely[i], likely[j]]
 
 
-def draw_attention(method: MCCL, photo: Path, looks: Sequence[Look], path: Path, *, height: int = 360) -> None:
+def draw_attention(
+    method: MCCL, photo: Path, looks: Sequence[LabelAttention], path: Path, *, height: int = 360
+) -> None:
     """Draw the photo, and the photo with the attention of labels, as PNG or JPEG.
 
     Raises:

@@ -167,14 +167,14 @@ class TorchEngine:
             tensor = tensor.to(memory_format=torch.channels_last)
         cast = torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None)
         # Not inference mode: text features cached there could not be used in the gradients of evidence.
-        with self._lock, self._told_threads(), torch.no_grad(), cast:
+        with self._lock, self._own_thread_count(), torch.no_grad(), cast:
             out = self._module(tensor)
         named = out if isinstance(out, dict) else {"output": out}
         self.outputs = self.outputs or tuple(named)
         return {name: named[name].float().cpu().contiguous().numpy() for name in self.outputs}
 
     @contextmanager
-    def _told_threads(self) -> Iterator[None]:
+    def _own_thread_count(self) -> Iterator[None]:
         """Set torch's thread count temporarily, since it is global to the process."""
         if self._threads is None:
             yield

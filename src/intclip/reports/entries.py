@@ -153,8 +153,8 @@ def thresholds_per_mille(thresholds: npt.NDArray[np.floating[Any]]) -> list[int]
     return [round(float(threshold) * PER_MILLE) for threshold in thresholds]
 
 
-class Shown(TypedDict):
-    """Return the fields of an entry for the photo."""
+class Thumbnail(TypedDict):
+    """The fields of an entry for the photo."""
 
     name: str
     path: str
@@ -163,12 +163,12 @@ class Shown(TypedDict):
     box: tuple[float, float, float, float]
 
 
-def thumbnail(image: Image.Image, source: str, preprocess: Preprocess) -> Shown:
+def thumbnail(image: Image.Image, source: str, preprocess: Preprocess) -> Thumbnail:
     """Make a photo's thumbnail, in place."""
     box = preprocess.source_box(image.size)
     width, height = image.size
     image.thumbnail((THUMBNAIL, THUMBNAIL))
-    return Shown(
+    return Thumbnail(
         name=Path(source).name,
         path=source,
         image=data_url(image, THUMBNAIL, quality=72),

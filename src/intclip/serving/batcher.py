@@ -281,7 +281,7 @@ class Batcher:
                 job.pixels = _read(job.image, self.models[job.model], self._max_pixels)
                 job.image = None
         except BaseException as error:  # of any kind: the room must be released, and a client is waiting
-            self._finish([job], [self._told(error)])
+            self._finish([job], [self._without_frames(error)])
             return
         with self._change:
             self._queue.append(job)
@@ -338,7 +338,7 @@ class Batcher:
             found = _predict(self.models[jobs[0].model], jobs, pixels, self._max_batch)
         except BaseException as error:  # must not end the worker (a Rust panic is not an Exception) or fail the others
             if len(jobs) == 1:
-                return [self._told(error)]
+                return [self._without_frames(error)]
             half = len(jobs) // 2
             return self._compute(jobs[:half], pixels) + self._compute(jobs[half:], pixels)
         with self._change:
@@ -348,7 +348,7 @@ class Batcher:
         self._on_batch(len(jobs), seconds)
         return found
 
-    def _told(self, error: BaseException) -> Exception:
+    def _without_frames(self, error: BaseException) -> Exception:
         """Return the error for the future without frames, which would keep the photo alive."""
         if isinstance(error, IntclipError):
             return type(error)(str(error)) if type(error) in (ImageError, IntclipError) else error

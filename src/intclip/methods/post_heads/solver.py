@@ -18,7 +18,7 @@ Params = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Dual:
+class DualHead:
     """A fitted head.
 
     Attributes:
@@ -56,7 +56,7 @@ def kernel(cosines: Array, gamma: float) -> Array:
     return np.exp(-gamma * (1 - cosines)) if gamma else cosines
 
 
-def fit_head(name: str, cosines: Array, targets: Array, neighbours: Array, params: Params) -> Dual:
+def fit_head(name: str, cosines: Array, targets: Array, neighbours: Array, params: Params) -> DualHead:
     """Fit one head.
 
     Args:
@@ -70,7 +70,7 @@ def fit_head(name: str, cosines: Array, targets: Array, neighbours: Array, param
     count = np.maximum(targets.sum(axis=0), 1)
     if name == "prototypes":
         alpha = targets / count - 1 / len(targets)
-        return Dual(0.0, alpha * (targets.sum(axis=0) > 0), np.zeros(targets.shape[1]))
+        return DualHead(0.0, alpha * (targets.sum(axis=0) > 0), np.zeros(targets.shape[1]))
     if name == "logistic":
         return _logistic(cosines, targets, chosen["C"])
     if name == "svm":
@@ -79,7 +79,7 @@ def fit_head(name: str, cosines: Array, targets: Array, neighbours: Array, param
     dual = _ridge(kernel(cosines, gamma), targets, gamma, chosen["penalty"])
     if name == "graph":
         smooth = np.eye(targets.shape[1]) + chosen["share"] * label_graph(targets, neighbours)
-        return Dual(gamma, dual.alpha @ smooth, dual.bias @ smooth)
+        return DualHead(gamma, dual.alpha @ smooth, dual.bias @ smooth)
     return dual
 
 
@@ -95,13 +95,13 @@ def label_graph(targets: Array, neighbours: Array) -> Array:
     return np.asarray(graph / np.maximum(graph.sum(axis=0), 1), dtype=np.float64)
 
 
-def _ridge(gram: Array, targets: Array, gamma: float, penalty: float) -> Dual:
+def _ridge(gram: Array, targets: Array, gamma: float, penalty: float) -> DualHead:
     bias = targets.mean(axis=0)
     alpha = np.linalg.solve(gram + penalty * np.eye(len(gram)), targets - bias)
-    return Dual(gamma, alpha * (targets.sum(axis=0) > 0), bias)
+    return DualHead(gamma, alpha * (targets.sum(axis=0) > 0), bias)
 
 
-def _logistic(cosines: Array, targets: Array, strength: float) -> Dual:
+def _logistic(cosines: Array, targets: Array, strength: float) -> DualHead:
     """Balanced logistic regression on the posts' coordinates in their own span."""
     from sklearn.linear_model import LogisticRegression
 
@@ -117,7 +117,7 @@ def _logistic(cosines: Array, targets: Array, strength: float) -> Dual:
     return _by_class(one, 0.0, targets)
 
 
-def _svm(cosines: Array, targets: Array, gamma: float, strength: float) -> Dual:
+def _svm(cosines: Array, targets: Array, gamma: float, strength: float) -> DualHead:
     from sklearn.svm import SVC
 
     gram = kernel(cosines, gamma)
@@ -131,9 +131,9 @@ def _svm(cosines: Array, targets: Array, gamma: float, strength: float) -> Dual:
     return _by_class(one, gamma, targets)
 
 
-def _by_class(one: Any, gamma: float, targets: Array) -> Dual:
+def _by_class(one: Any, gamma: float, targets: Array) -> DualHead:
     alpha, bias = np.zeros(targets.shape), np.zeros(targets.shape[1])
     for k in range(targets.shape[1]):
         if 0 < targets[:, k].sum() < len(targets):
             alpha[:, k], bias[k] = one(targets[:, k])
-    return Dual(gamma, alpha, bias)
+    return DualHead(gamma, alpha, bias)
