@@ -120,8 +120,8 @@ def block(rows: Sequence[str], figures: Figures) -> str:
         [[title, *(each.spread(metric) for metric in shown), str(len(each.runs))] for title, each in lines],
     )
     text = (
-        f"Backbone `lite`, few photos, few epochs, as the study `{STUDY}` has them; percent, mean ± standard\n"
-        "deviation over seeds. Beside the other methods, with costs: [docs/results.md](../../../../docs/results.md).\n"
+        f"Backbone `lite`, few photos and epochs, as in the study `{STUDY}`; percentages, mean ± standard deviation\n"
+        "over seeds. All methods, with costs: [docs/results.md](../../../../docs/results.md).\n"
     )
     return f"{BEGIN}\n{text}\n{table}\n{''.join(commands)}\n{END}\n"
 

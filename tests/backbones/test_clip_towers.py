@@ -214,7 +214,7 @@ def test_random_weights_depend_on_the_seed_alone():
 
 
 def test_random_backbone_knows_the_names():
-    with pytest.raises(CheckpointError, match=r"no CLIP is called 'RN18'; known: RN50, RN101"):
+    with pytest.raises(CheckpointError, match=r"unknown CLIP 'RN18'; known: RN50, RN101"):
         random_backbone("RN18")
 
 

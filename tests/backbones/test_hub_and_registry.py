@@ -270,7 +270,7 @@ class TestByName:
     def test_unknown_names(self):
         with pytest.raises(CheckpointError, match=r"'ViT-B32', did you mean ViT-B/32; known: lite, lite2, lite\+lite2"):
             load_backbone("ViT-B32")
-        with pytest.raises(CheckpointError, match="no split is called 'papers'; known: paper, released"):
+        with pytest.raises(CheckpointError, match="unknown split 'papers'; choose paper, released"):
             load_backbone("lite", split="papers")
 
     def test_lite_takes_no_checkpoint(self):
@@ -308,5 +308,5 @@ def test_random_weights_have_a_name_that_loads_them_again():
     first, second = (load_backbone("RN50@random", split="released") for _ in range(2))
     assert first.name == "RN50@random"
     assert torch.equal(first.head.regions(torch.ones(1, 2048, 7, 7)), second.head.regions(torch.ones(1, 2048, 7, 7)))
-    with pytest.raises(CheckpointError, match="no CLIP is called 'RN5'"):
+    with pytest.raises(CheckpointError, match="unknown CLIP 'RN5'"):
         load_backbone("RN5@random")

@@ -293,7 +293,7 @@ def test_specs_that_lead_nowhere(bundle_path, tmp_path):
         intclip.load(bundle_path, taxonomy="intentonomy")
     with pytest.raises(IntclipError, match="has its own labels; sentences are for zero-shot models"):
         intclip.load(bundle_path, sentences="fine")
-    with pytest.raises(IntclipError, match="no backbone"):
+    with pytest.raises(IntclipError, match="unknown backbone"):
         intclip.load("zero-shot:RN1O1", taxonomy=tiny_taxonomy())
     with pytest.raises(IntclipError, match="unknown engine"):
         intclip.load(bundle_path, engine="tpu")
@@ -310,7 +310,7 @@ def test_a_bundle_whose_backbone_is_unknown_here(bundle_path, tmp_path, monkeypa
 
     monkeypatch.delitem(registry.BUILDERS, "tiny")
     copy = shutil.copytree(bundle_path, tmp_path / "copy")
-    with pytest.raises(IntclipError, match="no backbone is called 'tiny'"):
+    with pytest.raises(IntclipError, match="unknown backbone 'tiny'"):
         intclip.load(copy, engine="torch", device="cpu")
 
 
