@@ -15,7 +15,8 @@ from intclip.backbones.clip import random_clip
 from intclip.backbones.efficientnet_lite import HEAD_CHANNELS
 from intclip.backbones.families import TRAITS
 from intclip.backbones.lite_towers import LITE_BACKBONES, LITE_TOWERS, TEXT_PACKAGE, package_folder
-from intclip.backbones.minilm import MiniLM, load_tokenizer
+from intclip.backbones.minilm import MiniLM
+from intclip.backbones.wordpieces import load_tokenizer
 
 _TEXT = {"text_width": 16, "text_layers": 2, "text_heads": 2}
 _RESNET = Architecture(8, 64, (1, 1, 1, 1), 8, None, **_TEXT)

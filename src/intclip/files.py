@@ -6,6 +6,7 @@ links keeps its content. "-" (standard output), pipes and character devices such
 
 import hashlib
 import io
+import json
 import os
 import re
 import shutil
@@ -238,6 +239,11 @@ def _try_lock(file: IO[str]) -> bool:
     except OSError:
         return False
     return True
+
+
+def digest(content: object) -> str:
+    """SHA-256 of plain data, through its sorted JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

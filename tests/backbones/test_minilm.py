@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from intclip.backbones.minilm import load_tokenizer, minilm_from_state_dict
+from intclip.backbones.minilm import minilm_from_state_dict
+from intclip.backbones.wordpieces import load_tokenizer
 from intclip.errors import CheckpointError, IntclipError
 
 TEXTS = ["a cat", "A man, in a red jacket & hat, is climbing an ice-covered wall!", "Ⅳ café naïve 東京 🙂", ""]

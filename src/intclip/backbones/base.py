@@ -11,18 +11,21 @@ returns. All parameters of a backbone are frozen; methods train copies.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, Protocol, get_args
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 from intclip.backbones.architecture import Activation, Split
-from intclip.backbones.content import digest, tensor_hashes
+from intclip.backbones.content import tensor_hashes
 from intclip.backbones.preprocess import Preprocess
 from intclip.errors import IntclipError
+from intclip.files import digest
 
 FeatureName = Literal["pixels", "trunk", "deep", "regions", "pooled", "stages", "stage1", "stage2", "stage3", "stage4"]
 """Features of a backbone, per photo:
@@ -43,6 +46,18 @@ Progress = Callable[[int, int], None]
 TEXT_BATCH = 32
 
 
+class Store(Protocol):
+    """Keeps text features between runs."""
+
+    def read(self, texts: Sequence[str]) -> Mapping[int, npt.NDArray[np.float32]]:
+        """Place to features (D,) of the texts that it has."""
+        ...
+
+    def write(self, texts: Sequence[str], features: npt.NDArray[np.float32]) -> None:
+        """Keep the features (T, D) of texts."""
+        ...
+
+
 class TextTower(nn.Module, ABC):
     """A text encoder that takes tokens, or embeddings instead of tokens (learned prompts).
 
@@ -53,6 +68,7 @@ class TextTower(nn.Module, ABC):
         start_tokens: Number of tokens before a text's own, 0 or 1.
         end_tokens: Number of tokens after a text's own, 0 or 1.
         engine: Computes `forward` in `embed_texts` on a CPU; see `intclip.inference.text_engine`.
+        store: Where `embed_texts` looks for features first; see `intclip.data.text_store`.
     """
 
     width: int
@@ -61,6 +77,7 @@ class TextTower(nn.Module, ABC):
     start_tokens: int = 1
     end_tokens: int = 1
     engine: Callable[[Tensor], Tensor] | None = None
+    store: Store | None = None
 
     @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> Tensor:
@@ -109,10 +126,16 @@ class TextTower(nn.Module, ABC):
         device = next(self.parameters()).device
         encode = self.engine if self.engine is not None and device.type == "cpu" else self
         encoded = torch.empty(len(unique), self.embed_dim, device=device)
-        order = sorted(range(len(unique)), key=lambda place: len(unique[place]))
+        kept = {} if self.store is None else self.store.read(unique)
+        for place, features in kept.items():
+            encoded[place] = torch.tensor(features)
+        order = sorted((place for place in range(len(unique)) if place not in kept), key=lambda p: len(unique[p]))
         for start in range(0, len(order), TEXT_BATCH):
             rows = order[start : start + TEXT_BATCH]
-            encoded[rows] = encode(self.tokenize([unique[row] for row in rows]).to(device)).float()
+            some = [unique[row] for row in rows]
+            encoded[rows] = encode(self.tokenize(some).to(device)).float()
+            if self.store is not None:
+                self.store.write(some, encoded[rows].cpu().numpy())
             if on_progress is not None:
                 done = min(start + TEXT_BATCH, len(order))
                 on_progress(round(done * len(texts) / len(order)), len(texts))

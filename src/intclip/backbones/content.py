@@ -1,15 +1,9 @@
 """Content of weights as hashes."""
 
 import hashlib
-import json
 
 import torch
 from torch import Tensor, nn
-
-
-def digest(content: object) -> str:
-    """SHA-256 of plain data, through its sorted JSON."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def tensor_hash(tensor: Tensor) -> str:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from intclip.backbones.architecture import Split
 from intclip.backbones.base import Backbone, FeatureName, Features, ImageHead
 from intclip.backbones.checkpoint_files import read_state_dict
-from intclip.backbones.content import digest
 from intclip.backbones.efficientnet_lite import (
     ChannelsLast,
     build_layers,
@@ -33,13 +32,14 @@ from intclip.backbones.lite_towers import (
     LiteTower,
     package_folder,
 )
-from intclip.backbones.minilm import load_tokenizer, minilm_from_state_dict
+from intclip.backbones.minilm import minilm_from_state_dict
 from intclip.backbones.preprocess import Preprocess
 from intclip.backbones.side_by_side import OwnChannels, SideBySide
-from intclip.backbones.sources import source_files
+from intclip.backbones.sources import embedded_identity
 from intclip.backbones.weight_files import find_weights
+from intclip.backbones.wordpieces import load_tokenizer
 from intclip.errors import CheckpointError, IntclipError
-from intclip.files import atomic_path, sha256_file
+from intclip.files import atomic_path
 
 TRUNK_STAGES: dict[Split, int] = {"paper": 5, "released": 3}
 """Stages in the trunk: it ends at the 14 × 14 map, or at the 28 × 28 one as in the released code's split."""
@@ -157,7 +157,7 @@ class LiteBackbone(Backbone):
 
         Not of the tensors: batch norms are folded into convolutions, and the last bits of that differ by processor.
         """
-        return digest([self.name, [sha256_file(path) for path in source_files(self.name, None)]])
+        return embedded_identity(self.name)
 
     def take(self, preprocess: Preprocess) -> None:
         """Change the preprocessing, with sides of any multiple of 32 pixels; the grid scales with it."""

@@ -5,7 +5,6 @@ BERT (Devlin et al., 2019), mean pooling over the tokens. Embeddings can be give
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +12,10 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from intclip.backbones.base import TextTower
-from intclip.errors import CheckpointError, IntclipError
+from intclip.backbones.wordpieces import CONTEXT_LENGTH, token_rows, unknown_share
+from intclip.errors import CheckpointError
 
 LAYER_NORM_EPS = 1e-12
-CONTEXT_LENGTH = 256
-"""What the sentence model was trained with; BERT's positions would allow 512."""
 
 
 class EncoderLayer(nn.Module):
@@ -67,23 +65,15 @@ class MiniLM(TextTower):
         Raises:
             IntclipError: A text has more than `context_length` tokens.
         """
-        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
-        for text, row in zip(texts, rows, strict=True):
-            if len(row) > self.context_length:
-                start = f"{text[:40]}…"
-                raise IntclipError(f"text has {len(row)} tokens, over {self.context_length}: {start!r}; shorten it")
+        rows = token_rows(self.tokenizer, texts, self.context_length)
         tokens = torch.zeros(len(rows), max(map(len, rows), default=0), dtype=torch.int64)
         for index, row in enumerate(rows):
             tokens[index, : len(row)] = torch.tensor(row)
         return tokens
 
     def unknown_share(self, texts: Sequence[str]) -> list[float]:
-        """Return the share of uninformative tokens in each text, in [0, 1]; 0 for an empty text.
-
-        These are [UNK], and single letters of other alphabets, since the tower was trained on English.
-        """
-        rows = [encoding.tokens for encoding in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
-        return [sum(map(_says_nothing, row)) / len(row) if row else 0.0 for row in rows]
+        """See `wordpieces.unknown_share`."""
+        return unknown_share(self.tokenizer, texts)
 
     def lengths(self, tokens: Tensor) -> Tensor:
         """Number of tokens of each row (T,), start and end included, padding not."""
@@ -106,19 +96,6 @@ class MiniLM(TextTower):
         return features
 
 
-def _says_nothing(token: str) -> bool:
-    letters = token.removeprefix("##")
-    return token == "[UNK]" or (len(letters) == 1 and letters.isalpha() and not letters.isascii())
-
-
-def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a `tokenizer.json`, neither padding nor cutting."""
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
-
-
 def minilm_from_state_dict(state: Mapping[str, Tensor], tokenizer: Tokenizer, *, heads: int = 12) -> MiniLM:
     """A sentence encoder from the state dict of a Hugging Face `BertModel`, sizes told by its tensors.
 
@@ -130,6 +107,24 @@ def minilm_from_state_dict(state: Mapping[str, Tensor], tokenizer: Tokenizer, *,
     Raises:
         CheckpointError: A tensor is missing or left over; all are named.
     """
+    own = own_tensors(state)
+    vocabulary, width = own["token_embedding.weight"].shape
+    with torch.device("meta"):
+        model = MiniLM(
+            tokenizer,
+            vocabulary=vocabulary,
+            positions=len(own["positions"]),
+            width=width,
+            hidden=len(own["layers.0.up.bias"]),
+            layers=sum(key.endswith(".up.bias") for key in own),
+            heads=heads,
+        )
+    model.load_state_dict(own, assign=True)
+    return model
+
+
+def own_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a `MiniLM` by name, from those of a `BertModel`; raises as `minilm_from_state_dict`."""
     left = {key: value for key, value in state.items() if not key.startswith(("pooler.", "embeddings.position_ids"))}
     missing: list[str] = []
 
@@ -162,19 +157,7 @@ def minilm_from_state_dict(state: Mapping[str, Tensor], tokenizer: Tokenizer, *,
         )
     if left:
         raise CheckpointError(f"BERT checkpoint has unknown tensors: {', '.join(sorted(left))}; supply a BertModel")
-    vocabulary, width = own["token_embedding.weight"].shape
-    with torch.device("meta"):
-        model = MiniLM(
-            tokenizer,
-            vocabulary=vocabulary,
-            positions=len(own["positions"]),
-            width=width,
-            hidden=len(own["layers.0.up.bias"]),
-            layers=depth,
-            heads=heads,
-        )
-    model.load_state_dict(own, assign=True)
-    return model
+    return own
 
 
 _LAYER_KEYS = {

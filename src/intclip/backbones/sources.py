@@ -7,6 +7,7 @@ from intclip.backbones import hub
 from intclip.backbones.lite_towers import CLASS_NAMES, LITE_BACKBONES, LITE_TOWERS, TEXT_PACKAGE, package_folder
 from intclip.backbones.weight_files import SIDECARS, find_weights, weight_parts
 from intclip.errors import CheckpointError
+from intclip.files import digest, sha256_file
 
 WEIGHTS_VARIABLE = "INTCLIP_WEIGHTS"
 """Environment variable: a folder of weight files such as `RN101.pt` or `ViT-B-32.safetensors`."""
@@ -54,6 +55,11 @@ def source_files(name: str, checkpoint: str | os.PathLike[str] | None) -> list[P
         return _beside(find_weights(Path(spec).expanduser()))
     path = local_weights(name)
     return _beside(None if path is None else find_weights(path))
+
+
+def embedded_identity(name: str) -> str:
+    """SHA-256 of the files that an embedded backbone's weights come from: its `Backbone.identity`."""
+    return digest([name, [sha256_file(path) for path in source_files(name, None)]])
 
 
 def _beside(weights: Path | None) -> list[Path]:

@@ -1,15 +1,27 @@
 """Detect texts of unknown words, which would all get the same embedding and score."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
-from intclip.backbones.base import Backbone
 from intclip.errors import IntclipError
 
+OTHER_LANGUAGE = "write the labels in English, or give each an English `sentence:` in the file"
+"""The remedy for labels."""
 MOST_UNKNOWN = 0.5
 """Maximum share of unknown tokens."""
 
 
-def check_known(backbone: Backbone, texts: Sequence[str], remedy: str) -> None:
+class Reader(Protocol):
+    """A backbone, or its text tower alone."""
+
+    name: str
+
+    def unknown_share(self, texts: Sequence[str]) -> list[float]:
+        """Share of each text's tokens that it does not know, in [0, 1]."""
+        ...
+
+
+def check_known(backbone: Reader, texts: Sequence[str], remedy: str) -> None:
     """Raise for texts that the text tower does not know.
 
     Args:

@@ -27,12 +27,11 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import Progress
 
-from intclip.backbones.content import digest
 from intclip.data.images import read_bytes
 from intclip.data.loading import usable_cores
 from intclip.data.sample import ImageSource
 from intclip.errors import ImageError, StorageError
-from intclip.files import sha256_file, write_text
+from intclip.files import digest, sha256_file, write_text
 
 T = TypeVar("T")
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from intclip.backbones.base import Backbone, FeatureName, Features
-from intclip.backbones.content import digest, tensor_hashes
+from intclip.backbones.content import tensor_hashes
 from intclip.backbones.preprocess import Preprocess
 from intclip.data.cache_shards import (
     FORMAT,
@@ -47,7 +47,7 @@ from intclip.data.loading import PixelBatch, pixel_batches, usable_cores
 from intclip.data.sample import Sample
 from intclip.data.transforms import Augment
 from intclip.errors import StorageError, reason
-from intclip.files import atomic_directory
+from intclip.files import atomic_directory, digest
 
 Extract = Callable[[npt.NDArray[np.float32]], Arrays]
 """Pixels (B, 3, S, S) to features (B, …) by name, "stages" as `stage1` … `stage4`: see `intclip.training.frozen`."""

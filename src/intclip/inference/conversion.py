@@ -5,7 +5,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -58,13 +58,16 @@ class _Prepared:
     others: list[tuple[Tensor, ...]]
 
 
-def to_openvino(module: nn.Module, example: Inputs, *, others: Sequence[Inputs] = ()) -> Any:
+def to_openvino(
+    module: nn.Module, example: Inputs, *, others: Sequence[Inputs] = (), fixed: Collection[str] = ()
+) -> Any:
     """Convert a module to `openvino.Model`.
 
     Args:
         module: Maps one batched tensor, or named ones, to a tensor or to named tensors; in evaluation mode.
         example: B at least 2 so that no size is mistaken for a constant 1. Integers are tokens, with dynamic length.
         others: Batches with another B for comparing the graph with torch; default: noise.
+        fixed: Names of inputs that are weights, whose shapes are static.
 
     Raises:
         IntclipError: The module cannot be converted, or the graph differs from the module on another batch.
@@ -75,7 +78,10 @@ def to_openvino(module: nn.Module, example: Inputs, *, others: Sequence[Inputs] 
         # Traced, not exported: torch.export takes several times as long and loses the dynamic shape in this converter.
         trace: Callable[..., Any] = torch.jit.trace
         traced = trace(prepared.module, prepared.batch, check_trace=False)
-        shapes = [openvino.PartialShape(_free_shape(tensor)) for tensor in prepared.batch]
+        shapes = [
+            openvino.PartialShape(list(tensor.shape) if name in fixed else _free_shape(tensor))
+            for name, tensor in zip(prepared.inputs, prepared.batch, strict=True)
+        ]
         try:
             model = openvino.convert_model(traced, example_input=prepared.batch, input=shapes)
         except RuntimeError as error:

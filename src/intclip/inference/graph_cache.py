@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ _CODE = ("backbones", "inference", "labels", "methods")
 
 def graph_key(**parts: Any) -> str:
     """Hash everything that a graph depends on; `parts` are plain data."""
-    parts["code"] = _stamps(Path(__file__).parents[1] / room for room in _CODE)
+    parts["code"] = _code()
     for package in ("openvino", "onnx"):
         try:
             parts[package] = version(package)
@@ -101,18 +102,21 @@ def weights_identity(backbone: str, checkpoint: str | os.PathLike[str] | None) -
     return [backbone, str(checkpoint), _stamps(source_files(backbone, checkpoint))]
 
 
+@lru_cache(maxsize=1)
+def _code() -> list[tuple[str | int, ...]]:
+    return _stamps(Path(__file__).parents[1] / room for room in _CODE)
+
+
 def _stamps(paths: Iterable[Path], *, code: bool = True) -> list[tuple[str | int, ...]]:
     """Return path, size and times of files and of all files in folders."""
     found: list[tuple[str | int, ...]] = []
-    for path in paths:
+    for path in (path.resolve() for path in paths):
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
         for file in files:
             if file.is_file() and file.suffix != ".pyc" and (code or file.suffix != ".py"):
                 status = file.stat()
                 # Also st_ctime: copies may keep the modification time, but no program can set this one.
-                found.append(
-                    (str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-                )
+                found.append((str(file), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
     return found
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -16,7 +17,7 @@ from intclip.files import atomic_directory, cache_home
 from intclip.inference.bundle import JSON_FILE, WEIGHTS_FILE, Bundle, load_bundle
 from intclip.inference.card import Channel, ModelCard
 from intclip.inference.engines import Precision, choose_engine
-from intclip.inference.exported import SUFFIXES, GraphFormat, Tower, open_graph
+from intclip.inference.exported import SUFFIXES, Graph, GraphFormat, Tower, open_graph
 from intclip.inference.graph_cache import (
     cached_graph,
     cached_tower,
@@ -57,6 +58,7 @@ class _Model:
         thresholds: One, or K.
         identity: Everything that its outputs depend on, as plain data, for the key of its cached graph.
         build: Builds the torch method.
+        labels: Labels of a zero-shot model that reads scenes.
         channels: Channels that it uses.
         channel_thresholds: See `ModelCard`.
     """
@@ -65,6 +67,7 @@ class _Model:
     thresholds: Any
     identity: dict[str, Any]
     build: "Callable[[], Method]"
+    labels: Taxonomy | None = None
     channels: tuple[Channel, ...] = ("image",)
     channel_thresholds: dict[Channel, list[float]] = field(default_factory=dict)
 
@@ -148,40 +151,61 @@ def _load_exported(path: Path, engine: str, device: str, precision: Precision, t
 
 
 def _load_graph(model: _Model, format: GraphFormat, precision: Precision, threads: int | None) -> Predictor:
-    """Return the model's graph from the cache, or convert and cache it, which needs torch."""
+    """Return the model's graph from the cache, or make and cache it; only conversion needs torch."""
     key = graph_key(model=model.name, **model.identity)
     graph = cached_graph(key, format)
     if graph is None:
-        from intclip.inference.export import convert_head, trains_trunk
-
-        method = model.build()
-        card = _card(model, method)
-        tower_key, tower = ("", None) if trains_trunk(method) else _tower(method, format)
-        head = convert_head(method, card, format, maps=bool(card.maps))
+        tower_key, tower, head = _ready_made(model, format) or _converted(model, format)
         keep_graph(key, head, tower_key)
         # From the file, like every later load: the in-memory graph may differ in the last bits.
         graph = cached_graph(key, format) or (head if tower is None else tower.join(head))
     return Predictor(graph.card, engine=format, graph=graph, build=model.build, precision=precision, threads=threads)
 
 
-def _tower(method: "Method", format: GraphFormat) -> tuple[str, Tower]:
-    """Return key and graph of a method's image tower, converted once per backbone for all methods and labels."""
-    from intclip.inference.export import convert_tower, tower_features
+def _ready_made(model: _Model, format: GraphFormat) -> tuple[str, Tower, Graph] | None:
+    """Return the same as `_converted` without torch, if the package has the model's graphs."""
+    if format != "openvino" or model.labels is None:
+        return None
+    from intclip.inference.ready import find_ready
 
-    backbone = method.backbone
-    key = graph_key(
-        # By content: bundles with the same backbone name may use other weights or another activation.
-        weights=backbone.identity(),
-        split=backbone.split,
-        size=backbone.image_size,
-        features=tower_features(method),
-    )
+    ready = find_ready(model.identity["backbone"])
+    if ready is None or model.labels.exclusive:
+        return None
+    head = ready.head(model.name, model.labels, model.identity["sentences"], model.thresholds)
+    return (*_tower(ready.name, ready.tower_parts, ready.tower, format), head)
+
+
+def _converted(model: _Model, format: GraphFormat) -> tuple[str, Tower | None, Graph]:
+    """Return key and graph of the tower, if the model shares one, and the head's graph, converted by torch."""
+    from intclip.inference.export import convert_head, convert_tower, tower_features, trains_trunk
+
+    method = model.build()
+    card = _card(model, method)
+    tower_key, tower = "", None
+    if not trains_trunk(method):
+        backbone = method.backbone
+        parts = {
+            # By content: bundles with the same backbone name may use other weights or another activation.
+            "weights": backbone.identity(),
+            "split": backbone.split,
+            "size": backbone.image_size,
+            "features": tower_features(method),
+        }
+        tower_key, tower = _tower(backbone.name, parts, partial(convert_tower, method, format), format)
+    return tower_key, tower, convert_head(method, card, format, maps=bool(card.maps))
+
+
+def _tower(
+    backbone: str, parts: dict[str, Any], convert: Callable[[], Tower], format: GraphFormat
+) -> tuple[str, Tower]:
+    """Return key and graph of an image tower, converted once per backbone for all methods and labels."""
+    key = graph_key(**parts)
     tower = cached_tower(key, format)
     if tower is None:
         home = cache_home()
         kept = "; INTCLIP_CACHE is off, so this repeats at every start" if home is None else f", once; cached in {home}"
-        _log.info("converting %s for %s%s", backbone.name, _ENGINES[format], kept)
-        tower = convert_tower(method, format)
+        _log.info("converting %s for %s%s", backbone, _ENGINES[format], kept)
+        tower = convert()
         keep_tower(key, tower)
     return key, tower
 
@@ -216,7 +240,7 @@ def _zero_shot(
         "taxonomy": labels.to_dict(),
     }
     threshold = SCENES_THRESHOLD if options["scenes"] else ZERO_SHOT_THRESHOLD
-    return _Model(spec, threshold, identity, build)
+    return _Model(spec, threshold, identity, build, labels if options["scenes"] else None)
 
 
 def zero_shot_options(backbone: str, sentences: str = SENTENCES) -> dict[str, Any]:
@@ -235,8 +259,8 @@ def _bundle_model(spec: str, bundle: Bundle, checkpoint: str | os.PathLike[str] 
         info.thresholds,
         identity,
         lambda: bundle.build_method(checkpoint),
-        tuple(info.channels),
-        info.channel_thresholds,
+        channels=tuple(info.channels),
+        channel_thresholds=info.channel_thresholds,
     )
 
 

@@ -1,7 +1,5 @@
 """Length of a sentence in words, as counted by the paper's Table 3, and in CLIP tokens."""
 
-from intclip.clip_tokens import token_ids
-
 WORD_RANGES: dict[str, tuple[int, int]] = {"3-5": (3, 5), "6-9": (6, 9), "11-15": (11, 15), "16-20": (16, 20)}
 """Form to the minimum and maximum number of words of its sentences."""
 CONTEXT_LENGTH = 77
@@ -17,4 +15,6 @@ def count_words(text: str) -> int:
 
 def count_clip_tokens(text: str) -> int:
     """Count CLIP tokens, including start and end."""
+    from intclip.clip_tokens import token_ids  # slow to import, for ftfy; most programs count no tokens
+
     return len(token_ids(text))

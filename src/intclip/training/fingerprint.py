@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from intclip.backbones.base import Backbone
-from intclip.backbones.content import digest
 from intclip.data.cache_shards import photo_hashes
 from intclip.data.loading import usable_cores
 from intclip.data.sample import Dataset
 from intclip.errors import TrainingError, reason
-from intclip.files import sha256_file
+from intclip.files import digest, sha256_file
 
 DATA = "data.json"
 Fingerprint = dict[str, Any]

@@ -16,6 +16,7 @@ import torch
 from intclip.backbones.registry import load_backbone
 from intclip.data.loading import pixel_batches
 from intclip.data.sample import Dataset, Sample
+from intclip.data.text_store import use_store
 from intclip.errors import DatasetError
 from intclip.evaluation.report import write_predictions, write_report
 from intclip.evaluation.scoring import Report, Scores, headline, make_report
@@ -131,6 +132,7 @@ def fit_dataset(
     clock = time.perf_counter()
     tower = load_backbone(backbone)
     use_engine(tower.text)
+    use_store(tower.text)
     method = PostHeads(tower, taxonomy, options.model_copy(update={"channels": tuple(used)}))
     method.encode_labels()
     inputs, kept = encode_samples(method, samples, progress)

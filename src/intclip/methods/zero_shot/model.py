@@ -13,7 +13,7 @@ from pydantic import field_validator
 from torch import Tensor
 
 from intclip.backbones.base import Backbone, Features
-from intclip.backbones.unknown_words import check_known
+from intclip.backbones.unknown_words import OTHER_LANGUAGE, check_known
 from intclip.labels.taxonomy import Taxonomy
 from intclip.losses import binary_cross_entropy_with_logits
 from intclip.methods.base import Method, Output, WordUnit
@@ -83,7 +83,7 @@ class ZeroShot(Method):
         super().__init__(backbone, taxonomy, options)
         templates = TEMPLATES[options.templates] if isinstance(options.templates, str) else options.templates
         sentences = taxonomy.sentences(options.sentence_form)
-        check_known(backbone, sentences, "write the labels in English, or give each an English `sentence:` in the file")
+        check_known(backbone, sentences, OTHER_LANGUAGE)
         text = encode_classes(backbone, sentences, templates)
         direction, center, gain = SentenceScoring(backbone, options).scales(text)
         # Not stored: they follow from the backbone, the sentences and the options, which a bundle keeps.

@@ -67,22 +67,9 @@ class SceneScoring(nn.Module):
         if backbone.name not in LITE_BACKBONES or backbone.image_moments is None:
             raise RecipeError(f"backbone {backbone.name} does not read scenes; choose {', '.join(LITE_BACKBONES)}")
         bank = load_scenes()
-        embeddings = scene_embeddings(bank).to(text)
         mean, covariance = (moment.to(text) for moment in backbone.image_moments)
-        center = embeddings.mean(dim=0)
-        relevance, judged = _relevance(bank, taxonomy, embeddings @ text.T)
-        direction = F.normalize(text - center, dim=1)
-        deviation = ((direction @ covariance) * direction).sum(dim=1).clamp_min(1e-12).sqrt()
-        direction = DIRECT * direction / deviation[:, None]
-        values = {
-            "mean": mean,
-            "scenes": SCALE * F.normalize(embeddings - center, dim=1),
-            "relevance": relevance,
-            "judged": judged,
-            "direction": direction,
-            "center": direction @ mean,
-            "base": _logit(relevance.mean(dim=0)),
-        }
+        plausible, judged = (torch.from_numpy(values).to(text.device) for values in bank.judged(taxonomy))
+        values = label_values(scene_embeddings(bank).to(text), mean, covariance, text, plausible.to(text), judged)
         # Not stored: they follow from the backbone, the scenes and the labels' sentences, which a bundle keeps.
         for name, value in values.items():
             self.register_buffer(name, value, persistent=False)
@@ -117,21 +104,35 @@ def scene_embeddings(bank: Scenes) -> Tensor:
         return F.normalize(stored.get_tensor(TENSOR).float(), dim=1)
 
 
-def _relevance(bank: Scenes, taxonomy: Taxonomy, cosines: Tensor) -> tuple[Tensor, Tensor]:
-    """How plausible each label is in each scene (S, K), and which labels people judged (K,).
+def label_values(
+    scenes: Tensor, mean: Tensor, covariance: Tensor, text: Tensor, plausible: Tensor, judged: Tensor
+) -> dict[str, Tensor]:
+    """What `SceneScoring` keeps, by name.
 
     Args:
-        bank: The scenes.
-        taxonomy: The labels.
-        cosines: (S, K) of scenes with the labels' sentences.
+        scenes: Unit embeddings (S, D) of the scenes.
+        mean: (D,) of unit embeddings of photos.
+        covariance: (D, D) of these.
+        text: Unit embeddings (K, D) of the labels' sentences.
+        plausible: (S, K), how plausible each label is in each scene, of those that people judged.
+        judged: (K,), which these are.
     """
+    center = scenes.mean(dim=0)
+    cosines = scenes @ text.T
     deviations = (cosines - cosines.mean(dim=0)) / cosines.std(dim=0).clamp_min(1e-6)
-    relevance = torch.sigmoid(SLOPE * deviations + OFFSET)
-    known = bank.judged(taxonomy)
-    for place, plausible in known.items():
-        relevance[:, place] = torch.from_numpy(plausible).to(relevance)
-    judged = torch.tensor([place in known for place in range(len(taxonomy))], device=relevance.device)
-    return relevance, judged
+    relevance = torch.where(judged, plausible, torch.sigmoid(SLOPE * deviations + OFFSET))
+    direction = F.normalize(text - center, dim=1)
+    spread = ((direction @ covariance) * direction).sum(dim=1).clamp_min(1e-12).sqrt()
+    direction = DIRECT * direction / spread[:, None]
+    return {
+        "mean": mean,
+        "scenes": SCALE * F.normalize(scenes - center, dim=1),
+        "relevance": relevance,
+        "judged": judged,
+        "direction": direction,
+        "center": direction @ mean,
+        "base": _logit(relevance.mean(dim=0)),
+    }
 
 
 def _logit(probability: Tensor) -> Tensor:
