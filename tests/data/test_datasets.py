@@ -166,8 +166,8 @@ def test_intentonomy_malformed_annotations(intentonomy: Path) -> None:
         ({"annotations": {}}, "wrong type"),
         ({"categories": [{"id": 0, "name": "Atractive"}]}, "category 1: .*Attractive"),
         ({"categories": [{"id": 0, "name": "Attractive"}, {"id": 0, "name": "BeatCompete"}]}, "same id"),
-        ({"images": [{"id": "v0", "filename": "../../etc/passwd"}]}, r"row 2: .*\.\./a\.jpg"),
-        ({"images": [{"id": "v0", "filename": "/etc/passwd"}]}, r"row 2: .*\.\./a\.jpg"),
+        ({"images": [{"id": "v0", "filename": "../../etc/passwd"}]}, "file name"),
+        ({"images": [{"id": "v0", "filename": "/etc/passwd"}]}, "file name"),
         ({"images": [{"id": "v0", "filename": 3}]}, "wrong type"),
         ({"images": [image]}, "annotation 2: photo .v1. is not among"),
     ]
@@ -327,7 +327,7 @@ def test_abstract(tmp_path: Path) -> None:
         (header.replace("Awe", "Ave") + rows[0], "header.*awe"),
         (header.replace("Awe", "Fear") + rows[0], "7 of 8"),
         ("", "0 of 8"),
-        (header + "'../a.jpg',5,1,0,0,0,0,0,0\n", r"row 2: .*\.\./a\.jpg"),
+        (header + "'../a.jpg',5,1,0,0,0,0,0,0\n", "file name"),
     ):
         path.write_text(text)
         with pytest.raises(DatasetError, match=fault) as error:
@@ -488,7 +488,7 @@ def test_every_named_dataset_has_a_taxonomy_and_asks_for_its_root(
         if entry.taxonomy is not None:
             assert len(load_taxonomy(entry.taxonomy)) > 1
         if name != "openmoji":
-            with pytest.raises(DatasetError, match=f"^{name[:4]}.*INTCLIP_DATA"):
+            with pytest.raises(DatasetError, match=f"^{name[:4]}.*root"):
                 load_dataset(name)
 
 

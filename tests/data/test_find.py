@@ -37,7 +37,10 @@ def test_a_link_to_a_file_counts_as_a_photo(tmp_path):
     assert found(root) == ["a.jpg", "b.jpg", "gone.jpg"]
 
 
-@pytest.mark.parametrize("folder", ["@eaDir", "$RECYCLE.BIN", ".thumbnails", "__MACOSX", "System Volume Information"])
+@pytest.mark.parametrize(
+    "folder",
+    ["@eaDir", "$RECYCLE.BIN", ".thumbnails", "__MACOSX", "System Volume Information", "@Recycle", "@__thumb"],
+)
 def test_what_systems_put_there_is_no_photo(tmp_path, folder):
     root = fill(tmp_path, "a.jpg", f"{folder}/a.jpg", f"trip/{folder}/b.jpg", "trip/b.jpg")
     assert found(root) == ["a.jpg", "trip/b.jpg"]

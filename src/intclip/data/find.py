@@ -24,7 +24,13 @@ _COMMON = frozenset(
 SUFFIXES = _COMMON | RAW if find_spec("rawpy") else _COMMON
 """Suffixes of photos in folders and patterns; camera raw files only if the extra `raw` is installed."""
 
-GENERATED = frozenset({"@eadir", "$recycle.bin", "system volume information", "__macosx", "#recycle", "lost+found"})
+GENERATED = frozenset(
+    (
+        *("$recycle.bin", "system volume information", "__macosx", "lost+found"),
+        *("@eadir", "#recycle", "#snapshot"),  # Synology
+        *("@recycle", "@__thumb", "@recently-snapshot"),  # QNAP
+    )
+)
 """System folders with thumbnails, copies and deleted files, in lower case."""
 
 _log = logging.getLogger("intclip.data")
