@@ -71,7 +71,7 @@ def hugging_face_config(content: Mapping[str, Any], source: Path) -> ModelConfig
     if text.take("scale_sqrt_depth", True) is not True:
         raise text.error("scale_sqrt_depth = False is not supported")
     projection = content.get("projection_dim") if family in ("clip", "metaclip2") else None
-    sizes = {
+    sizes: dict[str, Any] = {
         "embed_dim": projection if type(projection) is int else None,
         "image_size": vision.square("image_size"),
         "patch_size": vision.square("patch_size"),
@@ -83,7 +83,7 @@ def hugging_face_config(content: Mapping[str, Any], source: Path) -> ModelConfig
         "text_width": text.whole("hidden_size"),
         "text_layers": text.whole("num_hidden_layers"),
     }
-    details = {
+    details: dict[str, Any] = {
         "activation": vision.activation("hidden_act", usual.activation),
         "text_activation": text.activation("hidden_act", usual.text_activation),
         "vision_heads": vision.whole("num_attention_heads", usual.vision_heads),

@@ -38,7 +38,7 @@ def open_clip_config(content: Mapping[str, Any], source: Path) -> ModelConfig:
     timm = vision.take("timm_model_name")
     family = _family(timm, text, vision)
     usual: Activation = "quick_gelu" if quick else "gelu"
-    sizes = {"embed_dim": embed_dim, "image_size": vision.square("image_size")}
+    sizes: dict[str, Any] = {"embed_dim": embed_dim, "image_size": vision.square("image_size")}
     details: dict[str, Any] = {}
     if timm is None:
         sizes |= {"patch_size": vision.square("patch_size"), "vision_width": vision.whole("width")}
