@@ -215,7 +215,7 @@ def _bundle_weights(data: bytes, folder: Path) -> object:
 
 @cache
 def _small_bundle() -> tuple[bytes, bytes]:
-    """The package's own bundle with two tiny tensors in place of its weights."""
+    """The package's own bundle with two tiny tensors instead of its weights."""
     import hashlib
 
     from safetensors.numpy import save

@@ -3,7 +3,7 @@
     INTCLIP_DATA=/data python -m benchmarks.rehearsal --work /tmp/rehearsal
 
 `$INTCLIP_DATA/intentonomy` holds the annotations of val and test, `$INTCLIP_DATA/flickr8k/images` the photos that a
-local server gives in place of the real ones, at the addresses of the annotations but for the host. It misbehaves by
+local server gives instead of the real ones, at the addresses of the annotations but for the host. It misbehaves by
 the photo: some are gone (404), some ask for patience once (429), break off, or answer with a page. Then: prepare,
 prepare again, check, one epoch of the paper's IntCLIP on RN101 with random weights (trained on val, since train's
 annotations are not at hand), and evaluate on test. What it shows is that the path holds, not a figure.

@@ -200,8 +200,8 @@ def test_the_encoder_of_labels_is_a_choice(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stages": [4, 3]}, "option stages of method mccl: .*name some of the stages"),
-        ({"stages": [2, 3]}, "train: deep changes stage 4 alone"),
+        ({"stages": [4, 3]}, "option stages of method mccl: .*choose some of the stages"),
+        ({"stages": [2, 3]}, "train: deep only changes stage 4"),
         ({"pool": {"prototypes": 4}}, "pool.prototypes 4 is below the number of classes, 5"),
         ({"decoder": {}}, "option decoder of method mccl: .*set decoder.dim"),
     ],
@@ -214,5 +214,5 @@ def test_wrong_options_are_told(options: dict[str, object], message: str, tiny_b
 def test_a_split_without_labels_is_told(tiny_backbone: TinyBackbone) -> None:
     method = mccl(tiny_backbone)
     (features, targets), *_ = batches(method)
-    with pytest.raises(DatasetError, match="no label is true"):
+    with pytest.raises(DatasetError, match="no training photo has a label"):
         method.prepare([(features, torch.zeros_like(targets))])

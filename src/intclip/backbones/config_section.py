@@ -23,7 +23,7 @@ _OFF: tuple[Any, ...] = (None, False, 0, "", [], {}, "none")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What the files say; empty where there are none.
+    """What the files say; empty if there are none.
 
     Attributes:
         source: The file that describes the model; None where there is none.

@@ -1,7 +1,7 @@
 """MiniLM: a six-layer BERT encoder whose mean token is a sentence embedding.
 
 Wang et al., MiniLM (NeurIPS 2020), as trained for sentences by sentence-transformers (all-MiniLM-L6-v2): post-norm
-BERT (Devlin et al., 2019), mean pooling over the tokens. Embeddings can be given in place of tokens.
+BERT (Devlin et al., 2019), mean pooling over the tokens. Embeddings can be given instead of tokens.
 """
 
 from collections.abc import Mapping, Sequence

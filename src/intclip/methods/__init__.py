@@ -1,1 +1,1 @@
-"""Methods: one folder each, over shared parts, behind one contract and one registry."""
+"""Methods: one folder each, with shared parts, a common contract and a registry."""

@@ -40,24 +40,24 @@ SideInput = Literal["mask", "text", "words"]
 """What may stand beside a photo, as one more entry of its features, where the data has it:
 
 mask: where its objects are, (1, S, S) in [0, 1], laid out as the view is, NaN where none is known; training only.
-text: the embedding of its words by the backbone's text tower, (D,), of length √D; 0 where there are none.
+text: the embedding of its words by the backbone's text tower, (D,), of length √D; 0 if there are none.
 words: that text and its words one by one, embedded likewise, (L, D); rows of 0 where there are fewer.
 """
 
 Channel = Literal["image", "text"]
-"""What a method reads of a post: its photo, or its words."""
+"""Channel of a post: photo or text."""
 WordUnit = Literal["log-odds", "cosine"]
 
 
 @dataclass
 class Output:
-    """What a method computes for a batch.
+    """Output of a method for a batch.
 
     Attributes:
         logits: (B, K); `sigmoid(logits)` are the probabilities (`softmax` for single-label tasks).
         maps: Evidence, region logits by name ("sight", "semantic", "fused", …), each (B, K, H, W). Only filled when
             `forward` is called with `maps=True`.
-        extras: What the method's own loss or evidence needs besides.
+        extras: Additional tensors for the method's loss or evidence.
     """
 
     logits: Tensor
@@ -87,7 +87,7 @@ class Method(nn.Module, ABC):
         Options: The class of its options; the registry validates a recipe's `method.options` with it.
         needs: Backbone features that `forward` reads; an instance may set its own, by its options.
         beside: What it reads beside them where the data has it; photos alone must do, in training and at inference.
-        views: How many augmented views of a photo one training step takes.
+        views: Number of augmented views of a photo per training step.
         loss_reduction: How `loss` reduces over the photos of a batch. The loop needs it to weigh the parts of a batch
             that lie on several processes or come one after the other: "sum" adds over photos (ASL as published),
             "mean" averages over them.
@@ -113,12 +113,12 @@ class Method(nn.Module, ABC):
 
     @property
     def channels(self) -> tuple[Channel, ...]:
-        """What it reads at inference."""
+        """Channels used at inference."""
         return ("image", "text") if any(name in READERS for name in self.beside) else ("image",)
 
     @property
     def alone(self) -> tuple[Channel, ...]:
-        """Which of its channels suffice without the other."""
+        """Channels that suffice without the other."""
         return ("image",)
 
     def read_texts(self, texts: Sequence[str | None]) -> Features:
@@ -132,27 +132,27 @@ class Method(nn.Module, ABC):
 
     @property
     def word_unit(self) -> WordUnit | None:
-        """What `word_scores` are; None where the method reads no words by themselves."""
+        """Kind of `word_scores`; None if the method cannot use text alone."""
         return None
 
     def word_scores(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
-        """How much texts alone speak for each label (T, K), in `word_unit`.
+        """Score texts alone for each label (T, K), in `word_unit`.
 
         Raises:
             IntclipError: `word_unit` is None.
         """
-        raise IntclipError(f"{type(self).__name__} reads no words by themselves")
+        raise IntclipError(f"{type(self).__name__} cannot use text alone")
 
     @abstractmethod
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits of a batch of features, and with `maps` the region logits behind them."""
+        """Compute logits of a batch of features, and with `maps` the region logits."""
 
     @abstractmethod
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
         """Named loss terms, already weighted; the loop minimises their sum.
 
         Args:
-            output: What `forward` returned.
+            output: Result of `forward`.
             targets: (B, K) in [0, 1]; NaN where a label is unknown.
         """
 
@@ -185,7 +185,7 @@ class Method(nn.Module, ABC):
         return [ParameterGroup("all", self.learnable_parameters())]
 
     def learnable_parameters(self) -> list[nn.Parameter]:
-        """All parameters that take gradients."""
+        """Return all trainable parameters."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def own_state(self) -> dict[str, Tensor]:
@@ -193,7 +193,7 @@ class Method(nn.Module, ABC):
         return {key: value for key, value in self.state_dict().items() if not key.startswith("backbone.")}
 
     def make_room(self, state: dict[str, Tensor]) -> None:
-        """Give tensors whose sizes the training photos decide those of a state; a method that has none keeps this.
+        """Resize tensors whose sizes depend on the training photos to those of a state; the default does nothing.
 
         Args:
             state: As `own_state` gives it, not checked yet.

@@ -71,7 +71,7 @@ def _word_vectors(texts: Texts, backbone: Backbone) -> Tensor | None:
 
 
 READERS: dict[str, Callable[[Texts, Backbone], Tensor | None]] = {"text": text_vectors, "words": _word_vectors}
-"""What a method may read of words, by its name in `Beside`: texts to vectors, None where there are none."""
+"""What a method may read of words, by its name in `Beside`: texts to vectors, None if there are none."""
 
 
 def _embedded(texts: Sequence[str], backbone: Backbone) -> Tensor:

@@ -5,7 +5,7 @@
     t'  = t / |t| + g · F_0                              beside the class's own text feature; g starts at 0
 
 This is our reading of "Multi-layer" (IntCLIP paper, Table 3), of which the paper says only that it is a multi-layer
-transformer "inspired by HLEG" (Shi et al., 2023) in place of HCI: the sentences are then the class names alone.
+transformer "inspired by HLEG" (Shi et al., 2023) instead of HCI: the sentences are then the class names alone.
 """
 
 import torch
@@ -32,13 +32,14 @@ class LabelTransformer(nn.Module):
         super().__init__()
         if len(taxonomy.levels) < 2:
             raise TaxonomyError(
-                f"taxonomy {taxonomy.name} has one level, so no transformer can go over its levels; give its classes "
+                f"taxonomy {taxonomy.name} has only one level, and a transformer over levels needs several; give its "
+                "classes "
                 "parents, or set label_transformer to false"
             )
         with torch.no_grad():
             for level, names in enumerate(taxonomy.levels.values()):
                 tokens = text.tokenize(list(names)).to(next(text.parameters()).device)
-                # Not stored: they follow from the taxonomy, which a bundle keeps.
+                # Not stored: derived from the taxonomy, which the bundle has.
                 self.register_buffer(f"level{level}", F.normalize(text(tokens), dim=1), persistent=False)
         heads = next(count for count in (8, 4, 2, 1) if text.embed_dim % count == 0)
         self.layers = nn.ModuleList(

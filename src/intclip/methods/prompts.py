@@ -1,4 +1,4 @@
-"""Learned prompts: context vectors around each class's sentence, read by the frozen text encoder.
+"""Learned prompts: context vectors around each class's sentence, encoded by the frozen text encoder.
 
     [start, V₁ … V_M, sentence, end]     (IntCLIP paper, Eq. 1; CoOp, Zhou et al., IJCV 2022; DualCoOp, NeurIPS 2022)
 
@@ -41,8 +41,8 @@ class PromptOptions(BaseModel, frozen=True, extra="forbid"):
 
     Attributes:
         context_length: Number M of context vectors a prompt; 0 leaves the class's words.
-        class_specific: One set of contexts a class, or one that all classes share.
-        sentence_form: Which of the taxonomy's sentences are the class's words; "fine" are the names.
+        class_specific: One set of contexts per class, or one for all classes.
+        sentence_form: Form of the class text; "fine" is the name.
         period: End each sentence with a period where it has no closing punctuation, as the code of CoOp, DualCoOp and
             IntCLIP does.
     """
@@ -113,7 +113,7 @@ class PromptLearner(nn.Module):
         tokens = text.tokenize(sentences)
         with torch.no_grad():
             embedded = text.embed(tokens.to(next(text.parameters()).device))
-        # Not stored: a bundle keeps the sentences themselves, and these follow from them.
+        # Not stored: derived from the sentences themselves, which the bundle has.
         first = text.start_tokens
         self.register_buffer("start", embedded[:, :first].clone(), persistent=False)
         self.register_buffer("sentence", embedded[:, first:].clone(), persistent=False)

@@ -1,4 +1,4 @@
-"""Query decoder: every label asks a feature map where its evidence is, and answers with its own logit.
+"""Query decoder: every label attends to a feature map and predicts its own logit.
 
 Liu et al., Query2Label (arXiv 2107.10834), as its released code builds it. Over N = H·W regions x with positions p:
 
@@ -101,7 +101,7 @@ class DecoderLayer(nn.Module):
             queries: Label embeddings, (K, d) or (B, K, d), added wherever labels ask.
             memory: Regions (B, N, d).
             positions: Positions (N, d) of the regions.
-            attention: Also give the attention, mean over heads.
+            attention: Also return the attention, mean over heads.
         """
         if self.self_attention is not None and self.self_norm is not None:
             asked = hidden + queries
@@ -138,7 +138,7 @@ class QueryDecoder(nn.Module):
                 f"decoder.heads {options.heads} must divide its width {self.dim}; set decoder.dim or heads"
             )
         if options.positions == "sine" and self.dim % 4:
-            raise RecipeError(f"sine positions need a decoder.dim that 4 divides, this is {self.dim}; set decoder.dim")
+            raise RecipeError(f"sine positions need a decoder.dim divisible by 4, not {self.dim}; set decoder.dim")
         self.project = nn.Identity() if self.dim == channels else nn.Conv2d(channels, self.dim, 1)
         size = (self.dim, options.heads, options.feedforward or 4 * self.dim, options.dropout)
         self.encoder = nn.ModuleList(EncoderLayer(*size) for _ in range(options.encoder_layers))
@@ -168,7 +168,7 @@ class QueryDecoder(nn.Module):
         Args:
             features: Map (B, C, H, W).
             queries: Label embeddings, (K, d) or (B, K, d).
-            attention: Also give the attention, mean over heads.
+            attention: Also return the attention, mean over heads.
         """
         memory, positions = self.encode(features)
         hidden = torch.zeros_like(queries).expand(memory.shape[0], -1, -1)

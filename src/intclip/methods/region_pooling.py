@@ -24,7 +24,7 @@ Pooling = Literal["class_specific", "mean", "max"]
 
 
 class PoolingOptions(BaseModel, frozen=True, extra="forbid"):
-    """How region similarities become logits.
+    """Pooling of region similarities to logits.
 
     Attributes:
         pooling: "class_specific" (weights of the positive half), "mean" over regions, or "max" (the region where the
@@ -113,7 +113,7 @@ class RegionPooling(nn.Module):
         return self._with_bias(halves[:, POSITIVE] - halves[:, NEGATIVE])
 
     def map(self, regions: Tensor, text: Tensor) -> Tensor:
-        """Region logits (B, K, H, W): the logit that each region would give if it were the only one."""
+        """Return region logits (B, K, H, W): the logit of each region on its own."""
         return self._map(self._halves(regions, text))
 
     def show(self, output: Output, name: str, regions: Tensor, text: Tensor) -> None:

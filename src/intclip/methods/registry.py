@@ -75,7 +75,7 @@ def name_of(method: Method) -> str:
     place = f"{type(method).__module__}:{type(method).__qualname__}"
     found = next((name for name, known in METHODS.items() if known == place), None)
     if found is None:
-        raise RecipeError(f"{place} is not in the registry of methods; give it a line there")
+        raise RecipeError(f"{place} is not in the registry of methods; add it there")
     return found
 
 

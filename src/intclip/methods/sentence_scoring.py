@@ -63,13 +63,13 @@ class SentenceScoring(nn.Module):
         self.options = options
         moments = backbone.image_moments
         if options.scoring == "moments" and moments is None:
-            raise RecipeError(f"backbone {backbone.name} has no image moments; take scoring neutral or auto")
+            raise RecipeError(f"backbone {backbone.name} has no image moments; use scoring neutral or auto")
         own = backbone.logit_sigmoid()
         if options.scoring == "sigmoid" and own is None:
-            raise RecipeError(f"backbone {backbone.name} has no sigmoid of its own; take scoring neutral or auto")
+            raise RecipeError(f"backbone {backbone.name} was not trained with a sigmoid; use scoring neutral or auto")
         self.sigmoid = own if options.scoring in ("auto", "sigmoid") else None
         self.by_moments = moments is not None and self.sigmoid is None and options.scoring != "neutral"
-        # Not stored: they follow from the backbone and the options, which a bundle keeps.
+        # Not stored: derived from the backbone and the options, which the bundle has.
         if moments is not None and self.by_moments:
             parameter = next(backbone.text.parameters())
             self.register_buffer("mean", moments[0].to(parameter), persistent=False)

@@ -35,7 +35,7 @@ class VisualMap(nn.Module):
     Attributes:
         needs: Backbone features that the map is made of.
         channels: C.
-        branch: The trainable copy of the deep layers, where there is one.
+        branch: The trainable copy of the deep layers, if any.
     """
 
     def __init__(self, backbone: Backbone, options: MapOptions) -> None:
@@ -65,7 +65,7 @@ class VisualMap(nn.Module):
 
 
 def deep_and_rest(method: Method, branch: Branch | None, multiplier: float) -> list[ParameterGroup]:
-    """Parameter groups "deep", a method's trainable copy of the deep layers, where there is one, and "rest".
+    """Parameter groups "deep", a method's trainable copy of the deep layers, if any, and "rest".
 
     Args:
         method: All its learnable parameters are in one of the two.

@@ -18,7 +18,7 @@ class AslResnetOptions(ClassifierOptions, frozen=True):
     """Options of the plain classifier.
 
     Attributes:
-        visual: Which map is read, and whether a copy of the deep layers trains.
+        visual: Feature map, and whether a copy of the deep layers is trained.
         dropout: On the mean of the regions.
         loss: γ₊ 0, γ₋ 4, margin 0.05, as the released script sets them for COCO.
         deep_lr: Multiplier of the learning rate for the deep layers; 1 in the released code.

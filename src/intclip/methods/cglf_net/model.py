@@ -1,7 +1,7 @@
 """CGLF-Net: a transformer for the whole photo beside convolutions of several sizes for its parts.
 
 After the published description of Luo and others, CGLF-Net: Image Emotion Recognition Network by Combining Global
-Self-Attention Features and Local Multiscale Features (2023); the details are ours, see README.md beside this file.
+Self-Attention Features and Local Multiscale Features (2023); the details are ours, see README.md in this folder.
 """
 
 import torch
@@ -21,7 +21,7 @@ class CglfNetOptions(ClassifierOptions, frozen=True):
     """Options of CGLF-Net.
 
     Attributes:
-        visual: Which map is read, and whether a copy of the deep layers trains.
+        visual: Feature map, and whether a copy of the deep layers is trained.
         dim: Width of both branches; the heads divide it.
         heads: Heads of the self-attention.
         layers: Layers of the global branch.

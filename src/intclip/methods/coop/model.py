@@ -1,7 +1,7 @@
 """CoOp for several labels at once: learned context around each class's words, the photo as one embedding.
 
 Zhou, Yang, Loy, Liu: Learning to Prompt for Vision-Language Models, IJCV 2022. It was written for one label a photo;
-README.md beside this file says what stands in for its softmax over classes.
+README.md in this folder says what stands in for its softmax over classes.
 """
 
 from typing import Literal
@@ -60,7 +60,7 @@ class CoOp(Classifier):
         self.bias = nn.Parameter(torch.zeros(len(taxonomy))) if options.bias else None
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K); "sight" maps are the logits of single regions in place of the photo."""
+        """Logits (B, K); "sight" maps are the logits of single regions."""
         text = self.text_features(features)
         output = Output(self._logits(features["pooled"].unsqueeze(1), text).squeeze(1))
         if maps:

@@ -1,7 +1,7 @@
 """CPAD: stages of the image tower beside levels of the labels, aligned level by level, their losses weighed as learned.
 
 Ye et al., Cross-Modality Pyramid Alignment for Visual Intention Understanding, IEEE TIP (2023). Only what its abstract
-says was to be had: README.md beside this file has the equations and says which choices are ours.
+says was to be had: README.md in this folder has the equations and says which choices are ours.
 """
 
 from typing import Literal
@@ -28,7 +28,7 @@ class CpadOptions(ClassifierOptions, frozen=True):
     """Options of CPAD. What is not published has values that are ours; see README.md.
 
     Attributes:
-        train: "deep" trains a copy of the deep layers, and the last stage is read from it.
+        train: "deep" trains a copy of the deep layers, which gives the last stage.
         dim: Common width d of photos and words.
         levels: How many levels of the taxonomy are read, from the finest, at most; the finest is read from stage 4,
             each coarser one from the stage before.
@@ -72,7 +72,7 @@ class CPAD(Classifier):
         self.needs = tuple(dict.fromkeys(self._sources.values()))
         texts = [taxonomy.sentences(options.sentence_form), *map(list, names[1:])]
         for level, sentences in enumerate(texts):
-            # Not stored: a bundle keeps the words themselves, and these follow from them.
+            # Not stored: derived from the words themselves, which the bundle has.
             self.register_buffer(f"text{level}", text_embeddings(backbone.text, sentences), persistent=False)
         for level, step in enumerate(level_steps(taxonomy)[: len(names) - 1]):
             self.register_buffer(f"step{level}", step, persistent=False)

@@ -1,7 +1,7 @@
 """DualCoOp++: a third prompt a class says where to look, and classes compete for every region.
 
 Hu, Sun, Sclaroff, Saenko: DualCoOp++: Fast and Effective Adaptation to Multi-Label Recognition with Limited
-Annotations, TPAMI 2023. README.md beside this file has the equations.
+Annotations, TPAMI 2023. README.md in this folder has the equations.
 """
 
 import math

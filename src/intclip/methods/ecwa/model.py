@@ -1,7 +1,7 @@
 """Emotion class-wise aware loss: errors weigh more for classes that are often confused, and across polarities.
 
 After the published description of Deng and others, Emotion Class-Wise Aware Loss for Image Emotion Classification
-(2021); the details are ours, see README.md beside this file.
+(2021); the details are ours, see README.md in this folder.
 """
 
 from collections.abc import Sequence

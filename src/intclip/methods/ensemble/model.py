@@ -38,7 +38,7 @@ class EnsembleOptions(Options, frozen=True):
     """Options of an ensemble.
 
     Attributes:
-        members: Two or more; each starts from random numbers of its own.
+        members: At least two; each has its own random seed.
     """
 
     members: tuple[Member, ...] = Field(
@@ -66,14 +66,16 @@ class Ensemble(Method):
         ]
         for member, method in zip(options.members, members, strict=True):
             if member.tower is not None and any(name.startswith("stage") for name in method.needs):
-                raise RecipeError(f"{member.method} reads the stage maps of all towers; leave out tower {member.tower}")
+                raise RecipeError(f"{member.method} uses the stage maps of all towers; omit tower {member.tower}")
         self.members = cast("Sequence[Method]", nn.ModuleList(members))
         self.needs: tuple[FeatureName, ...] = tuple(dict.fromkeys(name for each in members for name in each.needs))
         self.beside: tuple[SideInput, ...] = tuple(dict.fromkeys(name for each in members for name in each.beside))
         self.views = max(each.views for each in members)
         reductions = {each.loss_reduction for each in members}
         if len(reductions) > 1:
-            raise RecipeError("the losses of an ensemble must all add over photos, or all average: set loss.reduction")
+            raise RecipeError(
+                "the losses of an ensemble must all be sums, or all means, over photos: set loss.reduction"
+            )
         self.loss_reduction = members[0].loss_reduction
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:

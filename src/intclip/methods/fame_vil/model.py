@@ -1,7 +1,7 @@
-"""The adapters of FAME-ViL, in the frozen deep layers of any backbone, for labels in place of fashion tasks.
+"""The adapters of FAME-ViL, in the frozen deep layers of any backbone, for labels instead of fashion tasks.
 
 Han, Zhu, Yu, Zhang, Song, Xiang: FAME-ViL: Multi-Tasking Vision-Language Model for Heterogeneous Fashion Tasks, CVPR
-2023. README.md beside this file has the equations and what differs.
+2023. README.md in this folder has the equations and what differs.
 """
 
 import torch
@@ -94,7 +94,7 @@ class FameVil(Classifier):
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: FameVilOptions) -> None:
         super().__init__(backbone, taxonomy, options)
-        # Not stored: it follows from the sentences, which a bundle keeps.
+        # Not stored: derived from the sentences, which the bundle has.
         text = label_embeddings(backbone.text, taxonomy, options.sentence_form)
         self.register_buffer("label_text", text, persistent=False)
         widths = _widths(backbone)

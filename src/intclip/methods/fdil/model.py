@@ -1,6 +1,6 @@
 """The parts of FDIL: an MLP on frozen features, a rerank by sentences, and a teacher that reads descriptions.
 
-A draft of 2026 (EvelynMuir/IntentRecognition) has the strongest Intentonomy figures. README.md beside this file has the
+A draft of 2026 (EvelynMuir/IntentRecognition) has the strongest Intentonomy figures. README.md in this folder has the
 equations. Its class-wise thresholds are the recipe's `evaluate.threshold: per_class`.
 """
 
@@ -54,7 +54,7 @@ class Fdil(Classifier):
         self.student = _mlp(self.input.width, len(taxonomy), options)
         self.teacher = _mlp(backbone.text.embed_dim, len(taxonomy), options) if options.distillation else None
         texts = [encode_classes(backbone, taxonomy.sentences(form), ("{}",)) for form in options.forms]
-        # Not stored: they follow from backbone and sentences, which a bundle keeps.
+        # Not stored: derived from backbone and sentences, which the bundle has.
         self.register_buffer("sentences", torch.stack(texts), persistent=False)
 
     def prepare(self, batches: Iterable[tuple[Features, Tensor]]) -> None:
@@ -70,7 +70,7 @@ class Fdil(Classifier):
         output = Output(logits, extras={"student": logits})
         if self.training and self.teacher is not None and "text" in features:
             output.extras["teacher"] = self.teacher(features["text"])
-            # Of length √D where there are words, 0 where there are none.
+            # Of length √D where there are words, 0 if there are none.
             output.extras["has_words"] = features["text"].any(dim=1, keepdim=True)
         if self.options.rerank:
             unit = F.normalize(features["pooled"], dim=1)

@@ -1,7 +1,7 @@
 """HLEG: one decoder layer a level of the taxonomy, each level asking with the mean of what its children found.
 
 Shi, Ye, Zhang, Du: Learnable Hierarchical Label Embedding and Grouping for Visual Intention Understanding, IEEE TAC
-(2023), by its released code. README.md beside this file has the equations.
+(2023), by its released code. README.md in this folder has the equations.
 """
 
 from typing import Literal
@@ -25,10 +25,10 @@ class HlegOptions(ClassifierOptions, frozen=True):
     """Options of HLEG; the defaults are the released code's.
 
     Attributes:
-        visual: Which map is read, and whether a copy of the deep layers trains.
+        visual: Feature map, and whether a copy of the deep layers is trained.
         queries: What the finest level asks with: "learned" label embeddings, or "text", the sentences' embeddings,
             projected, which is our reading of HLEG + HCI (IntCLIP paper, Table 6b).
-        sentence_form: Which sentences, with "text".
+        sentence_form: Form of the sentences for "text".
         decoder: Size of the decoder. Its `decoder_layers` are not read: every level of the taxonomy has one.
         loss: Loss of every level; γ₊ 0, γ₋ 2, no margin. Its reduction is "batch" or "sum".
         levels: How the levels' losses of one photo are joined: the largest counts ("max"), or all do ("sum").
@@ -59,7 +59,7 @@ class HLEG(Classifier):
         self.needs = self.visual.needs
         sizes = [len(names) for names in taxonomy.levels.values()]
         for level, step in enumerate(level_steps(taxonomy)):
-            # Not stored: they follow from the taxonomy, which a bundle keeps.
+            # Not stored: derived from the taxonomy, which the bundle has.
             self.register_buffer(f"step{level}", step, persistent=False)
         size = options.decoder.model_copy(update={"decoder_layers": len(sizes)})
         self.decoder = QueryDecoder(self.visual.channels, size)

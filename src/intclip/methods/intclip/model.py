@@ -1,6 +1,6 @@
 """IntCLIP: a frozen and a trainable copy of the deep layers over one trunk, joined, against pairs of learned prompts.
 
-Yang, Ye, Tao: Synergy of Sight and Semantics, ECCV 2024. README.md beside this file has the equations, what the paper
+Yang, Ye, Tao: Synergy of Sight and Semantics, ECCV 2024. README.md in this folder has the equations, what the paper
 leaves open, and results.
 """
 
@@ -31,11 +31,11 @@ class LearningRates(BaseModel, frozen=True, extra="forbid"):
         prompts: Context vectors.
         deep: The trainable copy of the deep layers (released code: 0.1).
         aggregation: Sight-assisted aggregation (released code: 0.1).
-        text_residual: Vectors added to the text features, and free negatives, where there are any.
-        pooling: Learned scales and biases, where there are any.
-        label_transformer: The transformer over the levels of the labels, where there is one.
-        graph: The label graph's two strengths, where there is one.
-        hierarchy: Context vectors of the parents' prompts, where there are any.
+        text_residual: Vectors added to the text features, and free negatives, if any.
+        pooling: Learned scales and biases, if any.
+        label_transformer: The transformer over the levels of the labels, if any.
+        graph: The label graph's two strengths, if any.
+        hierarchy: Context vectors of the parents' prompts, if any.
     """
 
     prompts: float = Field(default=1.0, gt=0)
@@ -93,7 +93,7 @@ class IntclipOptions(PromptOptions, ClassifierOptions, frozen=True):
     @model_validator(mode="after")
     def _one_offset(self) -> "IntclipOptions":
         if self.negative == "free" and self.text_residual:
-            raise ValueError("negative free has an offset of its own; set text_residual to false")
+            raise ValueError("negative free has its own offset; set text_residual to false")
         return self
 
 
@@ -125,7 +125,7 @@ class IntCLIP(Classifier):
             )
 
     def prepare(self, batches: Iterable[tuple[Features, Tensor]]) -> None:
-        """Neighbours of the label graph, where there is one."""
+        """Neighbours of the label graph, if any."""
         if self.graph is not None:
             self.graph.fit(targets for _, targets in batches)
 
@@ -168,7 +168,7 @@ class IntCLIP(Classifier):
         self.prompts.before_step(step)
 
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """The classification loss, the sight loss where λ > 0, and those of the hierarchy where there is one."""
+        """The classification loss, the sight loss where λ > 0, and those of the hierarchy if any."""
         terms = {"classification": self.options.loss(output.logits, targets)}
         if "sight_logits" in output.extras:
             terms["sight"] = self.options.sight_loss * self.options.loss(output.extras["sight_logits"], targets)

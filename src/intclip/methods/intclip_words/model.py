@@ -3,7 +3,7 @@
     semantic' = semantic + α · v(words) Aᵀ,   A = softmax over the words and "none" of q(semantic)ᵀ k(words) / √d
 
 "none" has logit 0 and adds nothing, so a region need not listen, and a post without words is read as IntCLIP reads it.
-README.md beside this file says more. The fusion is ours; there is no paper of it.
+README.md in this folder says more. The fusion is ours; there is no paper of it.
 """
 
 import torch
@@ -21,14 +21,14 @@ class IntclipWordsOptions(IntclipOptions, frozen=True):
     """IntCLIP's options, and how words are left out.
 
     Attributes:
-        word_dropout: How often all words of a post are left out in training, so that photos alone do as well.
+        word_dropout: How often all words of a post are left out in training, so that photos alone work too.
     """
 
     word_dropout: float = Field(default=0.3, ge=0, lt=1)
 
 
 class IntclipWords(IntCLIP):
-    """IntCLIP over photos, and over the words beside them where there are any."""
+    """IntCLIP over photos, and over the words beside them if any."""
 
     Options = IntclipWordsOptions
     beside = ("words",)

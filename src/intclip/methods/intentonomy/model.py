@@ -1,7 +1,7 @@
 """The Intentonomy baseline: an image tower whose evidence must lie on objects, or off them, and optionally hashtags.
 
 Jia, Wu, Reiter, Cardie, Belongie, Lim: Intentonomy, CVPR 2021, Eq. 2 and 3, and its released localisation loss.
-README.md beside this file has the equations.
+README.md in this folder has the equations.
 """
 
 import torch
@@ -27,8 +27,8 @@ class IntentonomyOptions(AslResnetOptions, frozen=True):
         positive_share: Votes from which a label counts in the localisation loss; more than one of three.
         cam_gradient: The activation maps carry the gradient. In the released code they are detached (False), and the
             term changes no weight.
-        hashtags: Also read the photo's words, where there are any, through a linear layer on their embedding.
-        text_dropout: How often a photo's words are left out in training, so that photos alone do as well.
+        hashtags: Also read the photo's words, if any, through a linear layer on their embedding.
+        text_dropout: How often a photo's words are left out in training, so that photos alone work too.
     """
 
     loss: LossOptions = LossOptions(kind="bce", reduction="batch")
@@ -59,7 +59,7 @@ class Intentonomy(AslResnet):
         self.words = nn.Linear(backbone.text.embed_dim, len(taxonomy), bias=False) if options.hashtags else None
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K), with the part of the words where there are any; the map "fused" is the head at every region.
+        """Logits (B, K), with the part of the words if any; the map "fused" is the head at every region.
 
         In training, the extra "mask" is that of the features, (B, 1, S, S).
         """

@@ -1,7 +1,7 @@
 """LabCR: Query2Label on two views of a photo that must agree on the labels and on how photos relate.
 
 Shi, Ye, Huang, Ruan, Du: Label-Aware Calibration and Relation-Preserving in Visual Intention Understanding, IEEE TIP
-(2024), by its released code. README.md beside this file has the equations.
+(2024), by its released code. README.md in this folder has the equations.
 """
 
 from collections.abc import Sequence

@@ -16,8 +16,8 @@ class LinearProbeOptions(ClassifierOptions, frozen=True):
     """Options of the linear probe.
 
     Attributes:
-        vector: Which vector a photo is.
-        scaling: How its coordinates are scaled.
+        vector: Feature vector of a photo.
+        scaling: Scaling of its coordinates.
         loss: The classification loss.
     """
 

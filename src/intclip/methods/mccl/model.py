@@ -1,7 +1,7 @@
 """MCCL: patches of several stages composed of class-made prototypes, asked by labels that a graph has mixed.
 
 Multi-Grained Compositional Visual Clue Learning for Image Intent Recognition, arXiv 2504.18201 (2025). Only the
-abstract, the introduction and summaries are public: README.md beside this file has the equations and says which
+abstract, the introduction and summaries are public: README.md in this folder has the equations and says which
 choices are ours.
 """
 
@@ -52,7 +52,7 @@ class MCCL(Classifier):
         self.branch: Branch | None = None
         if options.train == "deep":
             if LAST not in options.stages:
-                raise RecipeError("train: deep changes stage 4 alone, and stages leaves it out; add 4, or train: none")
+                raise RecipeError("train: deep only changes stage 4, which is not in stages; add 4, or set train: none")
             self.branch = Branch(backbone.deep)
         shapes, self._sources = stage_sources(backbone, options.stages, trains=self.branch is not None)
         self.needs = tuple(dict.fromkeys(self._sources.values()))
@@ -88,7 +88,7 @@ class MCCL(Classifier):
                 for stage, stage_map in self._maps(features).items():
                     moments[stage].add(stage_map.permute(0, 2, 3, 1))
         if not counts.counts.sum() > 0:
-            raise DatasetError("no label is true of any training photo, so MCCL has nothing to make prototypes of")
+            raise DatasetError("no training photo has a label, so MCCL cannot make prototypes")
         for stage, module in self.stages.items():
             moments[stage].give(module.scale)
         if self.options.graph_layers:

@@ -24,7 +24,7 @@ class PoolOptions(BaseModel, frozen=True, extra="forbid"):
         patches: Patches a class that are clustered, at most.
         temperature: τ of the softmax over cosines.
         momentum: λ of Eq. 5.
-        update: How prototypes move in training.
+        update: How prototypes are updated in training.
         composition: A patch is replaced by its composition, added to it, or left as it is ("none": no composition).
         collapse: Share of P below which the number of prototypes in effective use is reported as a collapse.
     """
@@ -41,14 +41,14 @@ class PoolOptions(BaseModel, frozen=True, extra="forbid"):
 
 
 class McclOptions(ClassifierOptions, frozen=True):
-    """Options of MCCL. What the published text leaves open has the values that worked here; see README.md.
+    """Options of MCCL. Unpublished settings have values that worked here; see README.md.
 
     Attributes:
-        stages: Which of the backbone's four stages are read, fine to coarse; 1 and 2 hurt, the authors say.
-        train: "deep" trains a copy of the deep layers, and the last stage is read from it.
+        stages: Stages of the backbone, fine to coarse; the authors report that 1 and 2 hurt.
+        train: "deep" trains a copy of the deep layers, which gives the last stage.
         gates: How stages are weighed: all alike, by learned weights, or by weights that each photo decides.
         pool: The prototypes.
-        sentence_form: Which of the taxonomy's sentences stand for the labels.
+        sentence_form: Form of the labels' text.
         text_encoder: Who reads them: "backbone", another backbone's name such as "lite", or "random" for vectors
             that mean nothing.
         graph: The label graph.
@@ -74,12 +74,12 @@ class McclOptions(ClassifierOptions, frozen=True):
     @classmethod
     def _stages(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if not value or list(value) != sorted(set(value)) or not set(value) <= {1, 2, 3, 4}:
-            raise ValueError("name some of the stages 1, 2, 3, 4, each once and in this order")
+            raise ValueError("choose some of the stages 1, 2, 3, 4, in this order")
         return value
 
     @field_validator("decoder")
     @classmethod
     def _width(cls, value: DecoderOptions) -> DecoderOptions:
         if value.dim is None:
-            raise ValueError("set decoder.dim: stages of different widths meet in it")
+            raise ValueError("set decoder.dim, which stages of different widths need")
         return value

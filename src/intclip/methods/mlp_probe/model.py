@@ -16,8 +16,8 @@ class MlpProbeOptions(ClassifierOptions, frozen=True):
     """Options of the MLP probe.
 
     Attributes:
-        vector: Which vector a photo is.
-        scaling: How its coordinates are scaled.
+        vector: Feature vector of a photo.
+        scaling: Scaling of its coordinates.
         hidden: Width of the hidden layer.
         dropout: On the input of the second layer.
         loss: The classification loss; γ₊ 0, γ₋ 2, margin 0.05 is the published setting.

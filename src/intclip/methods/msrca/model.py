@@ -1,7 +1,7 @@
 """MSRCA: regions of several levels of a feature pyramid, related by self-attention.
 
 After the published description of Zhang and others, Image Sentiment Classification via Multi-Level Sentiment Region
-Correlation Analysis (2022); the details are ours, see README.md beside this file.
+Correlation Analysis (2022); the details are ours, see README.md in this folder.
 """
 
 from typing import Literal
@@ -29,7 +29,7 @@ class MsrcaOptions(ClassifierOptions, frozen=True):
     """Options of MSRCA.
 
     Attributes:
-        train: "deep" trains a copy of the deep layers, and the last stage is read from it.
+        train: "deep" trains a copy of the deep layers, which gives the last stage.
         dim: Width of pyramid and attention; the heads divide it.
         heads: Heads of the self-attention.
         layers: Self-attention layers over all regions.

@@ -106,7 +106,7 @@ class MultiGuard(Method):
         self.inner.make_room(part_of(state, "inner."))
 
     def _read(self, features: Features, pixels: Tensor) -> Features:
-        """What the wrapped method reads of pixels in place of the features' own, and what stands beside the photos."""
+        """What the wrapped method reads of pixels instead of the features' own, and what stands beside the photos."""
         beside = {name: features[name] for name in self.beside if name in features}
         return self.backbone.features(pixels, self.inner.needs) | beside
 

@@ -1,4 +1,4 @@
-"""PIP-Net: a photo is classified by the nearest of a few prototypes of each class, made anew after every epoch.
+"""PIP-Net: a photo is classified by the nearest of a few prototypes of each class, recomputed after every epoch.
 
 Wang, Yang, Zhao, Long, Li: Prototype-Based Intent Perception, IEEE TMM (2023), by its released code. README.md beside
 this file has the equations.
@@ -25,7 +25,7 @@ class PipnetOptions(Options, frozen=True):
     """Options of PIP-Net; the defaults are the released code's.
 
     Attributes:
-        visual: Which map is read, and whether a copy of the deep layers trains; without one nothing learns, and the
+        visual: Feature map, and whether a copy of the deep layers is trained; without one nothing learns, and the
             classifier is the prototypes of the training photos.
         prototypes: M of every class.
         temperature: τ of the softmax over classes.
@@ -65,9 +65,7 @@ class PipNet(Method):
         super().__init__(backbone, taxonomy, options)
         classes = len(taxonomy)
         if classes < 2:
-            raise RecipeError(
-                "method pipnet shares one whole among the classes, and this taxonomy has one only; take linear_probe"
-            )
+            raise RecipeError("method pipnet needs at least two classes, and this taxonomy has one; use linear_probe")
         self.visual = VisualMap(backbone, options.visual)
         self.needs = self.visual.needs
         start = F.normalize(torch.randn(classes, options.prototypes, self.visual.channels), dim=2)
@@ -113,7 +111,7 @@ class PipNet(Method):
         return {"classification": soft_cross_entropy(output.extras["similarities"], targets, reduction="batch")}
 
     def after_epoch(self, epoch: int) -> None:
-        """Cluster anew, take the clusters into the prototypes they match, and move the classes apart."""
+        """Recompute clusters, update the matching prototypes, and move the classes apart."""
         options = self.options
         found, made = self._clusters()
         taken = options.momentum * self.prototypes + (1 - options.momentum) * matched(found, self.prototypes)

@@ -98,7 +98,7 @@ class Fusion(nn.Module):
 
 
 class LateFusion(nn.Module):
-    """A head a channel, and a fusion a mode: what a post lacks is left out, and nothing stands in for it.
+    """One head per channel, and one fusion per mode; missing channels are not imputed.
 
     Args:
         blocks: Channel ("image", "text") to the names of its blocks.
@@ -126,7 +126,7 @@ class LateFusion(nn.Module):
 
 
 class FittedHeads:
-    """What `fit_heads` found.
+    """Result of `fit_heads`.
 
     Attributes:
         module: The fitted heads.
@@ -168,7 +168,7 @@ def fit_heads(
         targets: (N, K), 0 or 1; exactly one 1 a row where the taxonomy is exclusive.
         taxonomy: The K labels.
         seed: Seed of the folds.
-        head: Take this head in place of the best one; a key of `solver.GRIDS`, "anchors" or "ensemble".
+        head: Use this head instead of the best one; a key of `solver.GRIDS`, "anchors" or "ensemble".
     """
     target = np.asarray(targets, dtype=np.float64)
     texts = inputs["text"].texts if "text" in inputs else None

@@ -1,4 +1,4 @@
-"""What the heads read of a post: per channel some vectors, and how much it resembles each label's sentences."""
+"""Inputs of the heads: per channel some vectors, and the similarity to each label's sentences."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ _COUNTERS: dict[str, dict[str, Any]] = {
 }
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 _SENTENCE_SHARE = 0.5
-"""Weight of a post's best sentence beside the whole post, where both are compared with a label's sentence."""
+"""Weight of a post's best sentence relative to the whole post in the similarity to a label's sentence."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """Heads for few labels over frozen embeddings: one channel for photos, one for words, and their late fusion.
 
-Each channel has its own calibration and thresholds, so a post without a photo or without words is read by the channel
-that it has. README.md beside this file says more.
+Each channel has its own calibration and thresholds, so a post with one channel is scored by
+that channel. See README.md in this folder.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,11 +32,11 @@ class PostHeadsOptions(Options, frozen=True):
     """Options of the heads.
 
     Attributes:
-        channels: What it reads: "image", "text" or both.
+        channels: "image", "text" or both.
         text_encoder: What reads the words: "minilm", "backbone" (its text tower), or the folder of a
             sentence-transformers model.
         terms: Kind of terms ("words", "letters") to the vocabulary that was fitted.
-        head: Take this head in place of the one that cross-validation ranks first.
+        head: Use this head instead of the best one by cross-validation.
         seed: Seed of the folds.
     """
 
@@ -71,7 +71,7 @@ class PostHeads(Method):
 
     @property
     def channels(self) -> tuple[Channel, ...]:
-        """What it reads."""
+        """Channels of the model."""
         return tuple(sorted(self.options.channels))
 
     @property
@@ -105,12 +105,12 @@ class PostHeads(Method):
 
     @property
     def word_unit(self) -> WordUnit | None:
-        """Calibrated log-odds, where it reads words."""
+        """Calibrated log-odds, if it uses text."""
         return "log-odds" if "text" in self.channels else None
 
     @torch.no_grad()
     def word_scores(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
-        """Log-odds (T, K) of every label, read from words alone."""
+        """Return log-odds (T, K) of every label from text alone."""
         logits = self(self.read_texts(texts)).logits / self.temperature
         return self._log_odds(logits.double()).numpy()
 
@@ -126,7 +126,7 @@ class PostHeads(Method):
             RecipeError: The options name words, which a training loop does not read.
         """
         if "text" in self.channels:
-            raise RecipeError("the training loop reads no words; fit a model of posts with: intclip fit")
+            raise RecipeError("the training loop does not support text; train with: intclip fit")
         self.encode_labels()
         read = [(self.photo_inputs(features["deep"]), targets) for features, targets in batches]
         targets = (torch.cat([pair[1] for pair in read]).nan_to_num() >= 0.5).cpu().numpy()
@@ -154,7 +154,7 @@ class PostHeads(Method):
         return Inputs({name: block.cpu().numpy() for name, block in blocks.items()}, anchors.cpu().numpy())
 
     def with_fitted(self, fitted: FittedHeads) -> "PostHeads":
-        """The same method with fitted heads and vocabularies, whose terms stand in its options."""
+        """Return the method with fitted heads and vocabularies, whose terms are in its options."""
         options = self.options.model_copy(update={"terms": {k: tuple(t) for k, t in fitted.counts.terms.items()}})
         method = PostHeads(self.backbone, self.taxonomy, options)
         method.heads = fitted.module
@@ -177,7 +177,7 @@ class PostHeads(Method):
         """Blocks and anchors of the last feature map: its mean, and the embedding in the joint space."""
         mean = self.backbone.deep_map(deep).mean(dim=(2, 3))
         joint = F.normalize(self.backbone.head.pooled(deep), dim=1)
-        # The root keeps faint evidence from vanishing next to strong.
+        # The root preserves weak evidence next to strong evidence.
         return {"deep": mean.sign() * mean.abs().clamp_min(_TINY).sqrt(), "joint": joint}, joint @ self.image_labels.T
 
     def _falls(self, deep: Tensor, logits: Tensor) -> Tensor:

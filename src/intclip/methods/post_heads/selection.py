@@ -1,4 +1,4 @@
-"""Which head: inner cross-validation of every head and setting, and an ensemble of the best that agree least."""
+"""Selection of heads: inner cross-validation of every head and setting, and an ensemble of the best ones."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ ANCHORS, ENSEMBLE = "anchors", "ensemble"
 INNER_FOLDS = 5
 VOTES = 10
 MOST_ANCHOR_VOTES = 5
-"""Class sentences get at most half of the votes: whoever wrote them may have had these very posts in mind."""
+"""Maximum weight of class sentences, which may have been written with these posts in mind."""
 LARGE = 1500
 """Posts from which on the grids are cut to their middle and three folds do."""
 

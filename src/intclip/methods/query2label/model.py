@@ -24,9 +24,9 @@ class Query2labelOptions(ClassifierOptions, frozen=True):
     """Options of Query2Label; the defaults are the released code's.
 
     Attributes:
-        visual: Which map is read, and whether a copy of the deep layers trains.
+        visual: Feature map, and whether a copy of the deep layers is trained.
         queries: "learned" label embeddings, or "text": the backbone's own of the sentences, projected.
-        sentence_form: Which sentences, with "text".
+        sentence_form: Form of the sentences for "text".
         decoder: Its size and shape.
         loss: The classification loss; γ₊ 0, γ₋ 2, no margin.
         deep_lr: Multiplier of the learning rate for the deep layers; 1 in the released code.
@@ -58,7 +58,7 @@ class Query2Label(Classifier):
         if options.queries == "learned":
             self.queries = nn.Parameter(torch.randn(classes, dim))
         else:
-            # Not stored: a bundle keeps the sentences themselves, and these follow from them.
+            # Not stored: derived from the sentences themselves, which the bundle has.
             text = label_embeddings(backbone.text, taxonomy, options.sentence_form)
             self.register_buffer("label_text", text, persistent=False)
             self.project = nn.Linear(text.shape[1], dim)

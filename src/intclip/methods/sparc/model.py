@@ -1,7 +1,7 @@
 """SPARC: zero-shot scores made comparable between photos and prompts, and prompts of several labels as witnesses.
 
 Miller, Gangrade, Mishra, Saenko, Saligrama: SPARC: Score Prompting and Adaptive Fusion for Zero-Shot Multi-Label
-Recognition in Vision-Language Models, CVPR 2025. README.md beside this file has the equations. Nothing trains and no
+Recognition in Vision-Language Models, CVPR 2025. README.md in this folder has the equations. Nothing trains and no
 label is read: the training photos only give means, deviations and directions, which a bundle stores.
 """
 
@@ -89,7 +89,7 @@ class Sparc(Method):
         members, pairs = _pairs(names, options.partners)
         texts = [options.compound.replace("{}", words[a], 1).replace("{}", words[b], 1) for a, b in pairs]
         compound = encode_classes(backbone, texts, ("{}",)) if texts else names[:0]
-        # Not stored: they follow from backbone, sentences and options, which a bundle keeps.
+        # Not stored: derived from backbone, sentences and options, which the bundle has.
         for name, value in (("single", single), ("names", names), ("compound", compound), ("members", members)):
             self.register_buffer(name, value.to(single.device), persistent=False)
         prompts, classes, partners = len(single) + len(compound), len(single), members.shape[1]
@@ -109,7 +109,7 @@ class Sparc(Method):
             self.directions.copy_(principal_directions(sorted_scores))
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K); "sight" maps are the logits of single regions in place of the photo."""
+        """Logits (B, K); "sight" maps are the logits of single regions."""
         output = Output(self._logits(features["pooled"]))
         if maps and "regions" in features:
             output.maps["sight"] = region_map(self._logits, features["regions"])

@@ -1,7 +1,7 @@
 """SST: label features by semantic decoupling, mixed over the label graph; pairs of labels and of photos as supervision.
 
 Chen, Pu, Wu, Xie, Lin: Structured Semantic Transfer for Multi-Label Recognition with Partial Labels, AAAI 2022.
-README.md beside this file has the equations and says where this differs from the released code.
+README.md in this folder has the equations and says where this differs from the released code.
 """
 
 from collections.abc import Iterable, Sequence
@@ -34,7 +34,7 @@ class SstOptions(Options, frozen=True):
     """Options of SST; the defaults are the released code's.
 
     Attributes:
-        visual: Which map is read, and whether a copy of the deep layers trains.
+        visual: Feature map, and whether a copy of the deep layers is trained.
         dim: Channels behind the 1×1 convolution, and width of the label features.
         inner: Width at which regions meet label embeddings, and labels meet in pairs.
         steps: Steps of the gated graph network.
@@ -88,7 +88,7 @@ class SST(Method):
         self.needs = self.visual.needs
         classes, dim = len(taxonomy), options.dim
         text = label_embeddings(backbone.text, taxonomy, options.sentence_form)
-        # Not stored: a bundle keeps the sentences themselves, and these follow from them.
+        # Not stored: derived from the sentences themselves, which the bundle has.
         self.register_buffer("label_text", text, persistent=False)
         self.register_buffer("adjacency", torch.eye(classes, device=text.device))
         self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))

@@ -1,6 +1,6 @@
 """Tip-Adapter for several labels at once: the training photos as a cache, blended with zero-shot classification.
 
-Zhang and others: Tip-Adapter, ECCV 2022. README.md beside this file has the equations and what was changed for labels
+Zhang and others: Tip-Adapter, ECCV 2022. README.md in this folder has the equations and what was changed for labels
 that do not exclude each other.
 """
 
@@ -30,9 +30,9 @@ class CacheOptions(BaseModel, frozen=True, extra="forbid"):
     """Options of the cache.
 
     Attributes:
-        alpha: α: 0 is zero-shot classification, 1 gives both the same say, infinity would be the cache alone.
-        beta: β: how fast a cached photo's say falls with its distance 1 − cos.
-        shots: Keep photos only as long as one of their labels has fewer than so many; null keeps all.
+        alpha: α: 0 is zero-shot classification, 1 weights both equally, infinity would be only the cache.
+        beta: β: decay of a cached photo's weight with its distance 1 − cos.
+        shots: Maximum photos per label; null keeps all.
         smoothing: How many photos' worth the labels' frequencies count, so that no probability is 0 or 1; the cached
             photos together count one.
     """
@@ -104,13 +104,13 @@ class TipAdapter(Classifier):
             keys.append(F.normalize(features["pooled"][rows].float(), dim=1))
             values.append(targets[rows].nan_to_num(_UNKNOWN).float())
         if not sum(map(len, keys)):
-            raise DatasetError("no training photo for Tip-Adapter to cache; it needs photos with a label")
+            raise DatasetError("Tip-Adapter needs training photos with a label; there are none")
         self._resize(torch.cat(keys).to(self.keys.device), torch.cat(values).to(self.keys.device))
         self.first_keys = self.keys.detach().clone() if self.options.fine_tune else self.first_keys
         self.frequency.copy_(total / count)
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K); "sight" maps are the logits of single regions in place of the photo."""
+        """Logits (B, K); "sight" maps are the logits of single regions."""
         zero_shot = self.zero_shot(features, maps=maps)
         output = Output(self._blend(zero_shot.logits, self.cache_logits(features["pooled"])))
         if maps:
@@ -121,7 +121,7 @@ class TipAdapter(Classifier):
     def cache_logits(self, embeddings: Tensor) -> Tensor:
         """Log-odds (…, K) of what the cached photos say of embeddings (…, D).
 
-        In training a photo does not ask itself: it would learn its own targets by heart.
+        In training a photo does not use its own cache entry, which would reveal its targets.
         """
         unit = F.normalize(embeddings, dim=-1).to(self.keys.dtype)
         closeness = self.options.cache.beta * (unit @ F.normalize(self.keys, dim=1).T)

@@ -1,7 +1,7 @@
 """WSEIP: a photo's emotional regions, learned from its label alone, weigh the features of a second classifier.
 
 After the published description of Zhang and Xu, Weakly Supervised Emotion Intensity Prediction for Recognition of
-Emotions in Images (2020); the details are ours, see README.md beside this file.
+Emotions in Images (2020); the details are ours, see README.md in this folder.
 """
 
 from typing import Literal
@@ -28,7 +28,7 @@ class WseipOptions(ClassifierOptions, frozen=True):
     """Options of WSEIP.
 
     Attributes:
-        train: "deep" trains a copy of the deep layers, and the last stage is read from it.
+        train: "deep" trains a copy of the deep layers, which gives the last stage.
         dim: Width of the feature pyramid.
         first: Weight of the first stream's classification loss.
         intensity: Weight of the intensity stream's squared error.

@@ -47,7 +47,7 @@ class ZeroShotOptions(ScoringOptions, frozen=True):
     Attributes:
         sentence_form: Which words of a class; "fine" are the names.
         templates: Name of a set of `TEMPLATES`, or templates; text features are averaged over them.
-        scenes: Whether labels are read through everyday scenes; for embedded backbones.
+        scenes: Whether labels are scored through everyday scenes; for embedded backbones.
     """
 
     sentence_form: str = "11-15"
@@ -86,14 +86,14 @@ class ZeroShot(Method):
         check_known(backbone, sentences, OTHER_LANGUAGE)
         text = encode_classes(backbone, sentences, templates)
         direction, center, gain = SentenceScoring(backbone, options).scales(text)
-        # Not stored: they follow from the backbone, the sentences and the options, which a bundle keeps.
+        # Not stored: derived from the backbone, the sentences and the options, which the bundle has.
         self.register_buffer("text", direction, persistent=False)
         self.register_buffer("center", center, persistent=False)
         self.register_buffer("gain", gain, persistent=False)
         self.scenes = SceneScoring(backbone, taxonomy, text) if options.scenes else None
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K); "sight" maps are the logits of single regions in place of the photo."""
+        """Logits (B, K); "sight" maps are the logits of single regions."""
         output = Output(self._logits(features["pooled"]))
         if maps and "regions" in features:
             output.maps["sight"] = region_map(self._logits, features["regions"])

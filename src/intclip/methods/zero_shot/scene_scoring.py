@@ -1,4 +1,4 @@
-"""Labels read through everyday scenes: first which scenes a photo looks like, then which labels go with these.
+"""Labels scored through everyday scenes: first the scenes that a photo resembles, then the labels of these scenes.
 
 A sentence such as "a person resting comfortably, free of worry" is far from every photo, and near to few; a scene
 ("a cup of tea on a table") is near to the photos that show it. So a photo is first compared with S scenes,
@@ -65,7 +65,7 @@ class SceneScoring(nn.Module):
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, text: Tensor) -> None:
         super().__init__()
         if backbone.name not in LITE_BACKBONES or backbone.image_moments is None:
-            raise RecipeError(f"backbone {backbone.name} does not read scenes; choose {', '.join(LITE_BACKBONES)}")
+            raise RecipeError(f"backbone {backbone.name} does not support scenes; choose {', '.join(LITE_BACKBONES)}")
         bank = load_scenes()
         mean, covariance = (moment.to(text) for moment in backbone.image_moments)
         plausible, judged = (torch.from_numpy(values).to(text.device) for values in bank.judged(taxonomy))
@@ -75,7 +75,7 @@ class SceneScoring(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def shares(self, embeddings: Tensor) -> Tensor:
-        """How much a photo looks like each scene, (…, S) with sum 1, of embeddings (…, D) of any length."""
+        """Return the share of each scene, (…, S) with sum 1, for embeddings (…, D) of any norm."""
         x = F.normalize(F.normalize(embeddings, dim=-1) - self.mean, dim=-1)
         return (x @ self.scenes.T).softmax(dim=-1)
 
