@@ -169,14 +169,14 @@ def load_webdataset(
                 members[row.known["id"]] = member
             tables.setdefault(split, []).append(row)
     dataset = dataset_from_rows(
-        tables, dict.fromkeys(tables, Path()), name=name or path.stem, where=str(path), taxonomy=taxonomy, task=None,
-        missing="keep", shares=shares, seed=seed, positive_share=positive_share,
+        tables, dict.fromkeys(tables, Path()), name=name or path.stem, where=str(path), taxonomy=taxonomy,
+        positive_share=positive_share,
     )  # fmt: skip
     splits = {
         split: [replace(sample, image=members.get(sample.id)) for sample in samples]
-        for split, samples in dataset.splits.items()
+        for split, samples in deal(dataset.splits, shares, seed, str(path)).items()
     }
-    return Dataset(dataset.name, dataset.taxonomy, dataset.task, splits, positive_share)
+    return replace(dataset, splits=splits)
 
 
 def index_tar(path: Path) -> dict[str, dict[str, TarMember]]:

@@ -48,9 +48,5 @@ def load_metmeme(root: str | os.PathLike[str] | None = None, *, words: Words = "
         where=str(folder),
         taxonomy="metmeme-intent",
         task="singlelabel",
-        missing="error",
-        shares=None,
-        seed=0,
-        positive_share=0.5,
         separator=";",
     )

@@ -82,13 +82,13 @@ def load_table(
     where = str(root) if not isinstance(root, Mapping) else ", ".join(map(str, files.values()))
     tables = {split: read_rows(path, columns=columns, encoding=encoding) for split, path in files.items()}
     bases = {split: Path(images) if images is not None else path.parent for split, path in files.items()}
-    name = (
-        name or next(iter(files.values())).stem if len(files) == 1 else name or next(iter(files.values())).parent.name
-    )
-    return dataset_from_rows(
-        tables, bases, name=name, where=where, taxonomy=taxonomy, task=task, missing=missing, shares=shares, seed=seed,
-        positive_share=positive_share, separator=separator,
+    first = next(iter(files.values()))
+    dataset = dataset_from_rows(
+        tables, bases, name=name or (first.stem if len(files) == 1 else first.parent.name), where=where,
+        taxonomy=taxonomy, task=task, positive_share=positive_share, separator=separator,
     )  # fmt: skip
+    splits = deal(dataset.splits, shares, seed, where)
+    return replace(dataset, splits=settle_missing(splits, missing, where, "correct the paths"))
 
 
 def table_files(root: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]]) -> dict[str, Path]:
@@ -121,11 +121,8 @@ def dataset_from_rows(
     name: str,
     where: str,
     taxonomy: str | Taxonomy | None,
-    task: Literal["multilabel", "singlelabel"] | None,
-    missing: Missing,
-    shares: Mapping[str, float] | None,
-    seed: int,
-    positive_share: float,
+    task: Literal["multilabel", "singlelabel"] | None = None,
+    positive_share: float = 0.5,
     separator: str | None = None,
 ) -> Dataset:
     """Make a dataset from rows; see `load_table`. A row's split overrides its table's."""
@@ -146,12 +143,10 @@ def dataset_from_rows(
                 sample = _settle_twin(sample, row, ids)
             ids[sample.id] = row
             splits.setdefault(str(row.known.get("split") or "").strip() or table, []).append(sample)
-    splits = deal(splits, shares, seed, where)
     if task is None:
         task = "singlelabel" if taxonomy.exclusive or _one_label_each(rows) else "multilabel"
     if task == "singlelabel":
         _refuse_several(splits, taxonomy)
-    splits = settle_missing(splits, missing, where, "correct the paths")
     return Dataset(name, taxonomy, task, splits, positive_share)
 
 
