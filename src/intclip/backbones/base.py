@@ -47,14 +47,14 @@ TEXT_BATCH = 32
 
 
 class Store(Protocol):
-    """Keeps text features between runs."""
+    """Stores text features between runs."""
 
     def read(self, texts: Sequence[str]) -> Mapping[int, npt.NDArray[np.float32]]:
-        """Place to features (D,) of the texts that it has."""
+        """Return features (D,) by index of the texts that are stored."""
         ...
 
     def write(self, texts: Sequence[str], features: npt.NDArray[np.float32]) -> None:
-        """Keep the features (T, D) of texts."""
+        """Store the features (T, D) of texts."""
         ...
 
 
@@ -68,7 +68,7 @@ class TextTower(nn.Module, ABC):
         start_tokens: Number of tokens before a text's own, 0 or 1.
         end_tokens: Number of tokens after a text's own, 0 or 1.
         engine: Computes `forward` in `embed_texts` on a CPU; see `intclip.inference.text_engine`.
-        store: Where `embed_texts` looks for features first; see `intclip.data.text_store`.
+        store: Stored features, used first by `embed_texts`; see `intclip.data.text_store`.
     """
 
     width: int

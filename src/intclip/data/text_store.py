@@ -1,4 +1,4 @@
-"""Text features on disk, found again by the text's content: who fits, changes labels and fits again encodes once."""
+"""Text features on disk, by the content of the text, so that a second fit of the same posts encodes none."""
 
 import hashlib
 import sqlite3
@@ -16,24 +16,24 @@ from intclip.files import cache_home, digest
 
 FILE = "texts.sqlite"
 KEPT = 200_000
-"""Texts that stay, of all towers together: 0.4 GB of MiniLM's. Those that were wanted least recently go first."""
+"""Maximum number of texts, of all towers together: 0.4 GB for MiniLM. The least recently used are removed first."""
 _AT_ONCE = 500
 
 
 class TextStore:
-    """Features of texts by one tower. What cannot be read or written is computed again: nothing fails for a cache.
+    """Features of texts by one tower; a database that cannot be read or written is ignored.
 
     Args:
-        path: The database; it is made at the first writing.
+        path: The database, created by the first `write`.
         tower: Identity of the text tower.
-        kept: How many texts stay.
+        kept: Maximum number of texts.
     """
 
     def __init__(self, path: Path, tower: str, kept: int = KEPT) -> None:
         self._path, self._tower, self._kept = path, tower, kept
 
     def read(self, texts: Sequence[str]) -> dict[int, npt.NDArray[np.float32]]:
-        """Place to features (D,) of the texts that are there."""
+        """Return features (D,) by index of the texts that are stored."""
         found: dict[int, npt.NDArray[np.float32]] = {}
         if not self._path.is_file():
             return found
@@ -49,7 +49,7 @@ class TextStore:
         return found
 
     def write(self, texts: Sequence[str], features: npt.NDArray[np.float32]) -> None:
-        """Keep the features (T, D) of texts."""
+        """Store the features (T, D) of texts."""
         rows = [(self._key(text), time.time(), row.tobytes()) for text, row in zip(texts, features, strict=True)]
         with suppress(sqlite3.Error, OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ class TextStore:
 
 
 def use_store(tower: TextTower) -> None:
-    """Let `embed_texts` of a tower keep what it computes, where there is a cache folder."""
+    """Let `embed_texts` of a tower store its features, if there is a cache folder."""
     home = cache_home()
     if home is not None and tower.store is None:
         identity = digest([type(tower).__name__, tensor_hashes(tower)])

@@ -1,8 +1,7 @@
-"""`lite` as OpenVINO graphs without torch: a first prediction need not wait for its import and a conversion.
+"""OpenVINO graphs of `lite` that come with the package, so that a first prediction needs no torch and no conversion.
 
-The package brings the graphs' shapes alone (`ready/*.xml`): every weight is an input of the graph. `weights.json` says
-at which byte of which file each weight lies; the files are those that torch reads the weights from, and come with the
-packages that `lite` needs anyway. `make_ready.py` writes the folder, from what torch would convert.
+The graphs (`ready/*.xml`) contain no weights: each is an input. `weights.json` gives its place in the files that
+torch reads too, those of the packages that `lite` needs anyway. `make_ready.py` writes the folder.
 """
 
 import json
@@ -38,18 +37,18 @@ Values = Mapping[str, npt.NDArray[Any]]
 
 
 def files_of_weights() -> list[Path]:
-    """The files that weights lie in: those of the backbone, and the embedded scenes."""
+    """Return the files of the weights: those of the backbone, and the embedded scenes."""
     return [*source_files(BACKBONE, None), SCENES]
 
 
 @dataclass(frozen=True)
 class Ready:
-    """What `FOLDER` holds.
+    """The graphs in `FOLDER`.
 
     Attributes:
-        facts: Content of `WEIGHTS`: what the tower is kept by ("weights", …), the hash of the "scenes", the "card" of
-            the head, and of each graph's weights by name ("places") the number of the file, the first byte, the type,
-            the shape as it lies there, and the order of axes that gives the weight.
+        facts: Content of `WEIGHTS`: the parts of the tower's key ("weights", …), the hash of the "scenes", the "card"
+            of the head, and "places": by graph and weight the number of the file, the first byte, the type, the shape
+            in the file, and the order of axes that gives the weight.
     """
 
     facts: dict[str, Any]
@@ -57,40 +56,40 @@ class Ready:
     name = BACKBONE
 
     def tower(self) -> Tower:
-        """From pixels to the features that models over the backbone share."""
+        """Return the image tower, from pixels to the features that models over the backbone share."""
         return Tower("openvino", self._graph(TOWER))
 
     @property
     def tower_parts(self) -> dict[str, Any]:
-        """What the tower is kept by: that of a torch backbone of these weights is the same."""
+        """Parts of the key of the cached tower, the same as for the backbone in torch."""
         return {key: self.facts[key] for key in ("weights", "split", "size", "features")}
 
     def head(
         self, model: str, taxonomy: Taxonomy, sentences: Sequence[str], thresholds: float | Sequence[float]
     ) -> Graph:
-        """What zero-shot makes of the features.
+        """Return the zero-shot head, from the tower's features to probabilities.
 
         Args:
-            model: What the user asked for.
-            taxonomy: K labels, of which several may hold.
-            sentences: Theirs, K.
+            model: Name given by the user.
+            taxonomy: K labels, not exclusive.
+            sentences: K sentences.
             thresholds: One, or K.
 
         Raises:
-            IntclipError: A sentence is too long, or in words that the text tower does not know.
+            IntclipError: A sentence is too long, or its words are unknown to the text tower.
         """
         check_known(self, sentences, OTHER_LANGUAGE)
         plausible, judged = load_scenes().judged(taxonomy)
-        labels = {"text": self.embed(sentences), "plausible": plausible.T, "judged": judged}
+        labels: Values = {"text": self.embed(sentences), "plausible": plausible.T, "judged": judged}
         card = ModelCard.model_validate(
             self.facts["card"]
             | {"model": model, "labels": taxonomy.names, "taxonomy": taxonomy.to_dict()}
-            | {"thresholds": np.broadcast_to(np.float32(thresholds), len(taxonomy.names)).tolist()}
+            | {"thresholds": np.broadcast_to(np.asarray(thresholds, np.float32), len(taxonomy.names)).tolist()}
         )
         return Graph("openvino", self._graph(HEAD, labels), card)
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Unit text embeddings (T, D)."""
+        """Return unit text embeddings (T, D)."""
         config = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         compiled = require("openvino").Core().compile_model(self._graph(TEXT), "CPU", config)
         rows = token_rows(self._tokenizer, texts)
@@ -125,19 +124,19 @@ class Ready:
 
 
 def find_ready(backbone: str) -> Ready | None:
-    """The graphs of a backbone, where they came with the package and are of the weights that are installed."""
+    """Return the packaged graphs of a backbone; None if there are none, or if other weights are installed."""
     if backbone != BACKBONE or not (FOLDER / WEIGHTS).is_file():
         return None
     facts = json.loads((FOLDER / WEIGHTS).read_text(encoding="utf-8"))
     try:
         same = facts["weights"] == embedded_identity(BACKBONE) and facts["scenes"] == sha256_file(SCENES)
-    except (CheckpointError, OSError):  # loading in torch says what is missing
+    except (CheckpointError, OSError):  # torch reports what is missing
         return None
     return Ready(facts) if same else None
 
 
 def fill(model: Any, values: Values) -> Any:
-    """A model with constants for the inputs of these names; what follows from constants alone is computed."""
+    """Replace inputs of a model by constants, fold them, and return the model."""
     openvino = require("openvino")
     passes = require("openvino.passes", "openvino")
     for parameter in model.get_parameters():
