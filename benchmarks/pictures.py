@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,17 +18,19 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from intclip.data.demo_photos import demo_photos
 from intclip.inference.loading import load
+from intclip.inference.predictor import Predictor
 from intclip.reports.report import write_folder_report
 
 WIDE, PHONE = 1280, 390
 
 
 @contextmanager
-def app() -> Iterator[str]:
-    """The address of the app, as `intclip app` opens it."""
+def app(models: Mapping[str, Predictor] | None = None, models_folder: Path | None = None) -> Iterator[str]:
+    """The address of the app, as `intclip app` opens it: with lite and proxy, where no models are given."""
     from intclip.serving.app.routes import create_app
 
-    page = create_app({"lite": load("lite"), "proxy": load("proxy")}, demo_photos(), examples=True)
+    models = models or {"lite": load("lite"), "proxy": load("proxy")}
+    page = create_app(models, demo_photos(), models_folder=models_folder, examples=True)
     server = uvicorn.Server(uvicorn.Config(page, port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -76,7 +78,8 @@ def main() -> None:
         report = Path(folder) / "report.html"
         write_folder_report(demo_photos(), load("lite"), report)
         with looking(browser, report.as_uri(), WIDE, 1100) as page:
-            page.locator(".photo .label", has_text="Natural beauty").first.click()
+            for card in page.locator(".photo").all()[:3]:
+                card.locator(".label").first.click()
             page.screenshot(path=out / "report.png")
         browser.close()
 
