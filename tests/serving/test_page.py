@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from starlette.testclient import TestClient
 from watched import NAMES, WatchedPredictor, photo
 
+from intclip.data import ocr
 from intclip.data.demo_photos import demo_photos
 from intclip.data.tabular import load_table
-from intclip.errors import IntclipError, TaxonomyError
+from intclip.errors import IntclipError, MissingExtraError, TaxonomyError
 from intclip.evidence.heat import LEGEND
 from intclip.inference.loading import load
 from intclip.labels.reading import parse_taxonomy
@@ -93,6 +94,33 @@ def test_what_the_browser_cannot_decode_is_drawn(page):
     assert answer.headers["X-Photo-Size"] == f"{2 * PREVIEW_SIDE}x{PREVIEW_SIDE}"
     assert np.abs(np.asarray(drawn).astype(int) - (10, 200, 30)).max() < 6
     assert page.post("/app/preview", content=b"no photo").status_code == 204
+
+
+def test_words_in_a_picture_are_read_for_its_caption(page, monkeypatch):
+    picture = Image.new("RGB", (640, 160), (70, 90, 60))
+    ImageDraw.Draw(picture).text((30, 40), "WALK INTO A MEETING", fill="white", font=ImageFont.load_default(44))
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    assert page.get("/app/facts").json()["reads_text"]
+    words = ocr.read_words(stream.getvalue())  # it also loads the engine, outside the service's time limit
+    assert words.upper().split() == ["WALK", "INTO", "A", "MEETING"]
+
+    def read(content: bytes):
+        return page.post("/app/read-text", files={"image": ("meme.png", content)})
+
+    found = read(stream.getvalue())
+    assert found.status_code == 200
+    assert found.json() == {"text": words}
+    broken = read(b"no photo")  # its prediction says what is wrong with it
+    assert (broken.status_code, broken.json()) == (200, {"text": ""})
+
+    def missing(*_, **__):
+        raise MissingExtraError("install it with: pip install 'intclip[ocr]'")
+
+    monkeypatch.setattr(ocr, "_engine", missing)
+    refused = read(stream.getvalue())
+    assert refused.status_code >= 400
+    assert "intclip[ocr]" in refused.json()["detail"]
 
 
 def test_a_request_without_a_readable_photo_is_answered_to_the_page(page):
