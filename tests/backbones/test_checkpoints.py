@@ -136,7 +136,7 @@ def test_long_lists_are_counted(state):
 
 def test_an_image_tower_alone_is_refused(state):
     visual = {key: tensor for key, tensor in state.items() if key.startswith("visual.")}
-    with pytest.raises(CheckpointError, match=r"whole image and text tower: ln_final.weight is missing"):
+    with pytest.raises(CheckpointError, match=r"complete image and text tower: ln_final.weight is missing"):
         from_openai_state_dict(visual)
 
 
@@ -221,7 +221,7 @@ class TestFiles:
 
     def test_a_list_is_no_state_dict(self, tmp_path):
         torch.save([torch.zeros(1)], tmp_path / "a.pt")
-        with pytest.raises(CheckpointError, match="holds a list, not a state dict"):
+        with pytest.raises(CheckpointError, match="has a list, not a state dict"):
             read_state_dict(tmp_path / "a.pt")
 
     def test_weights_in_parts(self, tmp_path, state, backbone):

@@ -199,7 +199,7 @@ def test_http_addresses(photos, tmp_path, options):
     np.testing.assert_allclose(
         [rows[i]["probabilities"] for i in (0, 2)], reference_probabilities(photos[:2]), atol=1e-5
     )
-    assert rows[1]["error"] == f"no such photo: {url}/gone.jpg; check the address"
+    assert rows[1]["error"] == f"no such photo: {url}/gone.jpg; check the URL"
 
 
 def test_a_wrong_address_in_a_list_is_a_row(photos, tmp_path, options):

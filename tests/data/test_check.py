@@ -230,7 +230,7 @@ def test_check_command(table: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "missing photos: 1" in out
     assert "groups of photos leaking between splits: 1" in out
     assert "train: 0.jpg  =  val: 3.jpg" in out
-    assert "my: not sound" in out
+    assert "my: problems found" in out
     assert (tmp_path / "plots" / "class_counts.png").is_file()
     command("data", "check", str(table), "--json")
     content = json.loads(capsys.readouterr().out)

@@ -291,7 +291,7 @@ def test_size_limit_is_checked_before_anything_is_computed(tmp_path, samples):
 def test_size_limit_counts_what_the_folder_holds(tmp_path, samples):
     build(tmp_path / "cache", samples)
     held = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file())
-    with pytest.raises(StorageError, match=r"holds 0\.00 GB already"):
+    with pytest.raises(StorageError, match=r"already uses 0\.00 GB"):
         build(tmp_path / "cache", samples, replace(KEY, weights="others"), limit=held + 11 * BYTES - 1)
     build(tmp_path / "cache", samples, limit=0)  # nothing is missing, nothing is refused
 

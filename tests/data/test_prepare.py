@@ -100,7 +100,7 @@ def test_photos_of_every_fate(tmp_path: Path, server: PhotoServer) -> None:
     assert len(written["annotations"]["intentonomy_val2020.json"]) == 64
     line = report.summary()
     assert line.startswith("11 of 21 photos are usable (11 new")
-    assert "2 (9.5%) are gone from the web; 8 failed this time" in line
+    assert "2 (9.5%) no longer exist; 8 failed this time" in line
 
     with pytest.raises(
         DatasetError, match="8 of 21 photos"

@@ -123,7 +123,7 @@ def test_columns_that_are_no_labels_are_named(folder: Path, caplog: pytest.LogCa
     path = write(folder / "x.csv", text)
     with caplog.at_level("WARNING", logger="intclip.data"):
         assert load_table(path).taxonomy.names == ("pets",)
-    assert f"{path}: columns left out, as they hold no 0, 1 or share: , likes, taken, by" in caplog.text
+    assert f"{path}: ignored columns that hold no 0, 1 or share: , likes, taken, by" in caplog.text
     caplog.clear()
     load_table(write(folder / "y.csv", "image,labels,by\na.jpg,sea,Ann\n"))
     assert caplog.text == "", "where a column says labels, the others never were labels"
@@ -138,7 +138,7 @@ def test_semicolons_and_tabs_part_cells_where_there_is_no_comma(folder: Path) ->
         assert dataset.taxonomy.names == ("sea", "sun", "sun, moon")
         assert targets(dataset) == [[1, 1, 0], [0, 0, 1]]
     assert load_table(write(folder / "x.csv", "text,label\na;b,sea\n")).splits["train"][0].text == "a;b"
-    with pytest.raises(DatasetError, match="row 2: 3 cells for 2 columns; put cells that hold ';'"):
+    with pytest.raises(DatasetError, match="row 2: 3 cells for 2 columns; put cells with ';'"):
         load_table(write(folder / "x.csv", "image;labels\na.jpg;sea;sun\n"))
 
 
@@ -154,7 +154,7 @@ def test_single_label_tables(folder: Path) -> None:
 def test_two_labels_where_one_holds_are_refused(folder: Path) -> None:
     path = write(folder / "x.csv", "image,labels\na.jpg,joy\nb.jpg,joy;fear\n")
     with pytest.raises(
-        DatasetError, match="row 3: labels 'fear', 'joy', where exactly one holds; keep one, write shares"
+        DatasetError, match="row 3: labels 'fear', 'joy', where exactly one applies; keep one, write shares"
     ):
         load_table(path, taxonomy="ekman6")
     assert load_table(path, taxonomy="ekman6", task="multilabel").task == "multilabel"
@@ -221,7 +221,7 @@ def test_encodings(folder: Path) -> None:
     assert load_table(path, encoding="utf-16").taxonomy.names == ("schön",)
     with pytest.raises(DatasetError, match=r"x\.csv is UTF-16, not UTF-8; .*encoding=utf-16"):
         load_table(path)
-    with pytest.raises(DatasetError, match=r"x\.csv, row 1: there is a NUL byte"):
+    with pytest.raises(DatasetError, match=r"x\.csv, row 1: contains a NUL byte"):
         load_table(path, encoding="latin-1")
     for encoding in ("utf-88", "undefined"):
         with pytest.raises(DatasetError, match="unknown encoding"):
@@ -238,7 +238,7 @@ def test_a_share_that_parts_nothing_is_refused(folder: Path, share: float) -> No
 WRONG_CSV = {
     "wrong columns": ("file_size,labels\n1,sea\n", "neither a photo .* columns: file_size, labels; .*--set 'columns={"),
     "no labels": ("image,size\na.jpg,300\n", "has no labels.*other columns: size"),
-    "misspelt column": ("image,Positve\na.jpg,1\n", "'Positve' is no label of .*mean 'positive'"),
+    "misspelt column": ("image,Positve\na.jpg,1\n", "'Positve' is not a label of .*mean 'positive'"),
     "unknown label": ("image,labels\na.jpg,positive\nb.jpg,postive\n", r"row 3: .*no label 'postive'; .*'positive'"),
     "too many cells": ("image,labels\na.jpg,positive,negative\n", "row 2: 3 cells for 2 columns.*double quotes"),
     "too few cells": ("image,labels\na.jpg\n", "row 2: 1 cells for 2 columns"),
@@ -251,8 +251,8 @@ WRONG_CSV = {
     "id twice": ("id,image,labels\n1,a.jpg,positive\n1,b.jpg,positive\n", r"row 3: id '1' is there already .*row 2"),
     "one label a row": ("image,labels\na.jpg,positive\na.jpg,negative\n", r"row 3: .*already .*row 2.*join.*';'"),
     "quote left open": ('image,labels\na.jpg,"positive\n', "not CSV"),
-    "null byte in path": ("image,labels\na\0.jpg,positive\n", "row 2: there is a NUL byte"),
-    "null byte in label": ("image,labels\na.jpg,positive\nb.jpg,posi\0tive\n", "row 3: there is a NUL byte"),
+    "null byte in path": ("image,labels\na\0.jpg,positive\n", "row 2: contains a NUL byte"),
+    "null byte in label": ("image,labels\na.jpg,positive\nb.jpg,posi\0tive\n", "row 3: contains a NUL byte"),
     "json cell": ("image,labels\na.jpg,[positive\n", r"csv, row 2, labels '\[positive': not JSON"),
 }  # fmt: skip
 

@@ -117,7 +117,7 @@ def test_report_and_predictions_are_written_whole(tmp_path):
     write_report(tmp_path, "report-val", report, "multilabel", "a | b")
     assert json.loads((tmp_path / "report-val.json").read_text()) == report
     text = (tmp_path / "report-val.md").read_text()
-    assert "60 photos, and 1 that could not be read and count nowhere" in text
+    assert "60 photos, and 1 unreadable, which are ignored" in text
     assert f"| mAP | {100 * report['mAP']:.2f} |" in text
     write_predictions(tmp_path / "p.parquet", SCORES, tiny_taxonomy().names)
     table = pq.read_table(tmp_path / "p.parquet")

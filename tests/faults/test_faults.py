@@ -190,7 +190,7 @@ def test_too_little_memory_ends_it_and_loses_nothing(harness, inputs, undisturbe
         if process.exitcode > 0 and process.exitcode != LINKER:
             told = harness.told()
             assert process.exitcode == WRONG_INPUT, told
-            assert "intclip: no memory is left; " in told
+            assert "intclip: out of memory; " in told
             assert "Traceback" not in told
     assert any(codes)
     assert harness.run(kind, place, inputs) == 0

@@ -128,7 +128,7 @@ def test_bad_photos_are_listed_and_the_others_done(cli, exported, mixed, tmp_pat
     assert code == 2
     assert err.splitlines()[0] == "could not be read:"
     assert "text.jpg" in err.splitlines()[1]
-    assert err.splitlines()[-1] == "intclip: 1 of 4 photos could not be read; all others are done"
+    assert err.splitlines()[-1] == "intclip: 1 of 4 photos could not be read; the others are done"
     rows = json.loads(out)
     assert [row["error"] is None for row in rows] == [True, True, False, True]
     assert len(table.read_text().splitlines()) == 5
@@ -148,7 +148,7 @@ def test_many_bad_photos_are_counted_not_all_listed(cli, exported, tmp_path):
     assert code == 2
     assert len(err.splitlines()) == 1 + 20 + 1 + 1
     assert "and 5 more" in err
-    assert err.endswith("intclip: none of the 25 photos could be read; look at the first, as named above\n")
+    assert err.endswith("intclip: none of the 25 photos could be read; check the first one listed above\n")
 
 
 def test_a_model_that_is_converted_says_so_once(cli, bundle_path, photos, monkeypatch, tmp_path):

@@ -60,7 +60,7 @@ def test_labels_follow_the_bundle_s_thresholds(model, photos):
         assert prediction.labels == expected
         assert prediction.scores == dict(zip(names, values.tolist(), strict=True))
         assert prediction.top(2)[0][1] == values.max()
-        with pytest.raises(ValueError, match="no -1 best labels"):
+        with pytest.raises(ValueError, match="count=-1"):
             prediction.top(-1)
 
 
@@ -299,7 +299,7 @@ def test_specs_that_lead_nowhere(bundle_path, tmp_path):
         intclip.load(bundle_path, engine="tpu")
     with pytest.raises(IntclipError, match="unknown precision 'f8'; choose f32, bf16, f16"):
         intclip.load(bundle_path, precision="f8")
-    with pytest.raises(IntclipError, match="0 threads cannot compute"):
+    with pytest.raises(IntclipError, match="threads=0"):
         intclip.load(bundle_path, threads=0)
     with pytest.raises(IntclipError, match="the model's name is empty; give lite"):
         intclip.load("")
@@ -344,7 +344,7 @@ def hub_repository(bundle_path, tmp_path, monkeypatch):
     def fetch(file, *, endpoint=None):
         fetched.append((file.repo, file.filename, file.revision))
         if file.repo != "me/tiny":
-            raise CheckpointError(f"cannot download {file.filename} (no such repository); give its path as checkpoint")
+            raise CheckpointError(f"cannot download {file.filename} (no such repository); pass its path as checkpoint")
         link = snapshot / file.filename
         if not link.exists():
             shutil.copy(bundle_path / file.filename, blobs / file.filename)

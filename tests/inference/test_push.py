@@ -184,6 +184,6 @@ def test_what_is_no_model_or_no_repository(hub, bundle_path, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(BundleError, match="not a bundle"):
         push(tmp_path / "empty", REPOSITORY)
-    with pytest.raises(IntclipError, match="lite was not trained, everybody loads it by its name"):
+    with pytest.raises(IntclipError, match="lite was not trained and can be loaded by name"):
         push("lite", REPOSITORY)
     assert hub.created == []

@@ -106,7 +106,7 @@ def test_command_json_is_all_that_is_printed(cli, bundle_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--engines", "tensorrt"), "no engine is called 'tensorrt'; known: torch, openvino, onnx"),
+        (("--engines", "tensorrt"), "unknown engine 'tensorrt': choose torch, openvino or onnx"),
         (("--photos", "nowhere"), "nowhere"),
         (("--batch-size", "0"), "--batch-size"),
     ],

@@ -126,7 +126,7 @@ def test_integrate_writes_a_taxonomy_that_loads(run, server, tmp_path):
     words = ("integrate", "mikels8", "--model", "fake", "--base-url", server.url, "--out", out)
     code, printed, err = run(*words, "--length", "6-9", "--length", "11-15")
     assert (code, err) == (0, "")
-    assert "6-9 words: 8 sentences, 2 answers asked, 0 kept" in printed
+    assert "6-9 words: 8 sentences, 2 answers requested, 0 cached" in printed
     taxonomy, before = load_taxonomy(out), load_taxonomy("mikels8")
     assert taxonomy.names == before.names
     assert taxonomy.parents == before.parents

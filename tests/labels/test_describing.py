@@ -114,9 +114,7 @@ def test_a_table_that_was_labelled_is_not_written_over(server, photos, tmp_path,
     )
     text = text if name.endswith("jsonl") else "image,text,labels\nphotos/0.jpg,Mine.,sea\n"
     out.write_text(text)
-    with pytest.raises(
-        StorageError, match=r"holds more than image and text \(labels\); choose another --out to keep it"
-    ):
+    with pytest.raises(StorageError, match=r"has other columns \(labels\); choose another --out to keep it"):
         invoke(photos[0].parent, "--base-url", server.url, "--model", "fake", "--out", out)
     assert out.read_text() == text
     assert not server.requests

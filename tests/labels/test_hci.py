@@ -79,8 +79,8 @@ def no_text(texts, request):
 
 WRONG = [
     (drop_one, "awe: it is missing"),
-    (too_long, "awe: it has 19 words, 11 to 15 are wanted"),
-    (too_many_tokens, "awe: it has .* CLIP tokens, at most 61 are wanted"),
+    (too_long, "awe: it has 19 words; use 11 to 15"),
+    (too_many_tokens, "awe: it has .* CLIP tokens; use at most 61"),
     (repeat, "awe: it is the same as that of 'anger'"),
     (no_text, "awe: it is missing"),
 ]
@@ -101,7 +101,7 @@ def test_a_wrong_sentence_is_asked_for_again_with_the_reason(server, make_client
 def test_a_merged_label_that_is_too_long_is_asked_for_again(server, make_client):
     server.script = [edited(lambda texts, request: texts.update(awe=sentence("awe", 14)))]
     integrate(TREE, make_client())
-    assert "awe: it has 14 words, at most 12 are wanted" in server.requests[1]["messages"][2]["content"]
+    assert "awe: it has 14 words; use at most 12" in server.requests[1]["messages"][2]["content"]
 
 
 @pytest.mark.parametrize("text", ["I cannot help with that.", "{", "[1, 2]", "{'awe': 1}", '"a"'])

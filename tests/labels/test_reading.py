@@ -87,8 +87,7 @@ def test_a_full_file(tmp_path):
     assert taxonomy.sentences("11-15") == taxonomy.sentences("16-20") == taxonomy.sentences("6-9")
     assert taxonomy.sentences("consolidated")[1] == "Siamese, Cats, Furry"
     assert advise(taxonomy) == [
-        "no sentences of 11-15, 16-20 words: other words stand in for them; write them, or have them written with "
-        "`intclip labels integrate`"
+        "no sentences of 11-15, 16-20 words, so other texts are used; write them, or use `intclip labels integrate`"
     ]
 
 

@@ -89,7 +89,7 @@ def test_join_descriptions():
     texts, targets = join_descriptions({"b": "two", "a": ["one", "more"], "c": "no labels", "d": " "}, labels, "d.json")
     assert texts == ["two", "one more"]
     np.testing.assert_array_equal(targets, [[0, 1], [1, 0]])
-    with pytest.raises(DatasetError, match=r"d.json: 'a' has 7 where a text is due"):
+    with pytest.raises(DatasetError, match=r"d.json: 'a' has 7 instead of a text"):
         join_descriptions({"a": 7}, labels, "d.json")
     with pytest.raises(DatasetError, match="none of its 1 ids has a label"):
         join_descriptions({"z": "text"}, labels, "d.json")

@@ -103,7 +103,7 @@ def test_round_trip_through_json(name):
         (lambda d: d.update(layout=99), "layout 99 is newer"),
         (lambda d: d["sentences"]["11-15"].pop(), "form 11-15 has 27 sentences for 28 classes"),
         (lambda d: d["parents"].pop("Harmony"), "class 'Harmony' has ancestors"),
-        (lambda d: d["parents"].update(Harmony=["Finances", "Self-fulfill"]), "'Finances' lies under both"),
+        (lambda d: d["parents"].update(Harmony=["Finances", "Self-fulfill"]), "'Finances' is under both"),
         (lambda d: d["levels"][1]["classes"].append("Finances"), "level group names a class twice"),
         (lambda d: d["aliases"].update(Nat="Nature"), "alias 'Nat' leads to 'Nature', which is not a class"),
     ],

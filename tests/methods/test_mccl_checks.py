@@ -103,7 +103,7 @@ def test_prototypes_are_chosen_by_stage_label_and_seed(bundle: Path) -> None:
     chosen = choose_prototypes(method, stage=2, label="class 4")[2]
     assert chosen
     assert all(int(method.stages[2].pool.owner[index]) == 4 for index in chosen)
-    with pytest.raises(IntclipError, match="reads stages 2, 3, not 1"):
+    with pytest.raises(IntclipError, match="uses stages 2, 3, not 1"):
         choose_prototypes(method, stage=1)
 
 
@@ -199,7 +199,7 @@ def test_unsteadiness_is_the_deviation_of_the_second_half() -> None:
         (("attention", "BUNDLE", "PHOTO", "--label", "clas 9"), "did you mean"),
         (("attention", "BUNDLE", "PHOTO", "--out", "x.bmp"), "x.bmp"),
         (("attention", "BUNDLE", "nowhere.jpg"), "nowhere.jpg"),
-        (("prototypes", "BUNDLE", "PHOTO", "--stage", "4"), "reads stages 2, 3, not 4"),
+        (("prototypes", "BUNDLE", "PHOTO", "--stage", "4"), "uses stages 2, 3, not 4"),
         (("prototypes", "lost", "PHOTO"), "no model 'lost'"),
         (("momentum", "--values", "0.9,x"), "0.9,x"),
         (("momentum", "--values", "2"), "less than or equal to 1"),

@@ -102,11 +102,11 @@ def test_a_bad_photo_among_good_ones_has_its_place_and_alone_it_is_refused(serve
         ({"images": ["AAAA"] * 5}, "5 photos in one request; at most 4"),
         ({"images": ["AAAA"], "texts": ["a", "b"]}, "1 images and 2 texts"),
         ({"images": ["AAAA"], "texts": ["a"]}, "uses only photos"),
-        ({"images": ["AAAA"], "url": "http://x"}, "no field 'url'"),
+        ({"images": ["AAAA"], "url": "http://x"}, "unknown field 'url'"),
         ({"images": ["AAAA"], "threshold": "0.5"}, "threshold: .* number"),
         ({"images": ["AAAA"], "threshold": 1.5}, "threshold: .* less than or equal to 1"),
         ({"images": ["AAAA"], "level": "depth"}, "no level 'depth'.*class.*group"),
-        ({"images": ["AAAA"], "model": "b"}, "no model 'b' is served; there are: a"),
+        ({"images": ["AAAA"], "model": "b"}, "unknown model 'b'; served models: a"),
         ([], "object"),
     ],
 )
@@ -129,7 +129,7 @@ def test_other_media_types_and_broken_bodies_are_refused(serve):
         client.post("/v1/predict", files=files(*[photo(1)] * 3)),
     ):
         assert refused.status_code == 400
-        assert "let curl -F or a library write the form with its Content-Type, at most 2 photos" in detail(refused)
+        assert "let curl -F or a library build the form and its Content-Type, with at most 2 photos" in detail(refused)
     twice = client.post("/v1/predict", files=files(photo(1)), data={"model": ["a", "a"]})
     assert "model is given twice" in detail(twice)
     assert client.get("/v1/predict").status_code == 405
@@ -138,7 +138,7 @@ def test_other_media_types_and_broken_bodies_are_refused(serve):
 def test_fields_in_the_address_are_refused_not_passed_over(serve):
     answer = serve().post("/v1/predict?threshold=0.9&model=b", files=files(photo(255)))
     assert answer.status_code == 422
-    assert detail(answer) == "'threshold' stands in the address, behind the ?; send it as a field of the body"
+    assert detail(answer) == "'threshold' is in the URL's query; send it as a field of the body"
 
 
 def test_no_answer_repeats_what_was_sent(serve):

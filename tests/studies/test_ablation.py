@@ -286,7 +286,7 @@ def test_table_shows_both_sides_their_order_and_what_differs():
     text = render_study(STUDY, rows, command="intclip ablate x", protocol={"backbone": "lite"})
     assert "| A | 40.00 / 31.00 ± 1.41 | 1,500 | 1.0 | 1,234 | 732 |" in text
     assert "| D | 39.00 / – | – | – | – | – |" in text
-    assert "mAP: 2 of 3 pairs stand as in the paper. Not in ours: C over A" in text
+    assert "mAP: 2 of 3 pairs have the paper's order. Reversed: C over A" in text
     assert "| backbone | CLIP RN101 | lite |" in text
     assert "    intclip ablate x\n" in text
 

@@ -106,7 +106,7 @@ def test_the_data_are_read_with_options(photos, run, tmp_path):
     with pytest.raises(DatasetError, match=r"gone\.jpg.*--set missing=skip` \(intclip data, evaluate"):
         intclip(*words)
     assert json.loads(intclip(*words, "--set", "missing=skip"))["images"] == 1
-    with pytest.raises(DatasetError, match="--set root: no option of a dataset"):
+    with pytest.raises(DatasetError, match="--set root: not a dataset option"):
         intclip(*words, "--set", "root=here")
 
 

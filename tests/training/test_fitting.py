@@ -78,7 +78,7 @@ def test_photo_alone_words_alone_and_both(model, home):
 
 
 def test_what_cannot_be_read(model, home):
-    with pytest.raises(IntclipError, match="text 1: there is neither a photo nor words"):
+    with pytest.raises(IntclipError, match="text 1: neither photo nor text"):
         model.predict([None], texts=[" "])
     with pytest.raises(IntclipError, match="more photos than texts"):
         model.predict([home[0] / "0.png"] * 2, texts=["one"])
