@@ -30,6 +30,8 @@ _OTHERS: dict[str, Architecture] = {
     "EVA-02-CLIP": replace(_VIT, vision_mlp=24, activation="gelu", family="eva02"),
     "Perception Encoder": replace(_VIT, context_length=40, activation="gelu", family="pe"),
     "TIPS v2": replace(_VIT, embed_dim=16, context_length=64, vocab_size=200, registers=1, family="tipsv2"),
+    "MobileCLIP 2 S": replace(_RESNET, activation="gelu", family="mobileclip"),
+    "MobileCLIP 2 B": replace(_VIT, activation="gelu", family="mobileclip_vit"),
 }
 """By the title of `TRAITS`."""
 

@@ -46,6 +46,8 @@ def weights(key: str, shape: tuple[int, ...]) -> Tensor:
         return 0.5 + raw.abs()
     if key == "logit_scale":
         return torch.tensor(2.6592)
+    if key.endswith("gamma"):
+        return 0.2 * raw
     if len(shape) > 1:
         return raw / np.prod(shape[1:]) ** 0.5
     is_gain = key.endswith(".weight")

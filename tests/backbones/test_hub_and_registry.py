@@ -283,7 +283,8 @@ class TestByName:
             "ViT-B/16", "ViT-L/14", "ViT-L/14@336px", "ViT-H/14", "MetaCLIP2-H/14",
             "SigLIP-B/16", "SigLIP-L/16@256px", "SigLIP-SO400M/14@384px",
             "SigLIP2-B/32@256px", "SigLIP2-B/16", "SigLIP2-L/16@256px", "SigLIP2-SO400M/14",
-            "EVA02-B/16", "EVA02-L/14", "PE-B/16", "PE-L/14@336px", "TIPSv2-B/14",
+            "EVA02-B/16", "EVA02-L/14", "PE-B/16", "PE-L/14@336px",
+            "MobileCLIP2-S0", "MobileCLIP2-S2", "MobileCLIP2-B", "TIPSv2-B/14",
         ]  # fmt: skip
         assert registry.HUB_FILES.keys() == ARCHITECTURES.keys()
 

@@ -47,6 +47,14 @@ def trained(folder, checkpoint, *, name="ViT-B/32", **options):
     return load_bundle(folder), backbone.identity()
 
 
+@pytest.mark.parametrize("regions", ["values", "clear"])
+def test_a_bundle_keeps_what_the_patches_give(tmp_path, regions):
+    one = write(tmp_path / "one", 1)
+    bundle, identity = trained(tmp_path / "bundle", one, regions=regions)
+    assert bundle.info.backbone.regions == regions
+    assert bundle.build_method(one).backbone.identity() == identity
+
+
 def test_a_folder_is_remembered_and_compared_by_content(tmp_path, monkeypatch):
     one, two = write(tmp_path / "one", 1), write(tmp_path / "two", 2)
     bundle, identity = trained(tmp_path / "bundle", one)

@@ -5,6 +5,7 @@ right for the example alone, so each one is tried at other sizes and on other ph
 """
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 
 from fakes import tiny_taxonomy
 from families import FAMILIES, family_of
+from intclip.backbones.clip import random_clip
 from intclip.backbones.registry import backbone_names
 from intclip.errors import IntclipError
 from intclip.inference.card import ATTENTION_OUTPUT, MAP_PREFIX
@@ -36,11 +38,10 @@ ONNX_CELLS = (
 )
 
 
-def prepared_method(name, family):
-    """A method over a tiny backbone of a family, its learned parts moved away from where they start."""
+def prepared_method(name, backbone):
+    """A method over a tiny backbone, its learned parts moved away from where they start."""
     torch.manual_seed(1)
     options = {"context_length": 3} if "context_length" in method_options(name).model_fields else {}
-    backbone = FAMILIES[family]()
     method = build_method(name, backbone, tiny_taxonomy(), options)
     pixels = torch.from_numpy(example_pixels(backbone, 16))
     targets = (torch.rand(16, len(tiny_taxonomy())) < 0.4).float()
@@ -84,16 +85,22 @@ def largest_difference(method, graph):
 
 @pytest.mark.parametrize(("method", "family"), CELLS)
 def test_openvino_gives_torch_s_numbers(method, family):
-    check("openvino", method, family)
+    check("openvino", method, FAMILIES[family]())
 
 
 @pytest.mark.parametrize(("method", "family"), ONNX_CELLS)
 def test_onnx_gives_torch_s_numbers(method, family):
-    check("onnx", method, family)
+    check("onnx", method, FAMILIES[family]())
 
 
-def check(format, method, family):
-    built = prepared_method(method, family)
+@pytest.mark.parametrize("format", ["openvino", "onnx"])
+@pytest.mark.parametrize("regions", ["values", "clear"])
+def test_other_regions_of_a_vit(format, regions):
+    check(format, "intclip", random_clip(replace(FAMILIES["CLIP ViT"]().architecture, regions=regions)))
+
+
+def check(format, method, backbone):
+    built = prepared_method(method, backbone)
     card = make_card(built, model=method, thresholds=0.5)
     difference, place = largest_difference(built, build_graph(built, card, format, maps=bool(card.maps)))
     assert difference <= TOLERANCE, place

@@ -12,8 +12,10 @@ from intclip.errors import CheckpointError
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh", "relu"]
 """OpenAI's models use QuickGELU, most open_clip (LAION) models the exact GELU; it cannot be inferred from weights."""
-Family = Literal["clip", "metaclip2", "siglip", "eva02", "pe", "tipsv2"]
+Family = Literal["clip", "metaclip2", "siglip", "eva02", "pe", "tipsv2", "mobileclip", "mobileclip_vit"]
 """Family of towers; see `families`."""
+Regions = Literal["tokens", "values", "clear"]
+"""Region features of a ViT's patches; see `region_block`."""
 Split = Literal["paper", "released"]
 """Where the trunk ends and the deep layers begin; see `ClipBackbone`."""
 ResNetLayers = tuple[int, int, int, int]
@@ -28,9 +30,9 @@ class Architecture:
     Attributes:
         embed_dim: Size D of the joint space.
         image_size: Side of the square input, in pixels.
-        vision_layers: Blocks of each of a ResNet's four stages, or the number of a ViT's blocks.
-        vision_width: Channels of a ResNet's stem, or of a ViT's tokens.
-        patch_size: Side of a ViT's patch, in pixels; None for a ResNet.
+        vision_layers: Blocks of each of the four stages of a ResNet or FastViT, or the number of a ViT's blocks.
+        vision_width: Channels of a ResNet's or FastViT's stem, or of a ViT's tokens.
+        patch_size: Side of a ViT's patch, in pixels; None for a ResNet or FastViT, whose stride is 32.
         text_width: Channels of a text token.
         text_layers: Blocks of the text transformer.
         context_length: The largest number of text tokens.
@@ -46,6 +48,7 @@ class Architecture:
         end_token: Id of the token at which a text is read; None means its highest id, as in OpenAI's models.
         registers: Tokens of a ViT between the class token and the patches.
         family: The family.
+        regions: What a ViT's patches give; see `region_block`.
     """
 
     embed_dim: int
@@ -68,6 +71,7 @@ class Architecture:
     end_token: int | None = None
     registers: int = 0
     family: Family = "clip"
+    regions: Regions = "tokens"
 
     @property
     def grid(self) -> int:
@@ -80,7 +84,8 @@ class Architecture:
         names = [name for name, known in ARCHITECTURES.items() if self.same_sizes(known)]
         if names:
             return names[0]
-        kind = "ResNet" if self.patch_size is None else f"ViT/{self.patch_size}"
+        convolutions = "FastViT" if self.family == "mobileclip" else "ResNet"
+        kind = convolutions if self.patch_size is None else f"ViT/{self.patch_size}"
         layers = self.vision_layers if isinstance(self.vision_layers, int) else "-".join(map(str, self.vision_layers))
         family = "" if self.family == "clip" else f"{self.family} "
         return f"{family}{kind} {layers}×{self.vision_width} at {self.image_size}px, D {self.embed_dim}"
@@ -103,8 +108,10 @@ class Architecture:
         )
 
 
-UNSEEN = ("vision_heads", "text_heads", "activation", "text_activation", "vision_eps", "text_eps", "end_token")
-"""Fields of an architecture that cannot be inferred from its weights."""
+UNSEEN = (
+    "vision_heads", "text_heads", "activation", "text_activation", "vision_eps", "text_eps", "end_token", "regions",
+)  # fmt: skip
+"""Fields of an architecture that the shapes of its weights do not show."""
 
 
 def _resnet(layers: ResNetLayers, width: int, size: int, embed_dim: int, text_width: int) -> Architecture:
@@ -128,6 +135,7 @@ _SIGLIP, _SIGLIP2 = 32_000, 256_000
 _H14 = Architecture(1024, 224, 32, 1280, 14, 1024, 24, vision_heads=16, activation="gelu")
 _PE: dict[str, Any] = {"text_layers": 24, "context_length": 32, "activation": "gelu", "family": "pe"}
 _EVA: dict[str, Any] = {"activation": "gelu", "vision_eps": 1e-6, "family": "eva02"}
+_MOBILE: dict[str, Any] = {"activation": "gelu", "vision_eps": 1e-6}
 
 ARCHITECTURES: dict[str, Architecture] = {
     "RN50": _resnet((3, 4, 6, 3), 64, 224, 1024, 512),
@@ -154,6 +162,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "EVA02-L/14": Architecture(768, 224, 24, 1024, 14, 768, vision_mlp=2730, **_EVA),
     "PE-B/16": Architecture(1024, 224, 12, 768, 16, 1024, **_PE),
     "PE-L/14@336px": Architecture(1024, 336, 24, 1024, 14, 1024, **_PE),
+    "MobileCLIP2-S0": Architecture(512, 256, (2, 6, 10, 2), 64, None, 512, family="mobileclip", **_MOBILE),
+    "MobileCLIP2-S2": Architecture(512, 256, (4, 12, 24, 4), 80, None, 512, family="mobileclip", **_MOBILE),
+    "MobileCLIP2-B": Architecture(512, 224, 12, 768, 16, 512, family="mobileclip_vit", **_MOBILE),
     "TIPSv2-B/14": Architecture(
         768, 448, 12, 768, 14, 768, 12, 64, _SIGLIP,
         activation="gelu", text_activation="relu", vision_eps=1e-6, registers=1, family="tipsv2",
@@ -171,25 +182,19 @@ def infer_architecture(state: Mapping[str, Tensor]) -> Architecture:
     shape = _Shapes(state)
     text_width = shape("ln_final.weight")[0]
     family = _infer_family(state)
-    is_vit = family != "clip" or "visual.proj" in state
-    patch = shape("visual.conv1.weight")[-1] if is_vit else None
-    positions = shape("visual.positional_embedding" if is_vit else "visual.attnpool.positional_embedding")[0]
-    grid = math.isqrt(positions if family == "siglip" else positions - 1)
-    if grid * grid != (positions if family == "siglip" else positions - 1):
-        raise CheckpointError(f"the checkpoint has {positions} image positions, which do not form a square")
+    is_vit = family != "mobileclip" and (family != "clip" or "visual.proj" in state)
+    image_size, width, patch = _image_sizes(shape, family, is_vit=is_vit)
     layers: int | ResNetLayers
     if is_vit:
         layers = _count(state, r"visual\.transformer\.resblocks\.(\d+)\.")
-        width = shape("visual.conv1.weight")[0]
     else:
         one, two, three, four = (_count(state, rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
         layers = (one, two, three, four)
-        width = shape("visual.layer1.0.conv1.weight")[0]
     vision_mlp = shape("visual.transformer.resblocks.0.mlp.c_fc.weight")[0] if is_vit else None
     text_mlp = shape("transformer.resblocks.0.mlp.c_fc.weight")[0]
     return Architecture(
         embed_dim=text_width if family == "tipsv2" else shape("text_projection")[1],
-        image_size=grid * (patch or 32),
+        image_size=image_size,
         vision_layers=layers,
         vision_width=width,
         patch_size=patch,
@@ -205,8 +210,36 @@ def infer_architecture(state: Mapping[str, Tensor]) -> Architecture:
     )
 
 
+def _image_sizes(shape: "_Shapes", family: Family, *, is_vit: bool) -> tuple[int, int, int | None]:
+    """Side of the photo, width and patch size of an image tower.
+
+    Raises:
+        CheckpointError: Its positions are not those of a square.
+    """
+    if family == "mobileclip":  # without positions: its weights fit any side, a configuration tells which
+        return ARCHITECTURES["MobileCLIP2-S0"].image_size, shape("visual.stem.0.weight")[0], None
+    patch = width = None
+    if family == "mobileclip_vit":
+        patches = [shape(f"visual.conv1.{place}.weight") for place in (0, 1, 2)]
+        patch, width = math.prod(weight[-1] for weight in patches), patches[-1][0]
+    elif is_vit:
+        width, *_, patch = shape("visual.conv1.weight")
+    else:
+        width = shape("visual.layer1.0.conv1.weight")[0]
+    positions = shape("visual.positional_embedding" if is_vit else "visual.attnpool.positional_embedding")[0]
+    count = positions if family in ("siglip", "mobileclip_vit") else positions - 1
+    grid = math.isqrt(count)
+    if grid * grid != count:
+        raise CheckpointError(f"the checkpoint has {positions} image positions, which are not those of a square photo")
+    return grid * (patch or 32), width, patch
+
+
 def _infer_family(state: Mapping[str, Tensor]) -> Family:
-    """MetaCLIP 2 has CLIP's keys and is recognised by its configuration."""
+    """MetaCLIP 2 has CLIP's keys; only its configuration shows which it is."""
+    if any(key.startswith("visual.stem.") for key in state):
+        return "mobileclip"
+    if any(re.match(r"visual\.conv1\.\d", key) for key in state):
+        return "mobileclip_vit"
     if "visual.attn_pool.probe" in state:
         return "siglip" if "text_projection_bias" in state else "pe"
     if "visual.transformer.resblocks.0.mlp.gate.weight" in state:

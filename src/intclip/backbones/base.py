@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from intclip.backbones.architecture import Activation, Split
+from intclip.backbones.architecture import Activation, Regions, Split
 from intclip.backbones.content import tensor_hashes
 from intclip.backbones.preprocess import Preprocess
 from intclip.errors import IntclipError
@@ -193,12 +193,14 @@ class Backbone(nn.Module, ABC):
         split: Split between trunk and deep layers.
         given_activation: Activation passed to `load_backbone`, if not in a configuration.
         given_checkpoint: File, folder or hub repository passed to `load_backbone`.
+        regions: What the patches of a ViT give; see `load_backbone`.
     """
 
     image_moments: tuple[Tensor, Tensor] | None = None
     split: Split = "paper"
     given_checkpoint: str | None = None
     given_activation: Activation | None = None
+    regions: Regions = "tokens"
     name: str
     embed_dim: int
     grid: tuple[int, int]

@@ -19,11 +19,12 @@ TIPS_TEMPERATURE = 0.005065968260169029
 """From the configuration of published TIPS v2 weights."""
 
 _OURS_TO_OPENAI: Rules = (
+    (r"trunk\.stem\.(\d)", r"visual.stem.\1"),
     (r"trunk\.stem\.", "visual."),
     (r"trunk\.embedding\.", "visual."),
     (r"(?:trunk|deep)\.block(\d+)\.", r"visual.transformer.resblocks.\1."),
-    (r"(?:trunk|deep)\.layer(\d)\.", r"visual.layer\1."),
-    (r"head\.(ln_post\.|proj$|proj_bias$|attn_pool\.)", r"visual.\1"),
+    (r"(?:trunk|deep)\.(layer\d|final)\.", r"visual.\1."),
+    (r"head\.(ln_post\.|proj$|proj_bias$|attn_pool\.|fc\.)", r"visual.\1"),
     (r"head\.", "visual.attnpool."),
     (r"text\.blocks\.(\d+)\.", r"transformer.resblocks.\1."),
     (r"text\.", ""),

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from intclip.backbones.architecture import Architecture, Split
 from intclip.backbones.base import Backbone, TextTower
 from intclip.backbones.clip_resnet import STAGES, build_resnet
-from intclip.backbones.clip_text import ClipText
+from intclip.backbones.clip_text import ClipText, OpenClipText
 from intclip.backbones.clip_vit import as_map, prefix_tokens
 from intclip.backbones.families import OPENAI_MEAN, OPENAI_STD, TRAITS
+from intclip.backbones.fastvit import ConvUnit, build_fastvit
 from intclip.backbones.file_tokenizer import StandInTokenizer, TextTokenizer
 from intclip.backbones.padded_text import MeanText, PaddedText
 from intclip.backbones.transformer import LayerScale
 from intclip.backbones.vit import build_vit
+from intclip.errors import CheckpointError
 
 MEAN, STD = OPENAI_MEAN, OPENAI_STD
 
@@ -28,6 +30,7 @@ class ClipBackbone(Backbone):
     |-------------|------------|---------------------------|-----------------------|
     | ResNet      | "paper"    | stem, layer1–3            | layer4                |
     | ResNet      | "released" | stem, layer1–2            | layer3–4              |
+    | FastViT     |            | as a ResNet               | … and the last convolution |
     | ViT         | either     | embedding and 3/4 of them | last quarter of blocks |
 
     The released code of IntCLIP has no ViT, so both splits mean the paper's there.
@@ -59,15 +62,26 @@ class ClipBackbone(Backbone):
         self.name = name or architecture.label
         self.architecture = architecture
         self.split: Split = split
+        self.regions = architecture.regions
+        if self.regions != "tokens" and (
+            architecture.patch_size is None or TRAITS[architecture.family].pooling == "map"
+        ):
+            raise CheckpointError(
+                f"{self.name} has one kind of region features; regions={self.regions!r} is for a ViT whose image"
+                " embedding is its class token: CLIP's, MetaCLIP 2, EVA-02, MobileCLIP 2 B, TIPS v2"
+            )
         self.embed_dim = architecture.embed_dim
         self.grid = (architecture.grid, architecture.grid)
         self.preprocess = TRAITS[architecture.family].pixels.at(architecture.image_size)
-        if architecture.patch_size is None:
+        if architecture.family == "mobileclip":
+            self.trunk, self.deep, self.head = build_fastvit(architecture, split)
+        elif architecture.patch_size is None:
             self.trunk, self.deep, self.head = build_resnet(architecture, split)
         else:
             self.trunk, self.deep, self.head = build_vit(architecture)
         texts: dict[str, type[ClipText | PaddedText | MeanText]] = {
             "causal": ClipText,
+            "open": OpenClipText,
             "padded": PaddedText,
             "mean": MeanText,
         }
@@ -82,11 +96,11 @@ class ClipBackbone(Backbone):
         return math.exp(float(self.logit_scale)), float(self.logit_bias)
 
     def design(self) -> dict[str, object]:
-        """The architecture, field by field."""
-        return asdict(self.architecture)
+        """The architecture, field by field; the usual regions go unsaid."""
+        return {key: value for key, value in asdict(self.architecture).items() if (key, value) != ("regions", "tokens")}
 
     def stage_maps(self, pixels: Tensor) -> list[Tensor]:
-        """Four maps (B, C_i, H_i, W_i): a ResNet's stages, or a ViT's patch tokens after each quarter of its blocks."""
+        """Four maps (B, C_i, H_i, W_i): a ResNet's or FastViT's stages, or a ViT's patch tokens after each quarter."""
         return self.run_stages(pixels)[2]
 
     def run_stages(self, pixels: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -107,11 +121,11 @@ class ClipBackbone(Backbone):
         """How many stages end behind each part; a ViT of fewer than four blocks ends several behind one."""
         layers = self.architecture.vision_layers
         if isinstance(layers, tuple):
-            return Counter(STAGES)
+            return Counter([*STAGES[:-1], [name for name, _ in self.deep.named_children()][-1]])
         return Counter(f"block{math.ceil(layers * quarter / 4) - 1}" for quarter in (1, 2, 3, 4))
 
     def deep_map(self, deep: Tensor) -> Tensor:
-        """The last feature map (B, C, H, W) of a ResNet, or the patch tokens of a ViT as one."""
+        """The last feature map (B, C, H, W) of a ResNet or FastViT, or the patch tokens of a ViT as one."""
         if self.architecture.patch_size is None:
             return deep
         return as_map(deep[:, prefix_tokens(self.architecture) :])
@@ -138,6 +152,8 @@ def random_clip(
     for name_, module in backbone.named_modules():
         if isinstance(module, nn.LayerNorm | nn.BatchNorm2d | LayerScale):
             state[f"{name_}.weight"] += 1
+        if isinstance(module, ConvUnit):  # no norm brings what shrinks back to size
+            state[f"{name_}.weight"] /= module.damping
         if isinstance(module, nn.BatchNorm2d):
             channels = module.num_features
             state[f"{name_}.running_mean"], state[f"{name_}.running_var"] = torch.zeros(channels), torch.ones(channels)

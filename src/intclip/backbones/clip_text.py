@@ -13,6 +13,9 @@ from intclip.backbones.transformer import Block, BlockSpec
 from intclip.clip_tokens import END
 from intclip.errors import IntclipError
 
+PAD = 0
+"""Id of the padding behind CLIP's tokens."""
+
 
 class ClipText(TextTower):
     """Causal transformer whose feature is read at the end token and projected to the joint space.
@@ -21,6 +24,8 @@ class ClipText(TextTower):
     them, not padded to the context length: a batch of prompts of 30 tokens costs 30, not 77. The last block is
     computed at the end tokens only, and on a CPU texts of very different lengths go in two batches.
     """
+
+    causal = True
 
     def __init__(self, architecture: Architecture, tokenizer: TextTokenizer | None = None) -> None:
         """Weights are yet to be loaded.
@@ -40,7 +45,7 @@ class ClipText(TextTower):
         weight = torch.empty(architecture.vocab_size, self.width)
         self.token_embedding = nn.Embedding(architecture.vocab_size, self.width, _weight=weight)
         self.positional_embedding = nn.Parameter(torch.empty(self.context_length, self.width))
-        self.blocks = nn.Sequential(*text_blocks(architecture, causal=True))
+        self.blocks = nn.Sequential(*text_blocks(architecture, causal=self.causal))
         self.ln_final = nn.LayerNorm(self.width, eps=architecture.text_eps)
         self.text_projection = nn.Parameter(torch.empty(self.width, self.embed_dim))
 
@@ -83,12 +88,7 @@ class ClipText(TextTower):
         Raises:
             IntclipError: L is more than `context_length`.
         """
-        length = embeddings.shape[1]
-        if length > self.context_length:
-            raise IntclipError(
-                f"a prompt of {length} tokens is longer than this text tower's {self.context_length};"
-                " take a shorter sentence or fewer context vectors"
-            )
+        self._check(embeddings.shape[1])
         # Elsewhere one large batch is faster, and lengths are not there to read. A converted graph would keep the
         # example's order and cut.
         traced = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined,no-untyped-call]
@@ -105,12 +105,43 @@ class ClipText(TextTower):
         ]
         return torch.cat(parts)[order.argsort()]
 
+    def _check(self, length: int) -> None:
+        if length > self.context_length:
+            raise IntclipError(
+                f"a prompt of {length} tokens is longer than this text tower's {self.context_length};"
+                " take a shorter sentence or fewer context vectors"
+            )
+
     def _encode(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
         tokens = self.blocks[:-1](embeddings + self.positional_embedding[: embeddings.shape[1]])
         last = self.blocks[-1]
         assert isinstance(last, Block)
         features: Tensor = self.ln_final(last.read(tokens, lengths - 1)) @ self.text_projection
         return features
+
+
+class OpenClipText(ClipText):
+    """CLIP's text transformer without the causal mask: that of MobileCLIP's S-models.
+
+    All tokens see the padding behind the end, so texts always have `context_length` tokens, and whatever stands behind
+    a row's length is replaced by padding: a prompt gives the same features in any batch.
+    """
+
+    causal = False
+
+    def encode_embeddings(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
+        """See `ClipText.encode_embeddings`."""
+        self._check(embeddings.shape[1])
+        padding = self.token_embedding.weight[PAD].to(embeddings.dtype)
+        return self._encode(padded(embeddings, lengths, padding, self.context_length), lengths)
+
+
+def padded(embeddings: Tensor, lengths: Tensor, padding: Tensor, total: int) -> Tensor:
+    """Embeddings (T, N, W) of token embeddings (T, L, W), padding (W,) in place of what is behind a row's length."""
+    missing = total - embeddings.shape[1]
+    tokens = torch.cat([embeddings, padding.expand(embeddings.shape[0], missing, -1)], dim=1)
+    within = torch.arange(total, device=tokens.device) < lengths[:, None]
+    return torch.where(within.unsqueeze(-1), tokens, padding)
 
 
 def text_blocks(architecture: Architecture, *, causal: bool) -> list[Block]:

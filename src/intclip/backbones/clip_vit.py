@@ -1,6 +1,7 @@
 """First and last part of a vision transformer: patches to tokens, tokens to the joint space (Radford et al., 2021)."""
 
 import math
+from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from intclip.backbones.architecture import Architecture
 from intclip.backbones.base import ImageHead
 from intclip.backbones.families import TRAITS
+from intclip.errors import CheckpointError
 
 
 class PatchEmbedding(nn.Module):
@@ -22,9 +24,15 @@ class PatchEmbedding(nn.Module):
         traits = TRAITS[architecture.family]
         width, patch = architecture.vision_width, architecture.patch_size
         assert patch is not None
-        self.conv1 = nn.Conv2d(3, width, patch, stride=patch, bias=traits.patch_bias)
+        self.conv1: nn.Module
+        if traits.conv_stem:
+            self.conv1 = conv_stem(width, patch)
+        else:
+            self.conv1 = nn.Conv2d(3, width, patch, stride=patch, bias=traits.patch_bias)
         self.class_embedding = nn.Parameter(torch.empty(width)) if traits.class_token else None
-        self.positional_embedding = nn.Parameter(torch.empty(architecture.grid**2 + traits.class_token, width))
+        self.class_position = traits.class_position
+        positions = architecture.grid**2 + (traits.class_token and traits.class_position)
+        self.positional_embedding = nn.Parameter(torch.empty(positions, width))
         self.registers = nn.Parameter(torch.empty(architecture.registers, width)) if architecture.registers else None
         self.ln_pre = nn.LayerNorm(width, eps=architecture.vision_eps) if traits.pre_norm else nn.Identity()
 
@@ -33,9 +41,12 @@ class PatchEmbedding(nn.Module):
         tokens = self.conv1(pixels).flatten(2).transpose(1, 2)
         # Not len(): a tracer takes that for a constant, and the graph would take no other batch.
         batch = tokens.shape[0]
+        if not self.class_position:
+            tokens = tokens + self.positional_embedding
         if self.class_embedding is not None:
             tokens = torch.cat([self.class_embedding.expand(batch, 1, -1), tokens], dim=1)
-        tokens = tokens + self.positional_embedding
+        if self.class_position:
+            tokens = tokens + self.positional_embedding
         if self.registers is not None:
             tokens = torch.cat([tokens[:, :1], self.registers.expand(batch, -1, -1), tokens[:, 1:]], dim=1)
         normalised: Tensor = self.ln_pre(tokens)
@@ -71,6 +82,28 @@ class VitHead(ImageHead):
         if self.proj is not None:
             x = x @ self.proj
         return x if self.proj_bias is None else x + self.proj_bias
+
+
+def conv_stem(width: int, patch: int) -> nn.Sequential:
+    """Patches by three convolutions that do not overlap, GELU between them (MobileCLIP, CVPR 2024, section 4).
+
+    Raises:
+        CheckpointError: The patch is not a multiple of 4.
+    """
+    if patch % 4:
+        raise CheckpointError(f"a stem of three convolutions cannot make patches of {patch} pixels")
+    narrow = width // 4
+    return nn.Sequential(
+        OrderedDict(
+            [
+                ("0", nn.Conv2d(3, narrow, patch // 4, patch // 4)),
+                ("gelu0", nn.GELU()),
+                ("1", nn.Conv2d(narrow, narrow, 2, 2)),
+                ("gelu1", nn.GELU()),
+                ("2", nn.Conv2d(narrow, width, 2, 2)),
+            ]
+        )
+    )
 
 
 def as_map(patches: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 CLIP: Radford et al., 2021; also LAION's, DataComp's, DFN's and MetaCLIP's weights. MetaCLIP 2: Chuang et al., 2025.
 SigLIP: Zhai et al., 2023; SigLIP 2 (fixed size): Tschannen et al., 2025. EVA-02-CLIP: Fang et al.; Sun et al., 2023.
-Perception Encoder: Bolya et al., 2025. TIPS v2: Maninis et al., 2025, in the version of 2026.
+Perception Encoder: Bolya et al., 2025. TIPS v2: Maninis et al., 2025, in the version of 2026. MobileCLIP 2: Faghri et
+al., 2025; S0 and S2 have a FastViT (`fastvit`), B a ViT.
 """
 
 from dataclasses import dataclass
@@ -52,7 +53,9 @@ class Traits:
         title: Name for people.
         pixels: Default preprocessing.
         patch_bias: The patch convolution has a bias.
+        conv_stem: Three convolutions, with GELU between them, make the patches.
         class_token: A token before the patches.
+        class_position: It has a position too.
         pre_norm: A norm before the first block.
         pooling: The image embedding is the class token, or what a learned query reads ("map").
         projection: Pooled features are projected to the joint space.
@@ -62,7 +65,8 @@ class Traits:
         gated: See `BlockSpec`.
         inner_norm: See `BlockSpec`.
         pool_heads: Heads of the learned query; None means as many as the blocks have.
-        text: "causal": CLIP's, read at the end token. "padded": SigLIP's, read at the last place. "mean": TIPS's.
+        text: "causal": CLIP's, read at the end token. "open": the same without the causal mask, always padded.
+            "padded": SigLIP's, read at the last place. "mean": TIPS's.
         own_tokens: Tokens are CLIP's; otherwise a `tokenizer.json` beside the weights gives them.
         activation: Where no file says otherwise.
         text_activation: Where no file says otherwise.
@@ -73,7 +77,9 @@ class Traits:
     title: str
     pixels: Pixels = Pixels()
     patch_bias: bool = False
+    conv_stem: bool = False
     class_token: bool = True
+    class_position: bool = True
     pre_norm: bool = True
     pooling: Literal["class", "map"] = "class"
     projection: bool = True
@@ -83,7 +89,7 @@ class Traits:
     gated: bool = False
     inner_norm: bool = False
     pool_heads: int | None = None
-    text: Literal["causal", "padded", "mean"] = "causal"
+    text: Literal["causal", "open", "padded", "mean"] = "causal"
     own_tokens: bool = True
     activation: Activation = "quick_gelu"
     text_activation: Activation | None = None
@@ -92,6 +98,8 @@ class Traits:
 
 
 _HALF = (0.5, 0.5, 0.5)
+_ZERO, _ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+_MOBILE = Pixels(_ZERO, _ONE, "bilinear")
 
 TRAITS: dict[Family, Traits] = {
     "clip": Traits("CLIP"),
@@ -131,7 +139,7 @@ TRAITS: dict[Family, Traits] = {
     ),
     "tipsv2": Traits(
         "TIPS v2",
-        Pixels((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear", "squash"),
+        Pixels(_ZERO, _ONE, "bilinear", "squash"),
         patch_bias=True,
         pre_norm=False,
         projection=False,
@@ -140,6 +148,17 @@ TRAITS: dict[Family, Traits] = {
         own_tokens=False,
         activation="gelu",
         text_activation="relu",
+        vision_eps=1e-6,
+    ),
+    "mobileclip": Traits("MobileCLIP 2 S", _MOBILE, text="open", activation="gelu", vision_eps=1e-6),
+    "mobileclip_vit": Traits(
+        "MobileCLIP 2 B",
+        _MOBILE,
+        conv_stem=True,
+        class_position=False,
+        pre_norm=False,
+        projection_bias=True,
+        activation="gelu",
         vision_eps=1e-6,
     ),
 }

@@ -60,6 +60,9 @@ REPOSITORIES: dict[str, HubFile] = {
     "EVA02-L/14": HubFile("timm/eva02_large_patch14_clip_224.merged2b_s4b_b131k", _SAFE),
     "PE-B/16": HubFile("timm/PE-Core-B-16", _SAFE),
     "PE-L/14@336px": HubFile("timm/PE-Core-L-14-336", _SAFE),
+    "MobileCLIP2-S0": HubFile("timm/MobileCLIP2-S0-OpenCLIP", _SAFE, "095906d28bf54d7584dc411e8ffe448f34289e05"),
+    "MobileCLIP2-S2": HubFile("timm/MobileCLIP2-S2-OpenCLIP", _SAFE),
+    "MobileCLIP2-B": HubFile("timm/MobileCLIP2-B-OpenCLIP", _SAFE),
     "TIPSv2-B/14": HubFile("google/tipsv2-b14", _HF),
 }
 """Other families': with the files beside them that describe them."""
@@ -106,6 +109,9 @@ PUBLISHED: dict[str, Published] = {
     "EVA02-L/14": Published(427.8, 224, "MIT", "English"),
     "PE-B/16": Published(447.7, 224, "Apache-2.0", "English"),
     "PE-L/14@336px": Published(671.1, 336, "Apache-2.0", "English"),
+    "MobileCLIP2-S0": Published(74.8, 256, "Apple AMLR (research only)", "English"),
+    "MobileCLIP2-S2": Published(99.1, 256, "Apple AMLR (research only)", "English"),
+    "MobileCLIP2-B": Published(149.8, 224, "Apple AMLR (research only)", "English"),
     "TIPSv2-B/14": Published(196.0, 448, "Apache-2.0", "English"),
 }
 """By name; parameters are asserted in the tests."""

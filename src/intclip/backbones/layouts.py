@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from intclip.backbones.fastvit_fusion import fused
 from intclip.errors import CheckpointError, listed
 
 # What checkpoints carry that is no weight: sizes in OpenAI's archives, masks, position numbers, BatchNorm's counter,
@@ -49,6 +50,7 @@ _HF_IMAGE: Rules = (
 )
 _TIMM: Rules = (
     (r"visual\.trunk\.patch_embed\.proj\.", "visual.conv1."),
+    (r"visual\.trunk\.patch_embed\.backbone\.(\d+)\.(?:conv\.)?", r"visual.conv1.\1."),
     (r"visual\.trunk\.pos_embed$", "visual.positional_embedding"),
     (r"visual\.trunk\.cls_token$", "visual.class_embedding"),
     (r"visual\.trunk\.register_tokens$", "visual.registers"),
@@ -61,6 +63,23 @@ _TIMM: Rules = (
     (r"visual\.trunk\.attn_pool\.", "visual.attn_pool."),
     (r"visual\.trunk\.head\.weight$", "visual.proj"),
     (r"visual\.trunk\.head\.bias$", "visual.proj_bias"),
+)
+_FASTVIT: Rules = (
+    (r"visual\.trunk\.stem\.", "visual.stem."),
+    (r"visual\.trunk\.stages\.0\.", "visual.layer1."),
+    (r"visual\.trunk\.stages\.1\.", "visual.layer2."),
+    (r"visual\.trunk\.stages\.2\.", "visual.layer3."),
+    (r"visual\.trunk\.stages\.3\.", "visual.layer4."),
+    (r"visual\.trunk\.final_conv\.", "visual.final."),
+    (r"visual\.trunk\.head\.fc\.", "visual.fc."),
+)
+_FASTVIT_PARTS = (
+    (r"\.blocks\.(\d+)\.token_mixer\.qkv\.", r".\1.attn.in_proj_"),
+    (r"\.blocks\.(\d+)\.token_mixer\.proj\.", r".\1.attn.out_proj."),
+    (r"\.blocks\.(\d+)\.token_mixer\.", r".\1.mixer."),
+    (r"\.blocks\.(\d+)\.", r".\1."),
+    (r"\.downsample\.proj\.", ".downsample."),
+    (r"\.pos_emb\.", ".position."),
 )
 _META: Rules = ((r"visual\.attn_pool\.attn\.", "visual.attn_pool."),)
 _PARTS = (
@@ -81,15 +100,17 @@ _PARTS = (
     (".mlp.fc2.", ".mlp.c_proj."),
     (".attn.qkv.", ".attn.in_proj_"),
 )
+_MOBILE = ("visual.trunk.stem.", "visual.trunk.patch_embed.backbone.")
 _MATRICES = ("visual.proj", "text_projection")
 _HF_QUERY = re.compile(r"(.*)\.(?:self_attn|attention|attn)\.q_proj\.(weight|bias)$")
 _TIMM_QUERY = re.compile(r"(visual\.trunk\.attn_pool)\.q\.(weight|bias)$")
 # Families that are not built here, by a key that only they have.
 _OTHERS = (
     (
-        r"(?:image_encoder\.model|visual\.trunk)\.(?:stem|stages|patch_emb)\.",
-        "MobileCLIP or another convolutional tower",
+        r"visual\.trunk\.(?:stages\.4|stem\.0\.(?:conv|0))\.",
+        "a convolutional tower of another kind (MobileCLIP 2 S3, S4)",
     ),
+    (r"image_encoder\.model\.", "MobileCLIP in the layout of its authors' first version: take the one for OpenCLIP"),
     (r"visual\.trunk\.blocks\.\d+\.(?:attn\.q_bias|gamma_1|ls1)", "a timm image tower of another kind (EVA-01, DINO)"),
     (r"visual\.blocks\.0\.attn\.(?:q_bias|inner_attn_ln)", "EVA-CLIP in its authors' own layout"),
     (r"text_model\.encoder\.layer\.|text\.transformer\.(?:encoder|embeddings)", "a text tower of BERT's kind"),
@@ -166,6 +187,13 @@ def _from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if any(key.startswith(_MOBILE) for key in state):
+        prefix = "visual.trunk."
+        inner = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+        text = {key: tensor for key, tensor in state.items() if not key.startswith(prefix)}
+        state = text | {prefix + key: tensor for key, tensor in fused(inner).items()}
+        if any(key.startswith("visual.trunk.stem.") for key in state):
+            return _bare_text({_fastvit(key): tensor for key, tensor in state.items()})
     joined = _joined(_joined(state, _HF_QUERY, "qkv", "{}_proj"), _TIMM_QUERY, ("q", "kv"), "{}")
     out = _bare_text(_named(joined, _TIMM))
     out = _without_batch(out)
@@ -173,6 +201,16 @@ def _from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         out["text_projection"] = out.pop("text_projection.weight").T
         out["text_projection_bias"] = out.pop("text_projection.bias")
     return out
+
+
+def _fastvit(key: str) -> str:
+    """A key of FastViT's image tower, by its stage."""
+    key = rename(key, _FASTVIT)
+    for pattern, replacement in _FASTVIT_PARTS if key.startswith("visual.") else ():
+        key, hits = re.subn(pattern, replacement, key)
+        if hits:
+            break
+    return key
 
 
 def _without_batch(state: dict[str, Tensor]) -> dict[str, Tensor]:

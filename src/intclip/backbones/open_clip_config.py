@@ -1,5 +1,6 @@
 """open_clip's description of a model: `open_clip_config.json`."""
 
+import functools
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,6 +14,8 @@ _TIMM_FAMILIES: tuple[tuple[str, Family], ...] = (
     ("eva02_*_clip_*", "eva02"),
     ("vit_pe_core_*", "pe"),
     ("vit_*_tipsv2*", "tipsv2"),
+    ("fastvit_mci[012]", "mobileclip"),
+    ("vit_base_mci_*", "mobileclip_vit"),
 )
 _TRAINING_ONLY = (
     "patch_dropout",
@@ -55,7 +58,7 @@ def open_clip_config(content: Mapping[str, Any], source: Path) -> ModelConfig:
         if pool != "tok":
             raise vision.error(f"pool_type = {pool!r} is not supported")
     else:
-        pool = {"siglip": "map", "pe": "map"}.get(family, "token")
+        pool = {"siglip": "map", "pe": "map", "mobileclip": "avg"}.get(family, "token")
         if (told := vision.take("timm_pool", pool)) != pool:
             raise vision.error(f"timm_pool = {told!r} is not supported; {timm} has {pool!r}")
         projection = vision.take("timm_proj")
@@ -113,7 +116,7 @@ def _expect(text: Section, **wanted: Any) -> None:
             raise text.error(f"{key} = {told!r} is not supported here")
 
 
-def _clip_text(text: Section, details: dict[str, Any]) -> None:
+def _clip_text(text: Section, details: dict[str, Any], *, causal: bool = True) -> None:
     if tokenizer := text.take("hf_tokenizer_name"):
         raise text.error(
             f"hf_tokenizer_name = {tokenizer!r} is not supported with this image tower; CLIP's own tokens are"
@@ -121,7 +124,7 @@ def _clip_text(text: Section, details: dict[str, Any]) -> None:
     _expect(
         text,
         pool_type=("argmax", "argmax"),
-        no_causal_mask=(False, False),
+        no_causal_mask=(not causal, False),
         proj_bias=(False, False),
         proj_type=("linear", "linear"),
         pad_id=(0, 0),
@@ -160,6 +163,8 @@ _TEXT_RULES: dict[Family, Callable[[Section, dict[str, Any]], None]] = {
     "clip": _clip_text,
     "eva02": _clip_text,
     "pe": _clip_text,
+    "mobileclip": functools.partial(_clip_text, causal=False),
+    "mobileclip_vit": _clip_text,
     "metaclip2": _metaclip2_text,
     "siglip": _siglip_text,
     "tipsv2": _tipsv2_text,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from intclip.backbones.architecture import Architecture
 from intclip.backbones.base import TextTower
-from intclip.backbones.clip_text import text_blocks
+from intclip.backbones.clip_text import padded, text_blocks
 from intclip.backbones.file_tokenizer import TextTokenizer
 from intclip.errors import IntclipError
 
@@ -110,11 +110,8 @@ class PaddedText(OpenText):
             IntclipError: L is more than `context_length`.
         """
         self._check(embeddings.shape[1])
-        missing = self.context_length - embeddings.shape[1]
         padding = self.token_embedding.weight[self.pad_id].to(embeddings.dtype)
-        tokens = torch.cat([embeddings, padding.expand(embeddings.shape[0], missing, -1)], dim=1)
-        within = torch.arange(self.context_length, device=tokens.device) < lengths[:, None]
-        tokens = torch.where(within.unsqueeze(-1), tokens, padding)
+        tokens = padded(embeddings, lengths, padding, self.context_length)
         tokens = self.blocks[:-1](tokens + self.positional_embedding)
         last = self.blocks[-1]
         read = last.read(tokens, torch.full_like(lengths, self.context_length - 1))  # type: ignore[operator]

@@ -13,6 +13,7 @@ from intclip.backbones.architecture import (
     ARCHITECTURES,
     Activation,
     Architecture,
+    Regions,
     Split,
     infer_architecture,
 )
@@ -42,6 +43,7 @@ def load_backbone(
     checkpoint: Checkpoint | None = None,
     split: Split = "paper",
     activation: Activation | None = None,
+    regions: Regions = "tokens",
 ) -> Backbone:
     """Load a frozen backbone by name.
 
@@ -54,10 +56,13 @@ def load_backbone(
         split: Where the trunk ends; see `ClipBackbone` and `lite.LiteBackbone`.
         activation: Of the transformers' MLPs, where no file beside the weights says it; None takes OpenAI's QuickGELU
             for CLIP, and a log line says so.
+        regions: What the patches of a ViT with a class token give: "tokens", their tokens behind the last block;
+            "values", their values in the last block (MaskCLIP); or "clear", these mixed by the attention of queries to
+            queries (ClearCLIP). Image embeddings are the same. See `region_block`.
 
     Raises:
-        CheckpointError: The name or split is unknown, the weights cannot be had, they are not of this architecture, or
-            what lies beside them asks for something that is not supported.
+        CheckpointError: The name, split or regions are unknown, the tower has no such regions, the weights cannot be
+            had, they are not of this architecture, or what lies beside them asks for something that is not supported.
         MissingExtraError: The weights are on the hub and `huggingface_hub` is not installed.
 
     Example:
@@ -67,14 +72,18 @@ def load_backbone(
         raise CheckpointError(f"unknown split {split!r}; choose {', '.join(get_args(Split))}")
     if activation is not None and activation not in get_args(Activation):
         raise CheckpointError(f"unknown activation {activation!r}; choose {', '.join(get_args(Activation))}")
+    if regions not in get_args(Regions):
+        raise CheckpointError(f"unknown regions {regions!r}; choose {', '.join(get_args(Regions))}")
     if name.startswith(hub.HUB_PREFIX) and checkpoint is None:
-        return _read(hub.fetch_repository(name), _Wanted(name, split, activation))
+        return _read(hub.fetch_repository(name), _Wanted(name, split, activation, regions))
     if name.endswith(RANDOM) and checkpoint is None:
-        backbone = random_backbone(name.removesuffix(RANDOM), split=split)
+        backbone = random_backbone(name.removesuffix(RANDOM), split=split, regions=regions)
         backbone.name = name
         return backbone
     if checkpoint is not None and (name == ANY_SIZE or name.startswith(hub.HUB_PREFIX)):
-        return _read(_find(name, checkpoint), _Wanted(name, split, activation, checkpoint=os.fspath(checkpoint)))
+        return _read(
+            _find(name, checkpoint), _Wanted(name, split, activation, regions, checkpoint=os.fspath(checkpoint))
+        )
     builder = BUILDERS.get(name)
     if builder is None:
         if name == ANY_SIZE:
@@ -82,27 +91,28 @@ def load_backbone(
         near = difflib.get_close_matches(name, BUILDERS, n=1, cutoff=0.4)
         hint = f", did you mean {near[0]}" if near else ""
         raise CheckpointError(f"unknown backbone {name!r}{hint}; known: {', '.join(BUILDERS)}")
-    if activation is None:
+    if activation is None and regions == "tokens":
         return builder(name, checkpoint, split)
     if name in LITE_BACKBONES:
-        raise CheckpointError(f"{name} has its own weights; omit activation")
-    return _load_clip(name, checkpoint, split, activation)
+        raise CheckpointError(f"{name} has its own weights; omit activation and regions")
+    return _load_clip(name, checkpoint, split, activation, regions)
 
 
-def random_backbone(name: str, *, seed: int = 0, split: Split = "paper") -> ClipBackbone:
+def random_backbone(name: str, *, seed: int = 0, split: Split = "paper", regions: Regions = "tokens") -> ClipBackbone:
     """A named backbone with seeded random weights, for tests and speed measurements.
 
     Args:
         name: One of `ARCHITECTURES`; for other sizes see `clip.random_clip`.
         seed: Same seed, same weights.
         split: See `ClipBackbone`.
+        regions: See `load_backbone`.
 
     Raises:
-        CheckpointError: There is no such architecture.
+        CheckpointError: There is no such architecture, or it has no such regions.
     """
     if name not in ARCHITECTURES:
         raise CheckpointError(f"unknown CLIP {name!r}; known: {', '.join(ARCHITECTURES)}")
-    return random_clip(ARCHITECTURES[name], seed=seed, split=split, name=name)
+    return random_clip(replace(ARCHITECTURES[name], regions=regions), seed=seed, split=split, name=name)
 
 
 def backbone_names() -> list[str]:
@@ -117,6 +127,7 @@ class _Wanted:
     name: str
     split: Split
     activation: Activation | None
+    regions: Regions = "tokens"
     architecture: Architecture | None = None
     given: bool = True
     checkpoint: str | None = None
@@ -140,12 +151,12 @@ def _read(weights: Path, wanted: _Wanted) -> ClipBackbone:
         details |= {"activation": wanted.activation, "text_activation": None}
     elif "activation" not in config.details and found.family == "clip" and not _is_openais(raw, weights, wanted):
         _log.warning(
-            "%%s: no configuration gives the activation; assuming QuickGELU, as in OpenAI's models. If it "
+            "%s: no configuration gives the activation; assuming QuickGELU, as in OpenAI's models. If it "
             "was trained with the exact GELU, like most of LAION's, set activation=gelu (backbone.activation in a "
             "recipe), or put its config.json or open_clip_config.json next to it",
             weights,
         )
-    architecture = found.with_details(details)
+    architecture = found.with_details(details | {"regions": wanted.regions})
     backbone = build_clip(
         architecture, state, split=wanted.split, name=wanted.name, tokenizer=_tokenizer(weights, architecture, config)
     )
@@ -169,8 +180,9 @@ def _checked(found: Architecture, config: ModelConfig, wanted: _Wanted, weights:
         )
     sizes = dict(config.sizes)
     side = sizes.get("image_size")
-    if side is not None and found.patch_size and side // found.patch_size == found.grid:
-        found = replace(found, image_size=side)  # the patches may leave a rim
+    rim = found.patch_size is not None and side is not None and side // found.patch_size == found.grid
+    if side is not None and (rim or found.family == "mobileclip"):
+        found = replace(found, image_size=side)  # the patches may leave a rim; FastViT takes any side
     if found.family == "tipsv2" and "context_length" in sizes:
         found = replace(found, context_length=sizes["context_length"])
     for field, value in sizes.items():
@@ -237,10 +249,14 @@ def _find(name: str, checkpoint: Checkpoint | None) -> Path:
 
 
 def _load_clip(
-    name: str, checkpoint: Checkpoint | None, split: Split, activation: Activation | None = None
+    name: str,
+    checkpoint: Checkpoint | None,
+    split: Split,
+    activation: Activation | None = None,
+    regions: Regions = "tokens",
 ) -> Backbone:
     given = None if checkpoint is None else os.fspath(checkpoint)
-    wanted = _Wanted(name, split, activation, ARCHITECTURES[name], checkpoint is not None, given)
+    wanted = _Wanted(name, split, activation, regions, ARCHITECTURES[name], checkpoint is not None, given)
     return _read(_find(name, checkpoint), wanted)
 
 

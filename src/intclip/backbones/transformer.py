@@ -113,26 +113,27 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Tokens (B, N, W) to tokens (B, N, W); mask (B, 1, 1, N) is True where a token may be read."""
+        query, key, value = self.heads_of(x)
+        return self.joined(F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=self.causal))
+
+    def heads_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of tokens (B, N, W), each (B, heads, N, W / heads), turned by their positions."""
         batch, length, width = x.shape
         projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        # (B, N, 3W) to queries, keys and values, each (B, heads, N, W / heads)
         query, key, value = projected.view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         if self.rotation is not None:
             query, key = rotate(query, self.rotation), rotate(key, self.rotation)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=self.causal)
-        mixed: Tensor = self.out_proj(self.norm(out.transpose(1, 2).reshape(batch, length, width)))
+        return query, key, value
+
+    def joined(self, out: Tensor) -> Tensor:
+        """What the heads give (B, heads, N, W / heads), side by side and projected (B, N, W)."""
+        mixed: Tensor = self.out_proj(self.norm(out.transpose(1, 2).flatten(2)))
         return mixed
 
     def weights(self, x: Tensor) -> Tensor:
         """Softmax over keys (B, heads, N, N) of tokens (B, N, W), which the fused kernel does not return."""
-        batch, length, width = x.shape
-        projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        query, key, _ = projected.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        if self.rotation is not None:
-            query, key = rotate(query, self.rotation), rotate(key, self.rotation)
-        scale = (width / self.heads) ** -0.5
-        weights: Tensor = (scale * query @ key.transpose(-1, -2)).softmax(dim=-1)
-        return weights
+        query, key, _ = self.heads_of(x)
+        return attention_weights(query, key)
 
     def values(self, x: Tensor) -> Tensor:
         """What a token of x (B, N, W) adds that attends to itself alone: its value, projected."""
@@ -158,6 +159,13 @@ class Attention(nn.Module):
         out = F.scaled_dot_product_attention(query.view(batch, self.heads, 1, -1), key, value, attn_mask=seen)
         mixed: Tensor = self.out_proj(out.flatten(1))
         return mixed
+
+
+def attention_weights(query: Tensor, key: Tensor) -> Tensor:
+    """Softmax over keys (…, N, M) of queries (…, N, C) and keys (…, M, C)."""
+    scale = query.shape[-1] ** -0.5
+    weights: Tensor = (scale * query @ key.transpose(-1, -2)).softmax(dim=-1)
+    return weights
 
 
 class GatedMlp(nn.Module):
@@ -224,6 +232,14 @@ class Block(nn.Module):
         x = x + self.ls_1(self.attn(self.ln_1(x), mask))
         out: Tensor = x + self.ls_2(self.mlp(self.ln_2(x)))
         return out
+
+    def flow(self, x: Tensor) -> Tensor:
+        """How much of each token (B, N, W) is in each token behind the block (B, N, N), the MLP aside; rows sum to 1.
+
+        Half of it is the identity beside the attention, half the mean over its heads (Abnar and Zuidema, ACL 2020).
+        """
+        mean = self.attn.weights(self.ln_1(x)).mean(dim=1)
+        return (mean + torch.eye(x.shape[1], device=x.device)) / 2
 
     def read(self, x: Tensor, positions: Tensor) -> Tensor:
         """What `forward` gives at one position of each row, (B, W), of tokens (B, N, W) and positions (B,).

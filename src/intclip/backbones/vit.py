@@ -10,6 +10,7 @@ from intclip.backbones.base import ImageHead
 from intclip.backbones.clip_vit import PatchEmbedding, VitHead, prefix_tokens
 from intclip.backbones.families import TRAITS, Rotary
 from intclip.backbones.map_head import MapHead
+from intclip.backbones.region_block import RegionBlock
 from intclip.backbones.transformer import Block, BlockSpec
 
 DEEP_SHARE = 0.25
@@ -66,6 +67,9 @@ def build_vit(architecture: Architecture) -> tuple[nn.Sequential, nn.Sequential,
         turned = rotation(traits.rotary, architecture.grid, spec.width // spec.head_count, prefix_tokens(architecture))
     layers = architecture.vision_layers
     blocks = [(f"block{i}", Block(spec, turned)) for i in range(layers)]
+    if architecture.regions != "tokens":
+        last = RegionBlock(spec, turned, architecture.regions, prefix_tokens(architecture))
+        blocks[-1] = (blocks[-1][0], last)
     cut = layers - deep_blocks(layers)
     trunk = nn.Sequential(OrderedDict([("embedding", PatchEmbedding(architecture)), *blocks[:cut]]))
     head = MapHead(architecture) if traits.pooling == "map" else VitHead(architecture)

@@ -66,8 +66,7 @@ def attention_flow(blocks: Iterable[Block], tokens: Tensor) -> Tensor:
     """
     flow = torch.eye(tokens.shape[1], device=tokens.device).expand(len(tokens), -1, -1)
     for block in blocks:
-        mean = block.attn.weights(block.ln_1(tokens)).mean(dim=1)
-        flow = (mean @ flow + flow) / 2
+        flow = block.flow(tokens) @ flow
         tokens = block(tokens)
     return flow
 

@@ -69,6 +69,7 @@ class BackboneIdentity(_Part):
         split: Split between trunk and deep layers.
         checkpoint: Source of its weights, if not the registry's.
         activation: Activation set explicitly; None if it comes from the weights' configuration or the family.
+        regions: What the patches of a ViT give; see `load_backbone`.
         weights: Content hash, see `Backbone.identity`; None in a bundle that was not trained here.
     """
 
@@ -76,6 +77,7 @@ class BackboneIdentity(_Part):
     split: Literal["paper", "released"] = "paper"
     checkpoint: CheckpointIdentity | None = None
     activation: Literal["quick_gelu", "gelu", "gelu_tanh", "relu"] | None = None
+    regions: Literal["tokens", "values", "clear"] = "tokens"
     weights: Sha256 | None = None
 
 
@@ -173,7 +175,13 @@ class Bundle:
 
         identity = self.info.backbone
         source = self._source(checkpoint)
-        backbone = load_backbone(identity.name, checkpoint=source, split=identity.split, activation=identity.activation)
+        backbone = load_backbone(
+            identity.name,
+            checkpoint=source,
+            split=identity.split,
+            activation=identity.activation,
+            regions=identity.regions,
+        )
         if identity.weights not in (None, backbone.identity()):
             raise BundleError(
                 f"{self.path} was trained on other {identity.name} weights than "
@@ -276,6 +284,7 @@ def save_bundle(
         split=method.backbone.split,
         checkpoint=None if given is None else _checkpoint_identity(given),
         activation=method.backbone.given_activation,
+        regions=method.backbone.regions,
         weights=method.backbone.identity(),
     )
     plain_options: dict[str, Any] = _plain(method.options)

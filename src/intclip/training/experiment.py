@@ -124,7 +124,11 @@ def open_backbone(section: BackboneSection, backbone: Backbone | None = None) ->
     """Load the backbone of a recipe with the recipe's preprocessing."""
     if backbone is None:
         backbone = load_backbone(
-            section.name, checkpoint=section.checkpoint, split=section.split, activation=section.activation
+            section.name,
+            checkpoint=section.checkpoint,
+            split=section.split,
+            activation=section.activation,
+            regions=section.regions,
         )
     backbone.take(adapt_preprocess(backbone.preprocess, section))
     return backbone

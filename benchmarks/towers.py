@@ -1,0 +1,88 @@
+"""Image towers of B-size with random weights, one photo at a time on one thread: this package beside others.
+
+    PYTHONPATH=src python -m benchmarks.towers --clock cpu --out docs/figures/towers.json
+
+"raw OpenVINO" is the same tower by OpenVINO's own `convert_model`, compiled for latency without anything of ours;
+"transformers" its own model in eager mode. The candidates take turns. Region features: the kinds of a CLIP ViT.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import openvino as ov
+import torch
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, SiglipVisionConfig, SiglipVisionModel
+
+from benchmarks.machine import write_report
+from benchmarks.setup import parse, parser
+from intclip.backbones.base import Backbone
+from intclip.backbones.registry import random_backbone
+from intclip.inference.conversion import to_openvino
+from intclip.inference.engines import OpenvinoEngine
+from intclip.timing import paired
+
+NAMES = ("ViT-B/16", "SigLIP-B/16", "EVA02-B/16", "PE-B/16", "MobileCLIP2-B", "MobileCLIP2-S0", "MobileCLIP2-S2")
+KINDS = ("tokens", "values", "clear")
+
+
+class Pooled(nn.Module):
+    """An image tower alone."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Image embeddings (B, D) of pixels (B, 3, S, S)."""
+        return self.backbone.encode_image(pixels)
+
+
+def candidates(name: str) -> dict[str, Callable[[], object]]:
+    """One photo through each."""
+    backbone = random_backbone(name)
+    tower = Pooled(backbone)
+    side = backbone.image_size
+    photos = np.random.default_rng(0).standard_normal((2, 3, side, side), dtype=np.float32)
+    one, tensor = photos[:1], torch.from_numpy(photos[:1])
+    ours = OpenvinoEngine(to_openvino(tower, photos), threads=1)
+    with torch.no_grad():
+        model = ov.convert_model(tower, example_input=torch.from_numpy(photos))
+    raw = ov.Core().compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY"})
+    calls: dict[str, Callable[[], object]] = {
+        "raw OpenVINO": lambda: raw(one),
+        "OpenVINO": lambda: ours(one),
+        "torch": lambda: tower(tensor),
+    }
+    if name == "ViT-B/16":
+        clip = CLIPVisionModelWithProjection(CLIPVisionConfig(patch_size=16, attn_implementation="eager")).eval()
+        calls["transformers"] = lambda: clip(tensor)
+    elif name == "SigLIP-B/16":
+        siglip = SiglipVisionModel(SiglipVisionConfig(attn_implementation="eager")).eval()
+        calls["transformers"] = lambda: siglip(tensor)
+    return calls
+
+
+def regions() -> dict[str, Callable[[], object]]:
+    """Region features of one photo, each kind."""
+    towers = {kind: random_backbone("ViT-B/16", regions=kind) for kind in KINDS}
+    photo = torch.randn(1, 3, 224, 224)
+    return {kind: lambda tower=tower: tower.feature_map(photo) for kind, tower in towers.items()}
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.set_defaults(threads=1)
+    options.add_argument("--names", nargs="+", default=NAMES, help="towers")
+    arguments = parse(options)
+    timing = {"repeats": arguments.repeats, "clock": arguments.clock}
+    report: dict[str, object] = {}
+    with torch.inference_mode():
+        for name in arguments.names:
+            report[name] = paired(candidates(name), baseline="raw OpenVINO", **timing)
+        report["regions of ViT-B/16"] = paired(regions(), baseline="tokens", **timing)
+    write_report(arguments.out, report)
+
+
+if __name__ == "__main__":
+    main()

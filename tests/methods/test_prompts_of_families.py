@@ -1,0 +1,62 @@
+"""Learned prompts over the text towers of every family: what stands beside a prompt changes nothing."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from fakes import tiny_taxonomy
+from families import FAMILIES
+from intclip.backbones.padded_text import PaddedText
+from intclip.methods.prompts import PromptLearner
+from intclip.methods.registry import build_method
+
+SHORT, LONG = "a dog", "a dog that runs along the wide grey beach in the rain"
+
+
+def learner(text, sentences, **options):
+    torch.manual_seed(0)
+    return PromptLearner(text, sentences, halves=1, context_length=3, class_specific=False, std=0.5, **options)
+
+
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompt_has_the_same_features_alone_and_beside_a_longer_one(family, position):
+    """In towers that are always padded, the cut at the longest prompt must be filled again."""
+    text = FAMILIES[family]().text
+    alone = learner(text, [SHORT], class_token_position=position).encode(text)
+    beside = learner(text, [SHORT, LONG], class_token_position=position).encode(text)
+    assert_close(beside[:, :1], alone, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(beside[:, 1], beside[:, 0], atol=1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompt_that_spells_a_text_is_that_text(family):
+    """Contexts that are a text's own token embeddings: the prompt's features are those of the plain text."""
+    text = FAMILIES[family]().text
+    whole, words = f"old red dog {SHORT}", "old red dog"
+    tokens = text.tokenize([words])
+    count = int(text.lengths(tokens)[0]) - text.start_tokens - text.end_tokens
+    spelled = PromptLearner(text, [SHORT], halves=1, context_length=count, words=words)
+    assert_close(spelled.encode(text)[0], text(text.tokenize([whole])), rtol=1e-4, atol=1e-5)
+
+
+def test_zero_shot_over_siglip_is_its_own_sigmoid():
+    """p = σ(e^s cos + b), Zhai et al., 2023."""
+    backbone = FAMILIES["SigLIP"]()
+    method = build_method("zero_shot", backbone, tiny_taxonomy(), {"sentence_form": "fine", "templates": ["{}"]}).eval()
+    photos = torch.randn(3, backbone.embed_dim, generator=torch.Generator().manual_seed(0))
+    texts = backbone.encode_text(backbone.tokenize(tiny_taxonomy().sentences("fine")))
+    cosines = torch.nn.functional.cosine_similarity(photos[:, None], texts[None], dim=2)
+    wanted = backbone.logit_scale.exp() * cosines + backbone.logit_bias
+    assert_close(method({"pooled": photos}).logits, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_the_padding_of_a_padded_tower_is_part_of_it():
+    """Without it the numbers are others, so that the tests above would see its loss."""
+    text = FAMILIES["SigLIP"]().text
+    assert isinstance(text, PaddedText)
+    prompts = learner(text, [SHORT])
+    embeddings, lengths = prompts.embeddings()
+    longer = torch.cat([embeddings, embeddings.new_zeros(1, 1, text.width)], dim=1)
+    assert_close(text.encode_embeddings(longer, lengths), prompts.encode(text)[0], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(text.encode_embeddings(longer, lengths + 1), prompts.encode(text)[0], atol=1e-3)
