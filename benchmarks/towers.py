@@ -6,7 +6,9 @@
 "transformers" its own model in eager mode. The candidates take turns. Region features: the kinds of a CLIP ViT.
 """
 
+import functools
 from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 import openvino as ov
@@ -16,6 +18,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Siglip
 
 from benchmarks.machine import write_report
 from benchmarks.setup import parse, parser
+from intclip.backbones.architecture import Regions
 from intclip.backbones.base import Backbone
 from intclip.backbones.registry import random_backbone
 from intclip.inference.conversion import to_openvino
@@ -23,7 +26,6 @@ from intclip.inference.engines import OpenvinoEngine
 from intclip.timing import paired
 
 NAMES = ("ViT-B/16", "SigLIP-B/16", "EVA02-B/16", "PE-B/16", "MobileCLIP2-B", "MobileCLIP2-S0", "MobileCLIP2-S2")
-KINDS = ("tokens", "values", "clear")
 
 
 class Pooled(nn.Module):
@@ -65,9 +67,9 @@ def candidates(name: str) -> dict[str, Callable[[], object]]:
 
 def regions() -> dict[str, Callable[[], object]]:
     """Region features of one photo, each kind."""
-    towers = {kind: random_backbone("ViT-B/16", regions=kind) for kind in KINDS}
+    towers = {kind: random_backbone("ViT-B/16", regions=kind) for kind in get_args(Regions)}
     photo = torch.randn(1, 3, 224, 224)
-    return {kind: lambda tower=tower: tower.feature_map(photo) for kind, tower in towers.items()}
+    return {kind: functools.partial(tower.feature_map, photo) for kind, tower in towers.items()}
 
 
 def main() -> None:
