@@ -56,7 +56,7 @@ class TowerShape(nn.Module):
 
     def forward(self, inputs: Inputs) -> dict[str, Tensor]:
         """Features of "pixels"."""
-        values = {}
+        values: dict[str, Tensor] = {}
         for conv, norm, name, folded in self.layers:
             own = [inputs[f"{conv}.weight"], *(inputs[f"{norm}.{part}"] for part in _NORM)]
             parts = zip(("weight", "bias"), fold(*own), strict=True) if folded else zip(_CONV, own, strict=True)
