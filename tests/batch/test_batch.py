@@ -248,7 +248,7 @@ def test_another_source_or_model_is_refused(listing, photos, options, tmp_path):
     job = plan_job(tmp_path / "job", [str(listing)], options)
     with pytest.raises(StorageError, match=r"another job \(its 8 photos are not these 5\); choose another --out"):
         plan_job(job.folder, [str(photos[0].parent)], options)
-    with pytest.raises(StorageError, match=rf"8 photos have other paths, or another order; named by {listing}\)"):
+    with pytest.raises(StorageError, match=rf"8 photos .*{listing}\)"):
         plan_job(job.folder, [str(listing)], options, inputs=reversed(list(references([str(listing)]))))
     for changes, reason in (({"threshold": 0.4}, "its threshold was None"), ({"embedding": True}, "embedding was")):
         with pytest.raises(StorageError, match=reason):

@@ -39,7 +39,7 @@ def test_unknown_form_and_level_are_named():
         TREE.lift(np.zeros((1, 28)), "genus")
     with pytest.raises(TaxonomyError, match="choose one of: max, noisy-or, sum"):
         TREE.lift(np.zeros((1, 28)), 1, "mean")
-    with pytest.raises(TaxonomyError, match=r"lifts \(N, 28\) probabilities, these are \(2, 3\)"):
+    with pytest.raises(TaxonomyError, match=r"\(N, 28\).*\(2, 3\)"):
         TREE.lift(np.zeros((2, 3)), 1)
 
 
