@@ -16,23 +16,23 @@ CHANNELS = {"photos": ["image"], "words": ["text"], "both": ["image", "text"]}
 # Command to what it prints or, where a model does not read what the command takes, a part of the refusal.
 COMMANDS = {
     "predict a photo": (["predict", "{p}/0.png", "-m", "{m}", "--json"], {"words": "no text"}),
-    "predict words": (["predict", "--text", "a blue sea", "-m", "{m}", "--json"], {"photos": "uses only photos"}),
+    "predict words": (["predict", "--text", "a blue sea", "-m", "{m}", "--json"], {"photos": "reads only photos"}),
     "predict a table": (["predict", "{p}/posts.csv", "-m", "{m}", "--json"], {}),
     "explain a photo": (
         ["explain", "{p}/0.png", "-m", "{m}", "--label", "sea", "--out", "{o}/e.png"],
-        {"words": "uses only text"},
+        {"words": "only text"},
     ),
     "explain words": (
         ["explain", "--text", "a blue sea", "-m", "{m}", "--label", "sea"],
-        {"photos": "uses only photos"},
+        {"photos": "reads only photos"},
     ),
     "evaluate": (["evaluate", "{m}", "--data", "{p}/posts.csv", "--split", "train", "--out", "{o}/ev"], {}),
     "calibrate": (["calibrate", "{m}", "--out", "{o}/cal"], {}),
     "calibrate --write": (["calibrate", "{m}", "--write", "--out", "{o}/cal2"], {}),
-    "export onnx": (["export", "{m}", "--out", "{o}/m.onnx"], {"words": "uses only text"}),
-    "export openvino": (["export", "{m}", "--out", "{o}/m.xml"], {"words": "uses only text"}),
-    "batch": (["batch", "{p}", "--model", "{m}", "--out", "{o}/b"], {"words": "uses only text"}),
-    "index": (["index", "{p}", "--model", "{m}", "--out", "{o}/i"], {"words": "uses only text"}),
+    "export onnx": (["export", "{m}", "--out", "{o}/m.onnx"], {"words": "only text"}),
+    "export openvino": (["export", "{m}", "--out", "{o}/m.xml"], {"words": "only text"}),
+    "batch": (["batch", "{p}", "--model", "{m}", "--out", "{o}/b"], {"words": "only text"}),
+    "index": (["index", "{p}", "--model", "{m}", "--out", "{o}/i"], {"words": "only text"}),
     "report": (["report", "{p}/posts.csv", "-m", "{m}", "--out", "{o}/r.html"], {}),
     "report --evaluation": (["report", "{m}", "--evaluation", "--split", "val", "--out", "{o}/re.html"], {}),
 }
