@@ -41,7 +41,7 @@ def test_weights_that_lie_there_are_found(tmp_path, monkeypatch):
 
 def test_a_wrong_folder_of_weights_is_named_with_its_variable(tmp_path, monkeypatch):
     monkeypatch.setenv("INTCLIP_WEIGHTS", str(tmp_path / "nothing"))
-    with pytest.raises(CheckpointError, match=r"INTCLIP_WEIGHTS names .*nothing"):
+    with pytest.raises(CheckpointError, match=r"INTCLIP_WEIGHTS .*nothing"):
         find_models()
 
 

@@ -124,13 +124,13 @@ def test_missing_left_over_and_misshapen_tensors_are_named(state):
         from_openai_state_dict(broken)
     message = str(caught.value)
     assert "missing: ln_final.bias" in message
-    assert "left over: extra.weight" in message
+    assert "unexpected: extra.weight" in message
     assert "wrong shape: text_projection is (8, 32), not (" in message
     assert "\n" not in message
 
 
 def test_long_lists_are_counted(state):
-    with pytest.raises(CheckpointError, match=r"left over: extra00, extra01, .*, extra11 and 8 more$"):
+    with pytest.raises(CheckpointError, match=r"unexpected: extra00, extra01, .*, extra11 and 8 more$"):
         from_openai_state_dict({**state, **{f"extra{i:02}": torch.zeros(1) for i in range(20)}})
 
 

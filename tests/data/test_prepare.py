@@ -67,7 +67,7 @@ def test_photos_of_every_fate(tmp_path: Path, server: PhotoServer) -> None:
     bad = {
         "forbidden-1": "status 403",
         "page-1": "the server sent text/html",
-        "liar-1": "not an image",
+        "liar-1": "image",
         "dead-1": "status 500",
         "breaks-1": "was interrupted",
         "understated-1": "truncated",

@@ -341,9 +341,7 @@ def test_own_taxonomy_file(folder: Path) -> None:
 def test_two_columns_of_one_label_are_refused(folder: Path) -> None:
     (folder / "mine.yaml").write_text("- {name: sea, aliases: [ocean]}\n- sun\n")
     path = write(folder / "x.csv", "image,ocean,sea,sun\na.jpg,1,0,0\n")
-    with pytest.raises(
-        DatasetError, match=r"x\.csv: columns 'ocean' and 'sea' are both label 'sea' of mine"
-    ):
+    with pytest.raises(DatasetError, match=r"x\.csv: columns 'ocean' and 'sea' are both label 'sea' of mine"):
         load_table(path, taxonomy=str(folder / "mine.yaml"))
     path = write(folder / "x.csv", "image,ocean,sun\na.jpg,1,0\n")
     assert targets(load_table(path, taxonomy=str(folder / "mine.yaml"))) == [[1, 0]]

@@ -62,9 +62,7 @@ def test_evidence_tells_what_its_weights_explain():
     assert sum(weight for _, weight in added_up.words) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize(
-    ("text", "how", "message"), [("  \n ", "occlusion", "no words"), ("sea", "lime", "'lime'")]
-)
+@pytest.mark.parametrize(("text", "how", "message"), [("  \n ", "occlusion", "no words"), ("sea", "lime", "'lime'")])
 def test_what_cannot_be_explained_is_told_in_one_line(text, how, message):
     with pytest.raises(IntclipError, match=message) as caught:
         word_evidence(text, "x", 0, linear, "log-odds", how)

@@ -150,7 +150,7 @@ def test_missing_tensor(copy):
 
 def test_extra_tensor(copy):
     edit_weights(copy, lambda state: state.update(stowaway=np.zeros(3, np.float32)))
-    refused(copy, "stowaway", "does not list")
+    refused(copy, "stowaway", "unexpected tensors stowaway")
 
 
 def test_wrong_shape(copy):
@@ -313,7 +313,7 @@ def test_a_temperature_is_given_once_and_leaves_thresholds_of_0_and_1(tmp_path):
     path = write_bundle(tmp_path / "bundle", thresholds=[0, 1, 0.5, 0.5, 0.5])
     set_temperature(path, 3.0)
     np.testing.assert_array_equal(load_bundle(path).thresholds, np.float32([0, 1, 0.5, 0.5, 0.5]))
-    with pytest.raises(BundleError, match="has a temperature already, 3;"):
+    with pytest.raises(BundleError, match="temperature, 3;"):
         set_temperature(path, 2.0)
     info = json.loads((path / "bundle.json").read_text())
     edit_json(path, task="singlelabel", temperature=1.0, taxonomy=info["taxonomy"] | {"exclusive": True})
@@ -337,7 +337,7 @@ def test_calibrate_writes_the_temperature_of_the_whole_split(cli, tmp_path):
     assert load_bundle(bundle).info.temperature == pytest.approx(0.25, rel=0.05)
     code, _, err = cli("calibrate", run, "--write")
     assert (code, len(err.splitlines())) == (2, 1)
-    assert "has a temperature already" in err
+    assert "already has a temperature" in err
     code, _, err = cli("calibrate", run / "predictions-val.parquet", "--write")
     assert code == 2
     assert "has no bundle" in err

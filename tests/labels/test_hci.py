@@ -109,7 +109,7 @@ def test_nonsense_is_asked_again(server, make_client, text):
     server.script = [says(text)]
     done = integrate(TREE, make_client())
     assert len(server.requests) == 3
-    assert "the answer was no JSON object" in server.requests[1]["messages"][2]["content"]
+    assert "not a JSON object" in server.requests[1]["messages"][2]["content"]
     assert all(answer.text != text for answer in done.answers)
 
 
@@ -142,7 +142,7 @@ def test_one_class_that_never_fits_ends_it_with_its_reason(server, make_client):
     server.otherwise = edited(
         lambda t, r: t.update({n: "too short" for n in t if n == "awe"}) if word_range(r) else None
     )
-    with pytest.raises(LanguageModelError, match=r"1 classes in 4 rounds, such as 'awe' \(it has 2 words, 11 to 15"):
+    with pytest.raises(LanguageModelError, match=r"1 classes in 4 rounds, such as 'awe' \(it has 2 words.*11 to 15"):
         integrate(TREE, make_client())
 
 

@@ -104,8 +104,8 @@ def test_round_trip_through_json(name):
         (lambda d: d["sentences"]["11-15"].pop(), "form 11-15 has 27 sentences for 28 classes"),
         (lambda d: d["parents"].pop("Harmony"), "class 'Harmony' has ancestors"),
         (lambda d: d["parents"].update(Harmony=["Finances", "Self-fulfill"]), "'Finances' is under both"),
-        (lambda d: d["levels"][1]["classes"].append("Finances"), "level group names a class twice"),
-        (lambda d: d["aliases"].update(Nat="Nature"), "alias 'Nat' leads to 'Nature', which is not a class"),
+        (lambda d: d["levels"][1]["classes"].append("Finances"), "level group .*class"),
+        (lambda d: d["aliases"].update(Nat="Nature"), "alias 'Nat' .*'Nature'"),
     ],
 )
 def test_a_damaged_dict_is_refused(change, message):

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from fakes import tiny_taxonomy
 from families import FAMILIES
 from intclip.backbones.padded_text import PaddedText
-from intclip.methods.prompts import PromptLearner
+from intclip.methods.prompts import PromptLearner, PromptOptions
 from intclip.methods.registry import build_method
 
 SHORT, LONG = "a dog", "a dog that runs along the wide grey beach in the rain"
@@ -15,7 +15,7 @@ SHORT, LONG = "a dog", "a dog that runs along the wide grey beach in the rain"
 
 def learner(text, sentences, **options):
     torch.manual_seed(0)
-    return PromptLearner(text, sentences, halves=1, context_length=3, class_specific=False, std=0.5, **options)
+    return PromptLearner(text, sentences, PromptOptions(context_length=3, class_specific=False), halves=1, **options)
 
 
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
@@ -36,7 +36,7 @@ def test_a_prompt_that_spells_a_text_is_that_text(family):
     whole, words = f"old red dog {SHORT}", "old red dog"
     tokens = text.tokenize([words])
     count = int(text.lengths(tokens)[0]) - text.start_tokens - text.end_tokens
-    spelled = PromptLearner(text, [SHORT], halves=1, context_length=count, words=words)
+    spelled = PromptLearner(text, [SHORT], PromptOptions(context_length=count), halves=1, words=words)
     assert_close(spelled.encode(text)[0], text(text.tokenize([whole])), rtol=1e-4, atol=1e-5)
 
 

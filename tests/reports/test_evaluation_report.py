@@ -155,7 +155,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     for other, name in ((run, "predictions-test.parquet"), (twins[0], "report-test.json")):
         before = (other / name).read_bytes()
         code, _, err = command(run, "--evaluation", "--against", twins[0], "--out", other / name)
-        assert (code, "choose another name" in err) == (2, True)
+        assert (code, "input" in err) == (2, True)
         assert (other / name).read_bytes() == before, "no page is written over what it is made from"
     code, _, err = command(run, "--evaluation", "--split", "val", "--out", tmp_path / "no.html")
     assert code == 2

@@ -218,7 +218,7 @@ def test_unreadable_photos_are_left_out_and_counted(tmp_path):
     epochs = [line for line in read_log(result.out / "log.jsonl") if line["kind"] == "epoch"]
     assert [line["unreadable"] for line in epochs] == [1, 1, 1]
     assert result.metrics["splits"]["test"] == result.metrics["splits"]["test"] | {"photos": 15, "unreadable": 1}
-    assert "and 1 that could not be read" in (result.out / "report-test.md").read_text()
+    assert "and 1 unreadable" in (result.out / "report-test.md").read_text()
 
 
 def test_no_readable_photo_is_an_error(tmp_path):

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
@@ -20,6 +21,11 @@ from intclip.errors import IntclipError
 from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.beside import READERS
 from intclip.methods.loss_options import LossOptions
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return half-precision tensors as float32, and others as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class Options(BaseModel, frozen=True, extra="forbid"):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from intclip.methods.base import Output
+from intclip.methods.base import Output, at_least_float32
 from intclip.methods.prompts import NEGATIVE, POSITIVE
 
 HALVES_PREFIX = "halves_"
@@ -55,7 +55,7 @@ def region_similarities(regions: Tensor, text: Tensor) -> Tensor:
     """
     halves, classes = text.shape[:2]
     with torch.autocast(regions.device.type, enabled=False):
-        rows, text = regions.float().transpose(1, 2), text.float()
+        rows, text = at_least_float32(regions).transpose(1, 2), at_least_float32(text)
         # Dividing the products by the lengths is cheaper than dividing the regions, forward and backward.
         products = rows @ F.normalize(text, dim=2).flatten(0, 1).T
         cosines: Tensor = products / rows.norm(dim=2, keepdim=True).clamp_min(1e-12)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.base import Classifier, ClassifierOptions, Output, ParameterGroup
+from intclip.methods.base import Classifier, ClassifierOptions, Output, ParameterGroup, at_least_float32
 from intclip.methods.loss_options import LossOptions
 from intclip.methods.prompts import NEGATIVE, POSITIVE, ClassTokenPosition, PromptLearner, PromptOptions
 from intclip.methods.region_maps import region_map
@@ -86,7 +86,9 @@ class CoOp(Classifier):
             logits: Tensor = self.scoring(embeddings, text[0])
         else:
             with torch.autocast(text.device.type, enabled=False):  # the scale is too large for cosines of 8 bits
-                unit = nn.functional.normalize(text.float(), dim=-1)
+                unit = nn.functional.normalize(at_least_float32(text), dim=-1)
                 difference = (unit[POSITIVE] - unit[NEGATIVE]).transpose(-1, -2)
-                logits = self.options.scale * (nn.functional.normalize(embeddings.float(), dim=-1) @ difference)
+                logits = self.options.scale * (
+                    nn.functional.normalize(at_least_float32(embeddings), dim=-1) @ difference
+                )
         return logits if self.bias is None else logits + self.bias

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.base import Classifier, ClassifierOptions, Output, ParameterGroup
+from intclip.methods.base import Classifier, ClassifierOptions, Output, ParameterGroup, at_least_float32
 from intclip.methods.loss_options import LossOptions
 from intclip.methods.prompts import NEGATIVE, POSITIVE, PromptLearner, PromptOptions
 
@@ -58,9 +58,9 @@ class DualCoOpPP(Classifier):
         regions = features["regions"]
         text = self.prompts(self.backbone.text)
         with torch.autocast(regions.device.type, enabled=False):  # the scale is too large for cosines of 8 bits
-            rows = F.normalize(regions.float().flatten(2).transpose(1, 2), dim=2)
+            rows = F.normalize(at_least_float32(regions).flatten(2).transpose(1, 2), dim=2)
             # (B, 3, K, N)
-            cosines = (rows.unsqueeze(1) @ F.normalize(text.float(), dim=2).transpose(1, 2)).transpose(2, 3)
+            cosines = (rows.unsqueeze(1) @ F.normalize(at_least_float32(text), dim=2).transpose(1, 2)).transpose(2, 3)
         weights = (self.log_sharpness.exp() * cosines[:, EVIDENCE]).softmax(dim=2)
         scores = region_scores(cosines[:, POSITIVE], cosines[:, NEGATIVE], self.options.winner)
         scores = math.exp(self.options.log_scale) * scores

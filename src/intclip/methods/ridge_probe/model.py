@@ -10,7 +10,7 @@ from torch import Tensor
 
 from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.base import Classifier, ClassifierOptions, Output
+from intclip.methods.base import Classifier, ClassifierOptions, Output, at_least_float32
 from intclip.methods.loss_options import LossOptions
 from intclip.methods.ridge_probe.solver import fit_logits, fit_nystrom, fit_ridge
 
@@ -108,7 +108,7 @@ class RidgeProbe(Classifier):
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
         """Logits (B, K); it has no maps."""
-        vectors = (self._vectors(features).float() - self.mean) / self.std
+        vectors = (at_least_float32(self._vectors(features)) - self.mean) / self.std
         # Distances are small differences of large numbers, and solved weights are large: 8 bits are too few for both.
         with torch.autocast(vectors.device.type, enabled=False):
             return Output((self._kernel(vectors) if self.options.landmarks else vectors) @ self.weight + self.bias)

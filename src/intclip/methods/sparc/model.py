@@ -16,7 +16,7 @@ from torch import Tensor
 from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
 from intclip.losses import binary_cross_entropy_with_logits
-from intclip.methods.base import Method, Options, Output
+from intclip.methods.base import Method, Options, Output, at_least_float32
 from intclip.methods.region_maps import region_map
 from intclip.methods.sentence_scoring import encode_classes
 from intclip.methods.zero_shot.model import TEMPLATES
@@ -129,7 +129,7 @@ class Sparc(Method):
     def _within_photo(self, embeddings: Tensor) -> Tensor:
         """Scores (…, K + M) in deviations over the classes of one photo; compound ones by those of the plain names."""
         with torch.autocast(embeddings.device.type, enabled=False):  # small deviations of cosines, of more than 8 bits
-            unit = F.normalize(embeddings.float(), dim=-1)
+            unit = F.normalize(at_least_float32(embeddings), dim=-1)
             single, names, compound = (unit @ text.T for text in (self.single, self.names, self.compound))
         parts = [_standard(single, single), _standard(compound, names)]
         return torch.cat(parts, dim=-1)
