@@ -274,7 +274,7 @@ class TestByName:
             load_backbone("lite", split="papers")
 
     def test_lite_takes_no_checkpoint(self):
-        with pytest.raises(CheckpointError, match="lite .*weights"):
+        with pytest.raises(CheckpointError, match=r"lite .*weights"):
             load_backbone("lite", checkpoint="x.pt")
 
     def test_names(self):
