@@ -91,7 +91,7 @@ def test_wrong_coco(coco: Path) -> None:
         ({"annotations": [{"image_id": 4, "category_id": 7}]}, "annotation 1: image 4 is not among"),
         ({"annotations": [{"image_id": 1, "category_id": 8}]}, "category 8 is not among"),
         ({"annotations": [{"image_id": 1}]}, "annotations 1: no 'category_id'"),
-        ({"images": good["images"] * 2}, r"image 4: id 1 is already used \(.*image 1\)"),
+        ({"images": good["images"] * 2}, r"image 4: id 1 .*\(.*image 1\)"),
         ({"images": [{"id": 1, "file_name": "../1.jpg"}], "annotations": []}, "outside"),
         ({"images": [{"id": 1, "file_name": "9.jpg"}], "annotations": []}, r"1 of 1 photos .*9\.jpg \(.*, image 1\)"),
         ({"categories": [], "annotations": []}, "no categories"),

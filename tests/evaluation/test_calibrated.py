@@ -123,7 +123,7 @@ def test_the_command_reads_a_run_and_leaves_report_and_plot(tmp_path):
     assert struct.unpack(">II", picture[16:24]) == (720, 840)
     words = ["calibrate", str(run / "predictions-val.parquet"), "--out", str(tmp_path / "o")]
     text = CliRunner().invoke(app, words, catch_exceptions=False).stdout
-    assert "| as they are |" in text
+    assert "| uncalibrated |" in text
     assert "| per class, shrunk |" in text
     left = {path.name for path in (tmp_path / "o").iterdir()}
     assert left == {f"calibration-val.{end}" for end in ("json", "md", "png")}

@@ -156,7 +156,7 @@ def test_a_run_is_shown_in_one_table():
         "seconds": 90.0,
     }
     text = render_run(metrics)
-    assert "epoch 2 of 5, chosen on val; 1,234,567 learnable parameters, 1.5 min" in text
+    assert "epoch 2 of 5, selected on val; 1,234,567 learnable parameters, 1.5 min" in text
     assert "| test | 4 | – |" in text
 
 

@@ -140,7 +140,7 @@ def test_the_queue_hands_words_on(bundle, photos):
     try:
         waiting = batcher.submit_all(list(zip(photos, TEXTS, strict=True)))
         found = [future.result(60).probabilities for future in waiting]
-        with pytest.raises(IntclipError, match="posts reads text only together with a photo"):
+        with pytest.raises(IntclipError, match="only together with a photo"):
             batcher.submit(None, "joy")
     finally:
         batcher.close()

@@ -45,7 +45,7 @@ def test_show(run):
 
 
 def test_check(run, tmp_path):
-    assert run("check", "intentonomy") == (0, "intentonomy: 28 classes, sound\n", "")
+    assert run("check", "intentonomy") == (0, "intentonomy: 28 classes, valid\n", "")
     path = tmp_path / "my.yaml"
     path.write_text("- a\n- b\n")
     code, out, _ = run("check", path)

