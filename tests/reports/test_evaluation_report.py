@@ -105,7 +105,7 @@ def test_comparing_what_cannot_be_compared(tmp_path):
         same_photos(first, renamed)
     single = read_evaluation(write(tmp_path / "d", task="singlelabel"))
     for pair in ((first, single), (single, first)):
-        with pytest.raises(DatasetError, match="d predicts one label .*, a any number"):
+        with pytest.raises(DatasetError, match=r"d predicts one label .*, a any number"):
             same_photos(*pair)
 
 

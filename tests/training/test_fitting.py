@@ -56,7 +56,7 @@ def test_fit_tells_how_many_posts_it_leaves_out(tmp_path, caplog):
     assert (len(samples), used) == (21, ["text", "image"])
     assert caplog.messages == ["posts: 3 of 24 posts lack text or image or labels and are skipped"]
     assert len(usable_samples(dataset, ["train"], ["text"])[0]) == 22
-    assert caplog.messages[-1] == "posts: 2 of 24 posts lack text or labels and are left out"
+    assert caplog.messages[-1] == "posts: 2 of 24 posts lack text or labels and are skipped"
     caplog.clear()
     usable_samples(load_dataset(write_posts(tmp_path, 24)), ["train"], ("text", "image"))
     assert caplog.messages == []
@@ -89,7 +89,7 @@ def test_what_cannot_be_read(model, home):
     found = model.predict([home[0] / "no.png", None], texts=["sea", "sea"], errors="collect")
     assert "no.png" in found[0].error
     assert found[1].error is None
-    with pytest.raises(IntclipError, match="lite .*only photos"):
+    with pytest.raises(IntclipError, match=r"lite .*only photos"):
         intclip.load("lite", engine="torch").predict(home[0] / "0.png", texts=["sea"])
 
 
