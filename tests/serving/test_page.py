@@ -297,7 +297,9 @@ def test_names_that_are_taken_are_numbered_and_a_closed_app_stops_training(tmp_p
 
 def test_words_are_explained_by_a_model_that_reads_them_alone():
     class Reading(WatchedPredictor):
-        channels = alone = ("image", "text")
+        def __init__(self):
+            super().__init__()
+            self.channels = self.alone = ("image", "text")
 
         def explain_words(self, text, label, *, how="occlusion"):
             from intclip.evidence.words import WordEvidence
