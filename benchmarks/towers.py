@@ -13,13 +13,12 @@ from typing import get_args
 import numpy as np
 import openvino as ov
 import torch
-from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, SiglipVisionConfig, SiglipVisionModel
 
+from benchmarks.inference import EncodeImage
 from benchmarks.machine import write_report
 from benchmarks.setup import parse, parser
 from intclip.backbones.architecture import Regions
-from intclip.backbones.base import Backbone
 from intclip.backbones.registry import random_backbone
 from intclip.inference.conversion import to_openvino
 from intclip.inference.engines import OpenvinoEngine
@@ -28,22 +27,10 @@ from intclip.timing import paired
 NAMES = ("ViT-B/16", "SigLIP-B/16", "EVA02-B/16", "PE-B/16", "MobileCLIP2-B", "MobileCLIP2-S0", "MobileCLIP2-S2")
 
 
-class Pooled(nn.Module):
-    """An image tower alone."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Image embeddings (B, D) of pixels (B, 3, S, S)."""
-        return self.backbone.encode_image(pixels)
-
-
 def candidates(name: str) -> dict[str, Callable[[], object]]:
     """One photo through each."""
     backbone = random_backbone(name)
-    tower = Pooled(backbone)
+    tower = EncodeImage(backbone)
     side = backbone.image_size
     photos = np.random.default_rng(0).standard_normal((2, 3, side, side), dtype=np.float32)
     one, tensor = photos[:1], torch.from_numpy(photos[:1])

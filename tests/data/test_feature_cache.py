@@ -263,7 +263,7 @@ def test_bad_photos_are_listed_and_zero(tmp_path, samples):
     for _ in range(2):
         cache = build(tmp_path / "cache", samples)
         assert sorted(cache.errors) == [2, 9, 10]
-        assert "2.png is not a" in cache.errors[2]
+        assert "2.png is not a supported image" in cache.errors[2]
         assert "no such photo" in cache.errors[9]
         assert not cache.batch([2, 9, 10])["trunk"].any()
         assert cache.batch([3])["trunk"].any()

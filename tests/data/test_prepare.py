@@ -67,7 +67,7 @@ def test_photos_of_every_fate(tmp_path: Path, server: PhotoServer) -> None:
     bad = {
         "forbidden-1": "status 403",
         "page-1": "the server sent text/html",
-        "liar-1": "image",
+        "liar-1": "not a supported image",
         "dead-1": "status 500",
         "breaks-1": "was interrupted",
         "understated-1": "truncated",
@@ -234,7 +234,7 @@ def test_annotations_are_copied_from_a_folder_or_fetched_and_verified(
     report = prepare_intentonomy(tmp_path / "root", annotations=given, splits=["val"], **FAST)
     assert report.fetched == 1
     assert (tmp_path / "root" / "intentonomy_val2020.json").is_file()
-    with pytest.raises(DatasetError, match=r"intentonomy_train2020\.json"):
+    with pytest.raises(DatasetError, match=r"has no intentonomy_train2020\.json"):
         prepare_intentonomy(tmp_path / "root", annotations=given, splits=["train"], **FAST)
 
     monkeypatch.setitem(prepare_module.ANNOTATIONS, "val", f"{server.url}/gone-file")

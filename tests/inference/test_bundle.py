@@ -313,7 +313,7 @@ def test_a_temperature_is_given_once_and_leaves_thresholds_of_0_and_1(tmp_path):
     path = write_bundle(tmp_path / "bundle", thresholds=[0, 1, 0.5, 0.5, 0.5])
     set_temperature(path, 3.0)
     np.testing.assert_array_equal(load_bundle(path).thresholds, np.float32([0, 1, 0.5, 0.5, 0.5]))
-    with pytest.raises(BundleError, match="temperature, 3;"):
+    with pytest.raises(BundleError, match="already has a temperature, 3;"):
         set_temperature(path, 2.0)
     info = json.loads((path / "bundle.json").read_text())
     edit_json(path, task="singlelabel", temperature=1.0, taxonomy=info["taxonomy"] | {"exclusive": True})

@@ -73,7 +73,7 @@ def test_words_of_a_table_are_left_out_by_a_model_that_reads_none(cli, exported,
     plain = cli("predict", photos[0], photos[1], "-m", exported, "--json")[1]
     assert json.loads(out) == json.loads(plain)
     code, out, err = cli("report", table, "-m", exported, "--out", tmp_path / "page.html")
-    assert (code, "text" in err, ": 2 photos" in out) == (0, True, True)
+    assert (code, "ignoring the text" in err, ": 2 photos" in out) == (0, True, True)
     table.write_text(f"image,text\n{photos[0]},at the sea\n,words alone\n")
     assert cli("predict", table, "-m", exported)[0] == 2, "a post without a photo cannot be predicted"
     assert "uses only photos" in cli("predict", photos[0], "--text", "words", "-m", exported)[2]
@@ -100,9 +100,9 @@ def test_a_name_cannot_steer_the_terminal(cli, exported, bundle_path, photos, tm
     code, out, err = cli("predict", tmp_path, "-m", exported)
     assert code == 2
     assert out.splitlines()[0] == f"{tmp_path}/a\\x1b]0;title\\x07\\n\\u202e.png"
-    assert err.splitlines()[1].startswith(f"  {tmp_path}/b\\x1b[2J\\n.png is not a")
+    assert err.splitlines()[1].startswith(f"  {tmp_path}/b\\x1b[2J\\n.png is not a supported image")
     _, _, err = cli("predict", tmp_path / "b\x1b[2J\n.png", "-m", exported)
-    assert err.startswith(f"intclip: {tmp_path}/b\\x1b[2J .png is not a")
+    assert err.startswith(f"intclip: {tmp_path}/b\\x1b[2J .png is not a supported image")
     index = tmp_path / "photos.index"
     assert cli("index", tmp_path, "--out", index, "-m", bundle_path)[0] == 0
     _, out, _ = cli("search", index, "--intent", NAMES[0])
@@ -138,7 +138,7 @@ def test_one_bad_photo_alone_is_one_line(cli, exported, mixed):
     code, out, err = cli("predict", mixed[2], "-m", exported)
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 1
-    assert err.startswith(f"intclip: {mixed[2]} is not a")
+    assert err.startswith(f"intclip: {mixed[2]} is not a supported image")
 
 
 def test_many_bad_photos_are_counted_not_all_listed(cli, exported, tmp_path):
@@ -226,7 +226,7 @@ def test_no_result_is_written_over_what_it_is_made_from(cli, exported, photos, t
     monkeypatch.chdir(tmp_path)
     code, out, err = cli(*arguments, "-m", exported)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
-    assert "is an input" in err
+    assert "is an input; choose another output file" in err
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

@@ -81,7 +81,7 @@ def test_the_cost_cap_holds_over_threads_and_cached_answers_are_free(server, mak
     price = Price(per_photo=1.0, cap=2.0)
     found = list(describe_photos(photos, make_client(), workers=4, price=price))
     assert sum(one.error is None for one in found) == len(server.requests) == 2
-    assert "--max-cost" in next(one.error for one in found if one.error)
+    assert "cost limit reached; raise --max-cost" in next(one.error for one in found if one.error)
     rest = list(describe_photos(photos, make_client(), workers=4, price=price))
     assert all(one.error is None for one in rest)
     assert len(server.requests) == 4
@@ -145,4 +145,14 @@ def test_wrong_options_in_one_line(server, photos, tmp_path):
     with pytest.raises(IntclipError, match=r"jsonl or \.csv"):
         invoke(photos[0], "--model", "m", "--base-url", server.url, "--out", tmp_path / "o.txt")
     with pytest.raises(IntclipError, match="needs --prices"):
-        invoke(photos[0], "--model", "m", "--base-url", server.url, "--out", tmp_path / "o.csv", "--max-cost", 1)
+        invoke(
+            photos[0],
+            "--model",
+            "m",
+            "--base-url",
+            server.url,
+            "--out",
+            tmp_path / "o.csv",
+            "cost limit reached; raise --max-cost",
+            1,
+        )

@@ -142,7 +142,9 @@ def test_one_class_that_never_fits_ends_it_with_its_reason(server, make_client):
     server.otherwise = edited(
         lambda t, r: t.update({n: "too short" for n in t if n == "awe"}) if word_range(r) else None
     )
-    with pytest.raises(LanguageModelError, match=r"1 classes in 4 rounds, such as 'awe' \(it has 2 words.*11 to 15"):
+    with pytest.raises(
+        LanguageModelError, match=r"1 classes in 4 rounds, such as 'awe' \(it has 2 words; use 11 to 15"
+    ):
         integrate(TREE, make_client())
 
 

@@ -39,7 +39,7 @@ def test_unknown_form_and_level_are_named():
         TREE.lift(np.zeros((1, 28)), "genus")
     with pytest.raises(TaxonomyError, match="choose one of: max, noisy-or, sum"):
         TREE.lift(np.zeros((1, 28)), 1, "mean")
-    with pytest.raises(TaxonomyError, match=r"\(N, 28\).*\(2, 3\)"):
+    with pytest.raises(TaxonomyError, match=r"needs \(N, 28\) probabilities, got \(2, 3\)"):
         TREE.lift(np.zeros((2, 3)), 1)
 
 
@@ -104,8 +104,8 @@ def test_round_trip_through_json(name):
         (lambda d: d["sentences"]["11-15"].pop(), "form 11-15 has 27 sentences for 28 classes"),
         (lambda d: d["parents"].pop("Harmony"), "class 'Harmony' has ancestors"),
         (lambda d: d["parents"].update(Harmony=["Finances", "Self-fulfill"]), "'Finances' is under both"),
-        (lambda d: d["levels"][1]["classes"].append("Finances"), "level group .*class"),
-        (lambda d: d["aliases"].update(Nat="Nature"), "alias 'Nat' .*'Nature'"),
+        (lambda d: d["levels"][1]["classes"].append("Finances"), "level group has a duplicate class"),
+        (lambda d: d["aliases"].update(Nat="Nature"), "alias 'Nat' refers to 'Nature', which is not a class"),
     ],
 )
 def test_a_damaged_dict_is_refused(change, message):

@@ -252,5 +252,5 @@ def test_shots_keep_the_first_photos_of_each_label(tiny_backbone: TinyBackbone) 
     torch.testing.assert_close(kept.values, known[[0, 1, 3]])  # 0 and 2; then 1 and 3; then 4; no label is new after
     assert len(tip(tiny_backbone, shots=2).values) == 4  # the last two have labels that two photos have already
     nothing = built(tiny_backbone, "tip_adapter", cache={"shots": 1})
-    with pytest.raises(DatasetError, match="training photos"):
+    with pytest.raises(DatasetError, match="needs training photos with a label; there are none"):
         nothing.prepare([(photos(tiny_backbone), torch.zeros(6, 5))])

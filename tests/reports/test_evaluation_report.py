@@ -105,7 +105,7 @@ def test_comparing_what_cannot_be_compared(tmp_path):
         same_photos(first, renamed)
     single = read_evaluation(write(tmp_path / "d", task="singlelabel"))
     for pair in ((first, single), (single, first)):
-        with pytest.raises(DatasetError, match=r"d predicts one label .*, a any number"):
+        with pytest.raises(DatasetError, match=r"d predicts one label per photo, a any number"):
             same_photos(*pair)
 
 
@@ -126,7 +126,7 @@ def test_what_is_missing_or_damaged_is_one_line(tmp_path):
     with pytest.raises(StorageError, match="intclip evaluate MODEL --out"):
         read_evaluation(tmp_path)
     folder = write(tmp_path / "a")
-    with pytest.raises(StorageError, match="test"):
+    with pytest.raises(StorageError, match="available: test"):
         read_evaluation(folder, "val")
     (folder / "predictions-test.parquet").write_bytes(b"noise")
     with pytest.raises(StorageError, match="damaged") as caught:
@@ -155,11 +155,11 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     for other, name in ((run, "predictions-test.parquet"), (twins[0], "report-test.json")):
         before = (other / name).read_bytes()
         code, _, err = command(run, "--evaluation", "--against", twins[0], "--out", other / name)
-        assert (code, "input" in err) == (2, True)
+        assert (code, "is an input" in err) == (2, True)
         assert (other / name).read_bytes() == before, "no page is written over what it is made from"
     code, _, err = command(run, "--evaluation", "--split", "val", "--out", tmp_path / "no.html")
     assert code == 2
-    assert "test" in err
+    assert "available: test" in err
     code, _, err = command(run, "--against", run, "--out", tmp_path / "no.html")
     assert code == 2
     assert "--evaluation" in err

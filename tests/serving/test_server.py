@@ -86,7 +86,7 @@ def test_the_client_predicts_and_explains(service, tmp_path):
         assert client.predict(odd).results[0].source == "?.png"
         with pytest.raises(ServiceError, match="uses only photos"):
             client.predict(file, texts="cut \ud83d in half")
-        with pytest.raises(ServiceError, match="image") as refusal:
+        with pytest.raises(ServiceError, match="not a supported image") as refusal:
             client.predict(b"<html>")
         assert refusal.value.status == 422
         with pytest.raises(IntclipError, match=r"cannot read .*nothing\.png.*check the path"):

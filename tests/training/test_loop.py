@@ -292,7 +292,7 @@ def test_a_split_that_is_not_there_is_told(tmp_path, caplog):
     assert choose_splits(dataset, toy_recipe().data)["val"] == held
     (told,) = caplog.messages
     assert told.startswith("toy has no split 'val' (its splits: test, train, validation): ")
-    assert f": {len(held)} samples of train" in told
+    assert f": {len(held)} samples of train are held out" in told
 
 
 @pytest.mark.parametrize("override", ["data.train=val", "data.train=test", "data.test=val"])

@@ -1,6 +1,5 @@
 """Text to token ids by a `tokenizer.json` beside the weights: SigLIP's, MetaCLIP 2's and TIPS's."""
 
-import json
 import re
 import string
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from intclip.backbones.config_section import read_object
 from intclip.backbones.tokenizer import encode, pad
 from intclip.errors import CheckpointError, IntclipError, reason
 
@@ -100,15 +100,7 @@ class FileTokenizer:
 
     def _named_tokens(self) -> dict[str, object]:
         """Special tokens by their role, as `tokenizer_config.json` names them."""
-        file = self.path.with_name("tokenizer_config.json")
-        if not file.is_file():
-            return {}
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"cannot read {file}: {reason(error)}; fetch it again") from error
-        if not isinstance(content, dict):
-            raise CheckpointError(f"cannot read {file}: expected a JSON object")
+        content = read_object(self.path.with_name("tokenizer_config.json"))
         return {
             key: value.get("content") if isinstance(value, dict) else value
             for key, value in content.items()
