@@ -196,7 +196,7 @@ def test_explain_shows_words_and_photo(home, tmp_path):
     assert Image.open(tmp_path / "o.png").size == (64, 64)
     shown = invoke(*both, "--out", tmp_path / "o.png").stdout
     assert "fused evidence" in shown
-    assert "text" in shown
+    assert "from the text alone" in shown
     for wrong, message in (
         (("explain", "--model", folder / "model"), "give a photo, --text, or both"),
         (("explain", "--text", "sea", "--out", "w.png", "--model", folder / "model"), "is written as .html"),
