@@ -248,7 +248,7 @@ class TestByName:
         monkeypatch.setenv("HOME", str(tmp_path))
         assert torch.equal(load_backbone("ViT-B/32", checkpoint="~/snapshot").logit_scale, original.logit_scale)
         monkeypatch.setenv("INTCLIP_WEIGHTS", str(shelf / "missing"))
-        with pytest.raises(CheckpointError, match=r"INTCLIP_WEIGHTS is .*missing, which, which is not a folder"):
+        with pytest.raises(CheckpointError, match=r"INTCLIP_WEIGHTS is .*missing, which is not a folder"):
             load_backbone("ViT-B/32")
         monkeypatch.setenv("INTCLIP_WEIGHTS", str(shelf))
         assert torch.equal(load_backbone("ViT-B/32").encode_image(pixels(SMALL_VIT)), expected)

@@ -125,5 +125,5 @@ def test_a_zero_shot_model_tells_which_words_are_near_a_label():
 
 
 def test_a_model_of_photos_alone_says_so():
-    with pytest.raises(IntclipError, match=r"proxy reads only photos"):
+    with pytest.raises(IntclipError, match=r"proxy uses only photos"):
         intclip.load("proxy", engine="torch").word_scores(["sea"])

@@ -69,7 +69,7 @@ def test_words_of_a_table_are_left_out_by_a_model_that_reads_none(cli, exported,
     table.write_text(f"image,label,text\n{photos[0]},x,at the sea\n{photos[1]},y,\n")
     code, out, err = cli("predict", table, "-m", exported, "--json")
     assert (code, len(err.splitlines())) == (0, 1)
-    assert err.endswith("reads only photos: ignoring the text in the table\n")
+    assert err.endswith("uses only photos: ignoring the text in the table\n")
     plain = cli("predict", photos[0], photos[1], "-m", exported, "--json")[1]
     assert json.loads(out) == json.loads(plain)
     code, out, err = cli("report", table, "-m", exported, "--out", tmp_path / "page.html")
@@ -226,7 +226,7 @@ def test_no_result_is_written_over_what_it_is_made_from(cli, exported, photos, t
     monkeypatch.chdir(tmp_path)
     code, out, err = cli(*arguments, "-m", exported)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
-    assert "is an input; choose another output file" in err
+    assert "is an input; choose another output file" in err or "name the same file" in err
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

@@ -16,7 +16,7 @@ CHANNELS = {"photos": ["image"], "words": ["text"], "both": ["image", "text"]}
 # Command to what it prints or, where a model does not read what the command takes, a part of the refusal.
 COMMANDS = {
     "predict a photo": (["predict", "{p}/0.png", "-m", "{m}", "--json"], {"words": "no text"}),
-    "predict words": (["predict", "--text", "a blue sea", "-m", "{m}", "--json"], {"photos": "reads only photos"}),
+    "predict words": (["predict", "--text", "a blue sea", "-m", "{m}", "--json"], {"photos": "uses only photos"}),
     "predict a table": (["predict", "{p}/posts.csv", "-m", "{m}", "--json"], {}),
     "explain a photo": (
         ["explain", "{p}/0.png", "-m", "{m}", "--label", "sea", "--out", "{o}/e.png"],
@@ -24,7 +24,7 @@ COMMANDS = {
     ),
     "explain words": (
         ["explain", "--text", "a blue sea", "-m", "{m}", "--label", "sea"],
-        {"photos": "reads only photos"},
+        {"photos": "uses only photos"},
     ),
     "evaluate": (["evaluate", "{m}", "--data", "{p}/posts.csv", "--split", "train", "--out", "{o}/ev"], {}),
     "calibrate": (["calibrate", "{m}", "--out", "{o}/cal"], {}),

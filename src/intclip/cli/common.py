@@ -150,13 +150,13 @@ def words_read(
 ) -> Sequence[str | None] | None:
     """Return the texts of posts, None if there are none.
 
-    For a model that reads only photos, drop the texts, with a message, if
+    For a model that uses only photos, drop the texts, with a message, if
     every post has a photo.
     """
     if not any(words):
         return None
     if "text" not in predictor.channels and None not in photos:
-        print(f"{predictor.card.model} reads only photos: ignoring the text in the table", file=sys.stderr)
+        print(f"{predictor.card.model} uses only photos: ignoring the text in the table", file=sys.stderr)
         return None
     return words
 

@@ -64,7 +64,7 @@ def predict(
         from intclip.data.ocr import add_words
 
         if "text" not in predictor.channels:
-            raise IntclipError(f"{predictor.card.model} reads only photos; --read-text needs a model of `intclip fit`")
+            raise IntclipError(f"{predictor.card.model} uses only photos; --read-text needs a model of `intclip fit`")
         texts = add_words(images, words)
     predictions = predictor.predict_iter(
         [Lenient(image) if reading.lenient and image is not None else image for image in images],

@@ -415,9 +415,9 @@ class Predictor:
         """Return the kind of `word_scores`."""
         unit = self.method().word_unit
         if unit is None:
-            reads = "text only together with a photo" if "text" in self.channels else "only photos"
+            uses = "text only together with a photo" if "text" in self.channels else "only photos"
             hint = "lite, zero-shot:NAME and models of `intclip fit` explain text"
-            raise IntclipError(f"{self.card.model} reads {reads}; {hint}")
+            raise IntclipError(f"{self.card.model} uses {uses}; {hint}")
         return unit
 
     def _conflict(self, outputs: Mapping[str, npt.NDArray[Any]]) -> Conflict | None:
