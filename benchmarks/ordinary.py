@@ -11,11 +11,14 @@ import json
 from itertools import pairwise
 from pathlib import Path
 from typing import TypedDict
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
 
 from intclip.inference.loading import load
+from intclip.labels.scenes import Scenes
+from intclip.labels.taxonomy import Taxonomy
 
 CONFIDENT = 0.8
 BINS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
@@ -83,10 +86,15 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--model", default="lite")
     parser.add_argument("--sentences", default="11-15")
+    parser.add_argument("--unrated", action="store_true", help="without the scenes' ratings, as for labels of your own")
     parser.add_argument("--json", action="store_true", help="print JSON instead")
     asked = parser.parse_args()
     rows = json.loads(asked.file.read_text(encoding="utf-8"))
-    predictor = load(asked.model, sentences=asked.sentences)
+    if asked.unrated:
+        with patch.object(Scenes, "judged", _unrated):
+            predictor = load(asked.model, sentences=asked.sentences, engine="torch")  # graphs are cached
+    else:
+        predictor = load(asked.model, sentences=asked.sentences)
     plausible = np.zeros((len(rows), len(predictor.taxonomy)), dtype=np.bool_)
     for place, labels in enumerate(rows.values()):
         plausible[place, [predictor.taxonomy.index(label) for label in labels]] = True
@@ -105,6 +113,10 @@ def main() -> None:
     print("probability      pairs   mean p   plausible")
     for low, high, count, mean, share in result["reliability"]:
         print(f"{low:4.2f} to {high:4.2f}   {count:7,}   {mean:5.1f} %    {share:5.1f} %")
+
+
+def _unrated(scenes: Scenes, taxonomy: Taxonomy) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    return np.zeros((len(scenes.texts), len(taxonomy)), dtype=np.float32), np.zeros(len(taxonomy), dtype=np.bool_)
 
 
 def _percent(value: float | None) -> str:

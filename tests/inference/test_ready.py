@@ -15,6 +15,7 @@ from intclip.inference import ready
 from intclip.inference.engines import OpenvinoEngine
 from intclip.inference.graph import example_pixels
 from intclip.labels import load_taxonomy
+from intclip.labels.templates import class_texts
 
 pytest.importorskip("openvino")
 LABELS = "- joy\n- sorrow\n- a day at the beach\n"
@@ -111,5 +112,5 @@ def test_graphs_of_other_weights_are_not_used(tmp_path, monkeypatch):
 
 def test_filling_leaves_one_input(found):
     taxonomy = load_taxonomy("sentiment3")
-    head = found.head("lite", taxonomy, taxonomy.sentences("fine"), 0.5)
+    head = found.head("lite", taxonomy, class_texts(taxonomy, "fine"), 0.5)
     assert {port.get_any_name() for port in head.model.inputs} == {"pooled", "regions"}

@@ -10,9 +10,9 @@ from sklearn.linear_model import LogisticRegression
 
 from fakes import TinyBackbone, tiny_taxonomy
 from intclip.errors import RecipeError
+from intclip.labels.templates import TEMPLATES
 from intclip.methods.probe_inputs import ProbeInput
 from intclip.methods.registry import build_method
-from intclip.methods.zero_shot.model import TEMPLATES
 
 
 def unit_text(backbone: TinyBackbone, sentences: list[str]) -> torch.Tensor:

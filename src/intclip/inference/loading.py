@@ -28,6 +28,7 @@ from intclip.inference.graph_cache import (
 )
 from intclip.inference.predictor import Predictor
 from intclip.labels.taxonomy import Taxonomy
+from intclip.labels.templates import class_texts
 
 if TYPE_CHECKING:
     from intclip.methods.base import Method
@@ -171,7 +172,7 @@ def _ready_made(model: _Model, format: GraphFormat) -> tuple[str, Tower, Graph] 
     ready = find_ready(model.identity["backbone"])
     if ready is None or model.labels.exclusive:
         return None
-    head = ready.head(model.name, model.labels, model.identity["sentences"], model.thresholds)
+    head = ready.head(model.name, model.labels, model.identity["texts"], model.thresholds)
     return (*_tower(ready.name, ready.tower_parts, ready.tower, format), head)
 
 
@@ -234,7 +235,7 @@ def _zero_shot(
     identity = {
         "method": "zero_shot",
         "options": options,
-        "sentences": labels.sentences(sentences),
+        "texts": class_texts(labels, sentences),
         "backbone": backbone,
         "weights": weights_identity(backbone, checkpoint),
         "taxonomy": labels.to_dict(),

@@ -65,22 +65,26 @@ class Ready:
         return {key: self.facts[key] for key in ("weights", "split", "size", "features")}
 
     def head(
-        self, model: str, taxonomy: Taxonomy, sentences: Sequence[str], thresholds: float | Sequence[float]
+        self, model: str, taxonomy: Taxonomy, texts: Sequence[Sequence[str]], thresholds: float | Sequence[float]
     ) -> Graph:
         """Return the zero-shot head, from the tower's features to probabilities.
 
         Args:
             model: Name given by the user.
             taxonomy: K labels, not exclusive.
-            sentences: K sentences.
+            texts: The texts of each label, first its words alone; see `class_texts`.
             thresholds: One, or K.
 
         Raises:
             IntclipError: A sentence is too long, or its words are unknown to the text tower.
         """
-        check_known(self, sentences, OTHER_LANGUAGE)
+        check_known(self, [own[0] for own in texts], OTHER_LANGUAGE)
         plausible, judged = load_scenes().judged(taxonomy)
-        labels: Values = {"text": self.embed(sentences), "plausible": plausible.T, "judged": judged}
+        features = self.embed([text for own in texts for text in own])
+        ends = np.cumsum([len(own) for own in texts])[:-1]
+        means = np.stack([part.mean(axis=0) for part in np.split(features, ends)])
+        unit = means / np.linalg.norm(means, axis=1, keepdims=True)
+        labels: Values = {"text": unit, "plausible": plausible.T, "judged": judged}
         card = ModelCard.model_validate(
             self.facts["card"]
             | {"model": model, "labels": taxonomy.names, "taxonomy": taxonomy.to_dict()}

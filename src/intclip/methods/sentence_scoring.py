@@ -11,6 +11,7 @@ A cosine is not a probability, and each sentence has cosines of its own level an
 Both are differentiable in t, so learned prompts take them as they are.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -117,7 +118,13 @@ class SentenceScoring(nn.Module):
 
 @torch.no_grad()
 def encode_classes(backbone: Backbone, sentences: list[str], templates: tuple[str, ...]) -> Tensor:
-    """Unit text features (K, D): the mean over templates of unit features, made unit again."""
-    texts = [template.replace("{}", sentence) for sentence in sentences for template in templates]
-    features = backbone.embed_texts(texts)
-    return F.normalize(features.view(len(sentences), len(templates), -1).mean(dim=1), dim=1)
+    """Unit text features (K, D) of sentences in templates; see `encode_texts`."""
+    return encode_texts(backbone, [[each.replace("{}", sentence) for each in templates] for sentence in sentences])
+
+
+@torch.no_grad()
+def encode_texts(backbone: Backbone, texts: Sequence[Sequence[str]]) -> Tensor:
+    """Unit text features (K, D) of K classes: the mean of the unit features of a class's texts, made unit again."""
+    features = backbone.embed_texts([text for own in texts for text in own])
+    means = [part.mean(dim=0) for part in features.split([len(own) for own in texts])]
+    return F.normalize(torch.stack(means), dim=1)

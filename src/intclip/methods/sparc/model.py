@@ -15,11 +15,11 @@ from torch import Tensor
 
 from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
+from intclip.labels.templates import TEMPLATES
 from intclip.losses import binary_cross_entropy_with_logits
 from intclip.methods.base import Method, Options, Output, at_least_float32
 from intclip.methods.region_maps import region_map
 from intclip.methods.sentence_scoring import encode_classes
-from intclip.methods.zero_shot.model import TEMPLATES
 
 _SMALLEST = 1e-6
 

@@ -15,30 +15,16 @@ from torch import Tensor
 from intclip.backbones.base import Backbone, Features
 from intclip.backbones.unknown_words import OTHER_LANGUAGE, check_known
 from intclip.labels.taxonomy import Taxonomy
+from intclip.labels.templates import AUTO, TEMPLATES, class_texts
 from intclip.losses import binary_cross_entropy_with_logits
 from intclip.methods.base import Method, Output, WordUnit
 from intclip.methods.region_maps import region_map
 from intclip.methods.sentence_scoring import (
     ScoringOptions,
     SentenceScoring,
-    encode_classes,
+    encode_texts,
 )
 from intclip.methods.zero_shot.scene_scoring import SceneScoring
-
-TEMPLATES: dict[str, tuple[str, ...]] = {
-    "plain": ("{}",),
-    "photo": ("a photo depicting {}.",),
-    "ensemble": (
-        "{}",
-        "a photo of {}.",
-        "a photo depicting {}.",
-        "a photo that expresses {}.",
-        "a photo taken to show {}.",
-        "a photo shared because of {}.",
-        "a picture about {}.",
-    ),
-}
-"""Template sets by name; "{}" stands for the class's words. "photo" is the paper's."""
 
 
 class ZeroShotOptions(ScoringOptions, frozen=True):
@@ -46,20 +32,21 @@ class ZeroShotOptions(ScoringOptions, frozen=True):
 
     Attributes:
         sentence_form: Which words of a class; "fine" are the names.
-        templates: Name of a set of `TEMPLATES`, or templates; text features are averaged over them.
+        templates: Name of a set of `TEMPLATES`, templates, or "auto": "ensemble" for names, "plain" for sentences. Text
+            features are averaged over them.
         scenes: Whether labels are scored through everyday scenes; for embedded backbones.
     """
 
     sentence_form: str = "11-15"
-    templates: str | tuple[str, ...] = "plain"
+    templates: str | tuple[str, ...] = AUTO
     scenes: bool = False
 
     @field_validator("templates")
     @classmethod
     def _known(cls, templates: str | tuple[str, ...]) -> str | tuple[str, ...]:
         if isinstance(templates, str):
-            if templates not in TEMPLATES:
-                raise ValueError(f"unknown template set {templates!r}; known: {', '.join(TEMPLATES)}")
+            if templates not in (AUTO, *TEMPLATES):
+                raise ValueError(f"unknown template set {templates!r}; known: {', '.join([AUTO, *TEMPLATES])}")
         elif not templates or any(template.count("{}") != 1 for template in templates):
             raise ValueError("each template must hold {} once, and there must be one")
         return templates
@@ -81,10 +68,8 @@ class ZeroShot(Method):
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: ZeroShotOptions) -> None:
         super().__init__(backbone, taxonomy, options)
-        templates = TEMPLATES[options.templates] if isinstance(options.templates, str) else options.templates
-        sentences = taxonomy.sentences(options.sentence_form)
-        check_known(backbone, sentences, OTHER_LANGUAGE)
-        text = encode_classes(backbone, sentences, templates)
+        check_known(backbone, taxonomy.sentences(options.sentence_form), OTHER_LANGUAGE)
+        text = encode_texts(backbone, class_texts(taxonomy, options.sentence_form, options.templates))
         direction, center, gain = SentenceScoring(backbone, options).scales(text)
         # Not stored: derived from the backbone, the sentences and the options, which the bundle has.
         self.register_buffer("text", direction, persistent=False)
