@@ -28,6 +28,29 @@ def test_help_teaches_line_by_line(words):
         assert len(re.findall(r"(?<![\w`'])intclip [a-z]", line)) <= 1, "each example has a line of its own"
 
 
+def outputs(group):
+    """The words of every command with each of its options that name what it writes."""
+    for words in commands(group):
+        command = group
+        for word in words:
+            command = command.commands[word]
+        for option in command.params:
+            if option.name in ("out", "csv", "parquet", "plots") and words != ("batch",):
+                yield (*words, option.opts[0])
+
+
+@pytest.mark.parametrize("words", list(outputs(typer.main.get_command(app))), ids=" ".join)
+def test_an_output_that_cannot_be_written_ends_each_command_before_it_begins(words, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("")
+    monkeypatch.setattr(sys, "argv", ["intclip", *words, "taken/deep"])
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    assert leaving.value.code == 2
+    assert "cannot write taken/deep: Not a directory" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
 @pytest.mark.parametrize("words", list(commands(typer.main.get_command(app))), ids=" ".join)
 def test_each_example_of_a_help_can_be_copied_from_one_line(words):
     lines = CliRunner().invoke(app, [*words, "--help"]).stdout.splitlines()

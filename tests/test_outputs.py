@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from intclip.errors import StorageError
-from intclip.files import atomic_directory, atomic_path, atomic_text, is_stdout, is_stream, write_text
+from intclip.files import atomic_directory, atomic_path, atomic_text, check_target, is_stdout, is_stream, write_text
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="names of POSIX")
 
@@ -59,6 +59,28 @@ def test_a_read_only_file_is_refused(tmp_path):
     (tmp_path / "x").chmod(0o400)
     with pytest.raises(StorageError, match="x: Permission denied"):
         write_text(tmp_path / "x", "new")
+
+
+def test_outputs_are_checked_without_writing(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    for target in ("file", "new", "new/deep/x", "/dev/null", "-"):
+        check_target(tmp_path / target if target[0] not in "/-" else target)
+    for target in ("folder", "new", "new/deep"):
+        check_target(tmp_path / target, folder=True)
+    for target in ("folder", "file/x", "file/x/y", "a", "n" * 300):
+        with pytest.raises(StorageError, match=f"cannot write .*{target}"):
+            check_target(tmp_path / target)
+    for target in ("file", "file/x", "/dev/null", "a"):
+        with pytest.raises(StorageError, match=target):
+            check_target(tmp_path / target, folder=True)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(StorageError, match="new/x: Permission denied"):
+        check_target(tmp_path / "new" / "x")
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder", "a", "b"}
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize("write", [write_text, lambda target, text: list(_rows(target, text))])

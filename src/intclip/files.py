@@ -4,6 +4,7 @@ Links are followed. Of a file with several names (hard links) only the given one
 links keeps its content. "-" (standard output), pipes and character devices such as /dev/stdout are written to directly.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -56,6 +57,35 @@ def is_stdout(target: Target) -> bool:
 def is_stream(target: Target) -> bool:
     """Return whether `target` is written directly: standard output, a pipe, a character device."""
     return _stream_opener(Path(target)) is not None
+
+
+def check_target(target: Target, *, folder: bool = False) -> None:
+    """Check that a file, or with `folder` a directory, can be written, without creating anything.
+
+    For commands, before long work: writing reports the same errors, but only afterwards.
+
+    Raises:
+        StorageError: As `atomic_path` and `make_directory`.
+    """
+    target = Path(target)
+    if is_stream(target):
+        if folder:
+            raise _folder_needed(target)
+        return
+    place = _followed(target, folder=folder)
+    try:
+        parent = place if folder else place.parent
+        while not parent.exists() and parent != parent.parent:
+            parent = parent.parent
+        if not parent.is_dir():
+            number = errno.EEXIST if parent == place else errno.ENOTDIR
+        elif not os.access(parent, os.W_OK | os.X_OK):
+            number = errno.EACCES
+        else:
+            return
+        raise OSError(number, os.strerror(number))
+    except OSError as error:
+        raise _storage_error(target, error) from error
 
 
 @contextmanager
@@ -137,7 +167,7 @@ def atomic_directory(target: Target, *, overwrite: bool = False) -> Iterator[Pat
     """
     target = Path(target)
     if is_stream(target):
-        raise StorageError(f"{target}: the result is a folder; give a path for it")
+        raise _folder_needed(target)
     target = _followed(target, folder=True)
     if target.exists() and not overwrite:
         raise StorageError(f"{target} exists; choose another path or remove it first")
@@ -325,6 +355,10 @@ def _remove_empty(folders: list[Path]) -> None:
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _folder_needed(target: Path) -> StorageError:
+    return StorageError(f"{target}: the result is a folder; give a path for it")
 
 
 def _storage_error(target: Path, error: OSError) -> StorageError:

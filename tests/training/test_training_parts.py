@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 from intclip.errors import CheckpointError, RecipeError
 from intclip.methods.base import ParameterGroup
 from intclip.training.checkpoint import NEWEST, PREVIOUS, load_checkpoint, read_tensors, save_checkpoint, write_tensors
-from intclip.training.distributed import pick_device
+from intclip.training.distributed import connect, pick_device
 from intclip.training.ema import MovingAverage
 from intclip.training.logbook import Logbook, flat_numbers, read_log
 from intclip.training.mixup import mixed
@@ -269,3 +269,12 @@ def test_tensorboard_gets_the_numbers(tmp_path):
         log.write({"kind": "epoch", "epoch": 1, "step": 4, "loss": {"asl": 0.5}, "best": True})
     assert list((tmp_path / "tensorboard").glob("events.*"))
     assert flat_numbers({"loss": {"asl": 0.5}, "best": True, "step": 4}) == {"loss.asl": 0.5, "step": 4.0}
+
+
+@pytest.mark.parametrize("said", ["abc", "", "-2", "2"])
+def test_wrong_variables_of_a_launcher_are_named(said, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", said)
+    with pytest.raises(RecipeError, match="WORLD_SIZE"):
+        connect("cpu")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from intclip.cli.options import DataRoot
+from intclip.cli.options import DataRoot, writable_folder
 
 
 def ablate(
@@ -15,7 +15,10 @@ def ablate(
     ] = None,
     recipe: Annotated[str, typer.Option(help="Base recipe of all rows: a name or a file.")] = "clean",
     data_root: DataRoot = None,
-    out: Annotated[Path | None, typer.Option(help="The study's directory; ablations/STUDY-RECIPE by default.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(callback=writable_folder, help="The study's directory; ablations/STUDY-RECIPE by default."),
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas; every row runs once with each.")] = "0,1,2",
     rows: Annotated[
         list[str] | None, typer.Option("--row", metavar="NAME", help="Run only this row; may be repeated.")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from intclip.cli.options import Checkpoint, Device, Labels, PrecisionOption
+from intclip.cli.options import Checkpoint, Device, Labels, PrecisionOption, writable_file
 
 _COLUMNS = {
     "load_s": "load s",
@@ -31,7 +31,9 @@ def benchmark(
     seconds: Annotated[float, typer.Option(min=0.1, help="Approximate measuring time per figure.")] = 3.0,
     threads: Annotated[int | None, typer.Option(min=1, help="Compute threads; default: all cores.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write the report to this JSON file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(callback=writable_file, help="Write the report to this JSON file.")
+    ] = None,
 ) -> None:
     """Measure a model's speed on this machine: loading, photos/s on each engine, one photo, and from JPEG files.
 

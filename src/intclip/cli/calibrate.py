@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from intclip.cli.options import writable_folder
+
 
 def calibrate(
     run: Annotated[Path, typer.Argument(help="A run's folder, or a file of predictions (Parquet).")],
@@ -26,7 +28,9 @@ def calibrate(
     write: Annotated[
         bool, typer.Option("--write", help="Store the temperature, fitted on the whole split, in the run's bundle.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for report and plot; default: the run's.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(callback=writable_folder, help="Folder for report and plot; default: the run's.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Measure and improve calibration: calibration error, label sets, thresholds per label.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from intclip.cli.common import load_named_dataset, print_table, progress_bar
-from intclip.cli.options import DataRoot
+from intclip.cli.options import DataRoot, writable_folder
 
 if TYPE_CHECKING:
     from intclip.data.check import Check
@@ -145,7 +145,8 @@ def check(
     options: Options = None,
     photos: Annotated[bool, typer.Option(help="Read every photo; --no-photos checks labels only.")] = True,
     plots: Annotated[
-        Path | None, typer.Option(help="Plot class counts, co-occurrence and shift into this folder.")
+        Path | None,
+        typer.Option(callback=writable_folder, help="Plot class counts, co-occurrence and shift into this folder."),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.")] = None,
     as_json: AsJson = False,

@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 
+from intclip.cli.options import writable_folder
+
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(callback=writable_folder, help="Folder for the report.")] = Path("demo"),
 ) -> None:
     """Predict why photos were taken and write a report, offline, on photos from installed packages.
 

@@ -6,11 +6,15 @@ from typing import Annotated
 
 import typer
 
+from intclip.cli.options import writable_file
+
 
 def describe(
     photos: Annotated[list[str], typer.Argument(help="Files, folders, quoted patterns, .txt lists of paths.")],
     model: Annotated[str, typer.Option("--model", "-m", help="Name of a vision-language model at the endpoint.")],
-    out: Annotated[Path, typer.Option(help="Table to write: .jsonl or .csv with columns image and text.")],
+    out: Annotated[
+        Path, typer.Option(callback=writable_file, help="Table to write: .jsonl or .csv with columns image and text.")
+    ],
     base_url: Annotated[
         str | None, typer.Option("--base-url", help="Such as http://localhost:11434/v1; default: $OPENAI_BASE_URL.")
     ] = None,

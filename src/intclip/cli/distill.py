@@ -5,13 +5,16 @@ from typing import Annotated
 
 import typer
 
-from intclip.cli.options import Device, EngineOption, Labels
+from intclip.cli.options import Device, EngineOption, Labels, writable_folder
 
 
 def distill(
     teacher: Annotated[str, typer.Argument(help="The large model, as for `predict --model`.")],
     photos: Annotated[list[str], typer.Argument(help="Photos: files, folders, patterns. No labels needed.")],
-    out: Annotated[Path, typer.Option(help="Folder of the student's run; `predict --model OUT` loads it.")],
+    out: Annotated[
+        Path,
+        typer.Option(callback=writable_folder, help="Folder of the student's run; `predict --model OUT` loads it."),
+    ],
     recipe: Annotated[str, typer.Option(help="Recipe of the student: a built-in name or a YAML file.")] = "distill",
     overrides: Annotated[
         list[str] | None,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from intclip.cli.options import DataRoot
+from intclip.cli.options import DataRoot, writable_folder
 
 
 def evaluate(
@@ -39,7 +39,9 @@ def evaluate(
         typer.Option("--corruptions", help="Also score compressed, blurred, noisy, small photos and screenshots."),
     ] = False,
     bootstrap: Annotated[int, typer.Option(min=0, help="Bootstrap draws for the 95 % intervals; 0 for none.")] = 1000,
-    out: Annotated[Path | None, typer.Option(help="Also write report and predictions into this folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(callback=writable_folder, help="Also write report and predictions into this folder.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     checkpoint: Annotated[Path | None, typer.Option(help="Your own weights of the backbone.")] = None,
     engine: Annotated[str, typer.Option(help="auto, torch, openvino or onnx.")] = "auto",

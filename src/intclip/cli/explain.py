@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO, cast
 
 import typer
 
-from intclip.cli.options import MODELS, AsJson, Device, EngineOption, LabelOptions, load_model, with_options
+from intclip.cli.options import (
+    MODELS,
+    AsJson,
+    Device,
+    EngineOption,
+    LabelOptions,
+    load_model,
+    with_options,
+    writable_file,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,7 +37,8 @@ class Drawing:
     out: Annotated[
         Path | None,
         typer.Option(
-            help="File to write: .png, .jpg or .webp (overlay.png), .html for a text alone; - is standard output."
+            callback=writable_file,
+            help="File to write: .png, .jpg or .webp (overlay.png), .html for a text alone; - is standard output.",
         ),
     ] = None
     branch: Annotated[
@@ -180,9 +190,10 @@ def _print_evidence(facts: dict[str, object], evidence: "Evidence", branch: MapN
 
 def _picture_format(out: Path) -> tuple[Path, str]:
     from intclip.errors import StorageError
-    from intclip.files import is_stream
+    from intclip.files import check_target, is_stream
 
     formats = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+    check_target(out)
     if is_stream(out):
         return out, "PNG"
     if out.suffix.lower() not in formats:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from intclip.cli.options import MODELS, LabelOptions, load_model, with_options
+from intclip.cli.options import MODELS, LabelOptions, load_model, with_options, writable_file
 
 Format = Literal["onnx", "openvino"]
 
@@ -13,7 +13,10 @@ Format = Literal["onnx", "openvino"]
 @with_options
 def export(
     model: Annotated[str, typer.Argument(help=MODELS)],
-    out: Annotated[Path, typer.Option(help="File to write: .onnx, or .xml for OpenVINO (plus a .bin file).")],
+    out: Annotated[
+        Path,
+        typer.Option(callback=writable_file, help="File to write: .onnx, or .xml for OpenVINO (plus a .bin file)."),
+    ],
     format: Annotated[Format | None, typer.Option(help="Default: by the file's suffix.")] = None,
     maps: Annotated[bool, typer.Option("--maps", help="Include the evidence maps as outputs.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Quantise to int8; OpenVINO only; needs --calibrate.")] = False,

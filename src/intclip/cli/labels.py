@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from intclip.cli.common import load_named_dataset, print_table, progress_bar
-from intclip.cli.options import DataRoot
+from intclip.cli.options import DataRoot, writable_file
 
 if TYPE_CHECKING:
     from intclip.evaluation.sentences import Progress, SentenceScores
@@ -224,7 +224,9 @@ def _scores(
 def integrate(
     name: Name,
     model: Annotated[str, typer.Option(help="Name of the language model at the endpoint.")],
-    out: Annotated[Path, typer.Option(help="YAML file for the taxonomy with the new sentences.")],
+    out: Annotated[
+        Path, typer.Option(callback=writable_file, help="YAML file for the taxonomy with the new sentences.")
+    ],
     length: Annotated[
         list[str] | None, typer.Option(help="3-5, 6-9, 11-15, 16-20 words, or all; may be repeated.")
     ] = None,

@@ -7,12 +7,14 @@ from typing import Annotated, Literal
 
 import typer
 
+from intclip.cli.options import writable_file
+
 
 def lite_align(
     root: Annotated[
         Path, typer.Option("--data-root", "--root", help="Folder with caption files, and photos in images/.")
     ],
-    out: Annotated[Path, typer.Option(help="The projection to write, a safetensors file.")],
+    out: Annotated[Path, typer.Option(callback=writable_file, help="The projection to write, a safetensors file.")],
     backbone: Annotated[Literal["lite", "lite2", "lite+lite2"], typer.Option(help="Image towers to align.")] = "lite",
     recipe: Annotated[Path | None, typer.Option(help="YAML file that overrides the built-in recipe.")] = None,
     train: Annotated[str, typer.Option(help="Training captions: JSON, photo name to captions.")] = (

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from intclip.cli.options import DataRoot
+from intclip.cli.options import DataRoot, writable_file, writable_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +28,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def prototypes(
     run: Run,
     photos: Annotated[list[str], typer.Argument(help="Files, folders, quoted patterns, .txt lists of paths.")],
-    out: Annotated[Path, typer.Option(help="Image file to write, *.png or *.jpg.")] = Path("prototypes.png"),
+    out: Annotated[Path, typer.Option(callback=writable_file, help="Image file to write, *.png or *.jpg.")] = Path(
+        "prototypes.png"
+    ),
     stage: Annotated[int | None, typer.Option(min=1, max=4, help="Backbone stage; default: the last.")] = None,
     label: Annotated[str | None, typer.Option(help="Only prototypes of this label.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Number of prototypes, drawn at random.")] = 10,
@@ -89,7 +91,9 @@ def attention(
         list[str] | None,
         typer.Option("--label", help="Labels to compare; default: the two probable ones that differ most."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Image file to write, *.png or *.jpg.")] = Path("attention.png"),
+    out: Annotated[Path, typer.Option(callback=writable_file, help="Image file to write, *.png or *.jpg.")] = Path(
+        "attention.png"
+    ),
     checkpoint: Checkpoint = None,
     as_json: AsJson = False,
 ) -> None:
@@ -127,7 +131,9 @@ def momentum(
     recipe: Annotated[str, typer.Option(help="Base recipe of all runs: a name or a file.")] = "mccl",
     values: Annotated[str, typer.Option(help="Momenta, separated by commas.")] = "0.9,0.99999",
     data_root: DataRoot = None,
-    out: Annotated[Path, typer.Option(help="Output folder of the runs and the table.")] = Path("ablations/momentum"),
+    out: Annotated[
+        Path, typer.Option(callback=writable_folder, help="Output folder of the runs and the table.")
+    ] = Path("ablations/momentum"),
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
     jobs: Annotated[int, typer.Option(min=0, help="Parallel runs; 0: one per core, or one on a GPU.")] = 0,
     overrides: Annotated[

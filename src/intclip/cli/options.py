@@ -18,6 +18,25 @@ Engine = Literal["auto", "torch", "openvino", "onnx"]
 Precision = Literal["f32", "bf16", "f16"]
 MODELS = "lite, lite2, lite+lite2, zero-shot:RN101, proxy, a bundle's folder, an exported file, or hf://owner/name."
 
+
+def writable_file(path: Path | None) -> Path | None:
+    """Check, as the callback of an option, that its file can be written: before the command loads anything."""
+    from intclip.files import check_target
+
+    if path is not None:
+        check_target(path)
+    return path
+
+
+def writable_folder(path: Path | None) -> Path | None:
+    """Check, as the callback of an option, that its folder can be written."""
+    from intclip.files import check_target
+
+    if path is not None:
+        check_target(path, folder=True)
+    return path
+
+
 Exclude = Annotated[
     list[str] | None,
     typer.Option(

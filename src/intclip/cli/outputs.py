@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from intclip.cli.common import can_print, open_console, print_note, printable, spare_inputs
-from intclip.cli.options import Threshold
+from intclip.cli.options import Threshold, writable_file
 from intclip.cli.process import silence_stdout
 from intclip.errors import IntclipError, StorageError
 from intclip.files import is_stdout
@@ -40,9 +40,13 @@ class Outputs:
     """Where predictions go."""
 
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array with one object per photo.")] = False
-    csv: Annotated[Path | None, typer.Option(help="CSV file to write, one row per photo; - is standard output.")] = None
+    csv: Annotated[
+        Path | None,
+        typer.Option(callback=writable_file, help="CSV file to write, one row per photo; - is standard output."),
+    ] = None
     parquet: Annotated[
-        Path | None, typer.Option(help="Parquet file to write, one row per photo; - is standard output.")
+        Path | None,
+        typer.Option(callback=writable_file, help="Parquet file to write, one row per photo; - is standard output."),
     ] = None
     xmp: Annotated[
         bool,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from intclip.cli.options import Exclude, Sentences
+from intclip.cli.options import Exclude, Sentences, writable_file
 
 if TYPE_CHECKING:
     from intclip.data.sample import ImageSource
@@ -23,7 +23,7 @@ def report(
             "of a training run or of `intclip evaluate --out`."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option(callback=writable_file, help="HTML file to write.")] = Path("report.html"),
     model: Annotated[
         str, typer.Option("--model", "-m", help="lite, proxy, a bundle's folder, an exported file, …")
     ] = "lite",

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from intclip.cli.batch import Runner
-from intclip.cli.options import AsJson, ModelChoice, Reading, with_options
+from intclip.cli.options import AsJson, ModelChoice, Reading, with_options, writable_folder
 
 _SHOWN = 3
 
@@ -20,7 +20,7 @@ def index(
             help="As for `intclip batch`, or the folder of a finished batch job with embeddings.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the index.")],
+    out: Annotated[Path, typer.Option(callback=writable_folder, help="Folder of the index.")],
     add: Annotated[bool, typer.Option("--add", help="Keep indexed photos that are not in SOURCE.")] = False,
     retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Retry photos that could not be read.")] = False,
     runner: Runner = "local",

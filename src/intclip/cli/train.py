@@ -5,13 +5,15 @@ from typing import Annotated
 
 import typer
 
-from intclip.cli.options import DataRoot
+from intclip.cli.options import DataRoot, writable_folder
 
 
 def train(
     recipe: Annotated[str | None, typer.Argument(help="A built-in recipe (see --list), or a YAML file.")] = None,
     data_root: DataRoot = None,
-    out: Annotated[Path | None, typer.Option(help="Output folder; default: runs/RECIPE.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(callback=writable_folder, help="Output folder; default: runs/RECIPE.")
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change one key, such as optim.lr=0.01; may be repeated."),

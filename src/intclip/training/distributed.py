@@ -15,7 +15,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from intclip.errors import IntclipError, RecipeError, TrainingError
+from intclip.errors import IntclipError, RecipeError, TrainingError, reason
 from intclip.extras import require
 
 T = TypeVar("T")
@@ -136,16 +136,28 @@ def connect(device: str = "auto") -> Processes:
         device: "auto" uses a GPU if there is one; else a torch device such as "cpu" or "cuda:1".
 
     Raises:
-        RecipeError: This machine does not have the device.
+        RecipeError: This machine does not have the device, or the launcher's variables are wrong.
         MissingExtraError: Several processes were started and accelerate is not installed.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if _world() > 1:
         # Set "cpu" explicitly: otherwise accelerate finds no backend, and each process is alone. #
         # Hours, because each process waits until all have filled their part of a cache.
         cpu = pick_device(device).type == "cpu"
-        state = require("accelerate", "train").PartialState(cpu=cpu, timeout=timedelta(hours=12))
+        start = require("accelerate", "train").PartialState
+        try:
+            state = start(cpu=cpu, timeout=timedelta(hours=12))
+        except (ValueError, RuntimeError) as error:  # of the launcher's variables, of the network
+            why = f"cannot join the {_world()} processes of WORLD_SIZE: {reason(error)}"
+            raise RecipeError(f"{why}; start with torchrun or accelerate launch, or unset WORLD_SIZE") from error
         return Processes(state.process_index, state.num_processes, state.device)
     return Processes(0, 1, pick_device(device))
+
+
+def _world() -> int:
+    text = os.environ.get("WORLD_SIZE", "1")
+    if not text.isdecimal():
+        raise RecipeError(f"WORLD_SIZE={text}: not a number of processes; start with torchrun, or unset it")
+    return int(text)
 
 
 def pick_device(name: str) -> torch.device:
