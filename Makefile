@@ -12,8 +12,9 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -
 demo: $(CORE)
 	$(BIN)/intclip demo --out demo
 
+# A worker a core, each with one thread: with more they wait for each other
 test: $(ALL)
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(ALL)
 	$(BIN)/ruff check .

@@ -74,10 +74,11 @@ def to_openvino(
     """
     openvino = require("openvino")
     prepared = _prepare(module, example, others)
-    with _quiet(), torch.no_grad():
+    with _quiet(), torch.no_grad(), _constant(prepared.module):
         # Traced, not exported: torch.export takes several times as long and loses the dynamic shape in this converter.
+        # A function, not the module: tracing a module also compiles the submodules that it does not use.
         trace: Callable[..., Any] = torch.jit.trace
-        traced = trace(prepared.module, prepared.batch, check_trace=False)
+        traced = trace(lambda *batch: prepared.module(*batch), prepared.batch, check_trace=False)
         shapes = [
             openvino.PartialShape(list(tensor.shape) if name in fixed else _free_shape(tensor))
             for name, tensor in zip(prepared.inputs, prepared.batch, strict=True)
@@ -86,6 +87,7 @@ def to_openvino(
             model = openvino.convert_model(traced, example_input=prepared.batch, input=shapes)
         except RuntimeError as error:
             raise IntclipError(f"OpenVINO cannot convert this model ({_reason(error)}); use engine='torch'") from error
+    _fold_constants(model)
     for ports, names in ((model.inputs, prepared.inputs), (model.outputs, prepared.module.outputs)):
         for port, name in zip(ports, names, strict=True):
             port.get_tensor().set_names({name})
@@ -95,6 +97,23 @@ def to_openvino(
         compiled = openvino.Core().compile_model(model, "CPU", config)
         _check(prepared, partial(_run_openvino, compiled, len(prepared.module.outputs)), "OpenVINO")
     return model
+
+
+def _fold_constants(model: Any) -> None:
+    """Compute what depends on constants alone, such as `-gamma[0]`.
+
+    The converter leaves some of it to the compiler. With several streams OpenVINO 2026.4 computes it in each of them
+    in place, over constants that they share, so that results are wrong in some compilations and right in others.
+    """
+    openvino = require("openvino")
+    for node in model.get_ordered_ops():
+        inputs = [port.get_source_output().get_node() for port in node.inputs()]
+        if not inputs or node.get_type_name() == "Result" or any(op.get_type_name() != "Constant" for op in inputs):
+            continue
+        found = [openvino.Tensor(port.get_element_type(), port.get_shape()) for port in node.outputs()]
+        if node.evaluate(found, [openvino.Tensor(op.data) for op in inputs]):
+            for port, value in zip(node.outputs(), found, strict=True):
+                port.replace(openvino.op.Constant(value).output(0))
 
 
 def _run_openvino(compiled: Any, outputs: int, batch: dict[str, npt.NDArray[Any]]) -> Sequence[npt.NDArray[Any]]:
@@ -210,6 +229,19 @@ def _noise(example: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
             batch.append(noise)
         batches.append(tuple(batch))
     return batches
+
+
+@contextlib.contextmanager
+def _constant(module: nn.Module) -> Iterator[None]:
+    """Turn off the gradients of a module's weights, which a traced function holds as constants."""
+    learned = [weight for weight in module.parameters() if weight.requires_grad]
+    for weight in learned:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in learned:
+            weight.requires_grad_(True)
 
 
 @contextlib.contextmanager
