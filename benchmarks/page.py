@@ -23,6 +23,19 @@ STEPS = {
 """Step to what does it in the page; each is timed with the layout that follows."""
 _TIMED = "() => { const start = performance.now(); %s; document.body.offsetHeight; return performance.now() - start; }"
 
+_SCROLL = """async () => {
+  const frames = [];
+  let last = performance.now();
+  for (let top = 0; top < document.documentElement.scrollHeight; top += 400) {
+    scrollTo(0, top);
+    await new Promise(requestAnimationFrame);
+    frames.push(performance.now() - last);
+    last = performance.now();
+  }
+  return frames;
+}"""
+"""Scrolls from top to bottom, 400 pixels a frame, while thumbnails load; returns the milliseconds of each frame."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -33,6 +46,11 @@ def main() -> None:
     with sync_playwright() as running, app() as address:
         browser = running.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": WIDE, "height": 900})
+        requested: list[str] = []
+        problems: list[str] = []
+        page.on("request", lambda request: requested.append(request.url))
+        page.on("console", lambda message: problems.append(message.text) if message.type != "log" else None)
+        page.on("pageerror", lambda error: problems.append(str(error)))
         page.goto(address)
         page.locator("body[data-ready]").wait_for()
         paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
@@ -40,15 +58,35 @@ def main() -> None:
         weight = page.evaluate(f"{files}.reduce((sum, one) => sum + one.encodedBodySize, 0)")
         start = time.perf_counter()
         page.set_input_files("#files", photos)
+        listed = (
+            f"state.photos.length === {len(photos)} && document.querySelectorAll('#grid li').length === {len(photos)}"
+        )
+        page.wait_for_function(f"() => {listed}")
+        seconds_listed = time.perf_counter() - start
         scored = (
             f"state.photos.length === {len(photos)} && state.photos.every((photo) => photo.answers.has(reader().key))"
         )
         page.wait_for_function(f"() => {scored}", timeout=1_200_000)
         seconds = time.perf_counter() - start
         steps = {name: round(page.evaluate(_TIMED % code), 1) for name, code in STEPS.items()}
+        frames = sorted(page.evaluate(_SCROLL))
         browser.close()
-    found = {"photos": len(photos), "first_paint_ms": round(paint), "bytes": weight, "all_scored_s": round(seconds, 1)}
-    print(json.dumps(found | {"steps_ms": steps}, indent=1))
+    elsewhere = [url for url in requested if not url.startswith((address, "blob:", "data:"))]
+    shares = {"median": 0.5, "95 %": 0.95, "longest": 1}
+    found = {
+        "photos": len(photos),
+        "first_paint_ms": round(paint),
+        "bytes": weight,
+        "all_listed_s": round(seconds_listed, 1),
+        "all_scored_s": round(seconds, 1),
+        "steps_ms": steps,
+        "scroll_frames_ms": {
+            name: round(frames[round((len(frames) - 1) * share)], 1) for name, share in shares.items()
+        },
+        "requests_to_other_hosts": elsewhere,
+        "console_messages": problems,
+    }
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":
