@@ -189,7 +189,7 @@ def test_files_folders_and_what_is_no_photo(opened, folder):
         scored(page)
         expect(page.locator("#grid li")).to_have_count(5)
         page.set_input_files("#folder", folder)
-        expect(page.locator("#notice")).to_contain_text("already here")
+        expect(page.locator("#notice")).to_contain_text("already on the page")
         expect(page.locator("#grid li")).to_have_count(5)
 
 

@@ -70,8 +70,8 @@ function drawAnswer() {
     ? [weak ? make("span", { class: "weak-mark", title: "The model is not sure" }, "≈ ") : "", "Probably: ", ...joined(holding.slice(0, 3)),
       holding.length > 3 ? ` and ${holding.length - 3} more` : "", maybe.length ? make("span", { class: "maybe" }, "; maybe ", ...joined(maybe)) : ""]
     : ["No clear intent"]));
-  if (!holding.length) $("doubt").textContent = `Closest: ${all.slice(0, 3).map((one) => `${one.name} ${one.value.toFixed(2)} of ${one.limit.toFixed(2)}`).join(", ")}`;
-  else if (weak) $("doubt").textContent = "≈ The model is not sure: this is hardly above what it takes to count.";
+  if (!holding.length) $("doubt").textContent = `Closest: ${all.slice(0, 3).map((one) => `${one.name} ${one.value.toFixed(2)} (threshold ${one.limit.toFixed(2)})`).join(", ")}`;
+  else if (weak) $("doubt").textContent = "≈ The model is not sure: the probability is only just above the threshold.";
   if (found.conflict !== null && found.conflict !== undefined) $("agreement").textContent = agreementOf(found);
   drawBars(found);
   drawEvidence(photo, found);
@@ -80,7 +80,7 @@ function drawAnswer() {
 
 function agreementOf(found) {
   const disputed = Object.entries(found.disputed);
-  const score = `(conflict ${found.conflict.toFixed(2)}, at most 1)`;
+  const score = `(conflict ${found.conflict.toFixed(2)} of 1)`;
   if (!disputed.length) return `Photo and words agree ${score}.`;
   const named = disputed.slice(0, 2).map(([name, [seen, said]]) => `${name}, ${seen.toFixed(2)} by the photo and ${said.toFixed(2)} by the words`);
   return `Photo and words disagree: ${named.join("; ")}${disputed.length > 2 ? `; ${disputed.length - 2} more` : ""} ${score}.`;
@@ -161,7 +161,7 @@ async function drawEvidence(photo, found) {
   const key = `${reader().key}\n${label}\n${state.fine}`, who = reader();
   try {
     if (!photo.maps.has(key)) {
-      $("evidence-note").textContent = "Looking for the evidence…";
+      $("evidence-note").textContent = "Computing the evidence…";
       const fields = [["image", await photo.read()], ["label", label], ["fine", String(state.fine)], ...whoReads(who)];
       photo.maps.set(key, await post("explain", fields));
     }
@@ -169,7 +169,7 @@ async function drawEvidence(photo, found) {
     if (photo !== state.photo || who !== reader() || label !== chosenLabel(found) || !state.evidence) return;
     const map = photo.maps.get(key), names = Object.keys(map.regions);
     const branch = names.includes(state.branch) ? state.branch : names.includes("fused") ? "fused" : names[0];
-    const told = { sight: "what is seen", semantic: "what is meant", fused: "both together, which decides" };
+    const told = { sight: "what is seen", semantic: "what is meant", fused: "both together: the model’s answer" };
     refill($("branches"), names.length < 2 ? [] : names.map((name) => make("button", {
       type: "button", "aria-pressed": String(name === branch), title: told[name] ?? name,
       onclick: () => { state.branch = name; drawAnswer(); },
@@ -188,8 +188,8 @@ async function drawEvidence(photo, found) {
     large.getContext("2d").drawImage(canvas, 0, 0);
     large.style.setProperty("--width", `${size[0]}px`);
     fadeEvidence();
-    const cut = box[0] > 0.001 || box[1] > 0.001 ? " What the model does not look at is dark." : "";
-    $("evidence-note").textContent = `Bright: where the photo speaks most for “${label}”.${cut}`;
+    const cut = box[0] > 0.001 || box[1] > 0.001 ? " The model does not see the dark edges." : "";
+    $("evidence-note").textContent = `Bright: the regions that most support “${label}”.${cut}`;
   } catch (refusal) {
     hideEvidence();
     if (photo === state.photo) $("evidence-note").textContent = refusal.message;

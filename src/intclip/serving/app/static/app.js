@@ -5,7 +5,7 @@ const answers = new Answers();
 const state = {
   photos: [], listed: [], photo: null, selected: new Set(), anchor: null, model: "", own: [], reader: null,
   label: null, order: "", moved: new Map(), evidence: false, branch: "fused", fine: false,
-  filter: "", sort: "added", openOnly: false, draft: null, chips: [], learned: new Set(), training: false, trained: false, unsaved: false, readText: false,
+  filter: "", sort: "added", openOnly: false, draft: null, chips: [], learned: new Map(), training: false, trained: false, unsaved: false, readText: false,
 };
 const BATCH = 8;
 const work = { running: 0, busy: new Set() };
@@ -86,7 +86,7 @@ async function score(who, batch) {
   const fail = (photo, error) => photo.answers.set(who.key, { error });
   try {
     const blobs = await Promise.all(batch.map((photo) => photo.read().catch(() => null)));
-    batch.forEach((photo, place) => { if (!blobs[place]) fail(photo, "The file is gone, or its service does not answer."); });
+    batch.forEach((photo, place) => { if (!blobs[place]) fail(photo, "The file is gone, or the service does not answer."); });
     const there = batch.map((photo, place) => [photo, blobs[place], texts[place]]).filter(([, blob]) => blob);
     const size = there.reduce((sum, [, blob]) => sum + blob.size, 0);
     if (there.length > 1 && (size > facts.max_bytes || there.length > facts.max_photos)) {
@@ -98,7 +98,7 @@ async function score(who, batch) {
     if (!there.length) return;
     const words = who.reads.includes("text") && there.some(([, , text]) => text);
     const seen = who.reads.includes("image");
-    const readable = there.filter(([photo, , text]) => seen || text || fail(photo, "This model reads words: write those of the post below the photo."));
+    const readable = there.filter(([photo, , text]) => seen || text || fail(photo, "This model needs text: enter the post’s text below the photo."));
     const fields = [...whoReads(who)];
     for (const [photo, blob, text] of readable) {
       if (seen) fields.push(["images", new File([blob], photo.name)]);
@@ -131,7 +131,7 @@ function addPhotos(files) {
   state.examples = false;
   state.photos.push(...fresh);
   const other = files.length - photos.length, twice = photos.length - fresh.length;
-  tell([`${fresh.length} photo${fresh.length === 1 ? "" : "s"} added`, twice ? `${twice} already here` : "", other ? `${other} other file${other === 1 ? "" : "s"} left out` : ""].filter(Boolean).join(", ") + ".");
+  tell([`${fresh.length} photo${fresh.length === 1 ? "" : "s"} added`, twice ? `${twice} already on the page` : "", other ? `${other} other file${other === 1 ? "" : "s"} skipped` : ""].filter(Boolean).join(", ") + ".");
   refresh();
   if (fresh.length) look(fresh[0]);
   scoreNext();
@@ -180,6 +180,7 @@ function chooseModel(name) {
 async function readModels() {
   [facts.models, facts.taxonomies] = await Promise.all([askJson("../v1/models"), askJson("../v1/taxonomies")]);
   $("model").replaceChildren(...facts.models.map((one) => make("option", { value: one.name }, one.name)));
+  if (state.model) $("model").value = state.model;
 }
 
 let typing = null;

@@ -2,7 +2,7 @@
 // The visitor's answers: nine intents by their keys, many photos at once, progress, the table, and a model that learns.
 const NINE = 9;
 
-// What is switched on for the photo: what was changed, else what was kept, else what the model says.
+// The photo's switched-on intents: those just changed, else the stored answer, else the model's.
 function draft(photo, found) {
   if (state.draft?.photo === photo && state.draft.set === reader().set) return state.draft.labels;
   const mine = answers.of(reader().set).get(photo.key);
@@ -57,7 +57,7 @@ function change(entries) {
   state.unsaved = true;
   state.draft = null;
   refresh();
-  if (!answers.lasting) tell("This browser stores nothing for the page: download the table before you close it.");
+  if (!answers.lasting) tell("This browser does not store your answers: download the table before you close the page.");
 }
 
 function undo() {
@@ -122,7 +122,7 @@ function drawProgress() {
   const away = rows.size - here, found = agreementWith(reader());
   const lines = [];
   if (found.photos) lines.push(`${reader().own ? "The model" : reader().key} agrees with you on ${percent(found.share, null, true)} % (F1 over ${found.photos} photo${found.photos === 1 ? "" : "s"}).`);
-  if (state.learned.has(reader().key)) lines.push("It has learned from these photos; the figure below, on photos it had not seen, is the fair one.");
+  if (state.learned.has(reader().key)) lines.push("It was trained on these photos; the fair figure, on photos it had not seen, is below.");
   const other = [...answers.sets].reduce((sum, [set, more]) => sum + (set === reader().set ? 0 : more.size), 0);
   if (other) lines.push(`${other} answer${other === 1 ? "" : "s"} with other labels ${other === 1 ? "is" : "are"} stored; choose the model that has those labels to go on with them.`);
   if (away) lines.push(`${away} more answer${away === 1 ? " is" : "s are"} stored for photos that are not on the page.`);
@@ -164,10 +164,17 @@ async function train() {
     if (status.state !== "done") throw new Refusal(status.error, 0);
     await readModels();
     state.trained = true;
-    state.learned.add(status.model);
-    const held = status.held_out.micro_f1;
-    note.textContent = `Trained “${status.model}” on ${status.photos} photos. ${held ? `On photos that it had not seen it agrees with you on ${percent(held.value, null, true)} % (F1, 95 % interval ${percent(held.low, null, true)} to ${percent(held.high, null, true)}); ` : ""}${who.own ? "the model" : who.key} agreed on ${percent(before.share, null, true)} %. It lies in ${status.folder}: intclip app --model ${status.folder}`;
-    chooseModel(status.model);
+    // A model that learned from these answers is compared by the figure of its own training.
+    const held = status.held_out.micro_f1, old = state.learned.get(who.key) ?? before.share, name = who.own ? "the model" : who.key;
+    state.learned.set(status.model, held?.value);
+    const better = !held || held.value >= old;
+    note.textContent = [
+      `Trained “${status.model}” on ${status.photos} photos.`,
+      held ? `On photos that it had not seen it agrees with you on ${percent(held.value, null, true)} % (F1, 95 % interval ${percent(held.low, null, true)} to ${percent(held.high, null, true)}); ${name} agreed on ${percent(old, null, true)} %.` : "",
+      better ? "" : `The page stays with ${name}. Answer more photos and train again, or choose “${status.model}” under Model.`,
+      `To use it later: intclip app --model ${status.folder}`,
+    ].filter(Boolean).join(" ");
+    if (better) chooseModel(status.model);
   } catch (refusal) {
     state.trained = true;  // so that the note stays
     note.textContent = `Not trained: ${refusal.message}`;
