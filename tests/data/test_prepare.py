@@ -3,7 +3,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,16 @@ def annotate(folder: Path, url: str, names: list[str], split: str = "val") -> Pa
     return folder
 
 
+def prepare(root: Path, *, splits: Sequence[str] = ("val",), **options: Any) -> Preparation:
+    """`prepare_intentonomy` with a fast fetcher; options of the fetcher are passed to it."""
+    of_fetcher = {name: options.pop(name) for name in (*FAST, "connections") if name in options}
+    with Fetcher(**{**FAST, **of_fetcher}) as fetcher:
+        return prepare_intentonomy(root, fetcher, splits=splits, **options)
+
+
 def run(root: Path, server: PhotoServer, names: list[str], **options: Any) -> Preparation:
     annotate(root, server.url, names)
-    return prepare_intentonomy(root, splits=["val"], **{**FAST, **options})
+    return prepare(root, **options)
 
 
 def reasons(report: Preparation) -> dict[str, str]:
@@ -136,7 +143,7 @@ def test_small_jpegs_stay_byte_for_byte(tmp_path: Path, server: PhotoServer) -> 
 
 def test_the_server_sets_the_pace(tmp_path: Path, server: PhotoServer) -> None:
     """After 429 with Retry-After nobody asks before the time is over."""
-    report = run(tmp_path, server, ["wait-1", *(f"good-{i}" for i in range(6))], workers=1)
+    report = run(tmp_path, server, ["wait-1", *(f"good-{i}" for i in range(6))], connections=1)
     assert report.fetched == 7
     gaps = [second - first for first, second in zip(server.times, server.times[1:], strict=False)]
     assert max(gaps) >= 0.95
@@ -149,7 +156,7 @@ def test_rate_and_number_of_workers_are_kept(
     tmp_path: Path, server: PhotoServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = time.monotonic()
-    run(tmp_path, server, [f"good-{i}" for i in range(12)], rate=20, workers=8)
+    run(tmp_path, server, [f"good-{i}" for i in range(12)], rate=20, connections=8)
     assert time.monotonic() - started >= 11 / 20
     assert min(second - first for first, second in zip(server.times, server.times[2:], strict=False)) > 0.02
     # Counted where photos are asked for: the server may still be closing an answer when the next request comes.
@@ -166,7 +173,7 @@ def test_rate_and_number_of_workers_are_kept(
                 under_way[0] -= 1
 
     monkeypatch.setattr(Fetcher, "fetch", counted)
-    run(tmp_path / "b", server, [f"slow-{i}" for i in range(6)], workers=2)
+    run(tmp_path / "b", server, [f"slow-{i}" for i in range(6)], connections=2)
     assert under_way == [0, 2]
 
 
@@ -185,7 +192,7 @@ def test_too_large_an_answer_is_given_up(tmp_path: Path, server: PhotoServer, mo
 def test_no_server_at_all_ends_soon_with_one_line(tmp_path: Path) -> None:
     annotate(tmp_path, "http://127.0.0.1:1", [f"good-{i}" for i in range(400)])
     with pytest.raises(DatasetError, match=r"cannot be reached .*check the network") as error:
-        prepare_intentonomy(tmp_path, splits=["val"], **{**FAST, "attempts": 1})
+        prepare(tmp_path, attempts=1)
     assert "\n" not in str(error.value)
     assert len(json.loads((tmp_path / REPORT).read_text())["failed"]) < 100
 
@@ -202,7 +209,7 @@ def test_interruption_leaves_whole_photos_and_a_report(
 
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        prepare_intentonomy(tmp_path, splits=["val"], workers=2, on_progress=interrupt, **FAST)
+        prepare(tmp_path, connections=2, on_progress=interrupt)
     assert time.monotonic() - started < 10
     files = sorted((tmp_path / "low").iterdir())
     assert 5 <= len(files) < 40
@@ -223,7 +230,7 @@ def test_a_full_disk_ends_the_run(tmp_path: Path, server: PhotoServer, monkeypat
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(StorageError, match="No space left"):
-        run(tmp_path, server, [f"good-{i}" for i in range(6)], workers=1)
+        run(tmp_path, server, [f"good-{i}" for i in range(6)], connections=1)
     assert not list(tmp_path.rglob("*.partial"))
 
 
@@ -231,30 +238,30 @@ def test_annotations_are_copied_from_a_folder_or_fetched_and_verified(
     tmp_path: Path, server: PhotoServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = annotate(tmp_path / "given", server.url, ["good-1"])
-    report = prepare_intentonomy(tmp_path / "root", annotations=given, splits=["val"], **FAST)
+    report = prepare(tmp_path / "root", annotations=given)
     assert report.fetched == 1
     assert (tmp_path / "root" / "intentonomy_val2020.json").is_file()
     with pytest.raises(DatasetError, match=r"has no intentonomy_train2020\.json"):
-        prepare_intentonomy(tmp_path / "root", annotations=given, splits=["train"], **FAST)
+        prepare(tmp_path / "root", annotations=given, splits=["train"])
 
     monkeypatch.setitem(prepare_module.ANNOTATIONS, "val", f"{server.url}/gone-file")
     with pytest.raises(DatasetError, match=r"could not be downloaded .*status 404.*--annotations"):
-        prepare_intentonomy(tmp_path / "new", splits=["val"], **FAST)
+        prepare(tmp_path / "new")
     monkeypatch.setitem(prepare_module.ANNOTATIONS, "val", f"{server.url}/page-file")
     with pytest.raises(DatasetError, match="not the expected file"):
-        prepare_intentonomy(tmp_path / "new", splits=["val"], **FAST)
+        prepare(tmp_path / "new")
     monkeypatch.delitem(prepare_module.CHECKSUMS, "val")
     with pytest.raises(DatasetError, match="not JSON"):
-        prepare_intentonomy(tmp_path / "new", splits=["val"], **FAST)
+        prepare(tmp_path / "new")
     assert not list((tmp_path / "new").rglob("*.json"))  # nothing half-checked stays
 
     content = (given / "intentonomy_val2020.json").read_bytes()
     monkeypatch.setattr(Fetcher, "fetch", lambda self, url, accept=(): content)
     with pytest.raises(DatasetError, match="does not list 498 photos"):
-        prepare_intentonomy(tmp_path / "new", splits=["val"], **FAST)
+        prepare(tmp_path / "new")
     monkeypatch.setitem(prepare_module.COUNTS, "val", 1)
     monkeypatch.setattr(prepare_module, "_run", lambda *_: None)
-    prepare_intentonomy(tmp_path / "new", splits=["val"], **FAST)
+    prepare(tmp_path / "new")
     assert (tmp_path / "new" / "intentonomy_val2020.json").read_bytes() == content
 
 
@@ -265,22 +272,22 @@ def test_file_names_that_leave_the_folder_are_refused(tmp_path: Path, server: Ph
         content["images"][0]["filename"] = name
         path.write_text(json.dumps(content))
         with pytest.raises(DatasetError, match="outside the dataset's folder"):
-            prepare_intentonomy(tmp_path, splits=["val"], **FAST)
+            prepare(tmp_path)
     assert not server.asked
 
 
 def test_unknown_split_and_photo_without_address(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no split 'dev'"):
-        prepare_intentonomy(tmp_path, splits=["dev"], **FAST)
+        prepare(tmp_path, splits=["dev"])
     path = annotate(tmp_path, "", ["good-1"]) / "intentonomy_val2020.json"
     content = json.loads(path.read_text())
     del content["images"][0]["unsplash_url"]
     path.write_text(json.dumps(content))
-    assert reasons(prepare_intentonomy(tmp_path, splits=["val"], **FAST)) == {"good-1": "the annotations have no URL"}
+    assert reasons(prepare(tmp_path)) == {"good-1": "the annotations have no URL"}
     for url in ("ftp://example.org/a", "not an address", "http://[::1"):
         content["images"][0]["unsplash_url"] = url
         path.write_text(json.dumps(content))
-        assert "invalid URL" in reasons(prepare_intentonomy(tmp_path, splits=["val"], **FAST))["good-1"]
+        assert "invalid URL" in reasons(prepare(tmp_path))["good-1"]
 
 
 def test_addresses_keep_what_they_ask_for_and_get_a_width() -> None:

@@ -117,21 +117,22 @@ def prepare(
 
     intclip data prepare intentonomy --root data/intentonomy
     """
+    from intclip.data.fetch import Fetcher
     from intclip.data.prepare import prepare_intentonomy
     from intclip.errors import DatasetError
 
     if name != "intentonomy":
         raise DatasetError(f"{name} cannot be downloaded, only intentonomy; docs/datasets.md says where to get {name}")
-    with progress_bar("photos") as on_progress:
+    with (
+        Fetcher(rate=rate, attempts=attempts, timeout=timeout, connections=workers) as fetcher,
+        progress_bar("photos") as on_progress,
+    ):
         report = prepare_intentonomy(
             root,
+            fetcher,
             annotations=annotations,
             splits=split or ("train", "val", "test"),
             width=width,
-            workers=workers,
-            rate=rate,
-            attempts=attempts,
-            timeout=timeout,
             retry_gone=retry_gone,
             on_progress=on_progress,
         )

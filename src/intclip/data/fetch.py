@@ -66,6 +66,7 @@ class Fetcher:
     ) -> None:
         self._httpx = require("httpx2", "hub")
         self._tenacity = require("tenacity", "hub")
+        self.connections = connections
         self._interval = 1 / rate
         self._attempts, self._timeout, self._backoff, self._max_wait = attempts, timeout, backoff, max_wait
         self._lock = threading.Lock()

@@ -104,15 +104,11 @@ class _Job:
 
 def prepare_intentonomy(
     root: Path,
+    fetcher: Fetcher,
     *,
     annotations: Path | None = None,
     splits: Sequence[str] = SPLITS,
     width: int = 640,
-    workers: int = 8,
-    rate: float = 20,
-    attempts: int = 5,
-    timeout: float = 20,
-    backoff: float = 1,
     retry_gone: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Preparation:
@@ -120,43 +116,37 @@ def prepare_intentonomy(
 
     Args:
         root: The folder; photos are written to the `filename` of their annotation.
+        fetcher: Downloads with its rate, and photos with as many threads as it has connections.
         annotations: Folder with `intentonomy_{split}2020.json`, copied to `root`; default: those in `root`, else
             downloaded.
         splits: Any of train, val, test.
         width: Largest width of a photo in pixels.
-        workers: Parallel downloads.
-        rate: Maximum requests per second.
-        attempts: Attempts per photo.
-        timeout: Seconds without data before an attempt fails.
-        backoff: Seconds before the second attempt.
         retry_gone: Retry photos that an earlier run found gone.
         on_progress: Called with photos done and photos in all.
 
     Raises:
         DatasetError: The annotations are unavailable or malformed, or no server can be reached.
         StorageError: The folder cannot be written.
-        MissingExtraError: The extra `hub` is not installed.
     """
     for split in splits:
         if split not in ANNOTATIONS:
             raise DatasetError(f"intentonomy has no split {split!r}; choose from {', '.join(ANNOTATIONS)}")
     started = time.monotonic()
-    with Fetcher(rate=rate, attempts=attempts, timeout=timeout, backoff=backoff, connections=workers) as fetcher:
-        files = {split: _annotations(root, annotations, split, fetcher) for split in splits}
-        taxonomy = load_taxonomy("intentonomy")
-        jobs = [
-            _Job(photo, split, inside(root, photo.filename, str(path)))
-            for split, path in files.items()
-            for photo in read_annotations(path, taxonomy)
-        ]
-        report = Preparation(str(root), width, {path.name: sha256_file(path) for path in files.values()}, len(jobs))
-        known_gone = set() if retry_gone else set(gone_photos(root))
-        try:
-            _run(jobs, known_gone, fetcher, width, workers, report, on_progress)
-        finally:
-            report.seconds = round(time.monotonic() - started, 1)
-            report.date = datetime.now(UTC).isoformat(timespec="seconds")
-            write_text(root / REPORT, json.dumps(report.to_dict(), indent=1, ensure_ascii=False))
+    files = {split: _annotations(root, annotations, split, fetcher) for split in splits}
+    taxonomy = load_taxonomy("intentonomy")
+    jobs = [
+        _Job(photo, split, inside(root, photo.filename, str(path)))
+        for split, path in files.items()
+        for photo in read_annotations(path, taxonomy)
+    ]
+    report = Preparation(str(root), width, {path.name: sha256_file(path) for path in files.values()}, len(jobs))
+    known_gone = set() if retry_gone else set(gone_photos(root))
+    try:
+        _run(jobs, known_gone, fetcher, width, report, on_progress)
+    finally:
+        report.seconds = round(time.monotonic() - started, 1)
+        report.date = datetime.now(UTC).isoformat(timespec="seconds")
+        write_text(root / REPORT, json.dumps(report.to_dict(), indent=1, ensure_ascii=False))
     return report
 
 
@@ -221,14 +211,13 @@ def _run(
     known_gone: set[str],
     fetcher: Fetcher,
     width: int,
-    workers: int,
     report: Preparation,
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
     todo = iter(jobs)
     running: dict[Future[int | None], _Job] = {}
     done = unreachable = 0
-    with ThreadPoolExecutor(workers, thread_name_prefix="intclip-prepare") as pool:
+    with ThreadPoolExecutor(fetcher.connections, thread_name_prefix="intclip-prepare") as pool:
         try:
             while True:
                 for job in islice(todo, _ROUND - len(running)):
