@@ -26,7 +26,9 @@ def slow_asymmetric(p: float, y: float, gamma_pos: float, gamma_neg: float, marg
     return -y * (1 - p) ** gamma_pos * math.log(p) - (1 - y) * pm**gamma_neg * math.log(1 - pm)
 
 
-@pytest.mark.parametrize(("gamma_pos", "gamma_neg", "margin"), [(1, 2, 0.05), (0, 4, 0.2), (0, 0, 0), (2.5, 1, 0)])
+@pytest.mark.parametrize(
+    ("gamma_pos", "gamma_neg", "margin"), [(1, 2, 0.05), (0, 4, 0.2), (0, 0, 0), (0, 0, 0.2), (2.5, 1, 0)]
+)
 def test_equals_the_formula_entry_by_entry(gamma_pos: float, gamma_neg: float, margin: float) -> None:
     pairs = zip(PROBABILITIES.flatten().tolist(), TARGETS.flatten().tolist(), strict=True)
     expected = torch.tensor([slow_asymmetric(p, y, gamma_pos, gamma_neg, margin) for p, y in pairs]).view(2, 3)

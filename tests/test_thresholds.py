@@ -144,3 +144,11 @@ def test_a_class_of_one_positive_keeps_its_own_threshold_and_ties_go_to_the_firs
     one = tune_threshold(scores, targets, grid=grid, ties="first")
     np.testing.assert_allclose(shrunk, [(0.2 + one) / 2, (2 * 0.2 + one) / 3])
     assert overall in grid
+
+
+def test_the_one_positive_of_a_class_decides_its_threshold() -> None:
+    # F1 at 0.3 and 0.65: of the first class 2·2/(2 + 6) and 1, of the second 2/(1 + 6) and 0; so the mean prefers 0.65.
+    scores = np.array([[0.9, 0.5], [0.8, 0.4], [0.4, 0.4], [0.4, 0.4], [0.4, 0.4], [0.4, 0.4]])
+    targets = np.array([[1, 1], [1, 0], [0, 0], [0, 0], [0, 0], [0, 0]])
+    assert tune_threshold(scores, targets, grid=[0.3, 0.65]) == 0.65
+    np.testing.assert_allclose(tune_threshold(scores, targets, grid=[0.3, 0.65], per_class=True), [0.65, 0.3])

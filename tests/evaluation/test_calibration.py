@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 from sklearn.isotonic import IsotonicRegression
 
 from intclip.evaluation.calibration import (
@@ -46,6 +47,19 @@ def test_temperature_leaves_out_unknown_targets() -> None:
     assert fit_temperature(logits, partly) == pytest.approx(fit_temperature(logits[known], targets[known]))
 
 
+def test_temperature_of_exclusive_labels_is_exact_without_photos_of_unknown_label() -> None:
+    logits = np.random.default_rng(3).normal(0, 2, (200, 4))
+    targets = softmax(logits, axis=1)
+    targets[::3, 1] = np.nan
+    logits[::6] *= -5  # would change the fit
+    assert fit_temperature(2.5 * logits, targets, exclusive=True) == pytest.approx(2.5, rel=1e-4)
+    np.testing.assert_allclose(
+        apply_temperature(softmax(logits, axis=1), 2.5, exclusive=True), softmax(logits / 2.5, axis=1), rtol=1e-6
+    )
+    with pytest.raises(ValueError, match="no known target"):
+        fit_temperature(logits[::3], targets[::3], exclusive=True)
+
+
 def test_applying_a_temperature_divides_the_logit_and_keeps_the_ends() -> None:
     logits, _ = calibrated(images=50)
     np.testing.assert_allclose(apply_temperature(sigmoid(logits), 2.0), sigmoid(logits / 2), atol=1e-12)
@@ -78,7 +92,26 @@ def test_isotonic_per_class_spares_rare_classes() -> None:
         fitted(scores[:, :2])
 
 
+def test_a_class_of_twenty_positives_has_a_map_of_its_own() -> None:
+    scores = np.linspace(0, 1, 80).reshape(40, 2)
+    targets = np.zeros((40, 2))
+    targets[:20, 0] = targets[:19, 1] = 1  # the lower half, so that each map is flat
+    own, common = fit_isotonic(scores, targets, per_class=True), fit_isotonic(scores, targets)
+    np.testing.assert_allclose(own(scores)[:, 0], 0.5)
+    np.testing.assert_allclose(own(scores)[:, 1], 39 / 80)
+    np.testing.assert_allclose(common(scores), 39 / 80)
+
+
+def test_a_score_at_an_edge_belongs_to_the_bin_above() -> None:
+    curve = reliability_curve([0.25, 0.5, 0.5, 1.0], [0, 1, 1, 0], bins=2)
+    np.testing.assert_array_equal(curve.count, [1, 3])
+    np.testing.assert_allclose(curve.frequency, [0, 2 / 3])
+    np.testing.assert_allclose(reliability_curve([0.1, 0.4], [0, 1], bins=[0, 0.4, 1]).score, [0.1, 0.4])
+
+
 def test_calibration_error_closed_forms() -> None:
+    # Bins of equal width by default: all in one of fifteen, where bins of equal mass would hold one each.
+    assert expected_calibration_error([0.01, 0.02, 0.03, 0.04], [0, 0, 0, 1]) == pytest.approx(0.225)
     assert expected_calibration_error([[0.9, 0.1]], [[1, 0]]) == pytest.approx(0.1)
     assert expected_calibration_error(np.full((10, 1), 0.7), np.eye(10)[:, :1]) == pytest.approx(0.6)
     assert expected_calibration_error([0.0, 1.0], [0, 1]) == 0

@@ -60,6 +60,16 @@ def test_class_threshold_is_an_order_statistic() -> None:
     scores = np.arange(1, 20)[:, None] / 20
     # 19 positives: ⌊0.1 · 20⌋ = 2nd smallest.
     assert class_miss_rate_thresholds(scores, np.ones_like(scores), miss_rate=0.1)[0] == pytest.approx(0.1)
+    # 18: ⌊0.1 · 19⌋ = 1st; 9 and 8: ⌊0.1 · 10⌋ = 1st, ⌊0.1 · 9⌋ = 0, which is none.
+    for images, expected in ((18, 0.05), (9, 0.05), (8, -np.inf)):
+        found = class_miss_rate_thresholds(scores[:images], np.ones((images, 1)), miss_rate=0.1)[0]
+        assert found == pytest.approx(expected)
+
+
+def test_as_few_photos_as_a_miss_rate_allows() -> None:
+    """n = 1/α − 1 photos: no label may be missed, so the threshold is the smallest score of a true label."""
+    assert miss_rate_threshold([[0.7, 0.2], [0.1, 0.6], [0.3, 0.8]], [[1, 0], [0, 1], [1, 0]], miss_rate=0.25) == 0.3
+    assert miss_rate_threshold([[0.7, 0.4]], [[1, 1]], miss_rate=0.5) == 0.4
 
 
 def test_too_few_photos_give_the_whole_set() -> None:
@@ -78,6 +88,13 @@ def test_report_counts_by_hand() -> None:
     assert report.miss_rate == pytest.approx((0.5 + 0) / 2)
     np.testing.assert_allclose(report.class_miss_rates, [0, 0.5])
     assert (report.size, report.empty) == (pytest.approx(1), pytest.approx(1 / 3))
+
+
+def test_a_report_without_true_labels_has_no_miss_rate() -> None:
+    report = set_report(np.array([[True, False]]), [[0, np.nan]])
+    assert np.isnan(report.miss_rate)
+    assert np.isnan(report.class_miss_rates).all()
+    assert (report.size, report.empty) == (1, 0)
 
 
 @pytest.mark.parametrize("miss_rate", [0.0, 1.0])

@@ -18,6 +18,7 @@ from intclip.evaluation.scoring import (
     to_json,
 )
 from intclip.labels import load_taxonomy
+from intclip.metrics import bootstrap_intervals, singlelabel_intervals
 from intclip.training.recipe import load_recipe
 from intclip.training.scoring import choose_thresholds, selection_value
 
@@ -45,6 +46,17 @@ def test_report_is_scikit_learns_with_intervals_and_subsets():
     assert report["labels"] == list(tiny_taxonomy().names)
     assert report["unreadable"] == ["gone"]
     json.dumps(report, allow_nan=False)
+
+
+def test_a_report_says_how_it_was_made():
+    each = np.linspace(0.3, 0.7, 60)[:, None] + np.linspace(-0.1, 0.1, 5)
+    for thresholds, told in ((0.4, 0.4), (each[0], each[0].tolist()), (each, each.mean(axis=0).tolist())):
+        report = make_report(SCORES, "multilabel", tiny_taxonomy(), thresholds, positive_share=0.6, draws=30, seed=3)
+        assert report["positive_share"] == 0.6
+        assert report["thresholds"] == pytest.approx(told)
+        expected = bootstrap_intervals(PROBABILITIES, TARGETS, thresholds=thresholds, n=30, seed=3, positive_share=0.6)
+        assert report["intervals"] == to_json(expected)
+        assert set(headline(report, "multilabel")) == {"macro_f1", "micro_f1", "samples_f1", "mAP"}
 
 
 def test_intentonomys_subsets_are_class_indices():
@@ -86,6 +98,8 @@ def test_single_label_report_takes_the_most_probable():
     report = make_report(scores, "singlelabel", tiny_taxonomy(), 0.5, positive_share=0.5, draws=50)
     assert report["accuracy"] == pytest.approx(accuracy_score(targets.argmax(1), PROBABILITIES.argmax(1)))
     assert set(headline(report, "singlelabel")) == {"accuracy", "macro_f1"}
+    assert report["intervals"] == to_json(singlelabel_intervals(PROBABILITIES, targets, n=50, seed=0))
+    assert "intervals" not in make_report(scores, "singlelabel", tiny_taxonomy(), 0.5, positive_share=0.5)
     assert selection_value(report, "singlelabel", "mean") == report["accuracy"]
     assert selection_value(report, "singlelabel", "mAP") == report["accuracy"]
     assert "The most probable class is predicted" in render(report, "singlelabel", "t")

@@ -91,6 +91,8 @@ def test_text_features_are_kept_in_evaluation_until_the_context_changes(
     assert prompts(text) is not prompts(text)
     assert len(sizes) == 6
     torch.testing.assert_close(copy.deepcopy(prompts.eval())(text), first)
+    text.double()
+    torch.testing.assert_close(prompts.double()(text), first.double(), rtol=1e-5, atol=1e-6)
 
 
 def test_only_the_context_is_stored_and_trained(tiny_backbone: TinyBackbone, five_classes: Taxonomy) -> None:
