@@ -8,7 +8,7 @@ ALL := $(VENV)/.all
 # Without --no-compile pip writes 200 MB of bytecode, most of it of modules that nothing imports.
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
-.PHONY: demo test lint docs bench-check sbom audit clean
+.PHONY: demo test lint docs bench-check mutants sbom audit clean
 demo: $(CORE)
 	$(BIN)/intclip demo --out demo
 
@@ -26,6 +26,12 @@ lint: $(ALL)
 # Compares ratios of speeds, never times, with docs/figures/bench_check.json
 bench-check: $(ALL)
 	$(BIN)/python -m benchmarks.bench_check
+
+# Changes the numerical core ([tool.mutmut]), one place at a time, and counts what its tests notice; `mutmut results`
+# lists what they do not. `.venv/bin/mutmut run 'intclip.losses.*'` runs one module.
+mutants: $(ALL)
+	$(INSTALL) --editable '.[mutation]'
+	$(BIN)/mutmut run
 
 # The documentation site: build/docs/index.html
 docs: $(ALL)

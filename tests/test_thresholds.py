@@ -152,3 +152,7 @@ def test_the_one_positive_of_a_class_decides_its_threshold() -> None:
     targets = np.array([[1, 1], [1, 0], [0, 0], [0, 0], [0, 0], [0, 0]])
     assert tune_threshold(scores, targets, grid=[0.3, 0.65]) == 0.65
     np.testing.assert_allclose(tune_threshold(scores, targets, grid=[0.3, 0.65], per_class=True), [0.65, 0.3])
+    scores[:, 1] = [0.9, 0.1, 0.1, 0.1, 0.1, 0.1]  # now both are equally good for it
+    np.testing.assert_allclose(tune_threshold(scores, targets, grid=[0.3, 0.65], per_class=True), [0.65, 0.65])
+    first = tune_threshold(scores, targets, grid=[0.3, 0.65], per_class=True, ties="first")
+    np.testing.assert_allclose(first, [0.65, 0.3])

@@ -12,6 +12,7 @@ from PIL import Image
 from intclip.batch.references import references
 from intclip.data.images import read_image
 from intclip.data.sample import EmbeddedPhoto
+from intclip.data.unlabelled import read_posts
 from intclip.errors import ImageError
 
 
@@ -55,6 +56,21 @@ def test_a_list_on_standard_input(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(png("red"))))
     with pytest.raises(ImageError, match="predict -"):
         list(references(["-"]))
+
+
+@pytest.mark.parametrize(
+    "read", [lambda path: [r.path for r in references([path])], lambda path: read_posts([path])[0]]
+)
+@pytest.mark.parametrize("name", ["t.csv", "list.txt"])
+def test_paths_with_backslashes_are_found(tmp_path, monkeypatch, read, name):
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    (tmp_path / "in" / "sub" / "a.png").write_bytes(png("red"))
+    header = ["image"] if name == "t.csv" else []
+    (tmp_path / "in" / name).write_text("\n".join([*header, r"sub\a.png", r"sub\gone.png"]))
+    monkeypatch.chdir(tmp_path)
+    for base in ("in", str(tmp_path / "in")):
+        found = [str(photo) for photo in read(f"{base}/{name}")]
+        assert found == [f"{base}/sub/a.png", rf"{base}/sub\gone.png"]
 
 
 def test_what_is_left_out_of_archives_and_addresses(tmp_path):

@@ -408,7 +408,7 @@ def test_lists(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="UTF-8"):
         find_images(listing)
     listing.write_text("\n")
-    with pytest.raises(ImageError, match="empty"):
+    with pytest.raises(ImageError, match="lists no photos"):
         find_images(listing)
 
 
@@ -416,6 +416,7 @@ def test_finding_nothing_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "hollow").mkdir()
     for paths, fault in (
         ([], "no photos given"),
+        ([""], "an empty path"),
         (tmp_path / "none", "no such file or folder"),
         (tmp_path / "hollow", "no photos in folder"),
         (f"{tmp_path}/*.jpg", "no photos match"),

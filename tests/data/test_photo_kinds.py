@@ -232,6 +232,18 @@ def test_a_tiff_that_cannot_be_read_is_not_called_damaged(monkeypatch):
     assert "truncated" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (tiff(np.asarray(PHOTO.convert("YCbCr")), photometric="ycbcr"), "YCBCR"),  # Pillow calls it truncated
+        (tiff(PIXELS[:, :, 0].astype(np.complex64), photometric="minisblack"), "MINISBLACK, 1 × 64 bits"),
+    ],
+)
+def test_a_kind_of_tiff_that_is_no_photo_is_named(content, named):
+    with pytest.raises(ImageError, match=f"unsupported kind of TIFF .*{named}"):
+        read_image(content)
+
+
 # -- formats that need an extra
 
 

@@ -64,6 +64,12 @@ def test_applying_a_temperature_divides_the_logit_and_keeps_the_ends() -> None:
     logits, _ = calibrated(images=50)
     np.testing.assert_allclose(apply_temperature(sigmoid(logits), 2.0), sigmoid(logits / 2), atol=1e-12)
     np.testing.assert_allclose(apply_temperature([0.0, 1.0], 1.0), [0, 1], atol=1e-11)
+    # Certain scores stay finite logits: ±log(10¹² − 1), and log(10⁻³⁸) of exclusive labels.
+    certain = sigmoid(np.log(1e12 - 1) / 10)
+    np.testing.assert_allclose(apply_temperature([0.0, 1.0], 10.0), [1 - certain, certain], rtol=1e-4)
+    rest = 1e-38**0.01
+    found = apply_temperature([1.0, 0.0], 100.0, exclusive=True)
+    np.testing.assert_allclose(found, np.array([1, rest]) / (1 + rest), rtol=1e-9)
 
 
 def test_isotonic_equals_scikit_learn_and_survives_json() -> None:

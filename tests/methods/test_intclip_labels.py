@@ -143,7 +143,9 @@ def test_labels_that_exclude_each_other_are_consistent_by_their_softmax_level_by
 ) -> None:
     taxonomy = replace(load_taxonomy("intentonomy"), exclusive=True)
     options = HierarchyOptions(rule="sum")
-    hierarchy = Hierarchy(tiny_backbone.text, taxonomy, options, PoolingOptions(), context_length=1)
+    hierarchy = Hierarchy(tiny_backbone.text, taxonomy, options, PoolingOptions(bias=True), context_length=1)
+    assert set(hierarchy.state_dict()) == {"prompts.context", "pooling.bias"}  # not what the taxonomy has
+    assert len(hierarchy.pooling.bias) == len(hierarchy.names)
     children, targets, loss = torch.randn(6, 28), torch.eye(28)[:6], LossOptions(kind="softmax", reduction="mean")
     told = [torch.from_numpy(taxonomy.lift(children.softmax(dim=1).numpy(), level, "sum")) for level in (1, 2)]
     parents = torch.cat([told[0].log() + 3, told[1].log() - 2], dim=1)  # a softmax knows no common shift

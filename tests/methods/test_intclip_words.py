@@ -83,6 +83,7 @@ def test_a_region_may_listen_to_one_word_alone_or_to_none() -> None:
     assert not attention(regions, quiet, quiet)[0].any()
     nothing = torch.zeros(1, 8, 3)
     assert not attention(regions, nothing, nothing)[0].any()
+    assert not attention(regions, words, torch.zeros(1, 8, 2))[0].any()  # a word without content adds nothing
 
 
 def test_it_starts_as_intclip_whatever_the_words(tiny_backbone: TinyBackbone) -> None:

@@ -12,9 +12,10 @@ from fakes import TinyBackbone, TinyText
 from intclip.errors import TaxonomyError
 from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.aggregation import SightAssistedAggregation
+from intclip.methods.base import Output
 from intclip.methods.branches import Branch
 from intclip.methods.prompts import NEGATIVE, POSITIVE, PromptLearner, PromptOptions
-from intclip.methods.region_pooling import PoolingOptions, RegionPooling, pool_similarities
+from intclip.methods.region_pooling import HALVES_PREFIX, PoolingOptions, RegionPooling, pool_similarities
 
 ATTENTIVE = ["paper", "released", "cross_attention", "symmetric"]
 VARIANTS = [*ATTENTIVE, "sum", "concat_mlp", "sight"]
@@ -183,6 +184,12 @@ def test_equal_regions_pool_to_their_own_logit_and_the_map_shows_it() -> None:
             maps = module.map(region.expand(-1, -1, 3, 3), text)
             assert maps.shape == (1, 4, 3, 3)
             torch.testing.assert_close(logits[..., None, None].expand_as(maps), maps)
+            shown = Output(logits)
+            module.show(shown, "x", region.expand(-1, -1, 3, 3), text)
+            torch.testing.assert_close(shown.maps["x"], maps)
+            halves = shown.extras[HALVES_PREFIX + "x"]
+            difference = 5 * (halves[:, POSITIVE] - halves[:, NEGATIVE])
+            torch.testing.assert_close(difference + module.bias[:, None, None], maps)
             cosine = F.cosine_similarity(region.flatten(1)[:, None], text.flatten(0, 1)[None], dim=2).view(2, 4)
             torch.testing.assert_close(logits[0], 100 * (cosine[1] - cosine[0]) + module.bias, rtol=1e-4, atol=1e-4)
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from typing import IO, Any, NamedTuple
 
 from intclip.data.content import PhotoFile
-from intclip.data.find import SUFFIXES, find_images, is_excluded, is_hidden
+from intclip.data.find import SUFFIXES, find_images, is_excluded, is_hidden, photo_beside
 from intclip.data.naming import utf8_name
 from intclip.data.remote import filesystem, is_remote
 from intclip.data.sample import EmbeddedPhoto, RemoteFile, TarMember
@@ -161,7 +161,12 @@ def _file(path: Path, name: str, base: str, exclude: Sequence[str]) -> Iterator[
     empty = True
     for cell in _lines(path, name) if suffix == ".txt" else _cells(path, name):
         empty = False
-        yield Reference(utf8_name(cell if is_remote(cell) or cell.startswith("/") else f"{base}/{cell}"))
+        place = f"{base}/{cell}"
+        if is_remote(cell) or cell.startswith("/"):
+            place = cell
+        elif "\\" in cell and not is_remote(base):
+            place = str(photo_beside(Path(base), cell))
+        yield Reference(utf8_name(place))
     if empty:
         raise ImageError(f"{name} has no photos; write one path per line")
 

@@ -86,6 +86,8 @@ def is_excluded(path: PurePath, exclude: Sequence[str] = ()) -> bool:
 
 def _expand(path: str | Path, suffixes: Container[str], exclude: Sequence[str], keep_missing: bool) -> Iterator[Path]:
     text = str(path)
+    if not text:  # a shell variable that is not set; as a path it would be the working directory
+        raise ImageError("an empty path was given; name a photo or folder")
     path = Path(path)
     try:
         if path.is_dir():
@@ -197,7 +199,7 @@ def list_paths(text: str, name: str, folder: Path, *, keep_missing: bool = False
     """
     names = [(row, line.strip()) for row, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not names:
-        raise ImageError(f"the list {name} is empty; write one path per line")
+        raise ImageError(f"{name} lists no photos; write one path per line")
     paths = [(row, path, _place(folder, path)) for row, path in names]
     missing = [(row, path) for row, path, place in paths if not place.is_file()]
     if missing and not (keep_missing and len(missing) < len(paths)):
@@ -206,8 +208,16 @@ def list_paths(text: str, name: str, folder: Path, *, keep_missing: bool = False
     return [place for _, _, place in paths]
 
 
+def photo_beside(folder: Path, name: str) -> Path:
+    """Return the location of a photo of a list or table in a folder; Windows paths work on other systems too."""
+    path = folder / name
+    if "\\" in name and not path.exists() and (other := folder / name.replace("\\", "/")).exists():
+        return other
+    return path
+
+
 def _place(folder: Path, name: str) -> Path:
-    beside = folder / name
+    beside = photo_beside(folder, name)
     return Path(name) if not beside.is_file() and Path(name).is_file() else beside
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from intclip.data.find import photo_beside
 from intclip.data.label_cells import split_label_cells
 from intclip.data.reading import (
     Labels,
@@ -277,18 +278,10 @@ def _sample(row: Row, base: Path, reader: Labels, wide: Mapping[str, str]) -> Sa
     return Sample(
         id=str(given) if given not in (None, "") else image or row.where.rpartition(", ")[2],
         targets=_targets(row, reader, wide),
-        image=embedded or (_photo_path(base, image) if image else None),
+        image=embedded or (photo_beside(base, image) if image else None),
         text=text or None,
         where=row.where,
     )
-
-
-def _photo_path(base: Path, image: str) -> Path:
-    """Return the location of a row's photo; Windows paths work on other systems too."""
-    path = base / image
-    if "\\" in image and not path.exists() and (other := base / image.replace("\\", "/")).exists():
-        return other
-    return path
 
 
 def _targets(row: Row, reader: Labels, wide: Mapping[str, str]) -> npt.NDArray[np.float32]:

@@ -11,8 +11,9 @@ from intclip.extras import require
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-_BITS, _PHOTOMETRIC, _SAMPLES, _PLANES, _SAMPLE_FORMAT, _DNG_VERSION = 258, 262, 277, 284, 339, 50706
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
+_BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANES, _SAMPLE_FORMAT = 258, 259, 262, 277, 284, 339
+_DNG_VERSION = 50706
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _YCBCR = 0, 1, 2, 6
 _FROM_SENSOR = (32803, 34892)  # colour filter array, linear raw
 _ICC, _ORIENTATION = 34675, 274
 _BYTES_A_PIXEL = 16  # RGBA in float32
@@ -29,6 +30,8 @@ def is_deep(image: Image.Image) -> bool:
     tags = getattr(image, "tag_v2", {})
     bits, formats = tags.get(_BITS, (1,)), tags.get(_SAMPLE_FORMAT, (1,))
     bits, formats = (value if isinstance(value, tuple) else (value,) for value in (bits, formats))
+    if tags.get(_PHOTOMETRIC) == _YCBCR and tags.get(_COMPRESSION, 1) == 1:  # Pillow calls it truncated
+        return True
     if max(bits, default=1) <= 8:
         return False
     photometric, grey = tags.get(_PHOTOMETRIC), tags.get(_SAMPLES, 1) == 1
@@ -59,8 +62,11 @@ def read_deep(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image | No
                 )
             samples, bits = page.samplesperpixel, page.bitspersample
             kind = f"{getattr(page.photometric, 'name', page.photometric)!s:.40}, {samples} × {bits!s:.40} bits"
-            if page.photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB) or page.dtype is None:
-                raise ImageError(f"{name} is an unsupported kind of TIFF ({kind}); save it as 8-bit TIFF")
+            if (
+                page.photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB)
+                or getattr(page.dtype, "kind", "c") == "c"
+            ):
+                raise ImageError(f"{name} is an unsupported kind of TIFF ({kind}); save it as 8-bit RGB")
             values = page.asarray()
             axes = page.axes
             profile = page.tags[_ICC].value if _ICC in page.tags else None
@@ -71,12 +77,12 @@ def read_deep(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image | No
         said = reason(error)
         if "requires the 'imagecodecs' package" in said:
             raise ImageError(
-                f"{name} is an unsupported kind of TIFF ({kind}, {said.partition(' ')[0]}); save it as 8-bit TIFF"
+                f"{name} is an unsupported kind of TIFF ({kind}, {said.partition(' ')[0]}); save it as 8-bit RGB"
             ) from error
         raise ImageError(f"{name} cannot be read as TIFF ({said}); it may be damaged: fetch it again") from error
     image = _to_image(values, axes, inverted=page.photometric == _WHITE_IS_ZERO, alpha=bool(page.extrasamples))
     if image is None:
-        raise ImageError(f"{name} is an unsupported kind of TIFF ({kind}, axes {axes}); save it as 8-bit TIFF")
+        raise ImageError(f"{name} is an unsupported kind of TIFF ({kind}, axes {axes}); save it as 8-bit RGB")
     if isinstance(profile, bytes):
         image.info["icc_profile"] = profile
     exif = Image.Exif()

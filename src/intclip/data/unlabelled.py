@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from intclip.data.find import find_images, list_paths
+from intclip.data.find import find_images, list_paths, photo_beside
 from intclip.data.images import ImageInput
 from intclip.data.remote import MAX_BYTES, is_remote
 from intclip.data.sample import EmbeddedPhoto
@@ -90,7 +90,7 @@ def _read_table(table: Path) -> Iterator[tuple[ImageInput | None, str | None]]:
             image = _filled(image)
         if image is None and text is None:
             raise DatasetError(f"{row.where}: neither photo nor text; fill one in or remove the row")
-        yield (table.parent / image if isinstance(image, str) and not is_remote(image) else image), text
+        yield (photo_beside(table.parent, image) if isinstance(image, str) and not is_remote(image) else image), text
 
 
 def _filled(cell: object) -> str | None:
