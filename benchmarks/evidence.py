@@ -30,7 +30,7 @@ from intclip.data.registry import load_dataset
 from intclip.errors import IntclipError
 from intclip.evidence.faithfulness import center_map, deletion, insertion, random_map, rank_agreement, shuffle_weights
 from intclip.evidence.heat import Heat, unit_range, upsample
-from intclip.evidence.kinds import KINDS, region_maps
+from intclip.evidence.kinds import KINDS, maps_of_kind
 from intclip.evidence.views import join_views, photo_views
 from intclip.inference.predictor import Predictor
 from intclip.methods.base import Method
@@ -45,7 +45,7 @@ def maps_of(method: Method, pixels: np.ndarray, label: int) -> dict[str, Heat]:
     found: dict[str, Heat] = {}
     for kind in KINDS:
         try:
-            regions = region_maps(method, pixels[None], label, kind)
+            regions = maps_of_kind(method, pixels[None], label, kind)
         except IntclipError:
             continue  # a kind this model does not have
         deciding = "fused" if "fused" in regions else next(iter(regions))
@@ -53,7 +53,7 @@ def maps_of(method: Method, pixels: np.ndarray, label: int) -> dict[str, Heat]:
             if kind == "regions" or branch == deciding:
                 found[f"{kind}, {branch}"] = unit_range(upsample(values, pixels.shape[-1]))
         if kind == "gradcam":
-            views = [region_maps(method, view[None], label, kind)[deciding] for view in photo_views(pixels)]
+            views = [maps_of_kind(method, view[None], label, kind)[deciding] for view in photo_views(pixels)]
             found[f"gradcam of the same views, {deciding}"] = unit_range(
                 upsample(join_views(np.stack(views)), pixels.shape[-1])
             )

@@ -11,6 +11,8 @@ GRID: tuple[float, ...] = tuple(step / 20 for step in range(1, 20))
 """0.05, 0.10, … 0.95, the grid of the Intentonomy protocol."""
 Objective = Literal["macro_f1", "micro_f1", "samples_f1", "mean_f1"]
 """mean_f1: the mean of the three others, as in the paper."""
+Ties = Literal["middle", "first"]
+"""Choice between equally good thresholds; see `tune_threshold`."""
 
 
 @overload
@@ -22,7 +24,7 @@ def tune_threshold(
     objective: Objective = ...,
     per_class: Literal[False] = ...,
     shrinkage: float = ...,
-    ties: Literal["middle", "first"] = ...,
+    ties: Ties = ...,
     positive_share: float = ...,
 ) -> float: ...
 @overload
@@ -34,7 +36,7 @@ def tune_threshold(
     objective: Objective = ...,
     per_class: Literal[True],
     shrinkage: float = ...,
-    ties: Literal["middle", "first"] = ...,
+    ties: Ties = ...,
     positive_share: float = ...,
 ) -> Floats: ...
 @overload
@@ -46,7 +48,7 @@ def tune_threshold(
     objective: Objective = ...,
     per_class: bool,
     shrinkage: float = ...,
-    ties: Literal["middle", "first"] = ...,
+    ties: Ties = ...,
     positive_share: float = ...,
 ) -> float | Floats: ...
 def tune_threshold(
@@ -57,7 +59,7 @@ def tune_threshold(
     objective: Objective = "macro_f1",
     per_class: bool = False,
     shrinkage: float = 0.0,
-    ties: Literal["middle", "first"] = "middle",
+    ties: Ties = "middle",
     positive_share: float = 0.5,
 ) -> float | Floats:
     """Choose the threshold of a grid that maximises an F1 score; a label is predicted at or above it.
@@ -97,8 +99,8 @@ def tune_threshold(
         raise ValueError("the grid must have a threshold, and no NaN")
     if objective not in get_args(Objective):
         raise ValueError(f"unknown objective {objective!r}; known: {', '.join(get_args(Objective))}")
-    if ties not in ("middle", "first"):
-        raise ValueError(f"unknown ties {ties!r}; known: middle, first")
+    if ties not in get_args(Ties):
+        raise ValueError(f"unknown ties {ties!r}; known: {', '.join(get_args(Ties))}")
     if per_class and objective != "macro_f1":
         raise ValueError(f"thresholds per class maximise macro_f1, not {objective}")
     if not 0 <= shrinkage < np.inf:
@@ -139,7 +141,7 @@ def _objective(curve: tuple[Floats, float, float], objective: Objective) -> floa
     ]
 
 
-def _best(values: Floats, candidates: Floats, middle: float, ties: Literal["middle", "first"]) -> int:
+def _best(values: Floats, candidates: Floats, middle: float, ties: Ties) -> int:
     """Return the index of the largest value; ties (within 1e-12) by `ties`, the lower of two equally near ones."""
     equal = np.flatnonzero(values >= values.max() - 1e-12)
     if ties == "first":

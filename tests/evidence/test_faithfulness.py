@@ -135,11 +135,11 @@ class TestEmbeddedModel:
         method = model.method()
         shuffle_weights(method.backbone.deep)
         shuffle_weights(method.backbone.head)
-        from intclip.evidence.kinds import region_maps
+        from intclip.evidence.kinds import maps_of_kind
 
         pixels = method.backbone.preprocess(photo)[None].numpy()
         for kind, heat in before.items():
-            regions = region_maps(method, pixels, 0, kind)
+            regions = maps_of_kind(method, pixels, 0, kind)
             after = make_evidence("a cat", 0, regions, size=len(heat), box=(0, 0, 1, 1), source="").fused
             assert abs(rank_agreement(heat, after)) < 0.7, kind
 

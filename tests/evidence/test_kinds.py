@@ -10,7 +10,7 @@ from fakes import TinyBackbone, tiny_taxonomy
 from intclip.backbones.architecture import Architecture
 from intclip.backbones.clip import random_clip
 from intclip.errors import IntclipError
-from intclip.evidence.kinds import check_kind, region_maps
+from intclip.evidence.kinds import KINDS, check_kind, maps_of_kind
 from intclip.evidence.rollout import attention_flow
 from intclip.evidence.views import join_views, photo_views
 from intclip.methods.base import Method
@@ -43,7 +43,9 @@ def pixels():
 
 def test_positive_minus_negative_is_the_region_logit(pixels):
     method = tiny("intclip", aggregation="cross_attention", pooling={"learn_scales": True, "bias": True})
-    own, positive, negative = (region_maps(method, pixels, LABEL, kind) for kind in ("regions", "positive", "negative"))
+    own, positive, negative = (
+        maps_of_kind(method, pixels, LABEL, kind) for kind in ("regions", "positive", "negative")
+    )
     assert own.keys() == positive.keys() == negative.keys() == {"sight", "semantic", "fused"}
     _, logit_scale = method.pooling.scales()
     bias = method.pooling.bias[LABEL].item()
@@ -54,9 +56,9 @@ def test_positive_minus_negative_is_the_region_logit(pixels):
 
 def test_the_fine_kind_joins_the_region_logits_of_the_views(pixels):
     method = tiny("intclip", aggregation="cross_attention")
-    found = region_maps(method, pixels, LABEL, "fine")
+    found = maps_of_kind(method, pixels, LABEL, "fine")
     assert found.keys() == {"sight", "semantic", "fused"}
-    alone = [region_maps(method, view[None], LABEL, "regions") for view in photo_views(pixels[0])]
+    alone = [maps_of_kind(method, view[None], LABEL, "regions") for view in photo_views(pixels[0])]
     for name, values in found.items():
         np.testing.assert_allclose(values, join_views(np.stack([each[name] for each in alone])), atol=1e-4)
 
@@ -69,7 +71,7 @@ def test_gradcam_is_the_textbook_s(pixels):
     features = {"regions": backbone.head.regions(deep), "pooled": backbone.head.pooled(deep)}
     (gradient,) = torch.autograd.grad(method(features).logits[0, LABEL], deep)
     expected = (gradient.mean(dim=(2, 3), keepdim=True) * deep).sum(dim=1)[0].relu().detach().numpy()
-    found = region_maps(method, pixels, LABEL, "gradcam")
+    found = maps_of_kind(method, pixels, LABEL, "gradcam")
     assert list(found) == ["sight"]
     np.testing.assert_allclose(found["sight"], expected, atol=1e-6)
     assert expected.max() > 0
@@ -77,7 +79,7 @@ def test_gradcam_is_the_textbook_s(pixels):
 
 def test_gradcam_of_two_towers_adds_before_it_cuts(pixels):
     method = tiny("intclip", aggregation="released")
-    found = region_maps(method, pixels, LABEL, "gradcam")
+    found = maps_of_kind(method, pixels, LABEL, "gradcam")
     assert set(found) == {"sight", "semantic", "fused"}
     # The trained tower by captum alone, on its last layer.
     backbone = method.backbone
@@ -97,14 +99,14 @@ def test_gradcam_of_two_towers_adds_before_it_cuts(pixels):
 
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"prior"}))
 def test_every_method_over_a_convnet_has_gradcam(name, pixels):
-    for heat in region_maps(tiny(name), pixels, LABEL, "gradcam").values():
+    for heat in maps_of_kind(tiny(name), pixels, LABEL, "gradcam").values():
         assert np.isfinite(heat).all()
         assert heat.min() >= 0
 
 
 def test_gradcam_leaves_no_hook_behind(pixels):
     method = tiny("intclip")
-    region_maps(method, pixels, LABEL, "gradcam")
+    maps_of_kind(method, pixels, LABEL, "gradcam")
     assert not any(module._forward_hooks for module in method.modules())
     assert not any(parameter.grad is not None for parameter in method.parameters())
 
@@ -134,14 +136,14 @@ def test_attention_flow_is_the_product_of_half_identities():
 
 def test_rollout_follows_what_the_label_reads(pixels):
     """Of a zero-shot model the class token; of dual prompts the regions, by the label's own weights."""
-    zero_shot = region_maps(tiny("zero_shot", tiny_vit()), pixels, LABEL, "rollout")
+    zero_shot = maps_of_kind(tiny("zero_shot", tiny_vit()), pixels, LABEL, "rollout")
     vit = tiny_vit()
     flow = attention_flow([*list(vit.trunk)[1:], *vit.deep], vit.trunk[0](torch.from_numpy(pixels)))
     np.testing.assert_allclose(zero_shot["sight"].ravel(), flow[0, 0, 1:].detach(), atol=1e-6)
     dual = tiny("intclip", tiny_vit())
-    found = [region_maps(dual, pixels, label, "rollout") for label in (0, LABEL)]
+    found = [maps_of_kind(dual, pixels, label, "rollout") for label in (0, LABEL)]
     assert set(found[0]) == {"sight", "semantic", "fused"}
-    weights = np.exp(region_maps(dual, pixels, 0, "positive")["fused"].ravel())
+    weights = np.exp(maps_of_kind(dual, pixels, 0, "positive")["fused"].ravel())
     expected = (weights / weights.sum()) @ flow[0, 1:, 1:].detach().numpy()
     np.testing.assert_allclose(found[0]["sight"].ravel(), expected, atol=1e-5)
     assert not np.allclose(found[0]["fused"], found[1]["fused"])
@@ -153,9 +155,9 @@ def test_rollout_follows_what_the_label_reads(pixels):
 )
 def test_what_a_model_cannot_show_is_one_line(name, kind, message, pixels):
     with pytest.raises(IntclipError, match=message):
-        region_maps(tiny(name), pixels, LABEL, kind)
+        maps_of_kind(tiny(name), pixels, LABEL, kind)
 
 
 def test_an_unknown_kind_names_the_known():
-    with pytest.raises(IntclipError, match="regions, fine, positive, negative, gradcam, rollout"):
+    with pytest.raises(IntclipError, match=", ".join(KINDS)):
         check_kind("grad-cam")

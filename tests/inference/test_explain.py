@@ -20,7 +20,7 @@ from intclip.data.loading import DRAFT_FACTOR
 from intclip.errors import IntclipError
 from intclip.evidence.evidence import make_evidence
 from intclip.evidence.heat import LEGEND, overlay, upsample
-from intclip.evidence.kinds import KINDS, region_maps
+from intclip.evidence.kinds import KINDS, maps_of_kind
 from intclip.reports.report import write_folder_report
 from intclip.reports.sheet import NARROWEST, evidence_sheet, prompts_overlay
 from intclip.search.index import update_index
@@ -65,7 +65,7 @@ def test_the_fine_kind_is_the_same_in_every_engine(in_engine, model, photos):
     np.testing.assert_allclose(fine.attention, plain.attention, atol=1e-5)
     preprocess = model.card.preprocessing
     pixels = preprocess(read_image(photos[0], min_side=DRAFT_FACTOR * preprocess.size))[None].numpy()
-    expected = region_maps(model.method(), pixels, model.taxonomy.index(LABEL), "fine")
+    expected = maps_of_kind(model.method(), pixels, model.taxonomy.index(LABEL), "fine")
     assert set(fine.regions) == set(expected)
     for name, values in expected.items():
         side = plain.regions[name].shape[0]

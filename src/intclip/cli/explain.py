@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from intclip.inference.predictor import Predictor
 
 MapName = Literal["fused", "sight", "semantic"]
-Kind = Literal["regions", "fine", "prompts", "positive", "negative", "gradcam", "rollout"]
+DrawnKind = Literal["regions", "fine", "prompts", "positive", "negative", "gradcam", "rollout"]
 """Kinds of `intclip.evidence.kinds`, and `prompts`, which draws positive and negative."""
 
 
@@ -45,7 +45,7 @@ class Drawing:
         MapName, typer.Option(help="What is seen (sight), what is meant (semantic), or both (fused).")
     ] = "fused"
     kind: Annotated[
-        Kind,
+        DrawnKind,
         typer.Option(
             help="regions: the model's own maps, exact. fine: the mean of those of the photo and of its enlarged "
             "parts; ten passes. prompts: how alike each region is to the label's positive and to its negative prompt, "

@@ -73,9 +73,10 @@ DATASETS: dict[str, Entry] = {
     "coco": Entry(load_coco, "your COCO-style JSON", None, "yours"),
     "webdataset": Entry(load_webdataset, "your WebDataset tars", None, "yours"),
 }
-"""Name to entry; the last four are file formats, which need a root."""
+"""Name to entry."""
 
 KINDS = ("table", "folder", "coco", "webdataset")
+"""File formats among them, which need a root."""
 
 
 def load_dataset(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, **options: Any) -> Dataset:

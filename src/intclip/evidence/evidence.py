@@ -10,9 +10,6 @@ import numpy.typing as npt
 from intclip.evidence.heat import Heat, unit_range, upsample
 
 if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from intclip.data.images import ImageInput

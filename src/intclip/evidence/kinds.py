@@ -13,7 +13,7 @@ from intclip.methods.prompts import NEGATIVE, POSITIVE
 from intclip.methods.region_pooling import HALVES_PREFIX
 
 Kind = Literal["regions", "fine", "positive", "negative", "gradcam", "rollout"]
-"""regions: the logit that each region would give on its own; exact, one forward pass, any engine.
+"""regions: the model's own map, mostly the logit that each region would give on its own; one forward pass, any engine.
 fine: these logits averaged over the photo and its enlarged parts; see `views`; ten passes, any engine.
 positive, negative: similarity of each region to only the label's positive or negative prompt.
 gradcam: see `gradcam`; any method whose logit depends on a feature map.
@@ -33,7 +33,7 @@ def check_kind(kind: str) -> Kind:
     raise IntclipError(f"unknown kind of evidence {kind!r}; choose {', '.join(KINDS)}")
 
 
-def region_maps(
+def maps_of_kind(
     method: Method, pixels: npt.NDArray[np.float32], index: int, kind: Kind
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Compute maps (h, w) of a label by branch, unscaled, in torch; (4h, 4w) for kind "fine".
@@ -72,7 +72,5 @@ def region_maps(
         if name.startswith(HALVES_PREFIX)
     }
     if not found:
-        raise IntclipError(
-            "this method has no pairs of prompts; only intclip and dualcoop have: use regions or gradcam"
-        )
+        raise IntclipError("this method has no pairs of prompts, as intclip and dualcoop have; use regions or gradcam")
     return found

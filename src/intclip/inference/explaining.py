@@ -7,7 +7,7 @@ import numpy as np
 from intclip.data.images import ImageInput, describe, read_image
 from intclip.data.loading import normalize_into, read_for_model
 from intclip.evidence.evidence import Evidence, make_evidence
-from intclip.evidence.kinds import check_kind, region_maps
+from intclip.evidence.kinds import check_kind, maps_of_kind
 from intclip.evidence.views import join_views, photo_views
 from intclip.inference.card import ATTENTION_OUTPUT, MAP_PREFIX
 
@@ -40,7 +40,7 @@ def explain(
     else:
         chosen = check_kind(kind)
         with predictor.torch_lock:
-            regions = region_maps(predictor.method(), pixels, index, chosen)
+            regions = maps_of_kind(predictor.method(), pixels, index, chosen)
         outputs = predictor.engine()(pixels)
     return make_evidence(
         predictor.taxonomy.names[index],

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from intclip.data.transforms import AugmentConfig
 from intclip.methods.registry import method_options
+from intclip.thresholds import Objective, Ties
 from intclip.training.recipe_file import RECIPES, nearest_hint, read_recipe
 from intclip.training.schedule import ScheduleName, ScheduleUnit
 
@@ -220,7 +221,7 @@ class EvaluateSection(Section, frozen=True):
     Attributes:
         thresholds: "fixed" uses `threshold`; "global" and "per_class" tune on the validation split.
         threshold: The fixed threshold, in (0, 1).
-        objective: Objective of a global threshold.
+        objective: Objective of a global threshold; those per class maximise macro F1.
         ties: Choice between equally good thresholds; see `tune_threshold`.
         metric: Metric for selecting the epoch: "mean" is the mean of macro, micro, samples F1 and mAP (accuracy for
             single-label tasks); or one of those by name.
@@ -231,8 +232,8 @@ class EvaluateSection(Section, frozen=True):
 
     thresholds: Literal["fixed", "global", "per_class"]
     threshold: float = Field(gt=0, lt=1)
-    objective: Literal["macro_f1", "micro_f1", "samples_f1", "mean_f1"]
-    ties: Literal["middle", "first"]
+    objective: Objective
+    ties: Ties
     metric: Literal["mean", "mAP", "macro_f1", "micro_f1", "samples_f1", "accuracy"]
     select: Literal["val", "test", "last"]
     bootstrap: int = Field(ge=0)
