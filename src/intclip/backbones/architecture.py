@@ -111,7 +111,7 @@ class Architecture:
 UNSEEN = (
     "vision_heads", "text_heads", "activation", "text_activation", "vision_eps", "text_eps", "end_token", "regions",
 )  # fmt: skip
-"""Fields of an architecture that the shapes of its weights do not show."""
+"""Fields of an architecture that cannot be inferred from the shapes of its weights."""
 
 
 def _resnet(layers: ResNetLayers, width: int, size: int, embed_dim: int, text_width: int) -> Architecture:

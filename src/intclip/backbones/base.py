@@ -50,7 +50,7 @@ class Store(Protocol):
     """Stores text features between runs."""
 
     def read(self, texts: Sequence[str]) -> Mapping[int, npt.NDArray[np.float32]]:
-        """Return features (D,) by index of the texts that are stored."""
+        """Return the features (D,) of the stored texts, by index."""
         ...
 
     def write(self, texts: Sequence[str], features: npt.NDArray[np.float32]) -> None:
@@ -59,7 +59,7 @@ class Store(Protocol):
 
 
 class TextTower(nn.Module, ABC):
-    """A text encoder that takes tokens, or embeddings instead of tokens (learned prompts).
+    """A text encoder of tokens, or of embeddings in place of tokens (learned prompts).
 
     Attributes:
         width: Size of a token embedding, the size of a prompt's context vectors.
@@ -164,7 +164,7 @@ class TextTower(nn.Module, ABC):
 
 
 class ImageHead(nn.Module, ABC):
-    """From the last deep feature map to the joint space."""
+    """Projects the last deep feature map to the joint space."""
 
     @abstractmethod
     def regions(self, deep: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ class ImageHead(nn.Module, ABC):
 
     @abstractmethod
     def pooled(self, deep: Tensor) -> Tensor:
-        """The backbone's own image embedding (B, D), unnormalised."""
+        """Return the backbone's own image embedding (B, D), unnormalised."""
 
 
 class Backbone(nn.Module, ABC):

@@ -17,7 +17,7 @@ from intclip.errors import CheckpointError, reason
 
 
 def read_state_dict(path: Path) -> Mapping[str, object]:
-    """The state dict in a file: `.safetensors`, a file of `torch.save`, or a TorchScript archive such as OpenAI's.
+    """Read the state dict in a `.safetensors` file, a `torch.save` file, or a TorchScript archive such as OpenAI's.
 
     Raises:
         CheckpointError: The file is damaged, of another kind, or holds more than weights.
@@ -68,11 +68,10 @@ class _Inert:
 
 
 def _read_torchscript(path: Path) -> dict[str, Tensor]:
-    """The tensors of a TorchScript archive, by their place in the module tree.
+    """Read the tensors of a TorchScript archive, named by their place in the module tree.
 
-    The archive is a checkpoint (`data.pkl` and `data/`) beside code that is never looked at: without the code it is a
-    file for `torch.load(weights_only=True)`, which is told that the archive's classes are an inert one and refuses
-    everything else.
+    The archive holds a checkpoint (`data.pkl` and `data/`) and code. The code is never read. Without it, the archive is
+    a file for `torch.load(weights_only=True)`, which maps the archive's classes to an inert one and rejects all others.
     """
     with zipfile.ZipFile(path) as archive, tempfile.TemporaryFile() as plain:
         with zipfile.ZipFile(plain, "w") as target:

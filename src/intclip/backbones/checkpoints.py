@@ -40,20 +40,17 @@ def from_openai_state_dict(
     text_heads: int | None = None,
     name: str | None = None,
 ) -> ClipBackbone:
-    """Build the backbone of a state dict: a ModifiedResNet or a ViT, of any width and depth.
+    """Build a backbone from a state dict: a ModifiedResNet or a ViT, of any width and depth.
 
     Args:
-        state_dict: In the layout of OpenAI, open_clip or Hugging Face, of any float type; it is copied.
+        state_dict: In the layout of OpenAI, open_clip or Hugging Face, of any floating-point type; it is copied.
         split: Where the trunk ends; see `ClipBackbone`.
-        activation: "gelu" for open_clip's LAION weights, which the weights do not show; None means the family's own,
-            for CLIP OpenAI's "quick_gelu".
+        activation: "gelu" for open_clip's LAION weights (it cannot be inferred from them); None means the family's
+            default, which for CLIP is OpenAI's "quick_gelu".
         vision_heads: Attention heads of a ViT; None means width / 64.
         text_heads: Attention heads of the text transformer; None means width / 64.
-        name: Name of the backbone; without one, that of the architecture.
-
-    Raises:
-        CheckpointError: Tensors are missing, unexpected or misshapen (all are named), or the text
-            tower's vocabulary differs from CLIP's.
+        name: Name of the backbone; default: the architecture's. CheckpointError: Tensors are missing, unexpected or
+            misshapen (all are named), or the text tower's vocabulary differs from CLIP's.
     """
     state = to_openai_layout(state_dict)
     given = {"vision_heads": vision_heads, "text_heads": text_heads, "activation": activation}
@@ -85,14 +82,14 @@ def build_clip(
 
     Args:
         architecture: Sizes.
-        state: Under OpenAI's key names; copied.
+        state: With OpenAI's key names; copied.
         split: Where the trunk ends; see `ClipBackbone`.
-        name: Name of the backbone; without one, that of the architecture.
-        tokenizer: Of a family with other tokens than CLIP's.
+        name: Name of the backbone; default: the architecture's.
+        tokenizer: For a family that does not use CLIP's tokens.
 
     Raises:
-        CheckpointError: A tensor is missing, left over, or of another shape, all are named; or the text tower has
-            another vocabulary than its family's tokenizer.
+        CheckpointError: Tensors are missing, unexpected or misshapen (all are named), or the text tower's vocabulary
+            differs from its family's tokenizer.
     """
     if TRAITS[architecture.family].own_tokens and architecture.vocab_size > CLIP_TOKENS:
         raise CheckpointError(
@@ -119,17 +116,17 @@ def build_clip(
 
 
 def openai_state_dict(backbone: ClipBackbone) -> dict[str, Tensor]:
-    """The weights of a backbone under OpenAI's key names; shares memory with it."""
+    """Return a backbone's weights with OpenAI's key names; they share its memory."""
     return {openai_key(key): tensor for key, tensor in backbone.state_dict().items()}
 
 
 def openai_key(key: str) -> str:
-    """OpenAI's name of one of `ClipBackbone`'s tensors."""
+    """Return OpenAI's name of one of `ClipBackbone`'s tensors."""
     return rename(key, _OURS_TO_OPENAI)
 
 
 def _with_defaults(architecture: Architecture, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Scalars as scalars, and TIPS's temperature, which published weights lack, as a scale."""
+    """Reshape scalars, and add TIPS's temperature, which published weights lack, as a scale."""
     out = dict(state)
     if architecture.family == "tipsv2":
         temperature = out.pop("temperature", torch.tensor(TIPS_TEMPERATURE))

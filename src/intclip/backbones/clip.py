@@ -1,4 +1,4 @@
-"""CLIP and what came after it as one backbone: an image tower, a text transformer, and one joint space."""
+"""CLIP and its successors as one backbone: an image tower, a text transformer, and a joint space."""
 
 import math
 from collections import Counter
@@ -31,21 +31,21 @@ class ClipBackbone(Backbone):
     | ResNet      | "paper"    | stem, layer1–3            | layer4                |
     | ResNet      | "released" | stem, layer1–2            | layer3–4              |
     | FastViT     |            | as a ResNet               | … and the last convolution |
-    | ViT         | either     | embedding and 3/4 of them | last quarter of blocks |
+    | ViT         | either     | embedding, 3/4 of blocks  | last quarter of blocks |
 
-    The released code of IntCLIP has no ViT, so both splits mean the paper's there.
+    The released code of IntCLIP has no ViT, so for a ViT both splits are the paper's.
 
     Args:
-        architecture: Sizes; the weights are yet to be loaded.
+        architecture: Sizes; weights are loaded later.
         split: See the table.
-        name: Registry name; a description of the architecture without one.
-        tokenizer: Of a family with other tokens than CLIP's; without one the text tower takes token ids only.
+        name: Registry name; default: a description of the architecture.
+        tokenizer: For a family that does not use CLIP's tokens; without one the text tower accepts only token ids.
 
     Attributes:
         architecture: Sizes.
         split: Where the trunk ends.
         logit_scale: The learned scale of cosines, as its logarithm; scalar.
-        logit_bias: What SigLIP adds to scaled cosines before its sigmoid; scalar, None for the other families.
+        logit_bias: SigLIP's bias on scaled cosines before its sigmoid; scalar, None for other families.
     """
 
     trunk: nn.Sequential
@@ -90,21 +90,21 @@ class ClipBackbone(Backbone):
         self.logit_bias = nn.Parameter(torch.empty(())) if architecture.family == "siglip" else None
 
     def logit_sigmoid(self) -> tuple[float, float] | None:
-        """SigLIP's scale e^s and bias."""
+        """Return SigLIP's scale e^s and bias; None for other families."""
         if self.logit_bias is None:
             return None
         return math.exp(float(self.logit_scale)), float(self.logit_bias)
 
     def design(self) -> dict[str, object]:
-        """The architecture, field by field; the usual regions go unsaid."""
+        """Return the architecture, field by field, without the default `regions`."""
         return {key: value for key, value in asdict(self.architecture).items() if (key, value) != ("regions", "tokens")}
 
     def stage_maps(self, pixels: Tensor) -> list[Tensor]:
-        """Four maps (B, C_i, H_i, W_i): a ResNet's or FastViT's stages, or a ViT's patch tokens after each quarter."""
+        """Return four maps (B, C_i, H_i, W_i): the stages, or a ViT's patches after each quarter of its blocks."""
         return self.run_stages(pixels)[2]
 
     def run_stages(self, pixels: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Trunk features, last feature map and the four stage maps of pixels (B, 3, S, S), in one pass."""
+        """Compute trunk features, last feature map and four stage maps of pixels (B, 3, S, S) in one pass."""
         ends = self._stage_ends()
         stages: list[Tensor] = []
         x = pixels
@@ -118,14 +118,14 @@ class ClipBackbone(Backbone):
         return trunk, x, stages
 
     def _stage_ends(self) -> Counter[str]:
-        """How many stages end behind each part; a ViT of fewer than four blocks ends several behind one."""
+        """Number of stages that end after each part; in a ViT of fewer than four blocks, several end after one."""
         layers = self.architecture.vision_layers
         if isinstance(layers, tuple):
             return Counter([*STAGES[:-1], [name for name, _ in self.deep.named_children()][-1]])
         return Counter(f"block{math.ceil(layers * quarter / 4) - 1}" for quarter in (1, 2, 3, 4))
 
     def deep_map(self, deep: Tensor) -> Tensor:
-        """The last feature map (B, C, H, W) of a ResNet or FastViT, or the patch tokens of a ViT as one."""
+        """Return the last feature map (B, C, H, W) of a ResNet or FastViT, or a ViT's patch tokens as a map."""
         if self.architecture.patch_size is None:
             return deep
         return as_map(deep[:, prefix_tokens(self.architecture) :])
@@ -134,7 +134,7 @@ class ClipBackbone(Backbone):
 def random_clip(
     architecture: Architecture, *, seed: int = 0, split: Split = "paper", name: str | None = None
 ) -> ClipBackbone:
-    """A backbone with seeded random weights that keep activations of ordinary size, for tests and measurements.
+    """Build a backbone with seeded random weights that keep activations at normal scale, for tests and benchmarks.
 
     Args:
         architecture: Any sizes.
@@ -152,7 +152,7 @@ def random_clip(
     for name_, module in backbone.named_modules():
         if isinstance(module, nn.LayerNorm | nn.BatchNorm2d | LayerScale):
             state[f"{name_}.weight"] += 1
-        if isinstance(module, ConvUnit):  # no norm brings what shrinks back to size
+        if isinstance(module, ConvUnit):  # no norm restores the scale
             state[f"{name_}.weight"] /= module.damping
         if isinstance(module, nn.BatchNorm2d):
             channels = module.num_features
@@ -167,7 +167,7 @@ def random_clip(
 
 
 def _stand_in(architecture: Architecture) -> StandInTokenizer | None:
-    """Tokens for random weights of a family whose own tokenizer comes with real ones."""
+    """Tokenizer for random weights of a family whose own tokenizer comes with real weights."""
     traits = TRAITS[architecture.family]
     if traits.own_tokens:
         return None

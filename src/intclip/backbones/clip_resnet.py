@@ -1,7 +1,7 @@
 """CLIP's ModifiedResNet in the contract's three parts (Radford et al., 2021, section 2.4).
 
-It differs from the usual ResNet in a stem of three convolutions with an average pool, in strides that are an average
-pool before a convolution of stride 1 (anti-aliasing), and in a last pool that is attention with the mean as query.
+Differences from a standard ResNet: the stem is three convolutions and an average pool; a stride is an average pool
+and a convolution of stride 1 (anti-aliasing); the last pool is attention with the mean as query.
 """
 
 from collections import OrderedDict
@@ -17,7 +17,7 @@ from intclip.errors import CheckpointError
 EXPANSION = 4
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 TRUNK_STAGES: dict[Split, int] = {"paper": 3, "released": 2}
-"""How many of the four stages belong to the trunk."""
+"""Number of stages, of four, in the trunk."""
 
 
 class Stem(nn.Module):
@@ -42,11 +42,11 @@ class Stem(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3 and 1×1 convolutions beside an identity; a stride is an average pool behind the 3×3.
+    """Residual block of 1×1, 3×3 and 1×1 convolutions; a stride is an average pool after the 3×3.
 
     Args:
         inputs: Input channels.
-        planes: Inner channels; the output has four times as many.
+        planes: Inner channels; the output has 4 · planes.
         stride: 1 or 2.
     """
 
@@ -82,7 +82,7 @@ class Bottleneck(nn.Module):
 
 
 class AttentionPool(ImageHead):
-    """Attention over the positions of a feature map, with their mean as the one query.
+    """Attention over the positions of a feature map, with their mean as the only query.
 
     Args:
         grid: Side of the square feature map.
@@ -102,11 +102,11 @@ class AttentionPool(ImageHead):
         self.c_proj = nn.Linear(width, embed_dim)
 
     def regions(self, deep: Tensor) -> Tensor:
-        """Region features (B, D, H, W) of a feature map (B, C, H, W): value and output projection at every position.
+        """Return region features (B, D, H, W) of a feature map (B, C, H, W): value, then output projection.
 
-        Nothing stands between the two projections, so they are one: C · D products a position in place of
-        C · (C + D). Making it costs as much as D positions: fewer go through both, unless a graph is recorded,
-        where it is a constant.
+        The two projections are consecutive, so they are merged: C · D products per position instead of C · (C + D).
+        Merging costs as much as D positions, so fewer positions go through both, unless a graph is being recorded,
+        in which the merged matrix is a constant.
         """
         positions = deep.flatten(2).transpose(1, 2) + self.positional_embedding[1:]
         recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
@@ -120,7 +120,7 @@ class AttentionPool(ImageHead):
         return projected.transpose(1, 2).reshape(deep.shape[0], -1, *deep.shape[-2:])
 
     def pooled(self, deep: Tensor) -> Tensor:
-        """Image embedding (B, D) of a feature map (B, C, H, W)."""
+        """Return the image embedding (B, D) of a feature map (B, C, H, W)."""
         positions = deep.flatten(2).transpose(1, 2)
         tokens = torch.cat([positions.mean(dim=1, keepdim=True), positions], dim=1) + self.positional_embedding
         query = self._split(self.q_proj(tokens[:, :1]))
@@ -130,12 +130,12 @@ class AttentionPool(ImageHead):
         return embedding
 
     def _split(self, tokens: Tensor) -> Tensor:
-        """(B, N, C) to (B, heads, N, C / heads)."""
+        """Reshape (B, N, C) to (B, heads, N, C / heads)."""
         return tokens.reshape(*tokens.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 def build_resnet(architecture: Architecture, split: Split) -> tuple[nn.Sequential, nn.Sequential, AttentionPool]:
-    """Trunk, deep layers and head of a ModifiedResNet, with weights yet to be loaded.
+    """Build trunk, deep layers and head of a ModifiedResNet; weights are loaded later.
 
     Args:
         architecture: Of a ResNet.

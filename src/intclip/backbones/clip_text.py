@@ -1,4 +1,4 @@
-"""CLIP's text transformer behind the text contract (Radford et al., 2021, section 2.4)."""
+"""CLIP's text transformer as a `TextTower` (Radford et al., 2021, section 2.4)."""
 
 from collections.abc import Sequence
 
@@ -14,25 +14,25 @@ from intclip.clip_tokens import END
 from intclip.errors import IntclipError
 
 PAD = 0
-"""Id of the padding behind CLIP's tokens."""
+"""Id of CLIP's padding."""
 
 
 class ClipText(TextTower):
     """Causal transformer whose feature is read at the end token and projected to the joint space.
 
-    Nothing behind the end token reaches it (the attention is causal), so texts are only as long as the longest of
-    them, not padded to the context length: a batch of prompts of 30 tokens costs 30, not 77. The last block is
-    computed at the end tokens only, and on a CPU texts of very different lengths go in two batches.
+    Attention is causal, so tokens after the end token do not affect it. A batch is therefore padded to its longest
+    text, not to the context length: prompts of 30 tokens cost 30, not 77. The last block is computed at the end tokens
+    only, and on a CPU texts of very different lengths are split into two batches.
     """
 
     causal = True
 
     def __init__(self, architecture: Architecture, tokenizer: TextTokenizer | None = None) -> None:
-        """Weights are yet to be loaded.
+        """Build the tower; weights are loaded later.
 
         Args:
             architecture: Sizes.
-            tokenizer: Of a family with other tokens than CLIP's (MetaCLIP 2).
+            tokenizer: For a family that does not use CLIP's tokens (MetaCLIP 2).
         """
         super().__init__()
         self.width = architecture.text_width
@@ -41,7 +41,7 @@ class ClipText(TextTower):
         self.end_token = architecture.end_token
         self.vocab_size = architecture.vocab_size
         self.tokenizer = tokenizer
-        # With a weight of its own: the usual initialisation, on the meta device, imports half of torch's compiler.
+        # An explicit weight, because the default initialisation on the meta device imports half of torch's compiler.
         weight = torch.empty(architecture.vocab_size, self.width)
         self.token_embedding = nn.Embedding(architecture.vocab_size, self.width, _weight=weight)
         self.positional_embedding = nn.Parameter(torch.empty(self.context_length, self.width))
@@ -50,15 +50,15 @@ class ClipText(TextTower):
         self.text_projection = nn.Parameter(torch.empty(self.width, self.embed_dim))
 
     def tokenize(self, texts: Sequence[str], *, truncate: bool = False) -> Tensor:
-        """Tokens (T, L), int64, L the longest of these texts, padded behind their end with 0.
+        """Return tokens (T, L), int64, L the longest of these texts, padded at the end with 0.
 
         Args:
-            texts: Any texts; cleaned and lower-cased as OpenAI does.
-            truncate: Cut what is too long, keeping the end token, instead of refusing it.
+            texts: Any texts; cleaned and lower-cased as in OpenAI's code.
+            truncate: Truncate texts that are too long, keeping the end token, instead of raising.
 
         Raises:
-            IntclipError: A text has more than `context_length` tokens, and `truncate` is off; or the tower has other
-                tokens than CLIP's and no tokenizer.
+            IntclipError: A text has more than `context_length` tokens and `truncate` is off, or the tower does not use
+                CLIP's tokens and has no tokenizer.
         """
         if self.tokenizer is not None:
             return self.tokenizer.tokenize(texts, self.context_length)
@@ -69,27 +69,27 @@ class ClipText(TextTower):
         return pad([encode(text, self.context_length, truncate=truncate) for text in texts])
 
     def unknown_share(self, texts: Sequence[str]) -> list[float]:
-        """See `TextTower.unknown_share`; CLIP's own tokens have no unknown one."""
+        """See `TextTower.unknown_share`; CLIP's tokens include no unknown token."""
         return super().unknown_share(texts) if self.tokenizer is None else self.tokenizer.unknown_share(texts)
 
     def lengths(self, tokens: Tensor) -> Tensor:
-        """Number of tokens of each row (T,) up to the first end token: `end_token`, or the row's highest id."""
+        """Return each row's number of tokens (T,) up to the first end token: `end_token`, or the highest id."""
         ends = tokens if self.end_token is None else (tokens == self.end_token).int()
         return ends.argmax(dim=-1) + 1
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Token embeddings (T, L, width), without positions."""
+        """Return token embeddings (T, L, width), without positions."""
         embedded: Tensor = self.token_embedding(tokens)
         return embedded
 
     def encode_embeddings(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
-        """Text features (T, D), unnormalised, of token embeddings (T, L, width) whose rows have these lengths.
+        """Compute text features (T, D), unnormalised, of token embeddings (T, L, width) with these row lengths (T,).
 
         Raises:
             IntclipError: L is more than `context_length`.
         """
         self._check(embeddings.shape[1])
-        # Elsewhere one large batch is faster, and lengths are not there to read. A converted graph would keep the
+        # Elsewhere one large batch is faster, and lengths may not be readable. A converted graph would keep the
         # example's order and cut.
         traced = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined,no-untyped-call]
         if embeddings.device.type != "cpu" or traced:
@@ -121,10 +121,10 @@ class ClipText(TextTower):
 
 
 class OpenClipText(ClipText):
-    """CLIP's text transformer without the causal mask: that of MobileCLIP's S-models.
+    """CLIP's text transformer without the causal mask, as in MobileCLIP's S models.
 
-    All tokens see the padding behind the end, so texts always have `context_length` tokens, and whatever stands behind
-    a row's length is replaced by padding: a prompt gives the same features in any batch.
+    All tokens attend to the padding, so texts are always padded to `context_length` tokens, and everything after a
+    row's length is replaced by padding. A prompt therefore has the same features in any batch.
     """
 
     causal = False
@@ -137,7 +137,7 @@ class OpenClipText(ClipText):
 
 
 def padded(embeddings: Tensor, lengths: Tensor, padding: Tensor, total: int) -> Tensor:
-    """Embeddings (T, N, W) of token embeddings (T, L, W), padding (W,) in place of what is behind a row's length."""
+    """Pad token embeddings (T, L, W) to (T, N, W): padding (W,) replaces everything after a row's length."""
     missing = total - embeddings.shape[1]
     tokens = torch.cat([embeddings, padding.expand(embeddings.shape[0], missing, -1)], dim=1)
     within = torch.arange(total, device=tokens.device) < lengths[:, None]
@@ -145,7 +145,7 @@ def padded(embeddings: Tensor, lengths: Tensor, padding: Tensor, total: int) -> 
 
 
 def text_blocks(architecture: Architecture, *, causal: bool) -> list[Block]:
-    """The blocks of a text transformer."""
+    """Build the blocks of a text transformer."""
     spec = BlockSpec(
         architecture.text_width,
         architecture.text_heads,
@@ -158,9 +158,10 @@ def text_blocks(architecture: Architecture, *, causal: bool) -> list[Block]:
 
 
 def best_cut(lengths: Sequence[int]) -> int:
-    """Where to cut ascending lengths in two batches, each padded to its longest, so that they hold the fewest tokens.
+    """Return where to split ascending lengths into two batches, each padded to its longest, for the fewest tokens.
 
-    The number of rows in the first batch; all of them where a cut would save less than one token in twenty.
+    Returns:
+        Number of rows in the first batch; all of them if a split would save less than one token in twenty.
     """
     rows, longest = len(lengths), lengths[-1]
     tokens = [cut * lengths[cut - 1] + (rows - cut) * longest for cut in range(1, rows + 1)]

@@ -1,4 +1,4 @@
-"""First and last part of a vision transformer: patches to tokens, tokens to the joint space (Radford et al., 2021)."""
+"""First and last part of a vision transformer: pixels to tokens, tokens to the joint space (Radford et al., 2021)."""
 
 import math
 from collections import OrderedDict
@@ -13,7 +13,7 @@ from intclip.errors import CheckpointError
 
 
 class PatchEmbedding(nn.Module):
-    """Pixels to tokens: patches behind a class token and registers where there are some, with positions.
+    """Embeds pixels as tokens with positions: class token and registers, if any, then patches.
 
     Args:
         architecture: Of a ViT.
@@ -37,9 +37,9 @@ class PatchEmbedding(nn.Module):
         self.ln_pre = nn.LayerNorm(width, eps=architecture.vision_eps) if traits.pre_norm else nn.Identity()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, S, S) to tokens (B, P + N, W), the P class and register tokens first."""
+        """Map pixels (B, 3, S, S) to tokens (B, P + N, W), the P class and register tokens first."""
         tokens = self.conv1(pixels).flatten(2).transpose(1, 2)
-        # Not len(): a tracer takes that for a constant, and the graph would take no other batch.
+        # Not len(): a tracer records it as a constant, and the graph would accept no other batch size.
         batch = tokens.shape[0]
         if not self.class_position:
             tokens = tokens + self.positional_embedding
@@ -54,7 +54,7 @@ class PatchEmbedding(nn.Module):
 
 
 class VitHead(ImageHead):
-    """The last norm and the projection, at every token alike.
+    """The last norm and the projection, applied to every token.
 
     Args:
         architecture: Of a ViT whose class token is its image embedding.
@@ -70,11 +70,11 @@ class VitHead(ImageHead):
         self.proj_bias = nn.Parameter(torch.empty(architecture.embed_dim)) if traits.projection_bias else None
 
     def regions(self, deep: Tensor) -> Tensor:
-        """Region features (B, D, H, W) of tokens (B, P + HW, W): the patch tokens, normalised and projected."""
+        """Return region features (B, D, H, W) of tokens (B, P + HW, W): the patch tokens, normalised and projected."""
         return as_map(self._project(deep[:, self.prefix :]))
 
     def pooled(self, deep: Tensor) -> Tensor:
-        """Image embedding (B, D) of tokens (B, P + HW, W): the class token, normalised and projected."""
+        """Return the image embedding (B, D) of tokens (B, P + HW, W): the class token, normalised and projected."""
         return self._project(deep[:, 0])
 
     def _project(self, tokens: Tensor) -> Tensor:
@@ -85,10 +85,10 @@ class VitHead(ImageHead):
 
 
 def conv_stem(width: int, patch: int) -> nn.Sequential:
-    """Patches by three convolutions that do not overlap, GELU between them (MobileCLIP, CVPR 2024, section 4).
+    """Build patches with three non-overlapping convolutions, GELU between them (MobileCLIP, CVPR 2024, section 4).
 
     Raises:
-        CheckpointError: The patch is not a multiple of 4.
+        CheckpointError: The patch size is not a multiple of 4.
     """
     if patch % 4:
         raise CheckpointError(f"a stem of three convolutions cannot make patches of {patch} pixels")
@@ -107,11 +107,11 @@ def conv_stem(width: int, patch: int) -> nn.Sequential:
 
 
 def as_map(patches: Tensor) -> Tensor:
-    """Patch tokens (B, HW, C) of a square image as a map (B, C, H, W)."""
+    """Reshape patch tokens (B, HW, C) of a square image to a map (B, C, H, W)."""
     side = math.isqrt(patches.shape[1])
     return torch.unflatten(patches.transpose(1, 2), 2, (side, side))
 
 
 def prefix_tokens(architecture: Architecture) -> int:
-    """Number P of tokens before the patches."""
+    """Return the number P of tokens before the patches."""
     return TRAITS[architecture.family].class_token + architecture.registers

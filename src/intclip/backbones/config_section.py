@@ -1,4 +1,4 @@
-"""The JSON files beside a checkpoint, read field by field, and what is found in them."""
+"""Read the JSON files beside a checkpoint, field by field."""
 
 import json
 from collections.abc import Mapping
@@ -17,21 +17,22 @@ _ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
 }
 _LARGEST = 2**40
-"""No size or factor of a real model is larger; larger numbers overflow."""
+"""Upper limit of any size or factor; larger numbers would overflow."""
 _OFF: tuple[Any, ...] = (None, False, 0, "", [], {}, "none")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What the files say; empty if there are none.
+    """Content of the configuration files; empty if there are none.
 
     Attributes:
-        source: The file that describes the model; None where there is none.
-        family: Which towers; None where nothing says so.
-        sizes: Fields of `Architecture` that the weights must show too.
-        details: Fields of `Architecture` that the weights do not show; also `vision_head_width`, for `vision_heads`.
-        pixels: Fields of `Preprocess`, size included where it is given.
-        tokenizer: What the text tower needs to know of its tokens, such as `pad_id`.
+        source: The file that describes the model, if any.
+        family: Family of towers; None if the files do not say.
+        sizes: Fields of `Architecture` that must agree with the weights.
+        details: Fields of `Architecture` that cannot be inferred from the weights; also `vision_head_width`, for
+            `vision_heads`.
+        pixels: Fields of `Preprocess`, including the size if given.
+        tokenizer: Properties of the text tower's tokens, such as `pad_id`.
     """
 
     source: Path | None = None
@@ -43,7 +44,7 @@ class ModelConfig:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is no such file."""
+    """Read the object in a JSON file; empty if the file does not exist."""
     if not file.is_file():
         return {}
     try:
@@ -56,7 +57,7 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 class Section:
-    """A JSON object that is read field by field; what is left over must be off."""
+    """A JSON object that is read field by field; remaining fields must be off."""
 
     def __init__(self, content: object, source: Path, name: str) -> None:
         if not isinstance(content, Mapping):
@@ -64,18 +65,18 @@ class Section:
         self.content, self.source, self.name = dict(content), source, name
 
     def take(self, key: str, default: Any = None) -> Any:
-        """A field, whatever it is."""
+        """Return a field of any type."""
         return self.content.pop(key, default)
 
     def whole(self, key: str, default: int | None = None) -> int | None:
-        """A positive whole number; None where it is missing."""
+        """Return a positive integer; None if missing."""
         found = self.wholes(key, default)
         if isinstance(found, list):
             raise self.error(f"{key} is {found!r}, not a positive whole number")
         return found
 
     def wholes(self, key: str, default: int | None = None) -> int | list[int] | None:
-        """A positive whole number, or a list of them; None where it is missing."""
+        """Return a positive integer or a list of them; None if missing."""
         value: Any = self.content.pop(key, default)
         items = value if isinstance(value, list) and value else [value]
         if value is not None and not all(type(item) is int and 0 < item <= _LARGEST for item in items):
@@ -83,14 +84,14 @@ class Section:
         return cast("int | list[int] | None", value)
 
     def number(self, key: str, default: float) -> float:
-        """A positive number."""
+        """Return a positive number."""
         value = self.content.pop(key, default)
         if type(value) not in (int, float) or not 1 / _LARGEST <= value <= _LARGEST:
             raise self.error(f"{key} is {value!r}, not a positive number")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
-        """True or false."""
+        """Return true or false."""
         value = self.content.pop(key, default)
         value = default if value is None else value
         if not isinstance(value, bool):
@@ -98,26 +99,26 @@ class Section:
         return value
 
     def activation(self, key: str, default: str) -> Activation:
-        """Our name of an activation."""
+        """Return our name of an activation."""
         value = self.content.pop(key, default)
         if not isinstance(value, str) or value not in _ACTIVATIONS:
             raise self.error(f"the activation {value!r} is not supported; known: {', '.join(_ACTIVATIONS)}")
         return _ACTIVATIONS[value]
 
     def only(self, *harmless: str) -> None:
-        """Refuse what is left over and on."""
+        """Reject remaining fields that are on."""
         left = sorted(key for key, value in self.content.items() if key not in harmless and value not in _OFF)
         if left:
             shown = ", ".join(f"{key} = {self.content[key]!r}" for key in left[:4])
             raise self.error(f"{shown} is not supported")
 
     def error(self, what: str) -> CheckpointError:
-        """A refusal that names the file and the object in it."""
+        """Make an error that names the file and the object in it."""
         line = " ".join(what.split())
         return CheckpointError(f"{self.source}: {self.name}: {line if len(line) <= 300 else line[:300] + '…'}")
 
     def square(self, key: str) -> int | None:
-        """The side of a square, written once or twice; None where it is missing."""
+        """Return the side of a square, written once or twice; None if missing."""
         value = self.wholes(key)
         if isinstance(value, list):
             if len(set(value)) != 1:
@@ -126,7 +127,7 @@ class Section:
         return value
 
     def choice(self, key: str, known: Mapping[Any, str]) -> str | None:
-        """What one of the known values means; None where it is missing."""
+        """Return the meaning of one of the known values; None if missing."""
         value = self.take(key)
         if value is None:
             return None
@@ -135,7 +136,7 @@ class Section:
         return known[value]
 
     def three(self, key: str) -> tuple[float, ...] | None:
-        """A number a channel, or one for all of them; None where it is missing."""
+        """Return one number per channel, or one for all; None if missing."""
         value = self.take(key)
         if value is None:
             return None
@@ -148,5 +149,5 @@ class Section:
 
 
 def given(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that are not None."""
+    """Return the fields that are not None."""
     return {key: value for key, value in fields.items() if value is not None}

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 
 def tensor_hash(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's bytes."""
+    """Return the SHA-256 of a tensor's bytes."""
     content = tensor.detach().cpu().contiguous().flatten()
     return hashlib.sha256(content.view(torch.uint8).numpy().data).hexdigest()
 
 
 def tensor_hashes(module: nn.Module) -> list[list[object]]:
-    """Name, shape and hash of each tensor of a module's state."""
+    """Return name, shape and hash of each tensor of a module's state."""
     return [[name, list(tensor.shape), tensor_hash(tensor)] for name, tensor in module.state_dict().items()]

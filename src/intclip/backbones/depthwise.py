@@ -1,8 +1,8 @@
 """Depthwise convolution whose weight gradient is fast on a CPU.
 
-oneDNN has a fast kernel for the weight gradient of a depthwise convolution up to three columns wide; at five columns
-it is four to five times slower (docs/lab-book/lite-deep-layers.md). A kernel's columns are independent, so the gradient
-is computed in strips of three columns, each against the input shifted accordingly.
+oneDNN computes the weight gradient of a depthwise convolution fast up to three columns; at five columns it is four to
+five times slower (docs/lab-book/lite-deep-layers.md). A kernel's columns are independent, so the gradient is computed
+in strips of three columns, each against the input shifted accordingly.
 """
 
 from collections.abc import Callable
@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 STRIP = 3
-"""Columns of a kernel whose weight gradient is taken at once."""
+"""Columns of a kernel whose weight gradient is computed at once."""
 
 Padding = tuple[int, int, int, int]
-"""Left, right, top, bottom, as `torch.nn.functional.pad` takes it."""
+"""Left, right, top, bottom, as in `torch.nn.functional.pad`."""
 
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: Padding) -> Tensor:
     """Convolve each channel of x (B, C, H, W), channels-last, with its own kernel (C, 1, k, k); `bias` is (C,).
 
-    The numbers are those of `torch.nn.functional.conv2d`; only the way to the weight's gradient differs, and only for
+    The result equals `torch.nn.functional.conv2d`. Only the computation of the weight gradient differs, and only for
     wide kernels that train on a CPU in full precision.
     """
     wide = weight.shape[-1] > STRIP and torch.is_grad_enabled() and weight.requires_grad
@@ -34,7 +34,7 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: Pad
 def _convolve(
     x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: Padding
 ) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    """The convolution, the input it ran on, and the even padding that it did itself."""
+    """Return the convolution, its input, and the symmetric padding that it applied itself."""
     left, right, top, bottom = padding
     even = (top, left)
     if left != right or top != bottom:
@@ -94,7 +94,7 @@ _stripwise: Callable[[Tensor, Tensor, Tensor, int, Padding], Tensor] = _Stripwis
 def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int], *, weight_only: bool
 ) -> Tensor:
-    """PyTorch's own gradient with respect to the weight, or else to the input."""
+    """Compute PyTorch's own gradient with respect to the weight, or else to the input."""
     mask = [not weight_only, weight_only, False]
     gradients = torch.ops.aten.convolution_backward(
         grad, x, weight, None, [stride, stride], list(padding), [1, 1], False, [0, 0], weight.shape[0], mask

@@ -1,10 +1,10 @@
 """EfficientNet-Lite: inverted bottlenecks without squeeze-and-excitation, ReLU6, any width and depth.
 
-Tan and Le, EfficientNet (ICML 2019), section 3, in the Lite variant of its authors: the stem, the first and last
-stage's depth and the head's width are not scaled. Every convolution is followed by a batch norm with fixed
-statistics, so it is folded into the convolution: once at build where nothing trains (`FoldedConv`), in each forward
-where it does (`ConvBatchNorm`), so that gradients reach the convolution's weight and the norm's affine parameters.
-Which shape of these layers is fast on a CPU, and by how much, is in docs/lab-book/lite-deep-layers.md.
+Tan and Le, EfficientNet (ICML 2019), section 3, in its authors' Lite variant: the stem, the depth of the first and
+last stage, and the width of the head are not scaled. Every convolution is followed by a batch norm with fixed
+statistics, which is folded into it: once at construction in frozen layers (`FoldedConv`), and in each forward pass in
+trainable ones (`ConvBatchNorm`), so that gradients reach the convolution's weight and the norm's affine parameters.
+docs/lab-book/lite-deep-layers.md has CPU timings of these layers.
 """
 
 import math
@@ -25,7 +25,7 @@ HEAD_CHANNELS = 1280
 
 @dataclass(frozen=True)
 class Stage:
-    """Repeated inverted bottlenecks: `stride` is the first one's, `expand` widens inside."""
+    """Repeated inverted bottlenecks; `stride` is the first one's, `expand` is the factor of the inner width."""
 
     repeats: int
     kernel: int
@@ -46,7 +46,7 @@ _STAGES = (
 
 
 def scaled_stages(width: float, depth: float) -> list[Stage]:
-    """The seven stages with channels times `width` (rounded to multiples of 8) and repeats times `depth`."""
+    """Return the seven stages with channels times `width` (rounded to multiples of 8) and repeats times `depth`."""
     return [
         Stage(
             repeats=stage.repeats if index in (0, len(_STAGES) - 1) else math.ceil(depth * stage.repeats),
@@ -65,17 +65,17 @@ def _round_channels(channels: float) -> int:
 
 
 def same_padding(side: int, kernel: int, stride: int) -> tuple[int, int]:
-    """TensorFlow's "same" padding (before, after) of one side: more behind than before where it is odd."""
+    """Return TensorFlow's "same" padding (before, after) of one side; an odd pixel goes after."""
     total = max((math.ceil(side / stride) - 1) * stride + kernel - side, 0)
     return total // 2, total - total // 2
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor, stride: int, groups: int) -> Tensor:
-    """Convolution (B, C', H', W') with "same" padding of x (B, C, H, W).
+    """Convolve x (B, C, H, W) with "same" padding to (B, C', H', W').
 
-    Groups are either 1 or as many as channels. A 1×1 convolution that takes part in training is a matrix product over
-    the channels-last rows, whose backward pass is two products as well; for inference it stays a convolution, which
-    engines fuse and lay out as they like.
+    Groups are either 1 or the number of channels. In training, a 1×1 convolution is a matrix product over the
+    channels-last rows, whose backward pass is two products; for inference it stays a convolution, which engines can
+    fuse and lay out freely.
     """
     kernel = weight.shape[-1]
     if kernel == 1 and torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
@@ -87,12 +87,12 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor, stride: int, groups: int) 
 
 
 def relu6(x: Tensor) -> Tensor:
-    """Clamp to [0, 6]; in place at inference (in training autograd would copy the view that a product returns)."""
+    """Clamp to [0, 6]; in place at inference only, because in training autograd would copy the view of a product."""
     return F.relu6(x, inplace=not torch.is_grad_enabled())
 
 
 def fold(weight: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the one convolution that does what a convolution and its batch norm do.
+    """Fold a batch norm into its convolution; return weight and bias.
 
     Args:
         weight: (C', C / groups, k, k).
@@ -159,7 +159,7 @@ Convolution = type[FoldedConv] | type[ConvBatchNorm]
 
 
 class InvertedBottleneck(nn.Module):
-    """Expand (1×1), filter each channel (k×k), project (1×1), with a shortcut where the shapes agree."""
+    """Expand (1×1), filter each channel (k×k), project (1×1), with a shortcut if the shapes agree."""
 
     def __init__(self, convolution: Convolution, inputs: int, outputs: int, stage: Stage, stride: int) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ class Activated(nn.Module):
 
 
 class ChannelsLast(nn.Sequential):
-    """Layers run in channels-last memory, whatever layout the input comes in."""
+    """Runs layers in channels-last memory, for an input in any layout."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (B, C, H, W) through all layers."""
@@ -200,12 +200,13 @@ class ChannelsLast(nn.Sequential):
 
 
 def build_layers(width: float, depth: float, frozen: int) -> tuple[ChannelsLast, ChannelsLast]:
-    """Stem, bottlenecks and head, uninitialised, cut in two.
+    """Build stem, bottlenecks and head, uninitialised, split in two parts.
 
     Args:
         width: Channel multiplier.
         depth: Repeat multiplier.
-        frozen: How many stages the first part holds, besides the stem; its batch norms are folded, the rest train.
+        frozen: Number of stages in the first part, besides the stem. Its batch norms are folded; the second part can
+            train.
 
     Returns:
         (trunk, deep).
@@ -224,7 +225,7 @@ def build_layers(width: float, depth: float, frozen: int) -> tuple[ChannelsLast,
 
 
 def stage_maps(layers: Iterable[nn.Module], x: Tensor) -> list[Tensor]:
-    """Maps (B, C_i, H_i, W_i) of the last four sizes, fine to coarse: before each halving, and the last of all.
+    """Return maps (B, C_i, H_i, W_i) of the last four sizes, fine to coarse: before each halving, and the last map.
 
     Args:
         layers: All layers, from the stem to the head.
@@ -240,18 +241,18 @@ def stage_maps(layers: Iterable[nn.Module], x: Tensor) -> list[Tensor]:
 
 
 def load_layers(trunk: ChannelsLast, deep: ChannelsLast, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Fill both parts from a checkpoint in the key names of the PyTorch port (`_blocks.3._expand_conv.weight`).
+    """Load both parts from a checkpoint with the key names of the PyTorch port (`_blocks.3._expand_conv.weight`).
 
     Args:
-        trunk: Of `build_layers`; it may lie on the meta device.
-        deep: Of `build_layers`.
-        state: The checkpoint; it is read, not changed.
+        trunk: From `build_layers`; may be on the meta device.
+        deep: From `build_layers`.
+        state: The checkpoint; not modified.
 
     Returns:
         The ImageNet classifier's weight (1000, 1280) and bias (1000,).
 
     Raises:
-        CheckpointError: A tensor is missing, left over, or of another shape; all are named.
+        CheckpointError: Tensors are missing, unexpected or misshapen; all are named.
     """
     layers = [*trunk, *deep]
     expected = {"_fc.weight", "_fc.bias"}
@@ -272,7 +273,7 @@ def load_layers(trunk: ChannelsLast, deep: ChannelsLast, state: Mapping[str, Ten
 
 
 def named_convolutions(layers: Sequence[nn.Module]) -> Iterator[tuple[str, str, FoldedConv | ConvBatchNorm]]:
-    """Checkpoint prefixes of each convolution and of its batch norm, with our layer."""
+    """Yield the checkpoint prefixes of each convolution and its batch norm, with our layer."""
     blocks = [layer for layer in layers if isinstance(layer, InvertedBottleneck)]
     for prefix, norm, layer in (("_conv_stem", "_bn0", layers[0]), ("_conv_head", "_bn1", layers[-1])):
         assert isinstance(layer, Activated)

@@ -1,4 +1,4 @@
-"""What tells one family of towers from another, as a table; the parts are in `vit`, `clip_text` and their like.
+"""Properties of each family of towers, as a table; the parts are in modules such as `vit` and `clip_text`.
 
 CLIP: Radford et al., 2021; also LAION's, DataComp's, DFN's and MetaCLIP's weights. MetaCLIP 2: Chuang et al., 2025.
 SigLIP: Zhai et al., 2023; SigLIP 2 (fixed size): Tschannen et al., 2025. EVA-02-CLIP: Fang et al.; Sun et al., 2023.
@@ -18,7 +18,7 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class Pixels:
-    """How a family looks at photos where no file says otherwise; the fields of `Preprocess` but the size."""
+    """Default preprocessing of a family: the fields of `Preprocess` without the size."""
 
     mean: tuple[float, float, float] = OPENAI_MEAN
     std: tuple[float, float, float] = OPENAI_STD
@@ -26,7 +26,7 @@ class Pixels:
     crop: Literal["center", "squash"] = "center"
 
     def at(self, size: int) -> Preprocess:
-        """The preprocessing for this side."""
+        """Return the preprocessing for this side in pixels."""
         return Preprocess(size=size, mean=self.mean, std=self.std, interpolation=self.interpolation, crop=self.crop)
 
 
@@ -35,9 +35,9 @@ class Rotary:
     """Rotary positions of patches.
 
     Attributes:
-        reference: Patches along a side that positions are scaled to; None leaves them as they are.
+        reference: Number of patches per side that positions are scaled to; None for no scaling.
         offset: Position of the first patch.
-        order: Which coordinate turns the first half of the channels: "yx" rows, "xy" columns.
+        order: Coordinate that rotates the first half of the channels: rows in "yx", columns in "xy".
     """
 
     reference: int | None
@@ -47,31 +47,31 @@ class Rotary:
 
 @dataclass(frozen=True)
 class Traits:
-    """What a family's towers are made of.
+    """Components of a family's towers.
 
     Attributes:
-        title: Name for people.
+        title: Display name.
         pixels: Default preprocessing.
         patch_bias: The patch convolution has a bias.
-        conv_stem: Three convolutions, with GELU between them, make the patches.
-        class_token: A token before the patches.
-        class_position: It has a position too.
-        pre_norm: A norm before the first block.
-        pooling: The image embedding is the class token, or what a learned query reads ("map").
+        conv_stem: The patch embedding is three convolutions with GELU between them.
+        class_token: There is a class token before the patches.
+        class_position: The class token has a position.
+        pre_norm: There is a norm before the first block.
+        pooling: The image embedding is the class token, or the output of a learned query ("map").
         projection: Pooled features are projected to the joint space.
-        projection_bias: With a bias.
+        projection_bias: The projection has a bias.
         rotary: Rotary positions.
         layer_scale: See `BlockSpec`.
         gated: See `BlockSpec`.
         inner_norm: See `BlockSpec`.
         pool_heads: Heads of the learned query; None means as many as the blocks have.
-        text: "causal": CLIP's, read at the end token. "open": the same without the causal mask, always padded.
-            "padded": SigLIP's, read at the last place. "mean": TIPS's.
+        text: Text tower. "causal": CLIP's, read at the end token. "open": the same without the causal mask, always
+            padded. "padded": SigLIP's, read at the last position. "mean": TIPS's.
         own_tokens: Tokens are CLIP's; otherwise a `tokenizer.json` beside the weights gives them.
-        activation: Where no file says otherwise.
-        text_activation: Where no file says otherwise.
-        vision_eps: Where no file says otherwise.
-        text_eps: Where no file says otherwise.
+        activation: Default of the image tower.
+        text_activation: Default of the text tower.
+        vision_eps: Default epsilon of the image tower's layer norms.
+        text_eps: Default epsilon of the text tower's layer norms.
     """
 
     title: str

@@ -1,7 +1,7 @@
-"""FastViT as MobileCLIP has it, in its form for inference: convolutions without branches and batch norms.
+"""MobileCLIP's FastViT in its inference form: convolutions without branches and batch norms.
 
 FastViT: Vasu et al., ICCV 2023; the variants "mci": Vasu et al., MobileCLIP, CVPR 2024, and Faghri et al.,
-MobileCLIP 2, TMLR 2025. `fastvit_fusion` makes this form from the branches and norms that are trained.
+MobileCLIP 2, TMLR 2025. `fastvit_fusion` converts the training form, with branches and norms, to this one.
 """
 
 from collections import OrderedDict
@@ -19,13 +19,13 @@ HEAD_CHANNELS = 32
 MLP_RATIO = 3
 LARGE_KERNEL = 7
 EXCITED = (False, False, True, True)
-"""Stages whose downsampling has squeeze and excitation."""
+"""Whether the downsampling before each stage has squeeze and excitation."""
 STAGE_SQUEEZE, FINAL_SQUEEZE = 4, 16
-"""How many times fewer channels the squeeze has."""
+"""Reduction factors of the squeeze's channels."""
 
 
 class SqueezeExcite(nn.Module):
-    """Each channel times a factor in (0, 1) that depends on the means of all (Hu et al., CVPR 2018)."""
+    """Multiplies each channel by a factor in (0, 1) that depends on all channels' means (Hu et al., CVPR 2018)."""
 
     def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()
@@ -39,16 +39,16 @@ class SqueezeExcite(nn.Module):
 
 
 class ConvUnit(nn.Conv2d):
-    """A convolution with a rim of half its kernel, then squeeze and excitation, then GELU, where it has them.
+    """A convolution padded by half its kernel, then optional squeeze and excitation, then optional GELU.
 
     Args:
         inputs: Input channels.
         outputs: Output channels.
         kernel: Side of the kernel.
-        stride: Of the convolution.
-        groups: Of the convolution.
-        squeeze: How many times fewer channels the squeeze has; 0 for none.
-        activate: GELU behind it.
+        stride: Stride of the convolution.
+        groups: Groups of the convolution.
+        squeeze: Reduction factor of the squeeze's channels; 0 for no squeeze.
+        activate: Apply GELU last.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class ConvUnit(nn.Conv2d):
 
     @property
     def damping(self) -> float:
-        """About how much smaller than behind the convolution values are behind GELU and excitation."""
+        """Return the approximate factor by which GELU and excitation shrink values."""
         return (1 if isinstance(self.act, nn.Identity) else 0.65) * (1 if isinstance(self.se, nn.Identity) else 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class ConvUnit(nn.Conv2d):
 
 
 def conv_mlp(channels: int) -> nn.Sequential:
-    """A wide depthwise convolution, then an MLP at each position."""
+    """Build a wide depthwise convolution followed by an MLP at each position."""
     hidden = MLP_RATIO * channels
     return nn.Sequential(
         OrderedDict(
@@ -90,7 +90,7 @@ def conv_mlp(channels: int) -> nn.Sequential:
 
 
 class MixerBlock(nn.Module):
-    """Positions mixed by a depthwise convolution (RepMixer), then an MLP beside an identity."""
+    """Mixes positions by a depthwise convolution (RepMixer), then applies a residual MLP."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -105,10 +105,10 @@ class MixerBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Attention among all positions and an MLP, each beside an identity.
+    """Residual attention over all positions, then a residual MLP.
 
     Raises:
-        CheckpointError: Heads of 32 channels do not divide the channels.
+        CheckpointError: The channels are not a multiple of 32, the channels of a head.
     """
 
     def __init__(self, channels: int) -> None:
@@ -127,7 +127,7 @@ class AttentionBlock(nn.Module):
 
 
 class LinearHead(ImageHead):
-    """One linear layer at each position, whose mean over them is the image embedding.
+    """One linear layer at each position; the mean over positions is the image embedding.
 
     Args:
         channels: C of the last map.
@@ -139,17 +139,17 @@ class LinearHead(ImageHead):
         self.fc = nn.Linear(channels, embed_dim)
 
     def regions(self, deep: Tensor) -> Tensor:
-        """Region features (B, D, H, W) of the last map (B, C, H, W)."""
+        """Return region features (B, D, H, W) of the last map (B, C, H, W)."""
         return F.conv2d(deep, self.fc.weight[:, :, None, None], self.fc.bias)
 
     def pooled(self, deep: Tensor) -> Tensor:
-        """Image embedding (B, D) of the last map (B, C, H, W): the mean of the regions, by way of the mean position."""
+        """Return the image embedding (B, D) of the last map (B, C, H, W), which is the mean of the region features."""
         embedding: Tensor = self.fc(deep.mean(dim=(2, 3)))
         return embedding
 
 
 def build_fastvit(architecture: Architecture, split: Split) -> tuple[nn.Sequential, nn.Sequential, LinearHead]:
-    """Trunk, deep layers and head of a FastViT, with weights yet to be loaded.
+    """Build trunk, deep layers and head of a FastViT; weights are loaded later.
 
     Args:
         architecture: Of a FastViT.
@@ -185,7 +185,7 @@ def build_fastvit(architecture: Architecture, split: Split) -> tuple[nn.Sequenti
 
 
 def _downsample(channels: int, *, squeeze: int) -> nn.Sequential:
-    """Half the side, twice the channels."""
+    """Build layers that halve the side and double the channels."""
     return nn.Sequential(
         ConvUnit(channels, 2 * channels, LARGE_KERNEL, stride=2, groups=channels, squeeze=squeeze, activate=True),
         ConvUnit(2 * channels, 2 * channels, 1, activate=True),

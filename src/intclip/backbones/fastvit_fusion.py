@@ -1,7 +1,7 @@
-"""From the branches and batch norms that MobileCLIP trains to the single convolutions that it computes with.
+"""Fuse the branches and batch norms of MobileCLIP's training form to single convolutions.
 
-All of it is linear, so it is exact but for rounding: a batch norm with fixed statistics scales and shifts its
-convolution; parallel convolutions add up, an identity being a kernel with a 1 in its middle (Ding et al., RepVGG,
+All parts are linear, so this is exact up to rounding: a batch norm with fixed statistics scales and shifts its
+convolution; parallel convolutions add up, and an identity is a kernel with a 1 at its centre (Ding et al., RepVGG,
 CVPR 2021; Vasu et al., MobileOne and FastViT, 2023). Computed in double precision.
 """
 
@@ -15,16 +15,16 @@ from torch import Tensor
 from intclip.errors import CheckpointError
 
 EPS = 1e-5
-"""Of the batch norms."""
+"""Epsilon of the batch norms."""
 Affine = tuple[Tensor, Tensor]
 """Weight and bias."""
 
 
 def fused(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An image tower of MobileCLIP as single convolutions, float32.
+    """Return the weights of a MobileCLIP image tower as single convolutions, float32.
 
     Args:
-        state: Under timm's key names without prefix: as it is trained, or fused already ("reparam_conv").
+        state: With timm's key names without prefix, in training form or already fused ("reparam_conv").
 
     Raises:
         CheckpointError: A part of a batch norm or of a branch is missing.
@@ -56,7 +56,7 @@ def fused(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         scale, shift = rest.norm(f"{prefix}.norm")
         weight = rest.take(f"{prefix}.token_mixer.qkv.weight")
         rest.put(f"{prefix}.token_mixer.qkv", (weight * scale, weight @ shift))
-    for prefix in rest.having(r"\.mlp\.conv\.weight"):  # of FastViT alone
+    for prefix in rest.having(r"\.mlp\.conv\.weight"):  # FastViT only
         scales = {"mlp.fc2": "layer_scale"}
         if f"{prefix}.token_mixer.qkv.weight" in rest.left:
             scales = {"mlp.fc2": "layer_scale_2", "token_mixer.proj": "layer_scale_1"}
@@ -68,13 +68,13 @@ def fused(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class _Rest:
-    """What is yet to be fused, in double precision."""
+    """Weights that remain to be fused, in double precision."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self.left = {key: tensor.detach().double() for key, tensor in state.items()}
 
     def having(self, ending: str) -> list[str]:
-        """What stands before this ending of a key."""
+        """Return the parts of keys before this ending."""
         return [match[1] for key in self.left if (match := re.match(f"(.*){ending}$", key))]
 
     def take(self, key: str) -> Tensor:
@@ -89,20 +89,20 @@ class _Rest:
         self.left[f"{prefix}.weight"], self.left[f"{prefix}.bias"] = affine
 
     def norm(self, prefix: str) -> Affine:
-        """Scale and shift of a batch norm."""
+        """Return scale and shift of a batch norm."""
         parts = ("weight", "bias", "running_mean", "running_var")
         gain, shift, mean, variance = (self.take(f"{prefix}.{part}") for part in parts)
         scale = gain / (variance + EPS).sqrt()
         return scale, shift - mean * scale
 
     def behind(self, kernel: Tensor, norm: str) -> Affine:
-        """A convolution without bias, and a batch norm behind it."""
+        """Fold a batch norm into the convolution without bias before it."""
         scale, shift = self.norm(norm)
         return kernel * scale.view(-1, 1, 1, 1), shift
 
 
 def _identity(like: Tensor) -> Tensor:
-    """The kernel (C, C / groups, k, k) that changes nothing."""
+    """Return the identity kernel (C, C / groups, k, k)."""
     outputs, inputs, side, _ = like.shape
     kernel = torch.zeros_like(like)
     rows = torch.arange(outputs)
@@ -111,7 +111,7 @@ def _identity(like: Tensor) -> Tensor:
 
 
 def _sum(parts: list[Affine]) -> Affine:
-    """Parallel convolutions as one; smaller kernels lie in the middle of the first."""
+    """Merge parallel convolutions; smaller kernels are centred in the first."""
     side = parts[0][0].shape[-1]
     weights = [F.pad(weight, [(side - weight.shape[-1]) // 2] * 4) for weight, _ in parts]
     return torch.stack(weights).sum(dim=0), torch.stack([bias for _, bias in parts]).sum(dim=0)

@@ -1,4 +1,4 @@
-"""Text to token ids by a `tokenizer.json` beside the weights: SigLIP's, MetaCLIP 2's and TIPS's."""
+"""Convert text to token ids with the `tokenizer.json` beside the weights (SigLIP, MetaCLIP 2, TIPS)."""
 
 import re
 import string
@@ -16,22 +16,22 @@ _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def canonical(text: str) -> str:
-    """A text as SigLIP was trained on it: lower case, no ASCII punctuation, single blanks (big_vision)."""
+    """Clean a text as in SigLIP's training: lower case, no ASCII punctuation, single spaces (big_vision)."""
     return re.sub(r"\s+", " ", text.replace("_", " ").translate(_WITHOUT_PUNCTUATION).lower()).strip()
 
 
 class FileTokenizer:
-    """A tokenizer of Hugging Face's `tokenizers`, neither padding nor cutting.
+    """A tokenizer of Hugging Face's `tokenizers`, without padding or truncation.
 
     Args:
         path: A `tokenizer.json`; a `tokenizer_config.json` beside it names the padding token.
-        vocab_size: Of the text tower; a tokenizer with higher ids is refused.
-        ends: Make sure that each text ends with the end token, and starts with none (SigLIP).
-        clean: Bring texts into SigLIP's form first; see `canonical`.
-        pad_id: Of the padding, where the files do not name it.
+        vocab_size: Of the text tower; a tokenizer with higher ids is rejected.
+        ends: Ensure that each text ends with the end token and has no start token (SigLIP).
+        clean: Clean texts first, as SigLIP does; see `canonical`.
+        pad_id: Padding id, if the files do not name it.
 
     Raises:
-        CheckpointError: The file is damaged, or is another tower's.
+        CheckpointError: The file is damaged or belongs to another tower.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class FileTokenizer:
         self.pad_id = pad_token
 
     def tokenize(self, texts: Sequence[str], context_length: int) -> Tensor:
-        """Tokens (T, L), int64, L the longest of these texts, padded behind their end with `pad_id`.
+        """Return tokens (T, L), int64, L the longest of these texts, padded at the end with `pad_id`.
 
         Raises:
             IntclipError: A text has more than `context_length` tokens.
@@ -74,7 +74,7 @@ class FileTokenizer:
         return pad(rows, max(1, *map(len, rows)) if rows else 0, value=self.pad_id)
 
     def unknown_share(self, texts: Sequence[str]) -> list[float]:
-        """Share of each text's tokens that are the unknown token, in [0, 1]; 0 for an empty text."""
+        """Return the share of unknown tokens in each text, in [0, 1]; 0 for an empty text."""
         rows = [self._tokenizer.encode(self._prepared(text), add_special_tokens=False).ids for text in texts]
         return [row.count(self.unknown_id) / len(row) if row and self.unknown_id is not None else 0.0 for row in rows]
 
@@ -94,12 +94,12 @@ class FileTokenizer:
         return ids if ids and ids[-1] == self.end_id else [*ids, self.end_id]
 
     def _first(self, *names: object) -> int | None:
-        """Id of the first of these tokens that there is."""
+        """Return the id of the first of these tokens that exists."""
         ids = (self._tokenizer.token_to_id(name) for name in names if isinstance(name, str))
         return next((index for index in ids if index is not None), None)
 
     def _named_tokens(self) -> dict[str, object]:
-        """Special tokens by their role, as `tokenizer_config.json` names them."""
+        """Return special tokens by role, from `tokenizer_config.json`."""
         content = read_object(self.path.with_name("tokenizer_config.json"))
         return {
             key: value.get("content") if isinstance(value, dict) else value
@@ -109,13 +109,12 @@ class FileTokenizer:
 
 
 class StandInTokenizer:
-    """Tokens for towers with random weights, so that a pipeline can be tried: CLIP's ids folded into the vocabulary.
+    """Tokenizer for towers with random weights, to try a pipeline: CLIP's ids, folded into the vocabulary.
 
     Args:
-        vocab_size: Of the text tower.
-        start: Token in front of each text, if there is one.
-        end: Token behind each text, if there is one.
-        pad_id: Of the padding.
+        vocab_size: Of the text tower. start: Token before each text, if any.
+        end: Token after each text, if any.
+        pad_id: Padding id.
     """
 
     def __init__(self, vocab_size: int, *, start: int | None, end: int | None, pad_id: int) -> None:
@@ -132,7 +131,7 @@ class StandInTokenizer:
         return pad(rows, max(1, *map(len, rows)) if rows else 0, value=self.pad_id)
 
     def unknown_share(self, texts: Sequence[str]) -> list[float]:
-        """None of the tokens is unknown."""
+        """Return 0 for each text: no token is unknown."""
         return [0.0] * len(texts)
 
 

@@ -17,7 +17,7 @@ from intclip.extras import require
 from intclip.files import sha256_file, write_text
 
 HUB_PREFIX = "hf:"
-"""Beginning of the name of a repository on the hub."""
+"""Prefix of a repository name on the hub."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -29,7 +29,7 @@ class HubFile:
         repo: Owner and name.
         filename: Path in the repository.
         revision: Commit; None means the main branch at the first download.
-        sha256: Of the content; None means the one that is recorded at the first use.
+        sha256: Of the content; None means the one recorded at first use.
     """
 
     repo: str
@@ -39,10 +39,10 @@ class HubFile:
 
 
 def parse(spec: str) -> tuple[str, str | None]:
-    """Repository and revision of "hf:owner/name" or "hf:owner/name@revision".
+    """Parse "hf:owner/name" or "hf:owner/name@revision" to repository and revision.
 
     Raises:
-        CheckpointError: It is neither.
+        CheckpointError: It has another form.
     """
     match = re.fullmatch(rf"{HUB_PREFIX}([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", spec)
     if match is None:
@@ -69,7 +69,7 @@ def fetch(file: HubFile, *, endpoint: str | None = None) -> Path:
 
 
 def fetch_repository(spec: str, *, endpoint: str | None = None) -> Path:
-    """The local path of the weights of "hf:owner/name[@revision]", with the files that describe them beside it.
+    """Return the local path of the weights of "hf:owner/name[@revision]", beside their configuration files.
 
     Raises:
         CheckpointError: It is unavailable, has no weight file with a known name, or its content is unexpected.
@@ -103,9 +103,9 @@ def cached_repository(spec: str) -> Path | None:
 
 
 def _beside(file: HubFile, weights_are_cached: bool, endpoint: str | None) -> None:
-    """Have a file that describes the weights, if the repository has it.
+    """Fetch a configuration file of the weights, if the repository has it.
 
-    Where the hub cannot be asked and the weights are in the cache, they were fetched with all that lies beside them.
+    If the hub is unavailable and the weights are cached, their configuration files were fetched with them.
     """
     try:
         _download(file, endpoint, large=False)
@@ -115,7 +115,7 @@ def _beside(file: HubFile, weights_are_cached: bool, endpoint: str | None) -> No
 
 
 def cached(file: HubFile) -> Path | None:
-    """The local path of a hub file that is in the cache; it asks nobody and verifies nothing.
+    """Return the local path of a cached hub file, without network access or verification.
 
     Raises:
         MissingExtraError: `huggingface_hub` is not installed.
@@ -123,7 +123,7 @@ def cached(file: HubFile) -> Path | None:
     hub = require("huggingface_hub", "hub")
     try:
         path = hub.try_to_load_from_cache(file.repo, file.filename, cache_dir=_cache_folder(), revision=file.revision)
-    except ValueError:  # a name that no repository can have; downloading says so
+    except ValueError:  # an invalid repository name; the download reports it
         return None
     return Path(path) if isinstance(path, str) else None
 
@@ -134,9 +134,9 @@ def _cache_folder() -> str:
 
 
 def _download(file: HubFile, endpoint: str | None, *, large: bool = True) -> Path | None:
-    """Path in the cache; None when the repository is there and the file is not in it.
+    """Return the path in the cache; None if the repository exists without this file.
 
-    A large one goes on where an earlier download stopped.
+    A large file resumes where an earlier download stopped.
     """
     hub = require("huggingface_hub", "hub")
     errors = require("huggingface_hub.errors", "hub")
@@ -144,7 +144,7 @@ def _download(file: HubFile, endpoint: str | None, *, large: bool = True) -> Pat
     cache = _cache_folder()
     try:
         known = hub.try_to_load_from_cache(file.repo, file.filename, cache_dir=cache, revision=file.revision)
-        if known is not None:  # a path, or the record that the repository has no such file
+        if known is not None:  # a path, or a record that the repository lacks the file
             return Path(known) if isinstance(known, str) else None
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
             raise CheckpointError(_how_to_supply(file, "offline mode is on and it is not in the cache"))
@@ -152,7 +152,7 @@ def _download(file: HubFile, endpoint: str | None, *, large: bool = True) -> Pat
         metadata = hub.get_hf_file_metadata(url) if large else None
         if metadata and metadata.etag and metadata.size:
             _resume(url, Path(cache, f"models--{file.repo.replace('/', '--')}", "blobs", metadata.etag), metadata.size)
-        # The content is in its place; this makes the snapshot around it, and remembers what a repository lacks.
+        # The content is in place; this call creates its snapshot, and records files that a repository lacks.
         return Path(
             hub.hf_hub_download(file.repo, file.filename, revision=file.revision, cache_dir=cache, endpoint=endpoint)
         )
@@ -167,9 +167,9 @@ def _download(file: HubFile, endpoint: str | None, *, large: bool = True) -> Pat
 
 
 def _resume(url: str, blob: Path, size: int) -> None:
-    """Download to where the cache keeps the content, going on with what an earlier process left unfinished.
+    """Download to the content's place in the cache, resuming what an earlier process left unfinished.
 
-    `huggingface_hub` itself goes on only within one process. When it finds the content in its place it is content.
+    `huggingface_hub` itself resumes only within one process. It accepts content that is already in place.
     """
     utils = require("huggingface_hub.utils", "hub")
     if blob.exists():
@@ -201,10 +201,10 @@ def _how_to_supply(file: HubFile, reason: str) -> str:
 
 
 def _verify(file: HubFile, path: Path) -> None:
-    """Compare the content with the pinned or recorded SHA-256; at an unpinned file's first use, record it."""
+    """Compare the content with the pinned or recorded SHA-256; record it at an unpinned file's first use."""
     record = path.with_name(f"{path.name}.sha256")
     recorded = record.read_text(encoding="utf-8").strip() if record.is_file() else None
-    # In the hub's cache a large file is named after the SHA-256 that the hub announced for it.
+    # In the hub's cache, the name of a large file is the SHA-256 that the hub announced for it.
     announced = path.resolve().name
     expected = file.sha256 or recorded or (announced if _DIGEST.fullmatch(announced) else None)
     found = sha256_file(path)
@@ -217,4 +217,4 @@ def _verify(file: HubFile, path: Path) -> None:
         try:
             write_text(record, found + "\n")
         except StorageError:
-            return  # A cache that cannot be written (shared, read-only) still serves; nothing is recorded there.
+            return  # A read-only cache is usable, but nothing is recorded there.

@@ -1,4 +1,4 @@
-"""Where the weights of named backbones are on the hub. A pin that is None is one we do not know for sure; see `hub`."""
+"""Hub locations of the named backbones' weights. A pin of None is not known for certain; see `hub`."""
 
 from typing import NamedTuple
 
@@ -44,7 +44,7 @@ OPENAI_FILES: dict[str, HubFile] = {
         "c6032c2e0caae3dc2d4fba35535fa6307dbb49df59c7e182b1bc4b3329b81801",
     ),
 }
-"""OpenAI's; these files alone are enough."""
+"""OpenAI's models; these files are sufficient."""
 
 REPOSITORIES: dict[str, HubFile] = {
     "ViT-H/14": HubFile("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", _SAFE),
@@ -65,19 +65,19 @@ REPOSITORIES: dict[str, HubFile] = {
     "MobileCLIP2-B": HubFile("timm/MobileCLIP2-B-OpenCLIP", _SAFE),
     "TIPSv2-B/14": HubFile("google/tipsv2-b14", _HF),
 }
-"""Other families': with the files beside them that describe them."""
+"""Other families; their configuration files are fetched as well."""
 
 HUB_FILES: dict[str, HubFile] = OPENAI_FILES | REPOSITORIES
 
 
 class Published(NamedTuple):
-    """What a user wants to know before a download.
+    """Facts for choosing a model before downloading it.
 
     Attributes:
         parameters: Millions.
         size: Side of the photo, in pixels.
-        licence: Of the weights, as their publisher names it; docs/THIRD_PARTY.md.
-        languages: That the text tower was trained on.
+        licence: Licence of the weights, as named by the publisher; see docs/THIRD_PARTY.md.
+        languages: Languages that the text tower was trained on.
     """
 
     parameters: float
@@ -114,4 +114,4 @@ PUBLISHED: dict[str, Published] = {
     "MobileCLIP2-B": Published(149.8, 224, "Apple AMLR (research only)", "English"),
     "TIPSv2-B/14": Published(196.0, 448, "Apache-2.0", "English"),
 }
-"""By name; parameters are asserted in the tests."""
+"""Facts by name; tests verify the numbers of parameters."""

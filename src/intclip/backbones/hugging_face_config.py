@@ -1,4 +1,4 @@
-"""Hugging Face's description of a model: `config.json` with `preprocessor_config.json`."""
+"""Read Hugging Face's description of a model: `config.json` and `preprocessor_config.json`."""
 
 import math
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ _REFUSED = {
 
 @dataclass(frozen=True)
 class _Usual:
-    """What a family's configuration class takes for a field that the file leaves out."""
+    """A family's defaults for fields missing from the file."""
 
     activation: str
     text_activation: str
@@ -49,10 +49,10 @@ _USUAL: dict[Family, _Usual] = {
 
 
 def hugging_face_config(content: Mapping[str, Any], source: Path) -> ModelConfig:
-    """What `config.json` says, with the preprocessing beside it.
+    """Interpret `config.json`, and the preprocessing beside it.
 
     Raises:
-        CheckpointError: It asks for something that is not supported; file and field are named.
+        CheckpointError: A setting is not supported; file and field are named.
     """
     kind = content.get("model_type", "clip")
     family = _FAMILIES.get(kind) if isinstance(kind, str) else None
@@ -103,7 +103,7 @@ def hugging_face_config(content: Mapping[str, Any], source: Path) -> ModelConfig
 
 @dataclass(frozen=True)
 class _Processor:
-    """What an image processor takes for a field that the file leaves out."""
+    """An image processor's defaults for fields missing from the file."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -129,7 +129,7 @@ _PROCESSOR_NOTES = (
 
 
 def hugging_face_pixels(folder: Path) -> dict[str, Any]:
-    """Fields of `Preprocess` from `preprocessor_config.json`, or from a whole processor's file."""
+    """Return fields of `Preprocess` from `preprocessor_config.json` or a combined processor file."""
     for name in PROCESSORS:
         content = read_object(folder / name)
         content = content.get("image_processor", {}) if name == "processor_config.json" else content
@@ -175,7 +175,7 @@ def _processor_pixels(section: Section) -> dict[str, Any]:
 
 
 def _processor_size(section: Section, square: bool) -> tuple[bool, int | None]:
-    """Whether photos are squashed, and the side that they are resized to."""
+    """Return whether photos are squashed, and the side that they are resized to."""
     size = section.content.get("size")
     if not isinstance(size, Mapping):
         return square, section.whole("size", 224) or 224

@@ -1,8 +1,9 @@
-"""State dicts of all families in one naming, OpenAI's: from Hugging Face's, from open_clip's and from timm's inside it.
+"""Convert state dicts of Hugging Face, open_clip and timm (within open_clip) to OpenAI's key names.
 
     visual.conv1, visual.transformer.resblocks.0.attn.in_proj_weight, … transformer.resblocks.0.…, token_embedding, …
 
-What OpenAI's models lack is named alike: `visual.attn_pool.probe`, `….mlp.gate`, `….ls_1`, `text_projection_bias`.
+Parts that OpenAI's models lack are named in the same style: `visual.attn_pool.probe`, `….mlp.gate`, `….ls_1`,
+`text_projection_bias`.
 """
 
 import re
@@ -15,7 +16,7 @@ from torch import Tensor
 from intclip.backbones.fastvit_fusion import fused
 from intclip.errors import CheckpointError, listed
 
-# What checkpoints carry that is no weight: sizes in OpenAI's archives, masks, position numbers, BatchNorm's counter,
+# Entries of checkpoints that are not weights: sizes in OpenAI's archives, masks, position ids, BatchNorm's counter,
 # tables of rotary positions, and the mask token of TIPS's training.
 NO_WEIGHT = re.compile(
     r"input_resolution$|context_length$|vocab_size$|.*\battn_mask$|.*\bposition_ids$|.*\bnum_batches_tracked$"
@@ -104,7 +105,7 @@ _MOBILE = ("visual.trunk.stem.", "visual.trunk.patch_embed.backbone.")
 _MATRICES = ("visual.proj", "text_projection")
 _HF_QUERY = re.compile(r"(.*)\.(?:self_attn|attention|attn)\.q_proj\.(weight|bias)$")
 _TIMM_QUERY = re.compile(r"(visual\.trunk\.attn_pool)\.q\.(weight|bias)$")
-# Families that are not built here, by a key that only they have.
+# Unsupported families, each by a key that only it has.
 _OTHERS = (
     (
         r"visual\.trunk\.(?:stages\.4|stem\.0\.(?:conv|0))\.",
@@ -120,10 +121,10 @@ _OTHERS = (
 
 
 def to_openai_layout(state_dict: Mapping[str, object]) -> dict[str, Tensor]:
-    """Weights under OpenAI's key names, from any of the layouts, unwrapped, without what is no weight.
+    """Return the weights of any layout with OpenAI's key names, unwrapped, without entries that are not weights.
 
     Raises:
-        CheckpointError: This is no state dict of image and text towers; a family that is not supported is named.
+        CheckpointError: Not a state dict of image and text towers; an unsupported family is named.
     """
     state = {key: tensor for key, tensor in unwrap(state_dict).items() if not NO_WEIGHT.match(key)}
     if family := other_family(state):
@@ -143,19 +144,19 @@ def to_openai_layout(state_dict: Mapping[str, object]) -> dict[str, Tensor]:
 
 
 def source_of(state: Iterable[str]) -> Source:
-    """Whose key names these are."""
+    """Return the layout of these key names."""
     names = ("text_model.", "vision_model.", "vision_encoder.")
     return "hugging_face" if any(key.startswith(names) for key in state) else "open_clip"
 
 
 def other_family(state: Iterable[str]) -> str | None:
-    """What these keys belong to, if it is something known that is not supported."""
+    """Return the known but unsupported family of these keys, if any."""
     keys = list(state)
     return next((family for pattern, family in _OTHERS if any(re.match(pattern, key) for key in keys)), None)
 
 
 def unwrap(state_dict: Mapping[str, object]) -> dict[str, Tensor]:
-    """The tensors of a state dict, out of a training checkpoint and of a parallel wrapper's "module." prefix."""
+    """Extract a state dict from a training checkpoint, and remove a parallel wrapper's "module." prefix."""
     inner: Mapping[str, object] = state_dict
     for wrapper in _WRAPPERS:
         found = inner.get(wrapper)
@@ -173,7 +174,7 @@ def unwrap(state_dict: Mapping[str, object]) -> dict[str, Tensor]:
 
 
 def rename(key: str, rules: Iterable[tuple[str, str]]) -> str:
-    """The key with the first of the rules whose pattern its start matches."""
+    """Apply the first rule whose pattern matches the start of the key."""
     for pattern, replacement in rules:
         renamed, hits = re.subn(f"^{pattern}", replacement, key)
         if hits:
@@ -197,14 +198,14 @@ def _from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     joined = _joined(_joined(state, _HF_QUERY, "qkv", "{}_proj"), _TIMM_QUERY, ("q", "kv"), "{}")
     out = _bare_text(_named(joined, _TIMM))
     out = _without_batch(out)
-    if "text_projection.weight" in out:  # a linear layer where OpenAI has a matrix
+    if "text_projection.weight" in out:  # a linear layer instead of OpenAI's matrix
         out["text_projection"] = out.pop("text_projection.weight").T
         out["text_projection_bias"] = out.pop("text_projection.bias")
     return out
 
 
 def _fastvit(key: str) -> str:
-    """A key of FastViT's image tower, by its stage."""
+    """Convert a key of FastViT's image tower, by its stage."""
     key = rename(key, _FASTVIT)
     for pattern, replacement in _FASTVIT_PARTS if key.startswith("visual.") else ():
         key, hits = re.subn(pattern, replacement, key)
@@ -214,7 +215,7 @@ def _fastvit(key: str) -> str:
 
 
 def _without_batch(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tokens and positions as OpenAI has them, out of batches of one."""
+    """Remove the batch dimension of tokens and positions, as in OpenAI's layout."""
     for key in ("visual.class_embedding", "visual.positional_embedding", "visual.registers"):
         if key in state:
             shape = state[key].shape
@@ -223,16 +224,16 @@ def _without_batch(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _bare_text(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip's CustomTextCLIP keeps the text tower under "text."; otherwise its names are OpenAI's."""
+    """Remove the "text." prefix of open_clip's CustomTextCLIP, whose names are otherwise OpenAI's."""
     return {key.removeprefix("text."): tensor for key, tensor in state.items()}
 
 
 def _joined(
     state: Mapping[str, Tensor], query: re.Pattern[str], parts: Iterable[str], form: str, *, whole: bool = False
 ) -> dict[str, Tensor]:
-    """Queries, keys and values that are apart, as one "….attn.in_proj_weight" or bias.
+    """Concatenate separate queries, keys and values to one "….attn.in_proj_weight" or bias.
 
-    Unless all must be there, a missing bias is 0: EVA-02's keys have none.
+    Unless all are required, a missing bias is 0: EVA-02's keys have none.
     """
     out = dict(state)
     for key in state:

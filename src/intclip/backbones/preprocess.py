@@ -1,6 +1,7 @@
 """Photo to pixels: resize the short side, centre crop, scale to [0, 1], normalise.
 
-torch is imported where a tensor is made, not here: a prediction from a cached graph needs this module and no torch.
+torch is imported only where a tensor is created, because a prediction from a cached graph uses this module without
+torch.
 """
 
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -24,8 +25,8 @@ class Preprocess(BaseModel, frozen=True, extra="forbid"):
     Attributes:
         size: Side S of the square output, in pixels.
         mean: Per channel, subtracted from values in [0, 1].
-        std: Per channel, divided by.
-        interpolation: Resampling of the resize.
+        std: Per channel, divisor of these values.
+        interpolation: Interpolation of the resize.
         crop: "center" keeps the middle square of the resized photo (CLIP's way); "squash" resizes both sides to S.
     """
 
@@ -36,23 +37,23 @@ class Preprocess(BaseModel, frozen=True, extra="forbid"):
     crop: Literal["center", "squash"] = "center"
 
     def __call__(self, image: Image.Image) -> "Tensor":
-        """Pixels (3, S, S), float32, of one PIL image of any mode."""
+        """Return pixels (3, S, S), float32, of one PIL image of any mode."""
         import torch
 
         return self.normalize(torch.from_numpy(self.resize(image)).permute(2, 0, 1))
 
     def resize(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        """The resized and cropped photo (S, S, 3), uint8, before normalisation."""
+        """Return the resized and cropped photo (S, S, 3), uint8, before normalisation."""
         image = image if image.mode == "RGB" else image.convert("RGB")
         resized = image.resize((self.size, self.size), _RESAMPLING[self.interpolation], box=self.source_box(image.size))
         return np.array(resized, dtype=np.uint8)
 
     def source_box(self, image_size: tuple[int, int]) -> tuple[float, float, float, float]:
-        """The part (left, top, right, bottom) of a photo of this (width, height) that the output shows, in pixels.
+        """Return the box (left, top, right, bottom), in pixels, of a (width, height) photo that the output shows.
 
-        Resizing only this box gives what CLIP's resize followed by its crop gives: Pillow's filters read beyond the
-        box, and the box keeps the scale (rounded as CLIP rounds it) of the whole resize. Pillow stores the box in
-        single precision, so that about one value in two thousand is rounded to the next of the 256 levels instead.
+        Resizing only this box equals CLIP's resize and crop, because Pillow's filters read beyond the box, and the box
+        has the scale of the whole resize (rounded as in CLIP). Pillow stores the box in single precision, so about one
+        value in two thousand is off by one of the 256 levels.
         """
         width, height = image_size
         if self.crop == "squash":
@@ -67,7 +68,7 @@ class Preprocess(BaseModel, frozen=True, extra="forbid"):
         return (left, top, right, bottom)
 
     def normalize(self, pixels: "Tensor") -> "Tensor":
-        """Normalised float32 (…, 3, S, S) of uint8 pixels of the same shape."""
+        """Normalise uint8 pixels (…, 3, S, S) to float32 of the same shape."""
         import torch
 
         mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1)

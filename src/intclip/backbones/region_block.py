@@ -1,10 +1,11 @@
-"""A ViT's last block whose patches give region features of their own kind, beside the usual image embedding.
+"""A ViT's last block with better region features; the image embedding is unchanged.
 
-Patches of CLIP's last block have read the whole photo, and nothing in training says what they are to be: their
-similarities to texts come out nearly inverted. Two ways keep a patch's own content:
+In CLIP's last block, patches attend to the whole photo, and no loss constrains their output: their similarities to
+texts are nearly inverted. Two variants preserve a patch's own content:
 
-* "values": what a token adds that reads itself alone, W_o W_v x (MaskCLIP: Zhou et al., ECCV 2022, section 3.2).
-* "clear": attention of queries to queries, without the identity and the MLP beside it (ClearCLIP: Lan et al., ECCV
+* "values": the output of a token that attends only to itself, W_o W_v x (MaskCLIP: Zhou et al., ECCV 2022, section
+3.2).
+* "clear": attention of queries to queries, without the residual and the MLP (ClearCLIP: Lan et al., ECCV
   2024, section 3.3).
 """
 
@@ -18,7 +19,7 @@ from intclip.backbones.transformer import Block, BlockSpec, attention_weights
 
 
 class RegionBlock(Block):
-    """Tokens before the patches as in `Block`; patches as `kind` says.
+    """Computes tokens before the patches as in `Block`, and patches according to `kind`.
 
     Args:
         spec: See `BlockSpec`.
@@ -33,7 +34,7 @@ class RegionBlock(Block):
         self.prefix = prefix
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Tokens (B, P + N, W) to tokens (B, P + N, W)."""
+        """Map tokens (B, P + N, W) to tokens (B, P + N, W)."""
         seen = self.ln_1(x)
         query, key, value = self.attn.heads_of(seen)
         first = self.attn.joined(F.scaled_dot_product_attention(query[:, :, : self.prefix], key, value))
@@ -46,7 +47,7 @@ class RegionBlock(Block):
         return torch.cat([first, self.ls_1(self.attn.joined(value))], dim=1)
 
     def flow(self, x: Tensor) -> Tensor:
-        """See `Block.flow`; nothing stands beside the attention of patches."""
+        """See `Block.flow`; the attention of patches has no residual."""
         flow = super().flow(x)
         if self.kind == "clear":
             query, _, _ = self.attn.heads_of(self.ln_1(x))

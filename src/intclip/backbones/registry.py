@@ -48,21 +48,20 @@ def load_backbone(
     """Load a frozen backbone by name.
 
     Args:
-        name: One of `backbone_names()`; "CLIP" for one of any size, with a checkpoint; or "hf:owner/name[@revision]",
-            any on the hub. "@random" behind a name gives seeded random weights: to try all of a pipeline where there
-            are no weights.
+        name: One of `backbone_names()`; "CLIP" for one of any size, with a checkpoint; or "hf:owner/name[@revision]"
+            for one on the hub. The suffix "@random" gives seeded random weights, to try a pipeline without weights.
         checkpoint: Weights: a file or folder in the layout of OpenAI, open_clip or Hugging Face, or a hub repository as
-            "hf:owner/name[@revision]". Without it: the folder that INTCLIP_WEIGHTS names, then the hub.
+            "hf:owner/name[@revision]". Default: the folder in INTCLIP_WEIGHTS, then the hub.
         split: Where the trunk ends; see `ClipBackbone` and `lite.LiteBackbone`.
-        activation: Of the transformers' MLPs, where no file beside the weights says it; None takes OpenAI's QuickGELU
-            for CLIP, and a log line says so.
-        regions: What the patches of a ViT with a class token give: "tokens", their tokens behind the last block;
-            "values", their values in the last block (MaskCLIP); or "clear", these mixed by the attention of queries to
-            queries (ClearCLIP). Image embeddings are the same. See `region_block`.
+        activation: Activation of the transformers' MLPs, if no file beside the weights has it; None uses OpenAI's
+            QuickGELU for CLIP, and logs this.
+        regions: Region features of a ViT with a class token: "tokens", the patches after the last block; "values",
+            their values in the last block (MaskCLIP); or "clear", these values mixed by query-to-query attention
+            (ClearCLIP). Image embeddings are the same. See `region_block`.
 
     Raises:
-        CheckpointError: The name, split or regions are unknown, the tower has no such regions, the weights cannot be
-            had, they are not of this architecture, or what lies beside them asks for something that is not supported.
+        CheckpointError: The name, split or regions are unknown; the tower does not support these regions; the weights
+            are unavailable or of another architecture; or a file beside them has an unsupported setting.
         MissingExtraError: The weights are on the hub and `huggingface_hub` is not installed.
 
     Example:
@@ -99,7 +98,7 @@ def load_backbone(
 
 
 def random_backbone(name: str, *, seed: int = 0, split: Split = "paper", regions: Regions = "tokens") -> ClipBackbone:
-    """A named backbone with seeded random weights, for tests and speed measurements.
+    """Build a named backbone with seeded random weights, for tests and benchmarks.
 
     Args:
         name: One of `ARCHITECTURES`; for other sizes see `clip.random_clip`.
@@ -108,7 +107,7 @@ def random_backbone(name: str, *, seed: int = 0, split: Split = "paper", regions
         regions: See `load_backbone`.
 
     Raises:
-        CheckpointError: There is no such architecture, or it has no such regions.
+        CheckpointError: The architecture is unknown or does not support these regions.
     """
     if name not in ARCHITECTURES:
         raise CheckpointError(f"unknown CLIP {name!r}; known: {', '.join(ARCHITECTURES)}")
@@ -122,7 +121,7 @@ def backbone_names() -> list[str]:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What a weight file is to hold; without an architecture, towers of any family and size."""
+    """Expected content of a weight file; without an architecture, towers of any family and size."""
 
     name: str
     split: Split
@@ -134,7 +133,7 @@ class _Wanted:
 
 
 def _read(weights: Path, wanted: _Wanted) -> ClipBackbone:
-    """The backbone in a weight file, with all that lies beside it."""
+    """Load the backbone in a weight file, with the files beside it."""
     raw = read_state_dict(weights)
     state = to_openai_layout(raw)
     config = read_config(weights, source_of(unwrap(raw)))
@@ -166,10 +165,10 @@ def _read(weights: Path, wanted: _Wanted) -> ClipBackbone:
 
 
 def _checked(found: Architecture, config: ModelConfig, wanted: _Wanted, weights: Path) -> Architecture:
-    """The architecture that the weights show, completed by the configuration, if it is the wanted one.
+    """Return the architecture inferred from the weights, completed by the configuration.
 
     Raises:
-        CheckpointError: The three contradict each other.
+        CheckpointError: Weights, configuration and expected architecture contradict each other.
     """
     if config.family == "metaclip2" and found.family == "clip":
         found = replace(found, family="metaclip2")
@@ -182,7 +181,7 @@ def _checked(found: Architecture, config: ModelConfig, wanted: _Wanted, weights:
     side = sizes.get("image_size")
     rim = found.patch_size is not None and side is not None and side // found.patch_size == found.grid
     if side is not None and (rim or found.family == "mobileclip"):
-        found = replace(found, image_size=side)  # the patches may leave a rim; FastViT takes any side
+        found = replace(found, image_size=side)  # the patches may leave a border; FastViT accepts any side
     if found.family == "tipsv2" and "context_length" in sizes:
         found = replace(found, context_length=sizes["context_length"])
     for field, value in sizes.items():
@@ -193,7 +192,7 @@ def _checked(found: Architecture, config: ModelConfig, wanted: _Wanted, weights:
     named = wanted.architecture
     if named is not None and named.same_sizes(found) and "image_size" not in sizes:
         found = replace(found, image_size=named.image_size)
-    # Under its family's name, weights that were given may be of any size; CLIP's names are those of sizes.
+    # With a family's name, given weights may have any size; CLIP's names imply a size.
     free = named is not None and named.family == found.family != "clip" and wanted.given
     if named is not None and not free and not named.same_sizes(found):
         hint = f"; load it as {ANY_SIZE}" if named.family == found.family == "clip" else ""
@@ -202,14 +201,14 @@ def _checked(found: Architecture, config: ModelConfig, wanted: _Wanted, weights:
 
 
 def _is_openais(raw: Mapping[str, object], weights: Path, wanted: _Wanted) -> bool:
-    """Whether these are OpenAI's own weights, whose activation is known: its archives, or pinned files of the hub."""
+    """Return whether these are OpenAI's own weights (archives, or pinned hub files), whose activation is known."""
     return "input_resolution" in raw or (
         not wanted.given and wanted.name in OPENAI_FILES and HUB_FILES[wanted.name].filename == weights.name
     )
 
 
 def _tokenizer(weights: Path, architecture: Architecture, config: ModelConfig) -> FileTokenizer | None:
-    """The tokenizer beside the weights, for a family that has its own."""
+    """Load the tokenizer beside the weights, for a family with its own."""
     path = weights.with_name("tokenizer.json")
     if TRAITS[architecture.family].own_tokens or not path.is_file():
         return None
@@ -220,10 +219,10 @@ def _tokenizer(weights: Path, architecture: Architecture, config: ModelConfig) -
 
 
 def _preprocess(backbone: ClipBackbone, config: ModelConfig, weights: Path) -> Any:
-    """The family's own way to look at photos, changed as the files say.
+    """Return the family's preprocessing with the files' changes.
 
     Raises:
-        CheckpointError: They ask for another size than the tower takes.
+        CheckpointError: The files require a size that the tower does not support.
     """
     size = config.pixels.get("size", backbone.image_size)
     if size != backbone.image_size:
@@ -235,7 +234,7 @@ def _preprocess(backbone: ClipBackbone, config: ModelConfig, weights: Path) -> A
 
 
 def _find(name: str, checkpoint: Checkpoint | None) -> Path:
-    """The weight file of a backbone: what is given, else in the folder of weights, else on the hub."""
+    """Find a backbone's weights: the given file, else in the folder of weights, else on the hub."""
     if checkpoint is not None:
         text = os.fspath(checkpoint)
         return hub.fetch_repository(text) if text.startswith(hub.HUB_PREFIX) else find_weights(Path(text).expanduser())

@@ -19,15 +19,15 @@ MINILM, OWN_TOWER = "minilm", "backbone"
 
 
 def sentence_encoder(name: str, backbone: Backbone) -> Embed:
-    """An encoder of texts of any length.
+    """Return an encoder for texts of any length.
 
     Args:
         name: "minilm"; "backbone", the backbone's own text tower; or the folder of a sentence-transformers model, which
-            is read from disk and never from a network.
-        backbone: The backbone whose text tower "backbone" means.
+            is read from disk, without network access.
+        backbone: The backbone for "backbone".
 
     Raises:
-        IntclipError: There is no such encoder.
+        IntclipError: The encoder is unknown.
         MissingExtraError: A folder is given and sentence-transformers is not installed.
     """
     if name in (MINILM, OWN_TOWER):
@@ -44,7 +44,7 @@ def sentence_encoder(name: str, backbone: Backbone) -> Embed:
         device="cpu",
         local_files_only=True,
         trust_remote_code=False,
-        model_kwargs={"use_safetensors": True},  # a checkpoint that is a pickle could run code
+        model_kwargs={"use_safetensors": True},  # a pickled checkpoint could run code
     )
 
     def encode(texts: Sequence[str]) -> npt.NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Image towers side by side: what they give stands one after the other in the channels."""
+"""Image towers in parallel, with concatenated channels."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 
 class SideBySide(nn.Module):
-    """Towers, or the same part of them, beside each other; what they give stands one after the other in the channels.
+    """Runs towers, or the same part of each, in parallel and concatenates their output channels.
 
     Args:
         towers: Each maps (B, C_i, H, W) to (B, C'_i, H', W').
-        inputs: Channels C_i of each one's own part of the input; without them all read the whole input.
+        inputs: Channels C_i of each tower's part of the input; default: each gets the whole input.
     """
 
     def __init__(self, towers: Iterable[nn.Module], inputs: Sequence[int] | None = None) -> None:
@@ -20,16 +20,16 @@ class SideBySide(nn.Module):
         self.inputs = None if inputs is None else list(inputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x (B, ΣC_i, H, W), or (B, C, H, W) that all read, to (B, ΣC'_i, H', W')."""
+        """Map x (B, ΣC_i, H, W), or a common (B, C, H, W), to (B, ΣC'_i, H', W')."""
         parts = [x] * len(self.towers) if self.inputs is None else torch.split(x, self.inputs, dim=1)
         return torch.cat([tower(part) for tower, part in zip(self.towers, parts, strict=True)], dim=1)
 
 
 class OwnChannels(nn.Module):
-    """Layers of one tower over features of several: they read their own channels alone.
+    """Applies one tower's layers to its own channels of several towers' features.
 
     Args:
-        layers: The tower's.
+        layers: The tower's layers.
         first: Its first channel.
         count: Number of its channels.
     """

@@ -1,4 +1,4 @@
-"""Which files a backbone's numbers come from, without reading them: no torch is needed here, so this loads fast."""
+"""Find the files of a backbone without reading them. Does not import torch, so it loads fast."""
 
 import os
 from pathlib import Path
@@ -13,14 +13,14 @@ WEIGHTS_VARIABLE = "INTCLIP_WEIGHTS"
 """Environment variable: a folder of weight files such as `RN101.pt` or `ViT-B-32.safetensors`."""
 RANDOM = "@random"
 ANY_SIZE = "CLIP"
-"""Name of a CLIP, or of another family, of any size; it needs a checkpoint."""
+"""Name for a CLIP model (or another family's) of any size; it requires a checkpoint."""
 
 
 def local_weights(name: str) -> Path | None:
-    """Where a named backbone's weights lie in the folder that INTCLIP_WEIGHTS names; None where they do not.
+    """Return the path of a named backbone's weights in the folder INTCLIP_WEIGHTS, or None.
 
     Raises:
-        CheckpointError: The variable names no folder.
+        CheckpointError: The variable's value is not a folder.
     """
     folder = os.environ.get(WEIGHTS_VARIABLE)
     if not folder:
@@ -33,16 +33,16 @@ def local_weights(name: str) -> Path | None:
 
 
 def source_files(name: str, checkpoint: str | os.PathLike[str] | None) -> list[Path]:
-    """All files on disk that a backbone's numbers come from: weights and what lies beside them.
+    """Return all files of a backbone on disk: weights and the files beside them.
 
-    Weights on the hub that are not in its cache yet are not among them.
+    Hub weights that are not cached yet are not included.
 
     Args:
         name: As `load_backbone` takes it.
         checkpoint: As `load_backbone` takes it.
 
     Raises:
-        CheckpointError: There are no weights where they are said to be.
+        CheckpointError: The given weights do not exist.
     """
     if checkpoint is None and (embedded := LITE_BACKBONES.get(name)):
         images = [package_folder(LITE_TOWERS[tower].package) / LITE_TOWERS[tower].file for tower in embedded.towers]
@@ -58,7 +58,7 @@ def source_files(name: str, checkpoint: str | os.PathLike[str] | None) -> list[P
 
 
 def embedded_identity(name: str) -> str:
-    """SHA-256 of the files that an embedded backbone's weights come from: its `Backbone.identity`."""
+    """Return the SHA-256 of an embedded backbone's weight files, which is its `Backbone.identity`."""
     return digest([name, [sha256_file(path) for path in source_files(name, None)]])
 
 

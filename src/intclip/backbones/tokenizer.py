@@ -1,4 +1,4 @@
-"""Texts to padded rows of CLIP's token ids; the ids are `intclip.clip_tokens`'."""
+"""Convert texts to padded rows of CLIP's token ids, which come from `intclip.clip_tokens`."""
 
 from collections.abc import Sequence
 
@@ -13,12 +13,12 @@ CLIP_TOKENS = END + 1
 
 
 def tokenize(texts: str | Sequence[str], context_length: int = 77, *, truncate: bool = False) -> Tensor:
-    """Tokens (T, context_length), int64, the ids of OpenAI's tokenizer: start, text, end, then zeros.
+    """Return tokens (T, context_length), int64, as OpenAI's tokenizer: start, text, end, then zeros.
 
     Args:
         texts: One text or several.
         context_length: Length of every row.
-        truncate: Cut what is too long, keeping the end token, instead of refusing it.
+        truncate: Truncate texts that are too long, keeping the end token, instead of raising.
 
     Raises:
         IntclipError: A text has more than `context_length` tokens, and `truncate` is off.
@@ -32,10 +32,10 @@ def tokenize(texts: str | Sequence[str], context_length: int = 77, *, truncate: 
 
 
 def encode(text: str, context_length: int, *, truncate: bool = False) -> list[int]:
-    """Token ids of one text, start and end included.
+    """Return the token ids of one text, including start and end.
 
     Raises:
-        IntclipError: There are more than `context_length`, and `truncate` is off.
+        IntclipError: The text has more than `context_length` tokens, and `truncate` is off.
     """
     ids = token_ids(text)
     if len(ids) <= context_length:
@@ -49,7 +49,7 @@ def encode(text: str, context_length: int, *, truncate: bool = False) -> list[in
 
 
 def pad(rows: Sequence[Sequence[int]], length: int | None = None, *, value: int = 0) -> Tensor:
-    """Rows of ids as one int64 tensor (T, L), padded with `value` to `length`, or to the longest row."""
+    """Return rows of ids as one int64 tensor (T, L), padded with `value` to `length`, or to the longest row."""
     length = max((len(row) for row in rows), default=0) if length is None else length
     tokens = torch.full((len(rows), length), value, dtype=torch.int64)
     for row, ids in zip(tokens, rows, strict=True):

@@ -19,18 +19,18 @@ from intclip.errors import CheckpointError
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """What a block is made of.
+    """Settings of a block.
 
     Attributes:
         width: Channels of a token.
         heads: Attention heads; None means width / 64.
         mlp: Hidden size of the MLP; None means 4 · width.
-        activation: Of the MLP; a gated one always has SiLU.
+        activation: Activation of the MLP; a gated MLP always uses SiLU.
         eps: Epsilon of the layer norms.
-        causal: Let a token attend to itself and the tokens before it only.
-        layer_scale: Scale what attention and MLP add, by channel.
+        causal: Tokens attend only to themselves and earlier tokens.
+        layer_scale: Scale the outputs of attention and MLP, per channel.
         gated: MLP(x) = W norm(silu(W_g x) · W_x x), EVA-02's SwiGLU.
-        inner_norm: Normalise what the heads give before it is projected.
+        inner_norm: Normalise the heads' output before the projection.
     """
 
     width: int
@@ -48,7 +48,7 @@ class BlockSpec:
         """Number of attention heads.
 
         Raises:
-            CheckpointError: They do not divide the width.
+            CheckpointError: The heads do not divide the width.
         """
         heads = self.heads or self.width // HEAD_WIDTH
         if heads == 0 or self.width % heads:
@@ -60,7 +60,7 @@ class BlockSpec:
 
 
 class QuickGELU(nn.Module):
-    """x · sigmoid(1.702 x), the approximation of GELU that OpenAI's CLIP was trained with."""
+    """x · sigmoid(1.702 x), the approximation of GELU in OpenAI's CLIP."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Elementwise, any shape."""
@@ -76,11 +76,11 @@ ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn each pair of channels of x (…, N, C) by the angles of its token.
+    """Rotate each pair of channels of x (…, N, C) by the angles of its token.
 
     Args:
         x: Queries or keys.
-        rotation: Cosine and sine (2, N, C), each twice in a row, of a pair's angle; 1 and 0 where nothing turns.
+        rotation: Cosine and sine (2, N, C) of each pair's angle, each repeated twice; 1 and 0 for no rotation.
     """
     turned = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
     return x * rotation[0] + turned * rotation[1]
@@ -92,8 +92,8 @@ class Attention(nn.Module):
     Args:
         width: Channels of a token.
         heads: Number of heads; divides the width.
-        causal: Let a token attend to itself and the tokens before it only.
-        norm: Epsilon of a norm of what the heads give; None for none.
+        causal: Tokens attend only to themselves and earlier tokens.
+        norm: Epsilon of a norm of the heads' output; None for no norm.
         rotation: See `rotate`; (2, N, width / heads).
     """
 
@@ -112,12 +112,12 @@ class Attention(nn.Module):
         self.register_buffer("rotation", rotation, persistent=False)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Tokens (B, N, W) to tokens (B, N, W); mask (B, 1, 1, N) is True where a token may be read."""
+        """Map tokens (B, N, W) to the same shape; mask (B, 1, 1, N) is True at tokens that can be attended to."""
         query, key, value = self.heads_of(x)
         return self.joined(F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=self.causal))
 
     def heads_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of tokens (B, N, W), each (B, heads, N, W / heads), turned by their positions."""
+        """Return queries, keys and values of tokens (B, N, W), each (B, heads, N, W / heads), with rotary positions."""
         batch, length, width = x.shape
         projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         query, key, value = projected.view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
@@ -126,26 +126,26 @@ class Attention(nn.Module):
         return query, key, value
 
     def joined(self, out: Tensor) -> Tensor:
-        """What the heads give (B, heads, N, W / heads), side by side and projected (B, N, W)."""
+        """Concatenate and project the heads' output (B, heads, N, W / heads) to (B, N, W)."""
         mixed: Tensor = self.out_proj(self.norm(out.transpose(1, 2).flatten(2)))
         return mixed
 
     def weights(self, x: Tensor) -> Tensor:
-        """Softmax over keys (B, heads, N, N) of tokens (B, N, W), which the fused kernel does not return."""
+        """Return the attention weights (B, heads, N, N) of tokens (B, N, W), which the fused kernel does not return."""
         query, key, _ = self.heads_of(x)
         return attention_weights(query, key)
 
     def values(self, x: Tensor) -> Tensor:
-        """What a token of x (B, N, W) adds that attends to itself alone: its value, projected."""
+        """Return the output for tokens x (B, N, W) that attend only to themselves: the projected values."""
         width = x.shape[-1]
         value = F.linear(x, self.in_proj_weight[2 * width :], self.in_proj_bias[2 * width :])
         out: Tensor = self.out_proj(self.norm(value))
         return out
 
     def read(self, x: Tensor, positions: Tensor) -> Tensor:
-        """What `forward` gives at one position of each row, (B, W), of tokens (B, N, W) and positions (B,).
+        """Return `forward` at one position of each row, (B, W), for tokens (B, N, W) and positions (B,).
 
-        Of attention without rotation and inner norm, as text towers have it.
+        Only for attention without rotation and inner norm, as in text towers.
         """
         batch, length, width = x.shape
         picked = x[torch.arange(batch, device=x.device), positions]
@@ -155,14 +155,14 @@ class Attention(nn.Module):
         seen = None
         if self.causal:
             seen = (torch.arange(length, device=x.device) <= positions[:, None])[:, None, None]
-        # One query a row: (B, heads, 1, W / heads)
+        # One query per row: (B, heads, 1, W / heads)
         out = F.scaled_dot_product_attention(query.view(batch, self.heads, 1, -1), key, value, attn_mask=seen)
         mixed: Tensor = self.out_proj(out.flatten(1))
         return mixed
 
 
 def attention_weights(query: Tensor, key: Tensor) -> Tensor:
-    """Softmax over keys (…, N, M) of queries (…, N, C) and keys (…, M, C)."""
+    """Return the softmax over keys (…, N, M) of queries (…, N, C) and keys (…, M, C)."""
     scale = query.shape[-1] ** -0.5
     weights: Tensor = (scale * query @ key.transpose(-1, -2)).softmax(dim=-1)
     return weights
@@ -185,7 +185,7 @@ class GatedMlp(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """One learned factor a channel."""
+    """One learned factor per channel."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -197,18 +197,18 @@ class LayerScale(nn.Module):
 
 
 def plain_mlp(width: int, hidden: int, activation: Activation) -> nn.Sequential:
-    """Linear, activation, linear."""
+    """Build linear, activation, linear."""
     return nn.Sequential(
         OrderedDict(c_fc=nn.Linear(width, hidden), gelu=ACTIVATIONS[activation](), c_proj=nn.Linear(hidden, width))
     )
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a layer norm and beside an identity.
+    """Attention and MLP, each with a layer norm before it and a residual connection.
 
     Args:
         spec: See `BlockSpec`.
-        rotation: Of the queries and keys; see `rotate`.
+        rotation: Rotation of queries and keys; see `rotate`.
 
     Raises:
         CheckpointError: The heads do not divide the width.
@@ -228,21 +228,21 @@ class Block(nn.Module):
         self.ls_2 = LayerScale(width) if spec.layer_scale else nn.Identity()
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Tokens (B, N, W) to tokens (B, N, W); see `Attention.forward` for the mask."""
+        """Map tokens (B, N, W) to the same shape; see `Attention.forward` for the mask."""
         x = x + self.ls_1(self.attn(self.ln_1(x), mask))
         out: Tensor = x + self.ls_2(self.mlp(self.ln_2(x)))
         return out
 
     def flow(self, x: Tensor) -> Tensor:
-        """How much of each token (B, N, W) is in each token behind the block (B, N, N), the MLP aside; rows sum to 1.
+        """Return the share of each input token (B, N, W) in each output token, (B, N, N), without the MLP.
 
-        Half of it is the identity beside the attention, half the mean over its heads (Abnar and Zuidema, ACL 2020).
+        Rows sum to 1: half is the residual, half the mean attention over heads (Abnar and Zuidema, ACL 2020).
         """
         mean = self.attn.weights(self.ln_1(x)).mean(dim=1)
         return (mean + torch.eye(x.shape[1], device=x.device)) / 2
 
     def read(self, x: Tensor, positions: Tensor) -> Tensor:
-        """What `forward` gives at one position of each row, (B, W), of tokens (B, N, W) and positions (B,).
+        """Return `forward` at one position of each row, (B, W), for tokens (B, N, W) and positions (B,).
 
         For the last block before a read-out: only keys and values are computed at every position, a sixth of the work.
         """

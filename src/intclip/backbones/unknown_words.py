@@ -6,18 +6,18 @@ from typing import Protocol
 from intclip.errors import IntclipError
 
 OTHER_LANGUAGE = "write the labels in English, or give each an English `sentence:` in the file"
-"""The remedy for labels."""
+"""Advice for labels."""
 MOST_UNKNOWN = 0.5
 """Maximum share of unknown tokens."""
 
 
 class Reader(Protocol):
-    """A backbone, or its text tower alone."""
+    """A backbone or its text tower."""
 
     name: str
 
     def unknown_share(self, texts: Sequence[str]) -> list[float]:
-        """Share of each text's tokens that it does not know, in [0, 1]."""
+        """Return the share of unknown tokens in each text, in [0, 1]."""
         ...
 
 

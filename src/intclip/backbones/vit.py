@@ -1,4 +1,4 @@
-"""A vision transformer cut into trunk, deep layers and head, with rotary positions where the family has them."""
+"""A vision transformer split into trunk, deep layers and head, with rotary positions in some families."""
 
 from collections import OrderedDict
 
@@ -19,17 +19,17 @@ ROTARY_BASE = 10000.0
 
 
 def deep_blocks(layers: int) -> int:
-    """How many of a ViT's blocks are deep: its last quarter, at least one."""
+    """Return the number of a ViT's deep blocks: its last quarter, at least one."""
     return max(1, round(layers * DEEP_SHARE))
 
 
 def rotation(rotary: Rotary, grid: int, channels: int, prefix: int) -> Tensor:
-    """Cosines and sines (2, P + grid², channels) of a head's rotary positions; tokens before the patches do not turn.
+    """Return cosines and sines (2, P + grid², channels) of a head's rotary positions.
 
-    The first half of the channels turns with one coordinate, the second with the other, pair i of n by
-    position · 10000^(−i/n) (Su et al., RoFormer, 2021, in two dimensions as in EVA-02).
+    Tokens before the patches are not rotated. One coordinate rotates the first half of the channels, the other the
+    second half, pair i of n by position · 10000^(−i/n) (Su et al., RoFormer, 2021, in two dimensions as in EVA-02).
     """
-    # On the CPU whatever the surrounding device: weights come later, but nothing gives this again.
+    # On the CPU, not on a surrounding meta device: weights are loaded later, but this table is not.
     places = torch.arange(grid, dtype=torch.float32, device="cpu") + rotary.offset
     if rotary.reference is not None:
         places = places / grid * rotary.reference
@@ -44,7 +44,7 @@ def rotation(rotary: Rotary, grid: int, channels: int, prefix: int) -> Tensor:
 
 
 def build_vit(architecture: Architecture) -> tuple[nn.Sequential, nn.Sequential, ImageHead]:
-    """Trunk (embedding and first blocks), deep layers (last quarter of the blocks) and head, weights yet to be loaded.
+    """Build trunk (embedding and first blocks), deep layers (last quarter) and head; weights are loaded later.
 
     Args:
         architecture: Of a ViT.

@@ -1,4 +1,4 @@
-"""How weights lie in a folder: the usual names, the files beside them, and weights in several parts."""
+"""Weight files in a folder: usual names, accompanying files, and weights in several parts."""
 
 import json
 from pathlib import Path
@@ -13,20 +13,20 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""Names to look for in a folder. open_clip's first: a repository may hold an image tower alone under the other."""
+"""Names to look for in a folder. open_clip's come first: the other name may hold only an image tower."""
 INDEX = ".index.json"
-"""Ending of the file that lists the parts of weights that are stored in several."""
+"""Suffix of the file that lists the parts of weights stored in several files."""
 OPEN_CLIP, HUGGING_FACE = "open_clip_config.json", "config.json"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 SIDECARS = (OPEN_CLIP, HUGGING_FACE, *PROCESSORS, "tokenizer.json", "tokenizer_config.json")
-"""Files beside the weights that are read where they are there."""
+"""Optional files beside the weights."""
 
 
 def find_weights(path: Path) -> Path:
-    """The weight file at a path: the file itself, or the one in a folder that bears a usual name.
+    """Return the weight file at a path: the file itself, or the one in a folder with a usual name.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: There is no weight file.
     """
     if path.is_dir():
         for name in WEIGHT_FILES:
@@ -39,10 +39,10 @@ def find_weights(path: Path) -> Path:
 
 
 def weight_parts(path: Path) -> list[Path]:
-    """The files that hold the weights: this one, or the parts that an index lists.
+    """Return the files of the weights: this one, or the parts in an index.
 
     Raises:
-        CheckpointError: The index is damaged, or names a file elsewhere.
+        CheckpointError: The index is damaged, or names a file outside its folder.
     """
     if not path.name.endswith(INDEX):
         return [path]
@@ -54,10 +54,10 @@ def weight_parts(path: Path) -> list[Path]:
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Tensor name to the part that holds it.
+    """Read the index: tensor name to the part that contains it.
 
     Raises:
-        CheckpointError: The index is damaged, or empty.
+        CheckpointError: The index is damaged or empty.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))["weight_map"]

@@ -1,4 +1,4 @@
-"""BERT's word pieces of texts, without importing torch."""
+"""Tokenize texts to BERT's word pieces, without importing torch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from intclip.errors import IntclipError
 
 CONTEXT_LENGTH = 256
-"""Tokens that the sentence model was trained with; BERT's positions would allow 512."""
+"""Maximum number of tokens in the sentence model's training; BERT's positions would allow 512."""
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
