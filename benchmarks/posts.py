@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 
 from intclip.backbones import load_backbone
 from intclip.cli.common import load_named_dataset
@@ -196,14 +197,16 @@ def channels(cache: Path, names: list[str]) -> None:
                     print(f"| {name}{what} | {seed} | {mode} | {kept.sum()} | {spent:.0f} s | {scores} |", flush=True)
 
 
-def within_train(cache: Path, names: list[str]) -> None:
+def within_train(cache: Path, names: list[str], seeds: list[int]) -> None:
     print("| dataset | seed | reads | posts | figures |\n|---|---|---|---|---|")
     for name in names:
         dataset = dataset_of(name)
         inputs, targets, _ = encoded(dataset, "train", cache)
-        for seed in SEEDS:
+        for seed in seeds:
             for mode, held in nested(inputs, targets, dataset.taxonomy, seed=seed).items():
                 scores = row(held.probabilities, held.thresholds, targets, dataset.taxonomy)
+                if dataset.taxonomy.exclusive:
+                    scores += f" | AUC {100 * roc_auc_score(targets, held.probabilities):.1f}"
                 print(f"| {name} | {seed} | {mode} | {len(targets)} | {scores} |", flush=True)
 
 
@@ -211,10 +214,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("descriptions", "curve", "channels", "nested"))
     parser.add_argument("names", nargs="*", default=["memes", "mvsa"], help="of channels and nested: the datasets")
+    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS, help="of nested")
     parser.add_argument("--cache", type=Path, default=Path(".cache/posts"))
     given = parser.parse_args()
-    if given.what in ("channels", "nested"):
-        {"channels": channels, "nested": within_train}[given.what](given.cache, given.names)
+    if given.what == "nested":
+        within_train(given.cache, given.names, given.seeds)
+    elif given.what == "channels":
+        channels(given.cache, given.names)
     else:
         {"descriptions": descriptions, "curve": curve}[given.what](given.cache)
 

@@ -97,6 +97,16 @@ def test_other_labels_against_a_slow_reference(lite):
     assert_close(scoring(x)[:2], torch.tensor(expected), rtol=1e-3, atol=1e-3)
 
 
+def test_of_a_longer_list_as_many_labels_are_plausible(lite):
+    bank = load_scenes()
+    text = scene_embeddings(bank)[:: len(bank.texts) // 280][:280]
+    few, many = (
+        SceneScoring(lite, parse_taxonomy(list(bank.texts[:count]), "test"), text[:count]) for count in (28, 280)
+    )
+    assert_close(few.prior, few.base)
+    assert_close(many.prior, many.base - math.log(10))
+
+
 def test_the_scale_is_that_of_the_training():
     assert load_align_recipe().logit_scale == SCALE
 

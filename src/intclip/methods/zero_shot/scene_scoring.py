@@ -14,9 +14,10 @@ in deviations above the label's mean over scenes, r_ks = sigmoid(SLOPE · z_ks +
 the scene; what a judged label would have got from its sentence alone set the two numbers. Then p_k = Σ_s a_s r_ks, and
 
     e_k = logit p_k − logit r̄_k + DIRECT · (deviations of the photo's cosine with the sentence above ordinary photos)
-    logit_k = logit r̄_k + e_k − Σ_j e_j / (K + SHRINK)
+    logit_k = logit r̄_k − log max(1, K / LABELS) + e_k − Σ_j e_j / (K + SHRINK)
 
 where the last term standardises over the labels (as SPARC does, CVPR 2025): what speaks for all labels speaks for none.
+OFFSET is that of 28 labels, about three of them plausible in a scene; of a longer list as many are, not more.
 """
 
 from importlib.resources import as_file, files
@@ -37,6 +38,7 @@ SCALE = 20.0
 """`logit_scale` of the recipe that trained the joint space."""
 SLOPE, OFFSET = 0.87, -2.49
 """Logistic regression of Intentonomy's judged scenes on its sentences' deviations (tests/methods/test_scenes.py)."""
+LABELS = 28
 DIRECT = 0.4
 SHRINK = 5
 _LEAST = 1e-4
@@ -61,6 +63,7 @@ class SceneScoring(nn.Module):
     direction: Tensor
     center: Tensor
     base: Tensor
+    prior: Tensor
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, text: Tensor) -> None:
         super().__init__()
@@ -86,7 +89,7 @@ class SceneScoring(nn.Module):
         evidence = (found - self.base + direct) * ~self.judged
         count = (~self.judged).sum()
         others = evidence.sum(dim=-1, keepdim=True) / (count + SHRINK)
-        return torch.where(self.judged, found, self.base + evidence - others)
+        return torch.where(self.judged, found, self.prior + evidence - others)
 
 
 def scene_embeddings(bank: Scenes) -> Tensor:
@@ -124,6 +127,7 @@ def label_values(
     direction = F.normalize(text - center, dim=1)
     spread = ((direction @ covariance) * direction).sum(dim=1).clamp_min(1e-12).sqrt()
     direction = DIRECT * direction / spread[:, None]
+    base = _logit(relevance.mean(dim=0))
     return {
         "mean": mean,
         "scenes": SCALE * F.normalize(scenes - center, dim=1),
@@ -131,7 +135,8 @@ def label_values(
         "judged": judged,
         "direction": direction,
         "center": direction @ mean,
-        "base": _logit(relevance.mean(dim=0)),
+        "base": base,
+        "prior": base - ((~judged).sum() / LABELS).clamp_min(1).log(),
     }
 
 
