@@ -127,7 +127,7 @@ def photos_in(folder: Path, suffixes: Container[str] = SUFFIXES, exclude: Sequen
                     suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 (fast)
                     if suffix in suffixes:
                         found.append(Path(parent, name))
-                    else:
+                    elif suffix != ".xmp":  # sidecars of photos
                         others[suffix or "without suffix"] += 1
         waiting = sorted(links)
     if others:

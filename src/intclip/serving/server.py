@@ -82,6 +82,7 @@ def run(api: FastAPI, bound: socket.socket, *, connections: int, grace_seconds: 
         grace_seconds: Maximum time for requests in progress after the signal.
     """
     log = make_log()
+    bound.listen()  # clients that read the line below may connect at once; they wait until the API is ready
     log.info("serving", url=address(bound), models=list(api.state.batcher.models))
     if not ipaddress.ip_address(bound.getsockname()[0]).is_loopback and not api.state.guarded:
         log.warning("open", hint="other machines have access without a key; set INTCLIP_API_KEY or --api-key-file")
