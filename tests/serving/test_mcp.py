@@ -132,6 +132,7 @@ def test_predictions_are_those_of_the_model(home, model, server):
     assert found[2]["error"].startswith("notes.txt")
     many = ask(server, "predict", photos=["cat.png"] * (MOST_PHOTOS + 1))
     assert many.is_error
+    assert str(MOST_PHOTOS) in many.content[0].text
 
 
 def test_evidence_is_a_picture_of_the_photo(model, server):
@@ -140,8 +141,13 @@ def test_evidence_is_a_picture_of_the_photo(model, server):
     assert label in text.text
     drawn = Image.open(io.BytesIO(base64.b64decode(picture.data)))
     assert drawn.size == Image.open(next(photo for photo in demo_photos() if "chelsea" in photo.name)).size
-    for wrong in ({"photo": "link.png", "label": label}, {"photo": "cat.png", "label": "nothing of the kind"}):
-        assert ask(server, "explain", **wrong).is_error
+    for wrong, named in (
+        ({"photo": "link.png", "label": label}, "link.png"),
+        ({"photo": "cat.png", "label": "x y"}, "x y"),
+    ):
+        refused = ask(server, "explain", **wrong)
+        assert refused.is_error
+        assert named in refused.content[0].text
 
 
 def test_a_search_finds_what_is_inside_alone(home, server):

@@ -4,7 +4,8 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -128,6 +129,7 @@ def make_server(folders: AllowedFolders, predictor: "Predictor", choice: ModelCh
         return {"taxonomy": taxonomy.name, "model": predictor.card.model, "note": predictor.note, "labels": labels}
 
     @server.tool(annotations=reads)
+    @_explained()
     def predict(photos: list[str]) -> list[dict[str, Any]]:
         """Estimates why photos were taken: predicted labels and the most probable ones. At most 200 photos."""
         if len(photos) > MOST_PHOTOS:
@@ -144,6 +146,7 @@ def make_server(folders: AllowedFolders, predictor: "Predictor", choice: ModelCh
         return answers
 
     @server.tool(annotations=reads, structured_output=False)
+    @_explained()
     def explain(photo: str, label: str) -> list[Any]:
         """Shows the evidence for a label in a photo: the photo under a map, bright where the evidence is strongest."""
         content = folders.read(photo)
@@ -159,6 +162,7 @@ def make_server(folders: AllowedFolders, predictor: "Predictor", choice: ModelCh
         return [text, Image(data=stream.getvalue(), format="jpeg")]
 
     @server.tool(annotations=reads)
+    @_explained()
     def search_photos(text: str, count: int = 10) -> list[dict[str, Any]]:
         """Finds photos by what they show or mean, in English. The first search indexes all photos and takes a while."""
         from intclip.batch.job import JobOptions
@@ -202,6 +206,19 @@ def mcp(
         home = Path(temporary) / "index" if kept is None else kept / "mcp" / hashlib.sha256(key).hexdigest()[:24]
         home.parent.mkdir(parents=True, exist_ok=True)
         make_server(allowed, predictor, choice, home).run("stdio")
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Send the assistant an error's message; the server hides those of other exceptions than its own."""
+    from mcp.server.mcpserver.exceptions import ToolError
+
+    from intclip.errors import IntclipError
+
+    try:
+        yield
+    except IntclipError as error:
+        raise ToolError(str(error)) from error
 
 
 def _named(error: Exception, path: str) -> str:

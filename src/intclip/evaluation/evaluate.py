@@ -76,7 +76,9 @@ def evaluate(
     def score_split(name: str) -> tuple[Scores, Thresholds]:
         if not dataset.splits.get(name):
             known = ", ".join(dataset.splits)
-            raise DatasetError(f"dataset {dataset.name} has no photos in split {name!r}; choose one of its splits: {known}")
+            raise DatasetError(
+                f"dataset {dataset.name} has no photos in split {name!r}; choose one of its splits: {known}"
+            )
         samples = dataset.splits[name]
         check_labelled(samples, dataset.name, name)
         return score_photos(
