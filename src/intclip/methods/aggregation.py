@@ -8,10 +8,10 @@ With N = H·W regions as columns, q, k and v 1×1 convolutions, and α a scalar 
     symmetric         mean of cross_attention and the same with semantic and sight exchanged
     sum               sight + semantic
     concat_mlp        two 1×1 convolutions with a ReLU between, of both maps stacked
-    sight             sight, that is no aggregation
+    sight             sight, without aggregation
 
-Source: IntCLIP paper, Eq. 2–4 and Table 5; the released code for the softmax over keys (Eq. 3 writes the sum over i)
-and for d = D/8 (the paper's C×N). `cross_attention` and `symmetric` follow later descriptions of the method.
+Source: IntCLIP paper, Eq. 2–4 and Table 5; the softmax over keys (Eq. 3 sums over i) and d = D/8 (C×N in the paper)
+are those of the released code. `cross_attention` and `symmetric` follow later descriptions of the method.
 """
 
 from typing import Literal, get_args
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 AggregationVariant = Literal["paper", "released", "sum", "concat_mlp", "cross_attention", "symmetric", "sight"]
 
 ATTENTION = "attention"
-"""Name of the extra of an output that holds the attention (B, N, N), queries by keys."""
+"""Name of the output's extra with the attention (B, N, N), queries by keys."""
 _REDUCTION = 8
 
 
@@ -32,7 +32,7 @@ class GatedAttention(nn.Module):
     Args:
         dim: Channels D of queries, keys and values.
         scaled: Scale by 1/√d, d = D/8 being the width of queries and keys; else by 1.
-        optional: Queries may attend to nothing: one more key with logit 0 and value 0. Keys that are 0 are no keys.
+        optional: Queries may attend to nothing: one additional key has logit 0 and value 0. Keys of zeros are ignored.
     """
 
     def __init__(self, dim: int, *, scaled: bool, optional: bool = False) -> None:
@@ -46,7 +46,7 @@ class GatedAttention(nn.Module):
         self.optional = optional
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """The weighted values (B, D, N queries), and the attention (B, N queries, N keys), of maps (B, D, N)."""
+        """Return the weighted values (B, D, N queries) and the attention (B, N queries, N keys) of maps (B, D, N)."""
         logits = self.query(queries).transpose(1, 2) @ self.key(keys) * self.scale
         if self.optional:
             absent = ~keys.any(dim=1, keepdim=True)
@@ -59,14 +59,14 @@ class GatedAttention(nn.Module):
 
 
 class SightAssistedAggregation(nn.Module):
-    """Joins a semantic and a sight map; see the module for the variants.
+    """Combines a semantic and a sight map; see the module for the variants.
 
-    `paper` and `released` add nothing to their residual while α = 0, and then neither the queries and keys nor, in
-    `paper`, the semantic branch take a gradient: α must move first.
+    At α = 0, `paper` and `released` equal their residual, and the queries and keys have no gradient, nor has the
+    semantic branch in `paper`: α must change first.
 
     Args:
         dim: Channels D of both maps.
-        variant: Which formula.
+        variant: The formula.
 
     Raises:
         ValueError: Unknown variant.
@@ -88,13 +88,13 @@ class SightAssistedAggregation(nn.Module):
             self.mlp = nn.Sequential(nn.Conv1d(2 * dim, dim, 1), nn.ReLU(), nn.Conv1d(dim, dim, 1))
 
     def forward(self, semantic: Tensor, sight: Tensor) -> Tensor:
-        """The joined map (B, D, H, W) of two maps of that shape."""
+        """Return the combined map (B, D, H, W) of two maps of that shape."""
         return self.attend(semantic, sight)[0]
 
     def attend(self, semantic: Tensor, sight: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The joined map (B, D, H, W), and the attention (B, N, N), queries by keys; None for variants without it.
+        """Return the combined map (B, D, H, W) and the attention (B, N, N), queries by keys, or None.
 
-        `symmetric` gives the attention of the semantic queries.
+        The attention of `symmetric` is that of the semantic queries.
         """
         joined, attention = self._attend(semantic.flatten(2), sight.flatten(2))
         return joined.view(semantic.shape), attention

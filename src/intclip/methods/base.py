@@ -1,8 +1,8 @@
 """The contract between a method, the training loop and the predictor.
 
 A method names the backbone features it `needs`, maps them to logits (B, K), and returns its loss as named terms, so
-the loop knows no loss and the predictor knows no architecture. The backbone is frozen and shared; whatever a method
-trains is its own, so a bundle stores `own_state()` only.
+the loop is independent of the loss and the predictor of the architecture. The backbone is frozen and shared. A method
+owns everything that it trains, so a bundle stores only `own_state()`.
 """
 
 from abc import ABC, abstractmethod
@@ -43,11 +43,11 @@ class ClassifierOptions(Options, frozen=True):
 
 
 SideInput = Literal["mask", "text", "words"]
-"""What may stand beside a photo, as one more entry of its features, where the data has it:
+"""Additional inputs of a photo, as entries of its features, if the dataset has them:
 
-mask: where its objects are, (1, S, S) in [0, 1], laid out as the view is, NaN where none is known; training only.
-text: the embedding of its words by the backbone's text tower, (D,), of length √D; 0 if there are none.
-words: that text and its words one by one, embedded likewise, (L, D); rows of 0 where there are fewer.
+mask: its objects, (1, S, S) in [0, 1], transformed like the view, NaN if unknown; training only. text: embedding of its
+text by the backbone's text tower, (D,), with norm √D; 0 if there is none. words: embeddings of the text and of its
+single words, (L, D), with norm √D, padded with rows of 0.
 """
 
 Channel = Literal["image", "text"]
@@ -92,16 +92,15 @@ class Method(nn.Module, ABC):
     Attributes:
         Options: The class of its options; the registry validates a recipe's `method.options` with it.
         needs: Backbone features that `forward` reads; an instance may set its own, by its options.
-        beside: What it reads beside them where the data has it; photos alone must do, in training and at inference.
+        beside: Additional inputs, if the dataset has them; photos alone must suffice, in training and at inference.
         views: Number of augmented views of a photo per training step.
-        loss_reduction: How `loss` reduces over the photos of a batch. The loop needs it to weigh the parts of a batch
-            that lie on several processes or come one after the other: "sum" adds over photos (ASL as published),
-            "mean" averages over them.
+        loss_reduction: How `loss` reduces over the photos of a batch: "sum" (ASL as published) or "mean". The loop
+            needs it to weight parts of a batch that are on several processes or processed in sequence.
         backbone: The frozen backbone; never trained, never stored with the method.
         taxonomy: The K labels.
         options: Its options.
-        temperature: Logits are divided by it where a trained model's become probabilities; `intclip calibrate` fits it.
-            Training and losses do not know it.
+        temperature: Divides a trained model's logits before they become probabilities; `intclip calibrate` fits it.
+            Training and losses do not use it.
     """
 
     Options: ClassVar[type[Options]]
@@ -124,14 +123,14 @@ class Method(nn.Module, ABC):
 
     @property
     def alone(self) -> tuple[Channel, ...]:
-        """Channels that suffice without the other."""
+        """Return the channels that suffice without the other."""
         return ("image",)
 
     def read_texts(self, texts: Sequence[str | None]) -> Features:
-        """What `forward` reads of the words of posts, as further entries of the features.
+        """Return the inputs of `forward` from the texts of posts, as additional entries of the features.
 
         Args:
-            texts: One a post; None or blank where a post has none, which a channel of `alone` never meets.
+            texts: One per post; None or blank for a post without text, unless text is one of the `alone` channels.
         """
         found = {name: read(texts, self.backbone) for name, read in READERS.items() if name in self.beside}
         return {name: rows for name, rows in found.items() if rows is not None}
@@ -163,7 +162,7 @@ class Method(nn.Module, ABC):
         """
 
     def weighed(self, mean: Tensor, photos: int) -> Tensor:
-        """A loss that is a mean over the photos of a batch, on the footing of losses that are summed over them."""
+        """Scale a mean over a batch's photos to be comparable with losses that are summed over them."""
         return mean * photos if self.loss_reduction == "sum" else mean
 
     def training_loss(self, views: Sequence[Features], targets: Tensor) -> dict[str, Tensor]:
@@ -171,7 +170,7 @@ class Method(nn.Module, ABC):
         return self.loss(self(views[0]), targets)
 
     def prepare(self, batches: Iterable[tuple[Features, Tensor]]) -> None:
-        """Look at the whole training set once before training (prototypes, co-occurrence); may pass over it again.
+        """Compute statistics of the training set before training, such as prototypes, in one or several passes.
 
         Args:
             batches: (features, targets) of the training split, un-augmented; it can be iterated several times.
@@ -187,7 +186,7 @@ class Method(nn.Module, ABC):
         """Called after each training epoch, counted from 1."""
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Learnable parameters in groups; by default all in one."""
+        """Return learnable parameters in groups; by default one group."""
         return [ParameterGroup("all", self.learnable_parameters())]
 
     def learnable_parameters(self) -> list[nn.Parameter]:
@@ -195,21 +194,21 @@ class Method(nn.Module, ABC):
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def own_state(self) -> dict[str, Tensor]:
-        """State dict without the backbone: what a bundle stores."""
+        """Return the state dict without the backbone, as stored in a bundle."""
         return {key: value for key, value in self.state_dict().items() if not key.startswith("backbone.")}
 
     def make_room(self, state: dict[str, Tensor]) -> None:
         """Resize tensors whose sizes depend on the training photos to those of a state; the default does nothing.
 
         Args:
-            state: As `own_state` gives it, not checked yet.
+            state: From `own_state`, not yet validated.
         """
 
     def load_own_state(self, state: dict[str, Tensor]) -> None:
         """Load `own_state`, strictly.
 
         Raises:
-            KeyError: A tensor is missing or left over; all are named.
+            KeyError: Tensors are missing or unexpected; all are named.
             ValueError: A tensor has another shape.
         """
         self.make_room(state)
@@ -240,5 +239,5 @@ class Classifier(Method):
 
 
 def part_of(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names start so, under the rest of their names."""
+    """Return the tensors whose names have this prefix, without the prefix."""
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

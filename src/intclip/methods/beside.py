@@ -1,4 +1,4 @@
-"""Words beside a photo, as entries of its features that a method may read: see `methods.base.Beside`."""
+"""Text of a photo as entries of its features; see `methods.base.SideInput`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,30 +13,30 @@ from torch import Tensor
 from intclip.backbones.base import Backbone
 
 MOST_WORDS = 32
-"""Vectors of a post: its text as a whole and its first words."""
+"""Maximum number of vectors per post: its whole text and its first words."""
 Texts = Sequence[str | None]
-"""One a post; None or blank where it has none."""
+"""One per post; None or blank for a post without text."""
 
 
 @dataclass(frozen=True, eq=False)
 class WordTable:
-    """Vectors of the words of N posts.
+    """Word vectors of N posts.
 
     Attributes:
-        rows: (N, L) which vectors a post has, in order; 0 for none.
-        vectors: (V, D), of length √D; the first one 0.
+        rows: (N, L) indices of a post's vectors, in order; 0 for padding.
+        vectors: (V, D) with norm √D; the first one is 0.
     """
 
     rows: Tensor
     vectors: Tensor
 
     def __call__(self, indices: npt.NDArray[np.integer[Any]]) -> Tensor:
-        """Words (B, L, D) of some posts."""
+        """Return the words (B, L, D) of some posts."""
         return self.vectors[self.rows[torch.from_numpy(indices)]]
 
 
 def word_table(texts: Texts, backbone: Backbone) -> WordTable | None:
-    """Texts and their words, each embedded once by the backbone's text tower; None where no post has any."""
+    """Embed texts and their words, each once, by the backbone's text tower; None if no post has text."""
     places: dict[str, int] = {}
     found: list[list[int]] = []
     for text in texts:
@@ -52,9 +52,9 @@ def word_table(texts: Texts, backbone: Backbone) -> WordTable | None:
 
 
 def text_vectors(texts: Texts, backbone: Backbone) -> Tensor | None:
-    """Embeddings (N, D) of texts by the backbone's text tower, of length √D, 0 where a post has none.
+    """Embed texts by the backbone's text tower: (N, D) with norm √D, 0 for posts without text.
 
-    None where no post has any.
+    None if no post has text.
     """
     rows = [row for row, text in enumerate(texts) if text and text.strip()]
     if not rows:
@@ -71,10 +71,10 @@ def _word_vectors(texts: Texts, backbone: Backbone) -> Tensor | None:
 
 
 READERS: dict[str, Callable[[Texts, Backbone], Tensor | None]] = {"text": text_vectors, "words": _word_vectors}
-"""What a method may read of words, by its name in `Beside`: texts to vectors, None if there are none."""
+"""Readers of text by their name in `SideInput`: texts to vectors, or None without any text."""
 
 
 def _embedded(texts: Sequence[str], backbone: Backbone) -> Tensor:
-    """Embeddings (T, D) of length √D."""
+    """Return embeddings (T, D) with norm √D."""
     found = backbone.embed_texts(texts, long="average").cpu()
     return found.mul(found.shape[1] ** 0.5)

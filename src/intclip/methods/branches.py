@@ -7,12 +7,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class Branch(nn.Module):
-    """A trainable copy of some layers, started from their weights.
+    """A trainable copy of some layers, initialised with their weights.
 
-    Normalisation layers with running statistics keep them fixed, in training too; their affine parameters train.
+    Running statistics of normalisation layers stay fixed, also in training; affine parameters train.
 
     Args:
-        *parts: Layers in order; they are copied, and stay frozen themselves.
+        *parts: Layers in order; they are copied, and the originals stay frozen.
     """
 
     def __init__(self, *parts: nn.Module) -> None:
@@ -21,12 +21,12 @@ class Branch(nn.Module):
         self.train(self.training)
 
     def forward(self, features: Tensor) -> Tensor:
-        """What the copied layers make of their input."""
+        """Apply the copied layers."""
         out: Tensor = self.layers(features)
         return out
 
     def train(self, mode: bool = True) -> "Branch":
-        """Switch to training or evaluation, but for the running statistics."""
+        """Switch to training or evaluation mode, with fixed running statistics."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, _BatchNorm):

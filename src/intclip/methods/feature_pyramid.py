@@ -1,4 +1,4 @@
-"""A feature pyramid (Lin et al., CVPR 2017): maps of several stages at one width, coarse ones added to finer ones."""
+"""A feature pyramid (Lin et al., CVPR 2017): maps of several stages at one width, coarse added to fine."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class FeaturePyramid(nn.Module):
-    """Lateral 1×1 convolutions, a sum from coarse to fine, and a 3×3 convolution a level.
+    """Lateral 1×1 convolutions, a sum from coarse to fine, and a 3×3 convolution per level.
 
     Args:
         channels: Channels of the stages' maps, fine to coarse.
@@ -20,7 +20,7 @@ class FeaturePyramid(nn.Module):
         self.smooth = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in channels)
 
     def forward(self, maps: Mapping[int, Tensor]) -> list[Tensor]:
-        """Levels (B, d, H_i, W_i), fine to coarse, of stages' maps (B, C_i, H_i, W_i) in that order."""
+        """Return levels (B, d, H_i, W_i), fine to coarse, of the stages' maps (B, C_i, H_i, W_i)."""
         levels = [layer(stage) for layer, stage in zip(self.lateral, maps.values(), strict=True)]
         for fine in reversed(range(len(levels) - 1)):
             coarse, size = levels[fine + 1], levels[fine].shape[2:]

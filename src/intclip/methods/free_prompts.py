@@ -1,4 +1,4 @@
-"""A learned prompt beside a free vector: one half of a dual prompt is not read by the text encoder at all.
+"""Dual prompts of which one half is a learned prompt and the other a free vector, without the text encoder.
 
     t of the learned half  = text encoder([start, V₁ … V_M, sentence, end]) + δ_k
     t of the free half     = n_k                                              δ, n ~ N(0, std²), (K, D)
@@ -19,13 +19,13 @@ Half = Literal["negative", "positive"]
 
 
 class FreeHalfPrompts(nn.Module):
-    """Text features (2, K, D) of one prompt and one free vector a class.
+    """Text features (2, K, D) of one prompt and one free vector per class.
 
     Args:
-        text: Text tower; passed to each call and not held.
+        text: Text tower; passed to each call, not stored.
         sentences: K class sentences.
-        options: Of the learned half.
-        learned: Which half is a prompt; the other one is free.
+        options: Options of the learned half.
+        learned: The half that is a prompt; the other is free.
         std: Standard deviation of δ and n.
         every: See `PromptLearner`.
     """
@@ -48,7 +48,7 @@ class FreeHalfPrompts(nn.Module):
 
     @property
     def context(self) -> nn.Parameter:
-        """Context vectors (1, K or 1, M, width)."""
+        """Return the context vectors (1, K or 1, M, width)."""
         return self.learner.context
 
     def before_step(self, step: int) -> None:
@@ -56,7 +56,7 @@ class FreeHalfPrompts(nn.Module):
         self.learner.before_step(step)
 
     def forward(self, text: TextTower) -> Tensor:
-        """Text features (2, K, D), negative and positive half, not of length 1."""
+        """Return text features (2, K, D), negative and positive half, unnormalised."""
         read = self.learner(text)[0] + self.offset
         halves = [self.free, read] if self.learned == "positive" else [read, self.free]
         return torch.stack(halves)

@@ -1,14 +1,14 @@
-"""Hierarchical consistency: parents of the taxonomy, read by prompts of their own, agree with their children.
+"""Hierarchical consistency: the taxonomy's parents have their own prompts and must agree with their children.
 
-For every level above the classes, with p_k the classes' probabilities, P_g those that the parents' own prompts give
-(sigmoids of logits, or their softmax over a level where labels exclude each other), and lift the taxonomy's rule
+For every level above the classes, p_k are the classes' probabilities, P_g those of the parents' own prompts
+(sigmoids of logits, or for exclusive labels their softmax over a level), and lift is the taxonomy's rule
 (`Taxonomy.lift`):
 
     parents      loss(P_g, lift(y)_g)                the classification loss on the level's own targets
     consistency  Σ_g (P_g − lift(p)_g)²              no targets needed
 
-The parents' prompts are read in training only: a trained model costs what it costs without them. Not in the IntCLIP
-paper; HLEG (Shi and others) predicts the levels one after the other instead.
+The parents' prompts are used only in training, at no cost for inference. Not in the IntCLIP paper; HLEG (Shi et al.)
+instead predicts the levels in sequence.
 """
 
 import torch
@@ -28,10 +28,9 @@ class HierarchyOptions(BaseModel, frozen=True, extra="forbid"):
     """Options of the hierarchy's losses.
 
     Attributes:
-        rule: How a parent's probability follows from its children's, see `Taxonomy.lift`; "sum" suits labels that
-            exclude each other.
-        parents: Weight of the classification loss of the parents.
-        consistency: Weight of the consistency.
+        rule: Rule for a parent's probability from its children's, see `Taxonomy.lift`; "sum" suits exclusive labels.
+        parents: Weight of the parents' classification loss.
+        consistency: Weight of the consistency loss.
     """
 
     rule: LiftRule = "max"
@@ -40,17 +39,17 @@ class HierarchyOptions(BaseModel, frozen=True, extra="forbid"):
 
 
 class Hierarchy(nn.Module):
-    """Prompts of the parents of all levels, one after the other (P of them in all), and their losses.
+    """Prompts of the parents of all levels, concatenated (P in total), and their losses.
 
     Args:
-        text: For the prompts; it is not held.
-        taxonomy: With a level above its classes.
+        text: Text tower for the prompts; not stored.
+        taxonomy: Has a level above its classes.
         options: Rule and weights.
-        pooling: From region similarities to the parents' logits, as for the classes.
-        context_length: Context vectors of a parent's prompt; they are class-specific.
+        pooling: Pooling of region similarities to the parents' logits, as for the classes.
+        context_length: Number of context vectors of a parent's prompt; they are class-specific.
 
     Raises:
-        RecipeError: The taxonomy has one level only.
+        RecipeError: The taxonomy has only one level.
     """
 
     membership: Tensor
@@ -79,18 +78,18 @@ class Hierarchy(nn.Module):
         self.register_buffer("membership", torch.cat(parts, dim=1).to(self.prompts.start.device), persistent=False)
 
     def forward(self, text: TextTower, regions: Tensor) -> Tensor:
-        """Logits (B, P) of the parents from region features (B, D, H, W)."""
+        """Return the parents' logits (B, P) from region features (B, D, H, W)."""
         logits: Tensor = self.pooling(regions, self.prompts(text))
         return logits
 
     def losses(self, children: Tensor, parents: Tensor, targets: Tensor, loss: LossOptions) -> dict[str, Tensor]:
-        """The weighted terms "consistency" and, where it has weight, "parents".
+        """Return the weighted terms "consistency" and, if it has weight, "parents".
 
         Args:
             children: Logits (B, K).
             parents: Logits (B, P).
             targets: (B, K), NaN where unknown.
-            loss: The classification loss; its reduction and scale are the consistency's, too.
+            loss: The classification loss; its reduction and scale apply to the consistency too.
         """
         lifted = self._probabilities(children, [children.shape[1]])
         difference = self._probabilities(parents, self.sizes) - lift(lifted, self.membership, self.options.rule)
@@ -102,18 +101,18 @@ class Hierarchy(nn.Module):
         return terms
 
     def _probabilities(self, logits: Tensor, sizes: list[int]) -> Tensor:
-        """Probabilities of logits of levels that lie side by side, so many columns each."""
+        """Convert logits of concatenated levels, with these numbers of columns, to probabilities."""
         if not self.exclusive:
             return logits.sigmoid()
         return torch.cat([level.softmax(dim=1) for level in torch.split(logits, sizes, dim=1)], dim=1)
 
 
 def lift(probabilities: Tensor, membership: Tensor, rule: LiftRule) -> Tensor:
-    """`Taxonomy.lift` (B, P) of probabilities or targets (B, K), differentiable.
+    """Compute `Taxonomy.lift` (B, P) of probabilities or targets (B, K), differentiably.
 
     Args:
         probabilities: In [0, 1]; an unknown child (NaN) makes its parent unknown, unless another is certain (1).
-        membership: (K, P), True where a class lies under a parent.
+        membership: (K, P), True if the class is below the parent.
         rule: "max", "noisy-or" or "sum".
     """
     children = torch.where(membership, probabilities.unsqueeze(2), 0)
@@ -127,7 +126,7 @@ def lift(probabilities: Tensor, membership: Tensor, rule: LiftRule) -> Tensor:
 
 
 def reduce(values: Tensor, reduction: Reduction) -> Tensor:
-    """Values (B, P) as a loss reduces them; see `intclip.losses.Reduction`."""
+    """Reduce values (B, P) like a loss; see `intclip.losses.Reduction`."""
     if reduction == "sum":
         return values.sum()
     return values.mean() if reduction == "mean" else values.sum() / len(values)

@@ -1,4 +1,4 @@
-"""A graph over labels: from co-occurrence, from text, and graph convolutions over it.
+"""A label graph from co-occurrence and text, and graph convolutions on it.
 
 GCN layer     H' = Â H W + b,   Â = D^−½ A D^−½                               (Kipf and Welling, 2017)
 co-occurrence A_ij = 1 where P(j | i) ≥ t, then p / Σ_j A_ij off the diagonal and 1 − p on it    (ML-GCN, CVPR 2019)
@@ -21,11 +21,11 @@ class GraphOptions(BaseModel, frozen=True, extra="forbid"):
     """Options of a label graph.
 
     Attributes:
-        cooccurrence: Weight of the graph that co-occurrence gives.
-        text: Weight of the graph that the labels' text gives; both 0 leaves every label alone.
-        threshold: Conditional probability from which an edge is kept.
-        neighbour_share: p: how much of a label comes from its neighbours by co-occurrence.
-        neighbours: k: nearest labels by text.
+        cooccurrence: Weight of the co-occurrence graph.
+        text: Weight of the graph of the labels' text; if both are 0, there are no edges.
+        threshold: Minimum conditional probability of an edge.
+        neighbour_share: p: total weight of a label's neighbours by co-occurrence.
+        neighbours: k: number of nearest labels by text.
     """
 
     cooccurrence: float = Field(default=0.5, ge=0)
@@ -36,14 +36,14 @@ class GraphOptions(BaseModel, frozen=True, extra="forbid"):
 
 
 class LabelCounts:
-    """How often labels occur and occur together, summed over batches; votes count by their share, unknown labels not.
+    """Counts of labels and label pairs over batches; targets are shares of votes, unknown labels are skipped.
 
     Args:
         classes: K.
 
     Attributes:
         together: (K, K), sums of y_i y_j over photos where both are known, float64.
-        known: (K, K), sums of y_i over photos where j is known as well.
+        known: (K, K), sums of y_i over photos where j is known too.
         photos: (K, K), photos where both are known, float64.
     """
 
@@ -53,7 +53,7 @@ class LabelCounts:
         self.photos = torch.zeros_like(self.together)
 
     def add(self, targets: Tensor) -> None:
-        """Count targets (B, K) in [0, 1]; NaN is unknown."""
+        """Add targets (B, K) in [0, 1]; NaN is unknown."""
         known = (~targets.isnan()).double().cpu()
         y = targets.nan_to_num(0).double().cpu()
         self.together += y.T @ y
@@ -62,21 +62,21 @@ class LabelCounts:
 
     @property
     def counts(self) -> Tensor:
-        """Σ y_i of each label (K,)."""
+        """Return Σ y_i of each label (K,)."""
         return self.known.diagonal()
 
     def frequencies(self) -> Tensor:
-        """Mean y_i of each label over the photos where it is known (K,), float64; 0 where it never is."""
+        """Return each label's mean y_i over photos where it is known (K,), float64; 0 if it never is."""
         return self.counts / self.photos.diagonal().clamp_min(1)
 
     def conditional(self) -> Tensor:
-        """P(j | i) (K, K), float32: rows i, 1 on the diagonal; 0 for a label that never occurs."""
+        """Return P(j | i) (K, K), float32: rows i, 1 on the diagonal; 0 for a label that never occurs."""
         shares = (self.together / self.known.clamp_min(1e-12)).float()
         return shares.fill_diagonal_(1)
 
 
 def count_labels(targets: Iterable[Tensor], classes: int) -> LabelCounts:
-    """Counts over batches of targets (B, K)."""
+    """Count over batches of targets (B, K)."""
     counts = LabelCounts(classes)
     for batch in targets:
         counts.add(batch)
@@ -84,12 +84,12 @@ def count_labels(targets: Iterable[Tensor], classes: int) -> LabelCounts:
 
 
 def cooccurrence_adjacency(conditional: Tensor, *, threshold: float, neighbour_share: float) -> Tensor:
-    """Binarised and re-weighted co-occurrence (K, K), rows summing to 1; not symmetric (ML-GCN, Eq. 7 and 8).
+    """Return binarised, re-weighted co-occurrence (K, K); rows sum to 1; not symmetric (ML-GCN, Eq. 7 and 8).
 
     Args:
         conditional: P(j | i) (K, K).
         threshold: t.
-        neighbour_share: p; a label without neighbours keeps all for itself.
+        neighbour_share: p; a label without neighbours has weight 1 for itself.
     """
     edges = (conditional >= threshold).float().fill_diagonal_(0)
     degree = edges.sum(dim=1, keepdim=True)
@@ -98,9 +98,9 @@ def cooccurrence_adjacency(conditional: Tensor, *, threshold: float, neighbour_s
 
 
 def text_adjacency(embeddings: Tensor, *, neighbours: int) -> Tensor:
-    """Similarity of labels by their text (K, K): symmetric, in [0, 1], 1 on the diagonal.
+    """Return the similarity of labels by their text (K, K): symmetric, in [0, 1], 1 on the diagonal.
 
-    What all labels share is taken out before (their mean), since sentences of one form are all alike to an encoder.
+    The labels' mean is subtracted first, since sentences of one form have similar embeddings.
 
     Args:
         embeddings: (K, D).
@@ -117,19 +117,19 @@ def text_adjacency(embeddings: Tensor, *, neighbours: int) -> Tensor:
 
 
 def normalize_adjacency(adjacency: Tensor) -> Tensor:
-    """D^−½ A D^−½ with the row sums D of A ≥ 0 (K, K); rows of zeros stay."""
+    """Return D^−½ A D^−½ (K, K) with the row sums D of A ≥ 0; rows of zeros are unchanged."""
     degree = adjacency.sum(dim=1)
     scale = torch.where(degree > 0, degree.clamp_min(1e-12).rsqrt(), 0.0)
     return scale[:, None] * adjacency * scale
 
 
 def label_adjacency(conditional: Tensor, embeddings: Tensor, options: GraphOptions) -> Tensor:
-    """The graph that options ask for, each part normalised, (K, K).
+    """Return the graph of the options (K, K), with normalised parts.
 
     Args:
         conditional: P(j | i) (K, K).
         embeddings: Label text embeddings (K, D).
-        options: Weights of the parts; they are divided by their sum.
+        options: Weights of the parts, which are divided by their sum.
     """
     total = options.cooccurrence + options.text
     if total == 0:
@@ -142,7 +142,7 @@ def label_adjacency(conditional: Tensor, embeddings: Tensor, options: GraphOptio
 
 
 class LabelGCN(nn.Module):
-    """Graph convolutions with LeakyReLU (0.2) between, Â given to each call.
+    """Graph convolutions with LeakyReLU (0.2) between them; Â is passed to each call.
 
     Args:
         widths: Widths of input, hidden layers and output, at least two.
@@ -153,7 +153,7 @@ class LabelGCN(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, embeddings: Tensor, adjacency: Tensor) -> Tensor:
-        """(K, D_out) of embeddings (K, D_in) and a normalised adjacency (K, K)."""
+        """Return (K, D_out) for embeddings (K, D_in) and a normalised adjacency (K, K)."""
         x = embeddings
         for index, layer in enumerate(self.layers):
             x = layer(adjacency @ x)
@@ -163,21 +163,21 @@ class LabelGCN(nn.Module):
 
 
 def label_embeddings(text: TextTower, taxonomy: Taxonomy, form: str) -> Tensor:
-    """Text features (K, D) of a taxonomy's sentences, each scaled to length √D, so that coordinates have size 1.
+    """Return text features (K, D) of a taxonomy's sentences with norm √D, so that coordinates are of order 1.
 
     Args:
         text: A text tower.
         taxonomy: The labels.
-        form: Which sentences.
+        form: Form of the sentences.
 
     Raises:
-        TaxonomyError: The taxonomy has no such form.
+        TaxonomyError: The taxonomy lacks this form.
     """
     return text_embeddings(text, taxonomy.sentences(form))
 
 
 @torch.no_grad()
 def text_embeddings(text: TextTower, sentences: Sequence[str]) -> Tensor:
-    """Text features (T, D) of sentences, each scaled to length √D."""
+    """Return text features (T, D) of sentences with norm √D."""
     scaled: Tensor = text.embed_texts(sentences) * text.embed_dim**0.5
     return scaled

@@ -1,11 +1,11 @@
-"""Label embeddings that learn from the coarser levels: one transformer layer a level, from the coarsest to the classes.
+"""Label embeddings from coarser levels: one transformer layer per level, from the coarsest to the classes.
 
-    F_H = E_H                                            the coarsest names, embedded by the frozen text tower
-    F_h = Layer_h(E_h, F_{h+1})                          every level attends to itself and to the level above it
-    t'  = t / |t| + g · F_0                              beside the class's own text feature; g starts at 0
+    F_H = E_H                                            embeddings of the coarsest names by the frozen text tower
+    F_h = Layer_h(E_h, F_{h+1})                          every level attends to itself and the level above
+    t'  = t / |t| + g · F_0                              added to the class's text feature; initially g = 0
 
-This is our reading of "Multi-layer" (IntCLIP paper, Table 3), of which the paper says only that it is a multi-layer
-transformer "inspired by HLEG" (Shi et al., 2023) instead of HCI: the sentences are then the class names alone.
+Our interpretation of "Multi-layer" (IntCLIP paper, Table 3). The paper only states that it is a multi-layer
+transformer "inspired by HLEG" (Shi et al., 2023) instead of HCI: the sentences are then only the class names.
 """
 
 import torch
@@ -18,14 +18,14 @@ from intclip.labels.taxonomy import Taxonomy
 
 
 class LabelTransformer(nn.Module):
-    """What the levels add to the text features of the classes.
+    """Adds the levels to the text features of the classes.
 
     Args:
-        text: The text tower, which embeds the names of all levels once.
-        taxonomy: Two levels or more.
+        text: Text tower, which embeds the names of all levels once.
+        taxonomy: Has at least two levels.
 
     Raises:
-        TaxonomyError: It has one level.
+        TaxonomyError: The taxonomy has one level.
     """
 
     def __init__(self, text: TextTower, taxonomy: Taxonomy) -> None:
@@ -39,7 +39,7 @@ class LabelTransformer(nn.Module):
         with torch.no_grad():
             for level, names in enumerate(taxonomy.levels.values()):
                 tokens = text.tokenize(list(names)).to(next(text.parameters()).device)
-                # Not stored: derived from the taxonomy, which the bundle has.
+                # Not stored: derived from the taxonomy, which is in the bundle.
                 self.register_buffer(f"level{level}", F.normalize(text(tokens), dim=1), persistent=False)
         heads = next(count for count in (8, 4, 2, 1) if text.embed_dim % count == 0)
         self.layers = nn.ModuleList(
@@ -51,7 +51,7 @@ class LabelTransformer(nn.Module):
         self.gate = nn.Parameter(torch.zeros(()))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Text features (halves, K, D) at length 1, with what the levels add to both halves."""
+        """Return unit text features (halves, K, D) plus the levels' residual on both halves."""
         above = self.get_buffer(f"level{len(self.layers)}")[None]
         for level in reversed(range(len(self.layers))):
             above = self.layers[level](self.get_buffer(f"level{level}")[None], above)

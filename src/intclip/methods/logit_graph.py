@@ -1,10 +1,10 @@
-"""A graph over the labels' logits: what was found of one label speaks for or against another.
+"""A graph on the labels' logits: labels support or oppose each other.
 
     z'_j = z_j + a · Σ_i C_ji (p_i − π_i) − b · Σ_i X_ji p_i,     p = sigmoid(z)
 
-C: the mean over labels i that bring j along, P(j | i) ≥ t (`label_graph.py`); π: how frequent a label is, so that a
-photo like any other gets nothing. X: the mean over labels i that keep j away, seen with it much more rarely than chance
-would have it. a and b are learned and start at 0: the start is the model without a graph.
+C: the mean over labels i that support j, P(j | i) ≥ t (`label_graph.py`); π: label frequencies, so that an average
+photo gets no message. X: the mean over labels i that oppose j: they occur together much more rarely than independent
+labels would. a and b are learned, initially 0, which is the model without a graph.
 
 Not in the IntCLIP paper.
 """
@@ -22,9 +22,9 @@ class LogitGraphOptions(BaseModel, frozen=True, extra="forbid"):
     """Options of the graph.
 
     Attributes:
-        threshold: t: conditional probability from which a label brings another along.
-        exclusion_ratio: A pair that is seen together at most this share of what chance gives excludes each other.
-        min_expected: Photos that chance must give a pair before its absence says anything.
+        threshold: t: minimum conditional probability for a label to support another.
+        exclusion_ratio: Labels oppose each other if their co-occurrence is at most this share of the expected one.
+        min_expected: Minimum expected photos of a pair for opposition.
     """
 
     threshold: float = Field(default=0.3, gt=0, le=1)
@@ -33,14 +33,14 @@ class LogitGraphOptions(BaseModel, frozen=True, extra="forbid"):
 
 
 class LogitGraph(nn.Module):
-    """Messages between logits (B, K); it adds nothing before `fit`.
+    """Messages between logits (B, K); zero before `fit`.
 
     Args:
         classes: K.
-        options: Which labels are neighbours.
+        options: Criteria for neighbours.
 
     Attributes:
-        cooccurrence: C (K, K), rows of sum 1 or 0, receivers first, 0 on the diagonal.
+        cooccurrence: C (K, K), receivers by row, row sums 1 or 0, 0 on the diagonal.
         exclusion: X (K, K), likewise.
         frequency: π (K,).
         strengths: a and b (2,).
@@ -60,7 +60,7 @@ class LogitGraph(nn.Module):
 
     @torch.no_grad()
     def fit(self, targets: Iterable[Tensor]) -> None:
-        """Take the neighbours from the training split's targets, batches of (B, K)."""
+        """Determine neighbours from the training split's targets, in batches (B, K)."""
         counts = count_labels(targets, len(self.frequency))
         together = cooccurrence_adjacency(counts.conditional().T, threshold=self.options.threshold, neighbour_share=1)
         self.cooccurrence.copy_(together.fill_diagonal_(0))
@@ -70,7 +70,7 @@ class LogitGraph(nn.Module):
         self.frequency.copy_(counts.frequencies())
 
     def forward(self, logits: Tensor) -> Tensor:
-        """Logits (B, K) with their neighbours' say."""
+        """Return logits (B, K) plus their neighbours' messages."""
         probabilities = logits.sigmoid()
         brought = (probabilities - self.frequency) @ self.cooccurrence.T
         kept_away = probabilities @ self.exclusion.T
@@ -78,12 +78,12 @@ class LogitGraph(nn.Module):
 
 
 def exclusion_adjacency(counts: LabelCounts, *, ratio: float, min_expected: float) -> Tensor:
-    """Which labels keep each other away (K, K), float32, symmetric edges with rows divided by their sum.
+    """Return which labels oppose each other (K, K), float32: symmetric edges, with rows divided by their sum.
 
     Args:
         counts: Counts over the training split.
         ratio: An edge is a pair with Σ y_i y_j ≤ ratio · (what independent labels would give).
-        min_expected: Pairs that chance gives fewer times than this have no edge.
+        min_expected: Pairs with fewer expected photos have no edge.
     """
     expected = counts.known * counts.known.T / counts.photos.clamp_min(1)
     edges = ((counts.together <= ratio * expected) & (expected >= min_expected)).float().fill_diagonal_(0)

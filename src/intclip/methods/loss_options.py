@@ -1,4 +1,4 @@
-"""The classification loss as options, shared by every method that has one."""
+"""Options of the classification loss, shared by all methods that have one."""
 
 from typing import Literal
 
@@ -10,17 +10,17 @@ from intclip.losses import asymmetric_loss_with_logits, soft_cross_entropy
 
 
 class LossOptions(BaseModel, frozen=True, extra="forbid"):
-    """Which loss of logits (B, K) against targets (B, K).
+    """Loss of logits (B, K) against targets (B, K).
 
     Attributes:
         kind: "asl" (asymmetric), "bce" (binary cross-entropy), or "softmax" (cross-entropy, for single-label tasks).
         gamma_pos: Focusing parameter of positives (asl).
         gamma_neg: Focusing parameter of negatives (asl).
-        margin: Probability below which a negative costs nothing (asl).
+        margin: Probability below which negatives have no loss (asl).
         reduction: "sum" over the batch (the paper), "batch" (sum over classes, mean over the batch) or "mean".
         scale: Factor on the loss; 0.03 with "sum" in the released code.
-        harden: Targets at or above this count 1, below it 0; None keeps soft targets.
-        smoothing: Targets move this far towards 1/2.
+        harden: Targets at or above this become 1, others 0; None keeps soft targets.
+        smoothing: Fraction by which targets move towards 1/2.
     """
 
     kind: Literal["asl", "bce", "softmax"] = "asl"
@@ -34,11 +34,11 @@ class LossOptions(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def over_photos(self) -> Literal["sum", "mean"]:
-        """How the loss reduces over the photos of a batch, as the loop reads it from `Method.loss_reduction`."""
+        """Return the loss's reduction over photos, for `Method.loss_reduction`."""
         return "sum" if self.reduction == "sum" else "mean"
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The scaled loss, a scalar."""
+        """Return the scaled loss, a scalar."""
         if self.harden is not None:
             targets = torch.where(targets.isnan(), targets, (targets >= self.harden).to(logits.dtype))
         if self.smoothing:

@@ -1,4 +1,4 @@
-"""Inputs of the probes: one vector a photo from the frozen features, put on one scale."""
+"""Inputs of the probes: one scaled vector per photo from frozen features."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from intclip.backbones.base import FeatureName, Features
 
 Vector = Literal["pooled", "region_mean", "pooled_and_region_mean"]
-"""pooled: the backbone's own image embedding. region_mean: the mean of the region features. Both stacked: [class token,
+"""pooled: the backbone's own image embedding. region_mean: the mean of the region features. Both concatenated: [class
+token,
 patch mean] of a ViT, in the joint space."""
 Scaling = Literal["none", "l2", "standardize"]
 
@@ -22,18 +23,18 @@ _NEEDS: dict[Vector, tuple[FeatureName, ...]] = {
 
 
 def vector_needs(kind: Vector) -> tuple[FeatureName, ...]:
-    """Backbone features that a kind of vector is made of."""
+    """Return the backbone features that a kind of vector needs."""
     return _NEEDS[kind]
 
 
 class ProbeInput(nn.Module):
-    """Vectors (B, W) of frozen features, scaled as options say.
+    """Scaled vectors (B, W) of frozen features.
 
     Args:
         embed_dim: Size D of the joint space.
-        kind: Which vector.
-        scaling: "l2" divides each part by its length; "standardize" makes every coordinate of the training set mean 0
-            and variance 1 (`fit` first); "none" leaves them.
+        kind: Kind of vector.
+        scaling: "l2" divides each part by its norm; "standardize" scales every coordinate to mean 0 and variance 1 over
+            the training set (after `fit`); "none" does not scale.
     """
 
     mean: Tensor
@@ -48,13 +49,13 @@ class ProbeInput(nn.Module):
             self.register_buffer("std", torch.ones(self.width))
 
     def forward(self, features: Features) -> Tensor:
-        """Vectors (B, W)."""
+        """Return vectors (B, W)."""
         vectors = self._vectors(features)
         return (vectors - self.mean) / self.std if self.scaling == "standardize" else vectors
 
     @torch.no_grad()
     def fit(self, batches: Iterable[tuple[Features, Tensor]]) -> None:
-        """Take mean and deviation of the training set, in one pass; does nothing for another scaling."""
+        """Compute mean and deviation of the training set in one pass, if the scaling needs them."""
         if self.scaling != "standardize":
             return
         count, mean, spread = 0, torch.zeros_like(self.mean).double(), torch.zeros_like(self.mean).double()

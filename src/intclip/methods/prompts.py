@@ -2,10 +2,10 @@
 
     [start, V₁ … V_M, sentence, end]     (IntCLIP paper, Eq. 1; CoOp, Zhou et al., IJCV 2022; DualCoOp, NeurIPS 2022)
 
-CoOp also has the sentence in the middle of the context, or in front of it; see `ClassTokenPosition`.
+In CoOp, the sentence can also be in the middle of the context or before it; see `ClassTokenPosition`.
 
-All halves (negative and positive) of all classes go through the encoder in one batch, no longer than the longest
-prompt. In evaluation the text features are kept until the context changes.
+All halves (negative and positive) of all classes are encoded in one batch, padded to the longest prompt. In evaluation,
+text features are cached until the context changes.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ from intclip.errors import TaxonomyError
 from intclip.labels.taxonomy import Taxonomy
 
 NEGATIVE, POSITIVE = 0, 1
-"""Order of the halves of a dual prompt along their axis."""
+"""Indices of the halves of a dual prompt."""
 
 ClassTokenPosition = Literal["end", "middle", "front"]
-"""Where the class's words stand, in the names of CoOp's code. What closes a sentence (".", "!", "?") stays at its end.
+"""Position of the class text, as named in CoOp's code. Closing punctuation (".", "!", "?") stays at the end.
 
 end: [start, V₁ … V_M, words, closing, end].
 middle: [start, V₁ … V_⌊M/2⌋, words, V_⌊M/2⌋₊₁ … V_M, closing, end].
@@ -37,14 +37,13 @@ _STD = 0.02
 
 
 class PromptOptions(BaseModel, frozen=True, extra="forbid"):
-    """Options of learned prompts, which the options of a method that has them inherit.
+    """Options of learned prompts; base of the options of methods with prompts.
 
     Attributes:
-        context_length: Number M of context vectors a prompt; 0 leaves the class's words.
+        context_length: Number M of context vectors per prompt; 0 for only the class text.
         class_specific: One set of contexts per class, or one for all classes.
-        sentence_form: Form of the class text; "fine" is the name.
-        period: End each sentence with a period where it has no closing punctuation, as the code of CoOp, DualCoOp and
-            IntCLIP does.
+        sentence_form: Form of the class text; "fine" is the class name.
+        period: Add a period to sentences without closing punctuation, as in the code of CoOp, DualCoOp and IntCLIP.
     """
 
     context_length: int = Field(default=16, ge=0)
@@ -53,7 +52,7 @@ class PromptOptions(BaseModel, frozen=True, extra="forbid"):
     period: bool = True
 
     def sentences(self, taxonomy: Taxonomy) -> list[str]:
-        """The K sentences of the classes."""
+        """Return the K sentences of the classes."""
         sentences = taxonomy.sentences(self.sentence_form)
         if not self.period:
             return sentences
@@ -61,24 +60,24 @@ class PromptOptions(BaseModel, frozen=True, extra="forbid"):
 
 
 class PromptLearner(nn.Module):
-    """Context vectors for every half and class, and the fixed token embeddings around them.
+    """Context vectors for every half and class, with the fixed token embeddings around them.
 
-    The text tower is passed to each call and not held, so that it is neither trained nor stored with the prompts.
+    The text tower is passed to each call, so that it is neither trained nor stored with the prompts.
 
     Args:
         text: Text tower, for its token embeddings.
-        sentences: K class sentences, as `options.sentences` gives them.
-        options: Number of context vectors, and whose they are.
+        sentences: K class sentences, from `options.sentences`.
+        options: Number of context vectors, and whether they are class-specific.
         halves: 2 for dual prompts (negative, positive), 1 for CoOp.
-        class_token_position: Where the sentence stands; see `ClassTokenPosition`.
-        every: In training, contexts learn at every n-th step only; the steps between read the text features
-            of the contexts as they are, without a gradient. The text encoder is most of a small backbone's step.
-        residual: Add a learned vector to each text feature of length 1 (TaskRes, Yu et al., CVPR 2023). It starts at 0.
-        words: What the first contexts start as, such as "a photo of a"; the others start random, words too many are
-            left out.
+        class_token_position: Position of the sentence; see `ClassTokenPosition`.
+        every: In training, update contexts only at every n-th step; the other steps use cached text features without a
+            gradient. In small backbones, the text encoder takes most of a step's time.
+        residual: Add a learned vector, initially 0, to each unit text feature (TaskRes, Yu et al., CVPR 2023).
+        words: Initialise the first contexts with words such as "a photo of a"; the others are random, and surplus words
+            are dropped.
 
     Raises:
-        TaxonomyError: A sentence is too long for the tower once the context is added.
+        TaxonomyError: A sentence with its context is too long for the tower.
     """
 
     context: nn.Parameter
@@ -113,13 +112,13 @@ class PromptLearner(nn.Module):
         tokens = text.tokenize(sentences)
         with torch.no_grad():
             embedded = text.embed(tokens.to(next(text.parameters()).device))
-        # Not stored: derived from the sentences themselves, which the bundle has.
+        # Not stored: derived from the sentences, which are in the bundle.
         first = text.start_tokens
         self.register_buffer("start", embedded[:, :first].clone(), persistent=False)
         self.register_buffer("sentence", embedded[:, first:].clone(), persistent=False)
         self.register_buffer("lengths", text.lengths(tokens).to(embedded.device) + context_length, persistent=False)
         order = None
-        if class_token_position != "end":  # there they stand already
+        if class_token_position != "end":  # they are already there
             before = context_length // 2 if class_token_position == "middle" else 0
             words_of = [_words_before_closing(text, sentence) for sentence in sentences]
             order = _order(words_of, (first, context_length, tokens.shape[1]), before).to(embedded.device)
@@ -141,26 +140,26 @@ class PromptLearner(nn.Module):
         self._features: Tensor | None = None
 
     def embeddings(self) -> tuple[Tensor, Tensor]:
-        """Prompt embeddings (halves · K, L, width), halves outermost, and their lengths (halves · K,)."""
+        """Return prompt embeddings (halves · K, L, width), halves outermost, and their lengths (halves · K,)."""
         return self._around(self.context[None])
 
     def encode(self, text: TextTower) -> Tensor:
-        """Text features (halves, K, D), unnormalised, computed anew."""
+        """Compute text features (halves, K, D), unnormalised, without the cache."""
         embeddings, lengths = self.embeddings()
         return text.encode_embeddings(embeddings, lengths).view(self.halves, self.classes, -1)
 
     def encode_shifted(self, text: TextTower, shift: Tensor) -> Tensor:
-        """Text features (B, halves, K, D), unnormalised, with (B, width) added to every context vector of each photo.
+        """Compute text features (B, halves, K, D), unnormalised, with a shift (B, width) of each photo's contexts.
 
-        All B · halves · K prompts go through the encoder, in training and in evaluation.
+        All B · halves · K prompts are encoded, in training and in evaluation.
         """
         context = self.context + shift[:, None, None, None].to(self.context.dtype)
         encoded = text.encode_embeddings(*self._around(context))
-        # shape[0] and not len: a converted graph must take any batch
+        # shape[0] and not len: a converted graph must accept any batch size
         return encoded.view(shift.shape[0], self.halves, self.classes, -1)
 
     def _around(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Prompts (B · halves · K, L, width) of contexts (B, halves, K or 1, M, width), B outermost, and lengths."""
+        """Return prompts (B · halves · K, L, width), B outermost, with contexts (B, halves, K or 1, M, width)."""
         rows = context.shape[0]
         context = context.expand(-1, -1, self.classes, -1, -1)
         start = self.start.to(context.dtype).expand(rows, self.halves, -1, -1, -1)
@@ -171,14 +170,14 @@ class PromptLearner(nn.Module):
         return prompts.flatten(0, 2), self.lengths.expand(rows, self.halves, -1).flatten()
 
     def before_step(self, step: int) -> None:
-        """Tell which step of training comes, counted from 0; see `every`."""
+        """Set the training step, counted from 0; see `every`."""
         self._learns = step % self.every == 0
 
     def forward(self, text: TextTower) -> Tensor:
-        """Text features (halves, K, D), not of length 1; in evaluation from memory while the context is the same.
+        """Return text features (halves, K, D), unnormalised; in evaluation cached until the context changes.
 
-        The comparison is by value, so that loading, averaging or moving weights needs no notice; an export or a
-        compilation takes what is in memory as a constant, so run once in evaluation before.
+        The context is compared by value, so loading, averaging or moving weights is detected. An export or compilation
+        uses the cache as a constant, so run the model once in evaluation mode before.
         """
         features = self._encoded(text)
         return features if self.residual is None else F.normalize(features, dim=2) + self.residual
@@ -200,9 +199,9 @@ class PromptLearner(nn.Module):
 
 
 def _words_before_closing(text: TextTower, sentence: str) -> int:
-    """Number of tokens of a sentence, start and end not counted, up to its closing punctuation.
+    """Return the number of tokens of a sentence before its closing punctuation, without the start token.
 
-    All of them where a tower has no tokens of their own for what closes the sentence, or nothing stands before it.
+    All tokens count if the tower has no separate tokens for closing punctuation, or nothing precedes it.
     """
     whole, words = (text.tokenize([part])[0] for part in (sentence, sentence.rstrip(".!? ") or sentence))
     ends = (int(text.lengths(part[None])[0]) - text.end_tokens for part in (whole, words))
@@ -212,11 +211,12 @@ def _words_before_closing(text: TextTower, sentence: str) -> int:
 
 
 def _order(words: Sequence[int], lengths: tuple[int, int, int], before: int) -> Tensor:
-    """Places (K, M + length) in [start, contexts, sentence] that give [start, contexts, words, contexts, rest].
+    """Return indices (K, M + length) from [start, contexts, sentence] to [start, contexts, words, contexts, rest].
 
     Args:
         words: Number of tokens of each class's words (K,).
-        lengths: Number of start tokens (0 or 1), of contexts M, and of tokens of a padded sentence, its start counted.
+        lengths: Number of start tokens (0 or 1), of contexts M, and of tokens of a padded sentence, including its
+            start.
         before: Number of contexts before the words.
     """
     first, context_length, length = lengths

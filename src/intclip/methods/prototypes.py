@@ -1,11 +1,11 @@
-"""Prototypes: how many a class gets, where they start (K-means), how they follow the features (online clustering).
+"""Prototypes: allocation to classes, initialisation (K-means), and updates (online clustering).
 
-Online clustering, with momentum λ and x̄_j the mean of the features nearest to prototype j in a step:
+Online clustering, with momentum λ and the mean x̄_j of a step's features nearest to prototype j:
 
-    p_j ← λ p_j + (1 − λ) x̄_j        where any feature is nearest to j, else p_j stays        (MCCL, Eq. 5)
+    p_j ← λ p_j + (1 − λ) x̄_j        if any feature is nearest to j, else unchanged        (MCCL, Eq. 5)
 
-Collapse is measured by the perplexity of usage, exp(−Σ u_j log u_j): P when all P prototypes are used alike, 1 when one
-takes everything.
+Collapse is measured by the perplexity of usage, exp(−Σ u_j log u_j): P if all P prototypes are used equally, 1 if only
+one is used.
 """
 
 from typing import Literal
@@ -18,24 +18,24 @@ from torch import Tensor, nn
 
 Floats = npt.NDArray[np.float32]
 Update = Literal["momentum", "gradient", "fixed"]
-"""How prototypes move: online clustering, the optimiser, or not at all."""
+"""Update of prototypes: online clustering, the optimiser, or none."""
 
 USAGE_DECAY = 0.99
-"""Of the moving average of usage, a step."""
+"""Decay of the moving average of usage per step."""
 
 
 def allocate(counts: npt.ArrayLike, total: int, *, power: float = 1.0) -> npt.NDArray[np.int64]:
-    """How many of `total` prototypes each class gets: in proportion to n_c^−power, at least one, and exactly `total`.
+    """Allocate `total` prototypes to classes in proportion to n_c^−power, at least one per class.
 
-    Remainders go to the classes with the largest fractions. A class without samples gets none.
+    Remainders go to the classes with the largest fractions. Classes without samples get none.
 
     Args:
-        counts: Samples n_c of each class (K,); shares of votes may be counted.
-        total: At least the number of classes that have samples.
-        power: 1 is the inverse of abundance, 0 gives every class the same, negative values favour abundant classes.
+        counts: Samples n_c of each class (K,); may be sums of shares.
+        total: At least the number of classes with samples.
+        power: 1 is inverse to frequency, 0 is equal for all classes, negative values favour frequent classes.
 
     Raises:
-        ValueError: `total` is below the number of classes that have samples, or no class has any.
+        ValueError: `total` is below the number of classes with samples, or no class has samples.
     """
     samples = np.asarray(counts, dtype=np.float64)
     present = samples > 0
@@ -43,7 +43,7 @@ def allocate(counts: npt.ArrayLike, total: int, *, power: float = 1.0) -> npt.ND
     if not 0 < classes <= total:
         raise ValueError(f"{total} prototypes cannot be shared by {classes} classes with samples")
     shares = np.zeros_like(samples)
-    # Relative to the rarest, so that no power overflows.
+    # Relative to the rarest class, to prevent overflow.
     shares[present] = (samples[present] / samples[present].min()) ** -power
     exact = shares / shares.sum() * (total - classes)
     given = np.floor(exact).astype(np.int64)
@@ -54,16 +54,16 @@ def allocate(counts: npt.ArrayLike, total: int, *, power: float = 1.0) -> npt.ND
 
 
 def kmeans(points: Floats, clusters: int, *, seed: int = 0, starts: int = 1, rounds: int = 50) -> Floats:
-    """Centres (k, d) of points (N, d); with fewer points than clusters, points are repeated.
+    """Return k-means centres (k, d) of points (N, d); with fewer points than clusters, points are repeated.
 
     Args:
-        points: At least one.
+        points: (N, d), at least one.
         clusters: k.
-        seed: Seed of the first centres.
-        starts: How often it begins anew; the best centres are taken.
-        rounds: Rounds of one start at most.
+        seed: Seed of the initial centres.
+        starts: Number of starts; the best result is used.
+        rounds: Maximum rounds per start.
     """
-    from sklearn.cluster import KMeans  # half a second to import, and only needed before training
+    from sklearn.cluster import KMeans  # takes half a second to import, and is only needed before training
 
     if len(points) <= clusters:
         return points[np.arange(clusters) % len(points)]
@@ -73,7 +73,7 @@ def kmeans(points: Floats, clusters: int, *, seed: int = 0, starts: int = 1, rou
 
 
 def perplexity(usage: Tensor) -> float:
-    """Effective number of prototypes: exp of the entropy of usage (P,), which need not sum to 1; 0 where all is 0."""
+    """Return the effective number of prototypes: exp of the entropy of usage (P,), of any sum; 0 if all are 0."""
     total = usage.sum()
     if not total > 0:
         return 0.0
@@ -81,21 +81,21 @@ def perplexity(usage: Tensor) -> float:
 
 
 class PrototypePool(nn.Module):
-    """P prototypes of unit features, softly composed by cosine similarity and moved by online clustering.
+    """P prototypes for unit features, with soft composition by cosine similarity and online clustering.
 
-    In training, `forward` keeps the sums of what it saw until `step` uses them, so that a step cut into pieces counts
-    as one; sums go over all processes.
+    In training, `forward` accumulates sums until `step` uses them, so that gradient accumulation works; sums are over
+    all processes.
 
     Args:
         count: P.
         dim: C.
         temperature: τ of the softmax over cosines.
         momentum: λ.
-        update: How the prototypes move.
+        update: Update of the prototypes.
 
     Attributes:
         prototypes: (P, C).
-        owner: Class for whose samples a prototype was made (P,); −1 before `place`.
+        owner: Class of each prototype (P,); −1 before `place`.
         usage: Moving average of the share of features nearest to each prototype (P,).
     """
 
@@ -112,24 +112,24 @@ class PrototypePool(nn.Module):
 
     @torch.no_grad()
     def place(self, centres: Tensor, owner: Tensor) -> None:
-        """Put the prototypes (P, C) where clustering found them, for the classes `owner` (P,)."""
+        """Set the prototypes to centres (P, C) of the classes `owner` (P,)."""
         self.prototypes.copy_(centres)
         self.owner.copy_(owner)
         self.usage.fill_(1 / len(self.usage))
 
     def similarities(self, features: Tensor) -> Tensor:
-        """Cosines (…, P) of unit features (…, C)."""
+        """Return cosines (…, P) of unit features (…, C)."""
         return features @ F.normalize(self.prototypes, dim=1).T
 
     def forward(self, features: Tensor) -> Tensor:
-        """Compose every feature of prototypes: Σ_j softmax_j(cos(x, p_j) / τ) p_j, (…, C) of unit features (…, C)."""
+        """Compose unit features (…, C) of prototypes: Σ_j softmax_j(cos(x, p_j) / τ) p_j, (…, C)."""
         cosines = self.similarities(features)
         if self.training:
             self._observe(features.detach(), cosines.detach())
         return self._mix(cosines)
 
     def compose(self, features: Tensor) -> Tensor:
-        """`forward`, observing nothing."""
+        """Compose like `forward`, without accumulating."""
         return self._mix(self.similarities(features))
 
     def _mix(self, cosines: Tensor) -> Tensor:
@@ -147,12 +147,12 @@ class PrototypePool(nn.Module):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Move the prototypes and the usage by what the step saw."""
+        """Update prototypes and usage from the accumulated sums."""
         sums = torch.zeros_like(self.prototypes) if self._seen is None else self._seen[0]
         counts = torch.zeros_like(self.usage) if self._seen is None else self._seen[1]
         self._seen = None
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # Every process takes part, also one whose share of the batch was empty.
+            # Every process takes part, even if its share of the batch was empty.
             torch.distributed.all_reduce(sums)
             torch.distributed.all_reduce(counts)
         if not counts.sum() > 0:
@@ -164,5 +164,5 @@ class PrototypePool(nn.Module):
             self.prototypes[met] = self.momentum * self.prototypes[met] + (1 - self.momentum) * means
 
     def perplexity(self) -> float:
-        """How many prototypes are in effective use, in [1, P]."""
+        """Return the number of prototypes in effective use, in [1, P]."""
         return perplexity(self.usage)

@@ -1,13 +1,13 @@
 """Query decoder: every label attends to a feature map and predicts its own logit.
 
-Liu et al., Query2Label (arXiv 2107.10834), as its released code builds it. Over N = H·W regions x with positions p:
+Liu et al., Query2Label (arXiv 2107.10834), as in its released code. For N = H·W regions x with positions p:
 
     encoder layer   x ← LN(x + SA(q = k = x + p, v = x));  x ← LN(x + FFN(x))
     decoder layer   h ← LN(h + CA(q = h + e, k = x + p, v = x));  h ← LN(h + FFN(h))
     logit           z_k = w_k · h_k + b_k
 
-with label embeddings e (K, d), h = 0 at first. The released code leaves out the decoder's self-attention; it is an
-option here. Layers and their parts are public, so that a method can drive them one by one.
+with label embeddings e (K, d), initially h = 0. The released code leaves out the decoder's self-attention, an option
+here. Layers and their parts are public, so that a method can call them one by one.
 """
 
 import math
@@ -24,15 +24,15 @@ class DecoderOptions(BaseModel, frozen=True, extra="forbid"):
     """Size and shape of a query decoder; the defaults are Query2Label's.
 
     Attributes:
-        dim: Width d; None takes the map's own channels and projects nothing, as in the released code, or the next
-            width that fits where heads or positions do not divide them.
-        heads: Heads of every attention; they divide d.
-        feedforward: Hidden width of the layers' networks; None is 4 d.
-        dropout: On attention weights, hidden units and every branch.
+        dim: Width d; None uses the map's channels without projection, as in the released code, or the next suitable
+            width if heads or positions do not divide them.
+        heads: Heads of every attention; must divide d.
+        feedforward: Hidden width of the feed-forward networks; None is 4 d.
+        dropout: Dropout on attention weights, hidden units and every branch.
         encoder_layers: Self-attention layers over the regions.
         decoder_layers: Cross-attention layers of the labels.
         self_attention: Labels also attend to each other in the decoder.
-        positions: Added to the regions where they are compared: sines and cosines, or nothing.
+        positions: Positions added to regions as queries and keys: sines and cosines, or none.
     """
 
     dim: int | None = Field(default=None, gt=0)
@@ -46,7 +46,7 @@ class DecoderOptions(BaseModel, frozen=True, extra="forbid"):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a ReLU between, added to the input, then a layer norm."""
+    """Residual network of two linear layers with a ReLU, then a layer norm."""
 
     def __init__(self, dim: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -56,13 +56,13 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, d) to (…, d)."""
+        """Map (…, d) to (…, d)."""
         out: Tensor = self.norm(x + self.layers(x))
         return out
 
 
 class EncoderLayer(nn.Module):
-    """Regions attend to regions."""
+    """Self-attention of regions."""
 
     def __init__(self, dim: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class EncoderLayer(nn.Module):
         self.feedforward = FeedForward(dim, hidden, dropout)
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Regions (B, N, d) with positions (N, d) to regions (B, N, d)."""
+        """Map regions (B, N, d) with positions (N, d) to regions (B, N, d)."""
         placed = x + positions
         read, _ = self.attention(placed, placed, x, need_weights=False)
         out: Tensor = self.feedforward(self.norm(x + self.dropout(read)))
@@ -80,7 +80,7 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Labels attend to regions, and before that, if so built, to each other."""
+    """Cross-attention of labels to regions, optionally after self-attention of labels."""
 
     def __init__(self, dim: int, heads: int, hidden: int, dropout: float, *, self_attention: bool = False) -> None:
         super().__init__()
@@ -94,11 +94,11 @@ class DecoderLayer(nn.Module):
     def forward(
         self, hidden: Tensor, queries: Tensor, memory: Tensor, positions: Tensor, *, attention: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Label states (B, K, d), and with `attention` the labels' attention to the regions (B, K, N).
+        """Return label states (B, K, d), and with `attention` the labels' attention to regions (B, K, N).
 
         Args:
-            hidden: Label states (B, K, d) of the layer before; zeros at first.
-            queries: Label embeddings, (K, d) or (B, K, d), added wherever labels ask.
+            hidden: Label states (B, K, d) of the previous layer; initially zeros.
+            queries: Label embeddings, (K, d) or (B, K, d), added to queries.
             memory: Regions (B, N, d).
             positions: Positions (N, d) of the regions.
             attention: Also return the attention, mean over heads.
@@ -112,7 +112,7 @@ class DecoderLayer(nn.Module):
 
 
 class QueryDecoder(nn.Module):
-    """From a feature map and label embeddings to one state a label.
+    """Computes one state per label from a feature map and label embeddings.
 
     Args:
         channels: Channels of the map.
@@ -122,10 +122,10 @@ class QueryDecoder(nn.Module):
         dim: Width d of label embeddings and states.
         encoder: Encoder layers.
         layers: Decoder layers.
-        norm: On the states of the last layer.
+        norm: Layer norm of the last layer's states.
 
     Raises:
-        RecipeError: The heads do not divide d, or sine positions need a d that 4 divides.
+        RecipeError: The heads do not divide d, or d is not a multiple of 4 with sine positions.
     """
 
     def __init__(self, channels: int, options: DecoderOptions) -> None:
@@ -151,7 +151,7 @@ class QueryDecoder(nn.Module):
                 nn.init.xavier_uniform_(parameter)
 
     def encode(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Regions (B, N, d) behind the encoder and their positions (N, d), of a map (B, C, H, W)."""
+        """Return encoded regions (B, N, d) and their positions (N, d) of a map (B, C, H, W)."""
         height, width = features.shape[2:]
         x = self.project(features).flatten(2).transpose(1, 2)
         if self.options.positions == "sine":
@@ -163,7 +163,7 @@ class QueryDecoder(nn.Module):
         return x, positions
 
     def forward(self, features: Tensor, queries: Tensor, *, attention: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Label states (B, K, d), and with `attention` the last layer's attention (B, K, H, W), which sums to 1.
+        """Return label states (B, K, d), and with `attention` the last layer's attention (B, K, H, W), with sum 1.
 
         Args:
             features: Map (B, C, H, W).
@@ -180,7 +180,7 @@ class QueryDecoder(nn.Module):
 
 
 class GroupLinear(nn.Module):
-    """One linear score a label: z_k = w_k · h_k + b_k, weights and biases from U(±d^-½).
+    """One linear score per label: z_k = w_k · h_k + b_k, weights and biases from U(±d^-½).
 
     Args:
         classes: K.
@@ -194,20 +194,21 @@ class GroupLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(classes).uniform_(-bound, bound))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Logits (B, K) of label states (B, K, d)."""
-        # Not (hidden * weight).sum(): OpenVINO joins such a sum with the bias, and errs for batches of K photos.
+        """Return logits (B, K) of label states (B, K, d)."""
+        # Not (hidden * weight).sum(): OpenVINO fuses such a sum with the bias, with wrong results for batches of K
+        # photos.
         return (hidden[:, :, None] @ self.weight[:, :, None]).flatten(1) + self.bias
 
 
 def sine_positions(height: int, width: int, dim: int, *, temperature: float = 10_000) -> Tensor:
-    """Sines and cosines of row and column, (H·W, d): the first half of d encodes the row, the second the column.
+    """Return sines and cosines of row and column, (H·W, d): rows in the first half of d, columns in the second.
 
-    Rows and columns count from 1 and are scaled so that the last is 2π (Carion et al., DETR, 2020).
+    Rows and columns are counted from 1 and scaled so that the last is 2π (Carion et al., DETR, 2020).
 
     Args:
         height: H.
         width: W.
-        dim: d; 4 divides it.
+        dim: d, a multiple of 4.
         temperature: Base of the frequencies.
     """
     half = dim // 2

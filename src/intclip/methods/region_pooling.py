@@ -1,4 +1,4 @@
-"""From region features to one logit a class: class-specific region pooling of dual prompts, and plainer poolings.
+"""Pool region features to one logit per class: class-specific region pooling of dual prompts, mean or max.
 
     s = similarity_scale · cos(region, text)          (B, 2, K, N), halves (negative, positive)
     w = softmax over regions of the positive half     (B, K, N), shared by both halves
@@ -18,7 +18,7 @@ from intclip.methods.base import Output, at_least_float32
 from intclip.methods.prompts import NEGATIVE, POSITIVE
 
 HALVES_PREFIX = "halves_"
-"""An extra of an output that starts so holds the scaled similarities (B, 2, K, H, W) behind a map."""
+"""Prefix of an output's extra with a map's scaled similarities (B, 2, K, H, W)."""
 
 Pooling = Literal["class_specific", "mean", "max"]
 
@@ -31,11 +31,12 @@ class PoolingOptions(BaseModel, frozen=True, extra="forbid"):
             positive half is strongest).
         similarity_scale: Scale of cosine similarities; also the sharpness of the region weights.
         logit_scale: Scale of pooled similarities.
-        mean_region: Add the mean of all regions as one more region, as DualCoOp does.
-        learn_scales: Train both scales (as their logarithms) from the values above.
-        bias: Add a learned bias to each class's logit. Small scales need it: the two halves of a prompt start alike,
-            so that without it every probability starts at one half and rare labels cannot get far below.
-        bias_start: Its value at the start, in logits.
+        mean_region: Add the mean of all regions as an additional region, as in DualCoOp.
+        learn_scales: Train both scales (as logarithms), initialised as above.
+        bias: Add a learned bias to each class's logit. Small scales require it: the two halves of a prompt are
+            initially similar, so without a bias every probability is initially one half, and rare labels cannot get far
+            below.
+        bias_start: Initial bias, in logits.
     """
 
     pooling: Pooling = "class_specific"
@@ -48,22 +49,22 @@ class PoolingOptions(BaseModel, frozen=True, extra="forbid"):
 
 
 def region_similarities(regions: Tensor, text: Tensor) -> Tensor:
-    """Cosine similarities (B, 2, K, N) of regions (B, D, N) and text features (2, K, D), float32 under autocast too.
+    """Return cosines (B, 2, K, N) of regions (B, D, N) and text features (2, K, D), float32 also under autocast.
 
-    A logit is about 100 times the difference of two cosines: rounded to bfloat16 (8 bits), each cosine of 0.5 alone
-    would move it by up to 0.1.
+    A logit is about 100 times the difference of two cosines: in bfloat16 (8 bits), rounding one cosine of 0.5 would
+    change it by up to 0.1.
     """
     halves, classes = text.shape[:2]
     with torch.autocast(regions.device.type, enabled=False):
         rows, text = at_least_float32(regions).transpose(1, 2), at_least_float32(text)
-        # Dividing the products by the lengths is cheaper than dividing the regions, forward and backward.
+        # Dividing products by norms is cheaper than normalising regions, forward and backward.
         products = rows @ F.normalize(text, dim=2).flatten(0, 1).T
         cosines: Tensor = products / rows.norm(dim=2, keepdim=True).clamp_min(1e-12)
     return cosines.view(*cosines.shape[:2], halves, classes).permute(0, 2, 3, 1)
 
 
 def pool_similarities(similarities: Tensor, pooling: Pooling = "class_specific") -> Tensor:
-    """Similarities (B, 2, K, N), scaled already, pooled over regions: (B, 2, K)."""
+    """Pool scaled similarities (B, 2, K, N) over regions to (B, 2, K)."""
     positive = similarities[:, POSITIVE]
     if pooling == "mean":
         return similarities.mean(dim=-1)
@@ -89,19 +90,19 @@ class RegionPooling(nn.Module):
         self.bias = nn.Parameter(torch.full((classes,), float(options.bias_start))) if options.bias else None
 
     def scales(self) -> tuple[Tensor | float, Tensor | float]:
-        """Similarity scale and logit scale as they are now."""
+        """Return the current similarity scale and logit scale."""
         if self.log_scales is None:
             return self.fixed_scales
         similarity, logit = self.log_scales.exp().unbind()
         return similarity, logit
 
     def forward(self, regions: Tensor, text: Tensor, more: Tensor | None = None) -> Tensor:
-        """Logits (B, K).
+        """Compute logits (B, K).
 
         Args:
             regions: (B, D, H, W).
             text: (2, K, D), negative and positive half.
-            more: (B, D, M), further regions that are pooled beside those of the map.
+            more: (B, D, M), additional regions to pool.
         """
         flat = regions.flatten(2)
         if self.mean_region:
@@ -117,7 +118,7 @@ class RegionPooling(nn.Module):
         return self._map(self._halves(regions, text))
 
     def show(self, output: Output, name: str, regions: Tensor, text: Tensor) -> None:
-        """Add a map to an output, and as an extra the similarities (B, 2, K, H, W) to both prompts behind it."""
+        """Add a map to an output, and its similarities (B, 2, K, H, W) to both prompts as an extra."""
         halves = self._halves(regions, text)
         output.maps[name] = self._map(halves)
         output.extras[HALVES_PREFIX + name] = halves

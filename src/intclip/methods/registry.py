@@ -47,11 +47,11 @@ METHODS: dict[str, str] = {
     "post_heads": "intclip.methods.post_heads.model:PostHeads",
     "ensemble": "intclip.methods.ensemble.model:Ensemble",
 }
-"""Method name to its class as "module:Class"; the module is imported when the method is first used."""
+"""Methods by name, as "module:Class"; the module is imported at first use."""
 
 
 def method_class(name: str) -> type[Method]:
-    """The class of a method; "-" and "_" are the same in its name.
+    """Return the class of a method; "-" and "_" are equivalent in its name.
 
     Raises:
         RecipeError: Unknown name.
@@ -67,10 +67,10 @@ def method_class(name: str) -> type[Method]:
 
 
 def name_of(method: Method) -> str:
-    """The name of a built method.
+    """Return the name of a built method.
 
     Raises:
-        RecipeError: Its class is not in the registry.
+        RecipeError: The method's class is not in the registry.
     """
     place = f"{type(method).__module__}:{type(method).__qualname__}"
     found = next((name for name, known in METHODS.items() if known == place), None)
@@ -80,7 +80,7 @@ def name_of(method: Method) -> str:
 
 
 def method_options(name: str) -> type[Options]:
-    """The options class of a method.
+    """Return the options class of a method.
 
     Raises:
         RecipeError: Unknown name.
@@ -92,10 +92,10 @@ def build_method(name: str, backbone: Backbone, taxonomy: Taxonomy, options: Map
     """Build a method, untrained.
 
     Args:
-        name: Key of `METHODS`; "-" and "_" are the same.
-        backbone: The frozen backbone it reads.
-        taxonomy: The labels it predicts.
-        options: The method's options, or a mapping of them; options left out take their defaults.
+        name: Key of `METHODS`; "-" and "_" are equivalent.
+        backbone: The frozen backbone.
+        taxonomy: The labels to predict.
+        options: The method's options, or a mapping of them; missing options have their defaults.
 
     Raises:
         RecipeError: Unknown name or option, or a value out of range.

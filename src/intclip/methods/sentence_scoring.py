@@ -1,14 +1,14 @@
-"""From cosines of photos with class sentences to logits of their own: one scale for all sentences, without labels.
+"""Convert cosines of photos with class sentences to logits on one scale for all sentences, without labels.
 
-A cosine is not a probability, and each sentence has cosines of its own level and spread. Three ways:
+A cosine is not a probability, and the mean and spread of cosines differ between sentences. Three scales:
 
-    sigmoid   p = sigmoid(e^scale · cos(x, t) + bias), as SigLIP was trained: low, since most pairs of a batch did not
+    sigmoid   p = sigmoid(e^scale · cos(x, t) + bias), as in SigLIP's training: low, since most pairs of a batch do not
               match; calibrate it on labelled photos
     moments   z = (cos(x, t) − t·μ) / √(tᵀ Σ t),  p = sigmoid(gain · (z − offset)),  where μ and Σ are the mean and
-              covariance of normalised embeddings of ordinary photos: z counts deviations above the ordinary
+              covariance of normalised embeddings of ordinary photos: z is in standard deviations above them
     neutral   p = softmax over (t, a neutral sentence) of scale · cos: sigmoid(scale · (cos(x, t) − cos(x, neutral)))
 
-Both are differentiable in t, so learned prompts take them as they are.
+All are differentiable in t, so they can be used with learned prompts.
 """
 
 from collections.abc import Sequence
@@ -25,16 +25,16 @@ from intclip.methods.base import Options
 
 
 class ScoringOptions(Options, frozen=True):
-    """Options of the scale; a method's options extend them.
+    """Options of the scale; base of methods' options.
 
     Attributes:
-        scoring: "sigmoid", "moments", "neutral", or "auto": the backbone's own sigmoid where it has one, else moments
-            where it has them, else neutral.
-        gain: Slope of the sigmoid, per deviation (moments).
-        offset: Deviations above the ordinary at which p = 0.5 (moments); 1.5 calls 7 % of ordinary photos positive if
-            cosines are normal, two labels of 28.
-        neutral: The neutral sentence (neutral).
-        scale: Scale of cosines (neutral); CLIP's own is 100.
+        scoring: "sigmoid", "moments", "neutral", or "auto": the backbone's own sigmoid if it has one, else moments
+            if it has them, else neutral.
+        gain: Slope of the sigmoid per standard deviation (moments).
+        offset: Standard deviations above ordinary photos at which p = 0.5 (moments); with 1.5, 7 % of ordinary photos
+            are positive if cosines are normally distributed, or two labels of 28.
+        neutral: Neutral sentence (neutral).
+        scale: Scale of cosines (neutral); 100 in CLIP.
     """
 
     scoring: Literal["auto", "sigmoid", "moments", "neutral"] = "auto"
@@ -45,14 +45,14 @@ class ScoringOptions(Options, frozen=True):
 
 
 class SentenceScoring(nn.Module):
-    """Scale of class sentences; nothing trains and nothing is stored.
+    """Scale of class sentences, without trained or stored parameters.
 
     Args:
-        backbone: For its moments, or to encode the neutral sentence; it is not held.
-        options: Which scale.
+        backbone: Provides the moments, or encodes the neutral sentence; not stored.
+        options: Options of the scale.
 
     Raises:
-        RecipeError: A sigmoid or moments are asked for and the backbone has none.
+        RecipeError: The backbone lacks the requested sigmoid or moments.
     """
 
     mean: Tensor
@@ -70,7 +70,7 @@ class SentenceScoring(nn.Module):
             raise RecipeError(f"backbone {backbone.name} was not trained with a sigmoid; use scoring neutral or auto")
         self.sigmoid = own if options.scoring in ("auto", "sigmoid") else None
         self.by_moments = moments is not None and self.sigmoid is None and options.scoring != "neutral"
-        # Not stored: derived from the backbone and the options, which the bundle has.
+        # Not stored: derived from the backbone and the options, which are in the bundle.
         if moments is not None and self.by_moments:
             parameter = next(backbone.text.parameters())
             self.register_buffer("mean", moments[0].to(parameter), persistent=False)
@@ -80,7 +80,7 @@ class SentenceScoring(nn.Module):
             self.register_buffer("neutral", neutral, persistent=False)
 
     def scales(self, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What makes logits gain · (x · direction − center) of unit embeddings x.
+        """Return the parameters of logits gain · (x · direction − center) of unit embeddings x.
 
         Args:
             text: Unit text features (…, K, D).
@@ -101,11 +101,11 @@ class SentenceScoring(nn.Module):
         return text, text @ self.mean + self.options.offset * deviation, self.options.gain / deviation
 
     def forward(self, embeddings: Tensor, text: Tensor) -> Tensor:
-        """Logits of photos' embeddings, neither they nor the text features need be of length 1.
+        """Compute logits of photo embeddings; neither they nor the text features need to be normalised.
 
         Args:
-            embeddings: (B, N, D): N vectors a photo.
-            text: (K, D), or (B, K, D) where each photo has its own.
+            embeddings: (B, N, D): N vectors per photo.
+            text: (K, D), or (B, K, D) for text features per photo.
 
         Returns:
             (B, N, K).
@@ -118,13 +118,13 @@ class SentenceScoring(nn.Module):
 
 @torch.no_grad()
 def encode_classes(backbone: Backbone, sentences: list[str], templates: tuple[str, ...]) -> Tensor:
-    """Unit text features (K, D) of sentences in templates; see `encode_texts`."""
+    """Return unit text features (K, D) of sentences in templates; see `encode_texts`."""
     return encode_texts(backbone, [[each.replace("{}", sentence) for each in templates] for sentence in sentences])
 
 
 @torch.no_grad()
 def encode_texts(backbone: Backbone, texts: Sequence[Sequence[str]]) -> Tensor:
-    """Unit text features (K, D) of K classes: the mean of the unit features of a class's texts, made unit again."""
+    """Return unit text features (K, D) of K classes: the normalised mean of the unit features of a class's texts."""
     features = backbone.embed_texts([text for own in texts for text in own])
     means = [part.mean(dim=0) for part in features.split([len(own) for own in texts])]
     return F.normalize(torch.stack(means), dim=1)

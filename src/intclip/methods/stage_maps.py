@@ -1,4 +1,4 @@
-"""Maps of several of the backbone's four stages, the last one from a trainable copy of the deep layers."""
+"""Maps of some of the backbone's four stages, the last one optionally from a trainable copy of the deep layers."""
 
 from collections.abc import Iterable
 
@@ -15,14 +15,14 @@ LAST = 4
 def stage_sources(
     backbone: Backbone, stages: Iterable[int], *, trains: bool
 ) -> tuple[dict[int, tuple[int, ...]], dict[int, FeatureName]]:
-    """Shapes of the stages' maps without the batch, and the feature that each is read from.
+    """Return the shapes of the stages' maps without the batch, and the source feature of each.
 
-    Where a stage is the trunk's output, "trunk" is read: one feature fewer to cache, and the one that others cache.
+    If a stage is the trunk's output, "trunk" is used, so that there are fewer features to cache and methods share them.
 
     Args:
-        backbone: One photo is computed.
+        backbone: Runs one photo to determine shapes.
         stages: Some of 1 to 4, fine to coarse.
-        trains: A copy of the deep layers trains, and stage 4 is read from it.
+        trains: A copy of the deep layers is trained and gives stage 4.
     """
     stages = tuple(stages)
     size, device = backbone.image_size, next(backbone.parameters()).device
@@ -40,7 +40,7 @@ def stage_sources(
 def stage_maps(
     backbone: Backbone, features: Features, sources: dict[int, FeatureName], branch: Branch | None
 ) -> dict[int, Tensor]:
-    """Stage to its map (B, C_i, H_i, W_i), as `stage_sources` says they are read."""
+    """Return maps (B, C_i, H_i, W_i) by stage, from the sources of `stage_sources`."""
     maps = {stage: features[source] for stage, source in sources.items()}
     if branch is not None:
         maps[LAST] = backbone.deep_map(branch(features["trunk"]))

@@ -1,4 +1,4 @@
-"""Which feature map a method reads: frozen, or from a trainable copy of the deep layers."""
+"""Feature map of a method: frozen, or from a trainable copy of the deep layers."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -16,9 +16,9 @@ class MapOptions(BaseModel, frozen=True, extra="forbid"):
     """Options of a visual map.
 
     Attributes:
-        train: "deep" trains a copy of the backbone's deep layers, "none" nothing of the image tower.
-        space: "own" takes the last layer's own channels (2048 of a ResNet), "joint" the head's region features, the
-            space that the image tower shares with text.
+        train: "deep" trains a copy of the backbone's deep layers, "none" no image layers.
+        space: "own" is the last layer's output (2048 channels for a ResNet), "joint" the head's region features in the
+            joint space with text.
     """
 
     train: Literal["deep", "none"] = "deep"
@@ -26,15 +26,15 @@ class MapOptions(BaseModel, frozen=True, extra="forbid"):
 
 
 class VisualMap(nn.Module):
-    """The map (B, C, H, W) that options name.
+    """The feature map (B, C, H, W) of the options.
 
     Args:
-        backbone: Frozen; it is not held.
-        options: Which map.
+        backbone: Frozen; not stored.
+        options: Options of the map.
 
     Attributes:
-        needs: Backbone features that the map is made of.
-        channels: C.
+        needs: Backbone features required by the map.
+        channels: Number of channels C.
         branch: The trainable copy of the deep layers, if any.
     """
 
@@ -49,7 +49,7 @@ class VisualMap(nn.Module):
             self.channels = feature_shapes(backbone, ("stage4",))["stage4"][0]
 
     def forward(self, backbone: Backbone, features: Features) -> Tensor:
-        """The map of a batch of features as `needs` names them."""
+        """Compute the map from a batch of the features in `needs`."""
         if self.branch is None:
             return features[self.needs[0]]
         deep = self.branch(features["trunk"])
@@ -57,7 +57,7 @@ class VisualMap(nn.Module):
 
     @torch.no_grad()
     def grid(self, backbone: Backbone) -> tuple[int, int]:
-        """Height and width of the map; one black photo is computed."""
+        """Return height and width of the map, by running one black photo."""
         size, parameter = backbone.image_size, next(backbone.parameters())
         pixels = torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype)
         height, width = self(backbone, backbone.features(pixels, self.needs)).shape[2:]
@@ -65,10 +65,10 @@ class VisualMap(nn.Module):
 
 
 def deep_and_rest(method: Method, branch: Branch | None, multiplier: float) -> list[ParameterGroup]:
-    """Parameter groups "deep", a method's trainable copy of the deep layers, if any, and "rest".
+    """Return the parameter groups "deep", the trainable copy of the deep layers, if any, and "rest".
 
     Args:
-        method: All its learnable parameters are in one of the two.
+        method: The method, whose learnable parameters are divided into the groups.
         branch: The copy.
         multiplier: Learning-rate multiplier of "deep".
     """
@@ -80,7 +80,7 @@ def deep_and_rest(method: Method, branch: Branch | None, multiplier: float) -> l
 
 
 def feature_shapes(backbone: Backbone, names: Iterable[FeatureName]) -> dict[str, tuple[int, ...]]:
-    """Shapes of backbone features by name, without the batch; one black photo is computed."""
+    """Return shapes of backbone features by name, without the batch, by running one black photo."""
     size = backbone.image_size
     parameter = next(backbone.parameters())
     pixels = torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype)

@@ -1,6 +1,7 @@
-"""An image tower, its mean over regions and one linear layer, trained with asymmetric loss.
+"""A linear classifier on the mean over an image tower's regions, trained with asymmetric loss.
 
-Ridnik et al., Asymmetric Loss for Multi-Label Classification, ICCV 2021: the loss is the method, the network is plain.
+Ridnik et al., Asymmetric Loss for Multi-Label Classification, ICCV 2021. The contribution is the loss; the network is
+plain.
 """
 
 from pydantic import Field
@@ -19,8 +20,8 @@ class AslResnetOptions(ClassifierOptions, frozen=True):
 
     Attributes:
         visual: Feature map, and whether a copy of the deep layers is trained.
-        dropout: On the mean of the regions.
-        loss: γ₊ 0, γ₋ 4, margin 0.05, as the released script sets them for COCO.
+        dropout: Dropout on the mean of the regions.
+        loss: γ₊ 0, γ₋ 4, margin 0.05, as in the released script for COCO.
         deep_lr: Multiplier of the learning rate for the deep layers; 1 in the released code.
     """
 
@@ -31,7 +32,7 @@ class AslResnetOptions(ClassifierOptions, frozen=True):
 
 
 class AslResnet(Classifier):
-    """Map, mean over regions, linear layer."""
+    """Feature map, mean over regions, linear layer."""
 
     Options = AslResnetOptions
     options: AslResnetOptions
@@ -44,9 +45,9 @@ class AslResnet(Classifier):
         self.head = nn.Linear(self.visual.channels, len(taxonomy))
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K); the map "fused" is the head at every region, whose mean is the logit.
+        """Return logits (B, K); the map "fused" is the head at every region, whose mean is the logit.
 
-        The extra "visual" is the map that was read, (B, C, H, W).
+        The extra "visual" is the feature map, (B, C, H, W).
         """
         visual = self.visual(self.backbone, features)
         output = Output(self.head(self.dropout(visual.mean(dim=(2, 3)))), extras={"visual": visual})
@@ -59,5 +60,5 @@ class AslResnet(Classifier):
         return {"classification": self.options.loss(output.logits, targets)}
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Groups "deep" (where it trains) and "rest"."""
+        """Return the groups "deep" (if trained) and "rest"."""
         return deep_and_rest(self, self.visual.branch, self.options.deep_lr)

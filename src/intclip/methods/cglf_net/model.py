@@ -1,4 +1,4 @@
-"""CGLF-Net: a transformer for the whole photo beside convolutions of several sizes for its parts.
+"""CGLF-Net: a transformer branch for the whole photo and a branch of multi-scale convolutions for its parts.
 
 After the published description of Luo and others, CGLF-Net: Image Emotion Recognition Network by Combining Global
 Self-Attention Features and Local Multiscale Features (2023); the details are ours, see README.md in this folder.
@@ -22,11 +22,11 @@ class CglfNetOptions(ClassifierOptions, frozen=True):
 
     Attributes:
         visual: Feature map, and whether a copy of the deep layers is trained.
-        dim: Width of both branches; the heads divide it.
+        dim: Width of both branches; a multiple of `heads`.
         heads: Heads of the self-attention.
         layers: Layers of the global branch.
         kernels: Sizes of the local branch's parallel convolutions, odd.
-        dropout: In the self-attention.
+        dropout: Dropout in the self-attention.
         loss: The classification loss.
         deep_lr: Multiplier of the learning rate for the deep layers.
     """
@@ -42,7 +42,7 @@ class CglfNetOptions(ClassifierOptions, frozen=True):
 
 
 class CglfNet(Classifier):
-    """Global and local branch over one map, stacked into one linear layer."""
+    """Global and local branch on one map, concatenated into one linear layer."""
 
     Options = CglfNetOptions
     options: CglfNetOptions
@@ -63,7 +63,7 @@ class CglfNet(Classifier):
         self.head = nn.Linear(dim * (1 + len(options.kernels)), len(taxonomy))
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K); "fused" is the logit with the local branch's mean replaced by one region."""
+        """Return logits (B, K); "fused" is the logit with the local branch's mean replaced by one region."""
         visual = self.project(self.visual(self.backbone, features))
         tokens = torch.cat([self.whole.expand(visual.shape[0], -1, -1), visual.flatten(2).transpose(1, 2)], dim=1)
         for layer in self.layers:
@@ -78,5 +78,5 @@ class CglfNet(Classifier):
         return output
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Groups "deep" (where it trains) and "rest"."""
+        """Return the groups "deep" (if trained) and "rest"."""
         return deep_and_rest(self, self.visual.branch, self.options.deep_lr)

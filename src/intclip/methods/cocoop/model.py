@@ -1,4 +1,4 @@
-"""CoCoOp for several labels at once: CoOp whose contexts move with the photo.
+"""Multi-label CoCoOp: CoOp with contexts that depend on the photo.
 
 Zhou, Yang, Loy, Liu: Conditional Prompt Learning for Vision-Language Models, CVPR 2022.
 """
@@ -13,7 +13,7 @@ from intclip.methods.coop.model import CoOp, CoopOptions
 
 
 class CocoopOptions(CoopOptions, frozen=True):
-    """Options of CoCoOp: CoOp's, with its published start, and the meta-net's size.
+    """Options of CoCoOp: CoOp's, with the published initial context, and the meta-net's size.
 
     Attributes:
         reduction: The meta-net's hidden layer has D / reduction units, at least one.
@@ -25,7 +25,7 @@ class CocoopOptions(CoopOptions, frozen=True):
 
 
 class CoCoOp(CoOp):
-    """Every photo has its own prompts, so K prompts (2K dual ones) are encoded for each, in evaluation as well."""
+    """Prompts depend on the photo, so K prompts (2K if dual) are encoded per photo, in evaluation too."""
 
     Options = CocoopOptions
 
@@ -37,6 +37,6 @@ class CoCoOp(CoOp):
         )
 
     def text_features(self, features: Features) -> Tensor:
-        """Text features (halves, B, K, D), not of length 1."""
+        """Return text features (halves, B, K, D), unnormalised."""
         shift = self.meta_net(F.normalize(features["pooled"], dim=1))
         return self.prompts.encode_shifted(self.backbone.text, shift).transpose(0, 1)

@@ -1,7 +1,7 @@
-"""CoOp for several labels at once: learned context around each class's words, the photo as one embedding.
+"""Multi-label CoOp: learned context around each class's text, compared with the photo's embedding.
 
-Zhou, Yang, Loy, Liu: Learning to Prompt for Vision-Language Models, IJCV 2022. It was written for one label a photo;
-README.md in this folder says what stands in for its softmax over classes.
+Zhou, Yang, Loy, Liu: Learning to Prompt for Vision-Language Models, IJCV 2022. It is for single-label tasks;
+README.md in this folder describes the replacement of its softmax over classes.
 """
 
 from typing import Literal
@@ -19,14 +19,14 @@ from intclip.methods.sentence_scoring import ScoringOptions, SentenceScoring
 
 
 class CoopOptions(ScoringOptions, PromptOptions, ClassifierOptions, frozen=True):
-    """Options of CoOp, and those of the scale of a single prompt.
+    """Options of CoOp, including the scale of a single prompt.
 
     Attributes:
-        prompts: "single": one prompt a class, on the scale of zero-shot classification. "dual": a negative and a
-            positive one, logit = scale · (cos⁺ − cos⁻); of the scale's options it takes `scale` alone.
-        context_words: What the first contexts start as; null for random ones.
-        class_token_position: Where the class's words stand: "end", "middle" or "front"; see `ClassTokenPosition`.
-        bias: Add a learned bias to each class's logit, 0 at the start.
+        prompts: "single": one prompt per class, with the scale of zero-shot classification. "dual": a negative and a
+            positive prompt, logit = scale · (cos⁺ − cos⁻); of the scale's options it uses only `scale`.
+        context_words: Words that initialise the contexts; null for random ones.
+        class_token_position: Position of the class text: "end", "middle" or "front"; see `ClassTokenPosition`.
+        bias: Add a learned bias to each class's logit, initially 0.
         loss: The classification loss.
     """
 
@@ -39,7 +39,7 @@ class CoopOptions(ScoringOptions, PromptOptions, ClassifierOptions, frozen=True)
 
 
 class CoOp(Classifier):
-    """Learned prompts against the photo's embedding."""
+    """Compares learned prompts with the photo's embedding."""
 
     Options = CoopOptions
     options: CoopOptions
@@ -55,12 +55,12 @@ class CoOp(Classifier):
             class_token_position=options.class_token_position,
             words=options.context_words,
         )
-        # A difference of two cosines needs no reference, so a dual prompt is compared with nothing else.
+        # A difference of two cosines needs no further reference.
         self.scoring = SentenceScoring(backbone, options) if options.prompts == "single" else None
         self.bias = nn.Parameter(torch.zeros(len(taxonomy))) if options.bias else None
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K); "sight" maps are the logits of single regions."""
+        """Return logits (B, K); "sight" maps are the logits of single regions."""
         text = self.text_features(features)
         output = Output(self._logits(features["pooled"].unsqueeze(1), text).squeeze(1))
         if maps:
@@ -68,12 +68,12 @@ class CoOp(Classifier):
         return output
 
     def text_features(self, features: Features) -> Tensor:
-        """Text features (halves, K, D), not of length 1; those of CoCoOp differ between photos: (halves, B, K, D)."""
+        """Return text features (halves, K, D), unnormalised; in CoCoOp per photo, (halves, B, K, D)."""
         text: Tensor = self.prompts(self.backbone.text)
         return text
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Groups "prompts" and, without weight decay, "bias"."""
+        """Return the groups "prompts" and, without weight decay, "bias"."""
         rest = [parameter for parameter in self.learnable_parameters() if parameter is not self.bias]
         groups = [ParameterGroup("prompts", rest)]
         if self.bias is not None:
@@ -81,11 +81,11 @@ class CoOp(Classifier):
         return groups
 
     def _logits(self, embeddings: Tensor, text: Tensor) -> Tensor:
-        """Logits (B, N, K) of N embeddings a photo (B, N, D)."""
+        """Return logits (B, N, K) of N embeddings per photo (B, N, D)."""
         if self.scoring is not None:
             logits: Tensor = self.scoring(embeddings, text[0])
         else:
-            with torch.autocast(text.device.type, enabled=False):  # the scale is too large for cosines of 8 bits
+            with torch.autocast(text.device.type, enabled=False):  # the scale is too large for 8-bit cosines
                 unit = nn.functional.normalize(at_least_float32(text), dim=-1)
                 difference = (unit[POSITIVE] - unit[NEGATIVE]).transpose(-1, -2)
                 logits = self.options.scale * (

@@ -1,7 +1,7 @@
-"""CPAD: stages of the image tower beside levels of the labels, aligned level by level, their losses weighed as learned.
+"""CPAD: stages of the image tower are aligned with levels of the labels, with learned loss weights.
 
-Ye et al., Cross-Modality Pyramid Alignment for Visual Intention Understanding, IEEE TIP (2023). Only what its abstract
-says was to be had: README.md in this folder has the equations and says which choices are ours.
+Ye et al., Cross-Modality Pyramid Alignment for Visual Intention Understanding, IEEE TIP (2023). Only its abstract is
+public: README.md in this folder has the equations and lists our choices.
 """
 
 from typing import Literal
@@ -25,18 +25,18 @@ from intclip.methods.visual_map import deep_and_rest
 
 
 class CpadOptions(ClassifierOptions, frozen=True):
-    """Options of CPAD. What is not published has values that are ours; see README.md.
+    """Options of CPAD. Unpublished settings have our values; see README.md.
 
     Attributes:
         train: "deep" trains a copy of the deep layers, which gives the last stage.
-        dim: Common width d of photos and words.
-        levels: How many levels of the taxonomy are read, from the finest, at most; the finest is read from stage 4,
-            each coarser one from the stage before.
-        sentence_form: Which of the taxonomy's sentences stand for the finest labels; coarser ones stand by their names.
-        top_down: A level also reads what the coarser one found.
-        temperature: τ of cosines between photos and words.
-        alignment: Weight of the alignment of photos and words; 0 leaves the words' cosines in the logits alone.
-        weighting: "dynamic" learns the losses' weights as their uncertainties, "equal" adds them up.
+        dim: Common width d of photos and texts.
+        levels: Maximum number of levels of the taxonomy, from the finest. The finest is predicted from stage 4, each
+            coarser one from the stage before.
+        sentence_form: Form of the finest labels' sentences; coarser labels use their names.
+        top_down: Each level also uses the output of the coarser one.
+        temperature: τ of cosines between photos and texts.
+        alignment: Weight of the alignment of photos and texts; at 0 the cosines are used only in the logits.
+        weighting: "dynamic" learns the losses' weights as uncertainties, "equal" adds the losses.
         loss: The classification loss of every level.
         deep_lr: Multiplier of the learning rate for the deep layers.
     """
@@ -54,10 +54,10 @@ class CpadOptions(ClassifierOptions, frozen=True):
 
 
 class CPAD(Classifier):
-    """CPAD over any backbone and any taxonomy.
+    """CPAD for any backbone and taxonomy.
 
     Attributes:
-        uncertainty: Log variances s of the losses, classification and alignment level by level, where they are learned.
+        uncertainty: Log variances s of the losses (classification and alignment by level), if learned.
     """
 
     Options = CpadOptions
@@ -72,7 +72,7 @@ class CPAD(Classifier):
         self.needs = tuple(dict.fromkeys(self._sources.values()))
         texts = [taxonomy.sentences(options.sentence_form), *map(list, names[1:])]
         for level, sentences in enumerate(texts):
-            # Not stored: derived from the words themselves, which the bundle has.
+            # Not stored: derived from the texts, which are in the bundle.
             self.register_buffer(f"text{level}", text_embeddings(backbone.text, sentences), persistent=False)
         for level, step in enumerate(level_steps(taxonomy)[: len(names) - 1]):
             self.register_buffer(f"step{level}", step, persistent=False)
@@ -86,9 +86,10 @@ class CPAD(Classifier):
         self.uncertainty = nn.Parameter(torch.zeros(count)) if options.weighting == "dynamic" else None
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K); the map "fused" is how well each region fits a label's words, cosine / τ.
+        """Return logits (B, K); the map "fused" is each region's cosine with the label's text, over τ.
 
-        Extras are of every level its logits, "level 0" (B, K), "level 1" (B, K₁) and so on, and "cosines 0", over τ.
+        Extras are the logits of every level, "level 0" (B, K), "level 1" (B, K₁) and so on, and its cosines over τ,
+        "cosines 0" and so on.
         """
         found = stage_maps(self.backbone, features, self._sources, self.branch)
         visual = [found[stage] for stage in self._stages]
@@ -111,12 +112,12 @@ class CPAD(Classifier):
         return output
 
     def _cosines(self, states: Tensor, level: int) -> Tensor:
-        """Cosines over τ (…, K_h) of photo states (…, d) with the words of a level."""
+        """Return cosines over τ (…, K_h) of photo states (…, d) with a level's texts."""
         words = F.normalize(self.words(self.get_buffer(f"text{level}")), dim=1)
         return F.normalize(states, dim=-1) @ words.T / self.options.temperature
 
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """Classification and alignment of every level, weighed."""
+        """Return the weighted classification and alignment losses of all levels."""
         options = self.options
         terms: dict[str, Tensor] = {}
         for level in range(len(self._stages)):
@@ -132,5 +133,5 @@ class CPAD(Classifier):
         return {name: torch.exp(-s) * term + self.weighed(s, targets.shape[0]) for (name, term), s in known}
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Groups "deep" (where it trains) and "rest"."""
+        """Return the groups "deep" (if trained) and "rest"."""
         return deep_and_rest(self, self.branch, self.options.deep_lr)

@@ -1,7 +1,7 @@
-"""DualCoOp: two learned prompts a class against the frozen region features; nothing of the image tower trains.
+"""DualCoOp: two learned prompts per class, compared with frozen region features; the image tower is not trained.
 
-Sun, Hu, Saenko: DualCoOp, NeurIPS 2022. It is IntCLIP without a semantic branch, with class names for sentences and
-the mean region as one more region.
+Sun, Hu, Saenko: DualCoOp, NeurIPS 2022. It is IntCLIP without a semantic branch, with class names instead of
+sentences and the mean region as an additional region.
 """
 
 from intclip.backbones.base import Backbone, Features
@@ -14,10 +14,10 @@ from intclip.methods.region_pooling import PoolingOptions, RegionPooling
 
 
 class DualcoopOptions(PromptOptions, ClassifierOptions, frozen=True):
-    """Options of DualCoOp; the defaults are its code's, the loss scale that of its COCO example.
+    """Options of DualCoOp; defaults as in its code, the loss scale as in its COCO example.
 
     Attributes:
-        pooling: From region similarities to logits.
+        pooling: Pooling of region similarities to logits.
         loss: The classification loss.
     """
 
@@ -26,7 +26,7 @@ class DualcoopOptions(PromptOptions, ClassifierOptions, frozen=True):
 
 
 class DualCoOp(Classifier):
-    """Dual prompts and class-specific region pooling on the frozen region features."""
+    """Dual prompts and class-specific region pooling on frozen region features."""
 
     Options = DualcoopOptions
     options: DualcoopOptions
@@ -38,11 +38,11 @@ class DualCoOp(Classifier):
         self.pooling = RegionPooling(options.pooling, len(taxonomy.names))
 
     def make_prompts(self) -> PromptLearner | FreeHalfPrompts:
-        """The pairs of prompts; PositiveCoOp has others."""
+        """Make the prompt pairs; overridden in PositiveCoOp."""
         return PromptLearner(self.backbone.text, self.options.sentences(self.taxonomy), self.options)
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K), and the "sight" map."""
+        """Return logits (B, K) and the "sight" map."""
         text, regions = self.prompts(self.backbone.text), features["regions"]
         output = Output(self.pooling(regions, text))
         if maps:

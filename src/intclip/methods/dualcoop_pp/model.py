@@ -1,4 +1,4 @@
-"""DualCoOp++: a third prompt a class says where to look, and classes compete for every region.
+"""DualCoOp++: a third prompt per class selects regions, and classes compete for every region.
 
 Hu, Sun, Sclaroff, Saenko: DualCoOp++: Fast and Effective Adaptation to Multi-Label Recognition with Limited
 Annotations, TPAMI 2023. README.md in this folder has the equations.
@@ -19,7 +19,7 @@ from intclip.methods.loss_options import LossOptions
 from intclip.methods.prompts import NEGATIVE, POSITIVE, PromptLearner, PromptOptions
 
 EVIDENCE = 2
-"""Place of the evidence prompts after the negative and the positive ones."""
+"""Index of the evidence prompts, after the negative and the positive ones."""
 _SHARPNESS = 200
 
 
@@ -27,10 +27,10 @@ class DualcoopPpOptions(PromptOptions, ClassifierOptions, frozen=True):
     """Options of DualCoOp++.
 
     Attributes:
-        log_sharpness: s at the start: regions are weighed by softmax of e^s · cos(region, evidence prompt). It trains.
-        log_scale: Cosines are scaled by e to the power of it.
-        winner: What the share w of a class in the competition for a region does to its positive similarity: "share"
-            multiplies it by w, "boost" by 1 + w (the released code's mode pos200), "none" leaves it.
+        log_sharpness: Initial s, learned: region weights are the softmax of e^s · cos(region, evidence prompt).
+        log_scale: Logarithm of the scale of cosines.
+        winner: Effect of a class's share w of a region on its positive similarity: "share" multiplies it by w,
+            "boost" by 1 + w (the released code's mode pos200), "none" has no effect.
         loss: The classification loss.
     """
 
@@ -42,7 +42,7 @@ class DualcoopPpOptions(PromptOptions, ClassifierOptions, frozen=True):
 
 
 class DualCoOpPP(Classifier):
-    """Evidence, positive and negative prompts against the frozen region features."""
+    """Compares evidence, positive and negative prompts with frozen region features."""
 
     Options = DualcoopPpOptions
     options: DualcoopPpOptions
@@ -54,10 +54,10 @@ class DualCoOpPP(Classifier):
         self.log_sharpness = nn.Parameter(torch.tensor(float(options.log_sharpness)))
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K); the map "sight" is the logit of every region as if it were the only one."""
+        """Return logits (B, K); the map "sight" is the logit of every region as if it were the only one."""
         regions = features["regions"]
         text = self.prompts(self.backbone.text)
-        with torch.autocast(regions.device.type, enabled=False):  # the scale is too large for cosines of 8 bits
+        with torch.autocast(regions.device.type, enabled=False):  # the scale is too large for 8-bit cosines
             rows = F.normalize(at_least_float32(regions).flatten(2).transpose(1, 2), dim=2)
             # (B, 3, K, N)
             cosines = (rows.unsqueeze(1) @ F.normalize(at_least_float32(text), dim=2).transpose(1, 2)).transpose(2, 3)
@@ -70,7 +70,7 @@ class DualCoOpPP(Classifier):
         return output
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Groups "prompts" and, without weight decay, "sharpness"."""
+        """Return the groups "prompts" and, without weight decay, "sharpness"."""
         return [
             ParameterGroup("prompts", [self.prompts.context]),
             ParameterGroup("sharpness", [self.log_sharpness], weight_decay_multiplier=0),
@@ -78,7 +78,7 @@ class DualCoOpPP(Classifier):
 
 
 def region_scores(positive: Tensor, negative: Tensor, winner: Literal["share", "boost", "none"]) -> Tensor:
-    """Positive minus negative similarity (B, K, N) of every region, the positive one weighed by the competition.
+    """Return positive minus negative similarity (B, K, N), the positive one weighted by the competition.
 
     w = softmax over classes of 200 · cos⁺ · max over classes of cos⁺.
 

@@ -1,4 +1,4 @@
-"""Emotion class-wise aware loss: errors weigh more for classes that are often confused, and across polarities.
+"""Emotion class-wise aware loss: errors have more weight for often confused classes and across polarities.
 
 After the published description of Deng and others, Emotion Class-Wise Aware Loss for Image Emotion Classification
 (2021); the details are ours, see README.md in this folder.
@@ -18,12 +18,12 @@ from intclip.methods.base import Output
 
 
 class EcwaOptions(AslResnetOptions, frozen=True):
-    """Options: those of the plain classifier, whose `loss` only reduces and scales here, and the weights.
+    """Options: the plain classifier's, whose `loss` here only sets reduction and scale, and the weights.
 
     Attributes:
-        confusion: Weight of how often a class is taken for others.
-        polarity: Weight of probability that lies on classes under another parent of the taxonomy's coarsest level.
-        momentum: Share of the confusion table that stays at each step.
+        confusion: Weight of a class's confusion with others.
+        polarity: Weight of the probability of classes under another parent at the taxonomy's coarsest level.
+        momentum: Decay of the confusion table per step.
     """
 
     confusion: float = Field(default=1.0, ge=0)
@@ -32,10 +32,11 @@ class EcwaOptions(AslResnetOptions, frozen=True):
 
 
 class Ecwa(AslResnet):
-    """The plain classifier under that loss.
+    """The plain classifier with this loss.
 
     Attributes:
-        confusion: (K, K), mean probability of class j over photos of class i, a moving average; the identity at first.
+        confusion: (K, K), moving average of the mean probability of class j over photos of class i; initially the
+            identity.
         distance: (K, K), 1 where two classes have no common parent at the coarsest level.
     """
 
@@ -50,14 +51,14 @@ class Ecwa(AslResnet):
         self.register_buffer("distance", polarity_distance(taxonomy), persistent=False)
 
     def training_loss(self, views: Sequence[Features], targets: Tensor) -> dict[str, Tensor]:
-        """The loss; the confusion table takes in the batch first."""
+        """Update the confusion table with the batch, then return the loss."""
         output = self(views[0])
         with torch.no_grad():
             self._count(self._probabilities(output.logits), targets)
         return self.loss(output, targets)
 
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy, weighed; see README.md."""
+        """Return the weighted cross-entropy; see README.md."""
         logits, options = output.logits.float(), self.options
         p, y = self._probabilities(logits).detach(), targets.nan_to_num(0)
         confused = 1 - self.confusion.diagonal()
@@ -78,7 +79,7 @@ class Ecwa(AslResnet):
         return logits.float().softmax(dim=1) if self.taxonomy.exclusive else logits.float().sigmoid()
 
     def _count(self, p: Tensor, targets: Tensor) -> None:
-        """Take the batch into the confusion table, for the classes that occur in it."""
+        """Update the confusion table for the classes in the batch."""
         y = targets.nan_to_num(0)
         counts = y.sum(dim=0)
         seen = (y.T @ p) / counts.clamp_min(1e-6)[:, None]
@@ -87,7 +88,7 @@ class Ecwa(AslResnet):
 
 
 def polarity_distance(taxonomy: Taxonomy) -> Tensor:
-    """(K, K), 1 where two classes share no name of the taxonomy's coarsest level; all 0 for a taxonomy of one level."""
+    """Return (K, K), 1 where two classes share no name of the coarsest level; all 0 for one level."""
     levels = list(taxonomy.levels)
     if len(levels) < 2:
         return torch.zeros(len(taxonomy), len(taxonomy))

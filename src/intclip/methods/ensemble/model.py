@@ -1,4 +1,4 @@
-"""Several methods over one backbone, trained side by side, whose logits are averaged."""
+"""Several methods on one backbone, trained in parallel, with averaged logits."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -16,15 +16,15 @@ from intclip.methods.registry import build_method
 
 
 class Member(BaseModel, frozen=True, extra="forbid"):
-    """One of the methods.
+    """One method of the ensemble.
 
     Attributes:
         method: Its name in the registry.
         options: Its options.
-        tower: Which image tower's deep layers it reads and trains, such as "lite2", where the backbone has several;
-            all by default.
+        tower: Image tower whose deep layers it uses and trains, such as "lite2", if the backbone has several; default:
+            all.
         weight: Weight of its logits in the mean.
-        lr: Factor on its learning rates, where it wants others than the recipe's.
+        lr: Multiplier of its learning rates.
     """
 
     method: str
@@ -38,7 +38,7 @@ class EnsembleOptions(Options, frozen=True):
     """Options of an ensemble.
 
     Attributes:
-        members: At least two; each has its own random seed.
+        members: At least two members; each has its own random seed.
     """
 
     members: tuple[Member, ...] = Field(
@@ -49,8 +49,8 @@ class EnsembleOptions(Options, frozen=True):
 class Ensemble(Method):
     """The weighted mean of several methods' logits.
 
-    Each member is trained by its own loss alone, all on the same batches, so that the backbone is read once for all.
-    The evidence is the first member's.
+    Each member is trained by its own loss, all on the same batches, so the backbone runs once for all. The evidence is
+    the first member's.
     """
 
     Options = EnsembleOptions
@@ -79,7 +79,7 @@ class Ensemble(Method):
         self.loss_reduction = members[0].loss_reduction
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Mean logits (B, K), with the first member's maps and extras."""
+        """Return mean logits (B, K), with the first member's maps and extras."""
         outputs: list[Output] = [each(features, maps=maps and number == 0) for number, each in enumerate(self.members)]
         weights = [each.weight for each in self.options.members]
         weighted = [weight * output.logits for weight, output in zip(weights, outputs, strict=True)]
@@ -87,11 +87,11 @@ class Ensemble(Method):
         return replace(outputs[0], logits=logits)
 
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """The first member's loss of the mean, for the logs of photos that nothing is trained on."""
+        """Return the first member's loss of the mean, only for logging."""
         return self.members[0].loss(output, targets)
 
     def training_loss(self, views: Sequence[Features], targets: Tensor) -> dict[str, Tensor]:
-        """Every member's own terms; one without learnable parameters is left out."""
+        """Return every member's terms, except those of members without learnable parameters."""
         return {
             f"{number} {name}": value
             for number, each in enumerate(self.members, start=1)
@@ -100,27 +100,27 @@ class Ensemble(Method):
         }
 
     def prepare(self, batches: Iterable[tuple[Features, Tensor]]) -> None:
-        """Every member's."""
+        """Call `prepare` of each member."""
         for each in self.members:
             each.prepare(batches)
 
     def before_step(self, step: int) -> None:
-        """Every member's."""
+        """Call `before_step` of each member."""
         for each in self.members:
             each.before_step(step)
 
     def after_step(self) -> None:
-        """Every member's."""
+        """Call `after_step` of each member."""
         for each in self.members:
             each.after_step()
 
     def after_epoch(self, epoch: int) -> None:
-        """Every member's."""
+        """Call `after_epoch` of each member."""
         for each in self.members:
             each.after_epoch(epoch)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Every member's, named after it."""
+        """Return the parameter groups of each member, named after it."""
         return [
             replace(group, name=f"{number} {group.name}", lr_multiplier=member.lr * group.lr_multiplier)
             for number, (member, each) in enumerate(zip(self.options.members, self.members, strict=True), start=1)
@@ -129,7 +129,7 @@ class Ensemble(Method):
         ]
 
     def own_state(self) -> dict[str, Tensor]:
-        """State of the members, without the backbone that all hold."""
+        """Return the members' states, without the shared backbone."""
         return {
             f"members.{number}.{key}": value
             for number, each in enumerate(self.members)
@@ -137,6 +137,6 @@ class Ensemble(Method):
         }
 
     def make_room(self, state: dict[str, Tensor]) -> None:
-        """Every member's."""
+        """Call `make_room` of each member."""
         for number, each in enumerate(self.members):
             each.make_room(part_of(state, f"members.{number}."))

@@ -1,7 +1,7 @@
-"""The adapters of FAME-ViL, in the frozen deep layers of any backbone, for labels instead of fashion tasks.
+"""The adapters of FAME-ViL in the frozen deep layers of any backbone, for multi-label classification.
 
 Han, Zhu, Yu, Zhang, Song, Xiang: FAME-ViL: Multi-Tasking Vision-Language Model for Heterogeneous Fashion Tasks, CVPR
-2023. README.md in this folder has the equations and what differs.
+2023. README.md in this folder has the equations and the differences.
 """
 
 import torch
@@ -20,9 +20,9 @@ class FameVilOptions(ClassifierOptions, frozen=True):
     """Options of the adapters.
 
     Attributes:
-        bottleneck: Width inside an adapter; 64 in the released code.
-        cross_attention: Add adapters that let the photo's tokens read the labels' sentences.
-        sentence_form: Which sentences they read.
+        bottleneck: Inner width of an adapter; 64 in the released code.
+        cross_attention: Add adapters through which the photo's tokens attend to the labels' sentences.
+        sentence_form: Form of these sentences.
         loss: The classification loss.
     """
 
@@ -33,7 +33,7 @@ class FameVilOptions(ClassifierOptions, frozen=True):
 
 
 class BottleneckAdapter(nn.Module):
-    """s · W_up relu(W_down LN(x)), s from 1, W_up from 0: nothing at first (TSA).
+    """s · W_up relu(W_down LN(x)), initially s = 1 and W_up = 0 (TSA).
 
     Args:
         dim: Channels of the tokens.
@@ -50,13 +50,13 @@ class BottleneckAdapter(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """What is added to tokens (B, N, C)."""
+        """Return the residual for tokens (B, N, C)."""
         added: Tensor = self.scale * self.up(torch.relu(self.down(self.norm(tokens))))
         return added
 
 
 class CrossAttentionAdapter(nn.Module):
-    """tanh(g) · W_o softmax(q kᵀ / √d) v, q of the tokens, k and v of the labels' sentences, g from 0 (XAA).
+    """tanh(g) · W_o softmax(q kᵀ / √d) v, q from tokens, k and v from the labels' sentences, initially g = 0 (XAA).
 
     Args:
         dim: Channels of the tokens.
@@ -75,7 +75,7 @@ class CrossAttentionAdapter(nn.Module):
         self.scale = bottleneck**-0.5
 
     def forward(self, tokens: Tensor, sentences: Tensor) -> Tensor:
-        """What is added to tokens (B, N, C), of sentences (K, words)."""
+        """Return the residual for tokens (B, N, C) from sentences (K, words)."""
         attention = (self.query(self.norm(tokens)) @ self.key(sentences).T * self.scale).softmax(dim=2)
         added: Tensor = torch.tanh(self.gate) * self.out(attention @ self.value(sentences))
         return added
@@ -84,7 +84,7 @@ class CrossAttentionAdapter(nn.Module):
 class FameVil(Classifier):
     """Frozen deep layers with adapters before every block, and a linear head.
 
-    Before and not behind, so that what the last block promises of its output still holds.
+    They are before the blocks, not after, so that the properties of the last block's output still hold.
     """
 
     Options = FameVilOptions
@@ -94,7 +94,7 @@ class FameVil(Classifier):
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: FameVilOptions) -> None:
         super().__init__(backbone, taxonomy, options)
-        # Not stored: derived from the sentences, which the bundle has.
+        # Not stored: derived from the sentences, which are in the bundle.
         text = label_embeddings(backbone.text, taxonomy, options.sentence_form)
         self.register_buffer("label_text", text, persistent=False)
         widths = _widths(backbone)
@@ -104,7 +104,7 @@ class FameVil(Classifier):
         self.head = nn.Linear(backbone.embed_dim, len(taxonomy))
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K); the map "fused" is the head at every region."""
+        """Return logits (B, K); the map "fused" is the head at every region."""
         x = features["trunk"]
         for number, block in enumerate(_blocks(self.backbone)):
             tokens = _as_tokens(x)
@@ -119,13 +119,13 @@ class FameVil(Classifier):
 
 
 def _blocks(backbone: Backbone) -> list[nn.Module]:
-    """The deep layers one by one, or as one where they do not come in a row."""
+    """Return the deep layers one by one, or as one block if they are not sequential."""
     return list(backbone.deep) if isinstance(backbone.deep, nn.Sequential) else [backbone.deep]
 
 
 @torch.no_grad()
 def _widths(backbone: Backbone) -> list[int]:
-    """Channels before each block; one black photo is computed."""
+    """Return the channels before each block, by running one black photo."""
     size, parameter = backbone.image_size, next(backbone.parameters())
     x = backbone.trunk(torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype))
     widths = []
@@ -136,10 +136,10 @@ def _widths(backbone: Backbone) -> list[int]:
 
 
 def _as_tokens(x: Tensor) -> Tensor:
-    """Tokens (B, N, C) of tokens, or of a map (B, C, H, W)."""
+    """Convert a map (B, C, H, W) to tokens (B, N, C); tokens are unchanged."""
     return x.flatten(2).transpose(1, 2) if x.dim() == 4 else x
 
 
 def _as_input(tokens: Tensor, x: Tensor) -> Tensor:
-    """Tokens (B, N, C) in the shape of what they were made of."""
+    """Reshape tokens (B, N, C) to the shape of their source."""
     return tokens.transpose(1, 2).reshape(x.shape) if x.dim() == 4 else tokens

@@ -1,7 +1,7 @@
-"""The parts of FDIL: an MLP on frozen features, a rerank by sentences, and a teacher that reads descriptions.
+"""The parts of FDIL: an MLP on frozen features, reranking by sentences, and distillation from descriptions.
 
-A draft of 2026 (EvelynMuir/IntentRecognition) has the strongest Intentonomy figures. README.md in this folder has the
-equations. Its class-wise thresholds are the recipe's `evaluate.threshold: per_class`.
+FDIL is a draft of 2026 (EvelynMuir/IntentRecognition) with the best Intentonomy figures. README.md in this folder has
+the equations. Its class-wise thresholds are the recipe's `evaluate.threshold: per_class`.
 """
 
 from collections.abc import Iterable
@@ -23,14 +23,14 @@ _SMALLEST = 1e-6
 
 
 class FdilOptions(MlpProbeOptions, frozen=True):
-    """Options of FDIL: those of the MLP probe, and its own.
+    """Options of FDIL: the MLP probe's, and its own.
 
     Attributes:
-        rerank: Weight of the sentences' scores on a photo's best classes; 0 leaves the ranking.
-        best: How many classes are reranked.
-        forms: Sentence forms that score: the published ones are lexical, canonical and scenario sentences.
-        distillation: Weight of the teacher's probabilities in the student's loss; 0 for no teacher. It needs
-            photos with words.
+        rerank: Weight of the sentences' scores for a photo's best classes; 0 disables reranking.
+        best: Number of classes to rerank.
+        forms: Sentence forms used for reranking; the published ones are lexical, canonical and scenario sentences.
+        distillation: Weight of the teacher's probabilities in the student's loss; 0 for no teacher. Requires photos
+            with text.
     """
 
     rerank: float = Field(default=0.3, ge=0)
@@ -40,7 +40,7 @@ class FdilOptions(MlpProbeOptions, frozen=True):
 
 
 class Fdil(Classifier):
-    """MLP student of photos, MLP teacher of their words; only the student is used for prediction."""
+    """An MLP student on photos and an MLP teacher on their text; only the student is used for prediction."""
 
     Options = FdilOptions
     options: FdilOptions
@@ -54,33 +54,33 @@ class Fdil(Classifier):
         self.student = _mlp(self.input.width, len(taxonomy), options)
         self.teacher = _mlp(backbone.text.embed_dim, len(taxonomy), options) if options.distillation else None
         texts = [encode_classes(backbone, taxonomy.sentences(form), ("{}",)) for form in options.forms]
-        # Not stored: derived from backbone and sentences, which the bundle has.
+        # Not stored: derived from backbone and sentences, which are in the bundle.
         self.register_buffer("sentences", torch.stack(texts), persistent=False)
 
     def prepare(self, batches: Iterable[tuple[Features, Tensor]]) -> None:
-        """Mean and deviation of the inputs."""
+        """Compute mean and deviation of the inputs."""
         self.input.fit(batches)
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K); no maps. The extra "student" holds them without the rerank, "teacher" the teacher's.
+        """Return logits (B, K), without maps; extras are "student" (before reranking) and "teacher".
 
-        The teacher is used in training only, where photos come with words.
+        The teacher is used only in training, for photos with text.
         """
         logits: Tensor = self.student(self.input(features))
         output = Output(logits, extras={"student": logits})
         if self.training and self.teacher is not None and "text" in features:
             output.extras["teacher"] = self.teacher(features["text"])
-            # Of length √D where there are words, 0 if there are none.
+            # Norm √D for photos with text, 0 without.
             output.extras["has_words"] = features["text"].any(dim=1, keepdim=True)
         if self.options.rerank:
             unit = F.normalize(features["pooled"], dim=1)
-            # One product of two tables: OpenVINO does not multiply a table with a stack of them.
+            # One product of two matrices: OpenVINO does not multiply a matrix with a stack of matrices.
             scores = (unit @ self.sentences.flatten(0, 1).T).view(-1, *self.sentences.shape[:2])
             output.logits = reranked(logits, scores, weight=self.options.rerank, best=self.options.best)
         return output
 
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """Classification by the student, by the teacher, and the student against the teacher's probabilities."""
+        """Return the classification losses of student and teacher, and the distillation loss."""
         student = output.extras["student"]
         terms = {"classification": self.options.loss(student, targets)}
         if "teacher" not in output.extras:
@@ -95,14 +95,14 @@ class Fdil(Classifier):
 
 
 def reranked(logits: Tensor, scores: Tensor, *, weight: float, best: int) -> Tensor:
-    """Logits (B, K) with the sentences' say on the best classes of each photo.
+    """Return logits (B, K), reranked by sentences among each photo's best classes.
 
     s_c += weight · mean over forms of the z-score of cos(photo, sentence), z over the photo's classes, for the `best`
     classes of s.
 
     Args:
         logits: s, (B, K).
-        scores: Cosines (B, F, K) with the sentences of F forms.
+        scores: Cosines (B, F, K) with sentences in F forms.
         weight: See above.
         best: See above.
     """

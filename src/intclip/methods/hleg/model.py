@@ -1,4 +1,4 @@
-"""HLEG: one decoder layer a level of the taxonomy, each level asking with the mean of what its children found.
+"""HLEG: one decoder layer per level of the taxonomy; each level queries with the mean of its children's states.
 
 Shi, Ye, Zhang, Du: Learnable Hierarchical Label Embedding and Grouping for Visual Intention Understanding, IEEE TAC
 (2023), by its released code. README.md in this folder has the equations.
@@ -26,13 +26,13 @@ class HlegOptions(ClassifierOptions, frozen=True):
 
     Attributes:
         visual: Feature map, and whether a copy of the deep layers is trained.
-        queries: What the finest level asks with: "learned" label embeddings, or "text", the sentences' embeddings,
-            projected, which is our reading of HLEG + HCI (IntCLIP paper, Table 6b).
+        queries: Queries of the finest level: "learned" label embeddings, or "text", projected embeddings of the
+            sentences, our interpretation of HLEG + HCI (IntCLIP paper, Table 6b).
         sentence_form: Form of the sentences for "text".
-        decoder: Size of the decoder. Its `decoder_layers` are not read: every level of the taxonomy has one.
+        decoder: Size of the decoder. `decoder_layers` is ignored: every level of the taxonomy has one layer.
         loss: Loss of every level; γ₊ 0, γ₋ 2, no margin. Its reduction is "batch" or "sum".
-        levels: How the levels' losses of one photo are joined: the largest counts ("max"), or all do ("sum").
-        fine: Weight of the finest level's loss beside that.
+        levels: Combination of the levels' losses per photo: "max" or "sum".
+        fine: Weight of the finest level's additional loss.
         deep_lr: Multiplier of the learning rate for the deep layers; 1 in the released code.
     """
 
@@ -47,7 +47,7 @@ class HlegOptions(ClassifierOptions, frozen=True):
 
 
 class HLEG(Classifier):
-    """HLEG over any backbone and any taxonomy; with one level it is Query2Label whose states do not start at 0."""
+    """HLEG for any backbone and taxonomy; with one level it is Query2Label with non-zero initial states."""
 
     Options = HlegOptions
     options: HlegOptions
@@ -59,7 +59,7 @@ class HLEG(Classifier):
         self.needs = self.visual.needs
         sizes = [len(names) for names in taxonomy.levels.values()]
         for level, step in enumerate(level_steps(taxonomy)):
-            # Not stored: derived from the taxonomy, which the bundle has.
+            # Not stored: derived from the taxonomy, which is in the bundle.
             self.register_buffer(f"step{level}", step, persistent=False)
         size = options.decoder.model_copy(update={"decoder_layers": len(sizes)})
         self.decoder = QueryDecoder(self.visual.channels, size)
@@ -71,12 +71,12 @@ class HLEG(Classifier):
             self.queries = nn.Parameter(torch.randn(sizes[0], self.decoder.dim))
         else:
             text = label_embeddings(backbone.text, taxonomy, options.sentence_form)
-            self.register_buffer("label_text", text, persistent=False)  # it follows from the sentences, as the steps do
+            self.register_buffer("label_text", text, persistent=False)  # derived from the sentences, like the steps
             self.project = nn.Linear(text.shape[1], self.decoder.dim)
         self.heads = nn.ModuleList(GroupLinear(count, self.decoder.dim) for count in sizes)
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K); the map "fused" is each label's attention, above 0 where it exceeds an even share.
+        """Return logits (B, K); the map "fused" is each label's attention, positive where above uniform.
 
         Extras are the coarser levels' logits, "level 1" (B, K₁) and so on.
         """
@@ -97,12 +97,12 @@ class HLEG(Classifier):
         return Output(logits[0], maps=evidence, extras=coarser)
 
     def _mean_of_children(self, level: int, hidden: Tensor) -> Tensor:
-        """What the names of a level ask with (B, K_h, d): the mean state (B, K_{h−1}, d) of those below them."""
+        """Return a level's queries (B, K_h, d): the mean state (B, K_{h−1}, d) of the names below each name."""
         step = self.get_buffer(f"step{level - 1}")
         return (step / step.sum(dim=0)).T @ hidden
 
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """The levels' losses of each photo joined, and the finest level's once more by its weight."""
+        """Return each photo's combined loss of the levels, plus the weighted loss of the finest level."""
         fine = self._of_photos(output.logits, targets)
         losses, level_targets = [fine], targets
         for level, logits in enumerate(output.extras.values()):
@@ -114,10 +114,10 @@ class HLEG(Classifier):
         return {name: term.sum() if self.loss_reduction == "sum" else term.mean() for name, term in terms.items()}
 
     def _of_photos(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The loss of each photo (B,), summed over names."""
+        """Return the loss of each photo (B,), summed over names."""
         single = self.options.loss.model_copy(update={"reduction": "none"})
         return single(logits, targets).view(logits.shape[0], -1).sum(dim=1)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Groups "deep" (where it trains) and "rest"."""
+        """Return the groups "deep" (if trained) and "rest"."""
         return deep_and_rest(self, self.visual.branch, self.options.deep_lr)

@@ -1,7 +1,7 @@
-"""IntCLIP: a frozen and a trainable copy of the deep layers over one trunk, joined, against pairs of learned prompts.
+"""IntCLIP: frozen and trainable deep layers on one trunk, combined, and compared with learned prompt pairs.
 
-Yang, Ye, Tao: Synergy of Sight and Semantics, ECCV 2024. README.md in this folder has the equations, what the paper
-leaves open, and results.
+Yang, Ye, Tao: Synergy of Sight and Semantics, ECCV 2024. README.md in this folder has the equations, open questions of
+the paper, and results.
 """
 
 from collections.abc import Iterable
@@ -31,9 +31,9 @@ class LearningRates(BaseModel, frozen=True, extra="forbid"):
         prompts: Context vectors.
         deep: The trainable copy of the deep layers (released code: 0.1).
         aggregation: Sight-assisted aggregation (released code: 0.1).
-        text_residual: Vectors added to the text features, and free negatives, if any.
+        text_residual: Residuals of the text features, and free negatives, if any.
         pooling: Learned scales and biases, if any.
-        label_transformer: The transformer over the levels of the labels, if any.
+        label_transformer: Transformer over the levels of the labels, if any.
         graph: The label graph's two strengths, if any.
         hierarchy: Context vectors of the parents' prompts, if any.
     """
@@ -52,23 +52,23 @@ class IntclipOptions(PromptOptions, ClassifierOptions, frozen=True):
     """Options of IntCLIP; the defaults are the paper's.
 
     Attributes:
-        branches: "dual", or "single" without the frozen one (Table 4).
+        branches: "dual", or "single" without the frozen branch (Table 4).
         train: "semantic" trains a copy of the deep layers, "all" a copy of trunk and deep layers, "none" no image
-            layers: then a single branch is DualCoOp, and two branches are one map, aggregated with itself (Table 4).
-        aggregation: How two branches are joined; not used by a single branch.
-        first_region: Pool the first region of the semantic map once more, as it is before the aggregation. The released
-            code does so: it cuts off the mean token before it takes the first one, to put it back in front.
-        prompts_every: Contexts learn at every n-th step only; see `PromptLearner`.
+            layers; then a single branch is DualCoOp, and two branches are one map aggregated with itself (Table 4).
+        aggregation: Combination of the two branches; not used by a single branch.
+        first_region: Also pool the first region of the semantic map before aggregation. The released code does so: it
+            removes the mean token, and then prepends what has become the first token.
+        prompts_every: Contexts are updated only at every n-th step; see `PromptLearner`.
         text_residual: Learned vectors added to the text features; see `PromptLearner`.
-        negative: The negative half of a pair: a "prompt" as the positive one is, or a "free" vector that no text
-            encoder reads, with an offset beside the positive half; see `../free_prompts.py`.
-        free_std: Standard deviation of the free vector and the offset at the start.
-        pooling: From region similarities to logits.
+        negative: The negative half of a pair: a "prompt" like the positive one, or a "free" vector without the text
+            encoder, with an offset on the positive half; see `../free_prompts.py`.
+        free_std: Initial standard deviation of the free vector and the offset.
+        pooling: Pooling of region similarities to logits.
         loss: The classification loss.
-        sight_loss: Weight λ of the same loss on the logits of the sight map alone.
-        label_transformer: Coarser labels add to the text features by a transformer, `../label_transformer.py`.
-        graph: A label graph over the logits, `../logit_graph.py`; null for none.
-        hierarchy: Losses that tie the labels' parents to them, `../hierarchy_loss.py`; null for none.
+        sight_loss: Weight λ of the same loss on the sight map's logits.
+        label_transformer: A transformer adds coarser labels to the text features, `../label_transformer.py`.
+        graph: Label graph on the logits, `../logit_graph.py`; null for none.
+        hierarchy: Losses that tie labels to their parents, `../hierarchy_loss.py`; null for none.
         lr: Multipliers of the learning rate.
     """
 
@@ -98,7 +98,7 @@ class IntclipOptions(PromptOptions, ClassifierOptions, frozen=True):
 
 
 class IntCLIP(Classifier):
-    """IntCLIP over any backbone that has region features."""
+    """IntCLIP for any backbone with region features."""
 
     Options = IntclipOptions
     options: IntclipOptions
@@ -125,17 +125,17 @@ class IntCLIP(Classifier):
             )
 
     def prepare(self, batches: Iterable[tuple[Features, Tensor]]) -> None:
-        """Neighbours of the label graph, if any."""
+        """Determine the label graph's neighbours, if it has a graph."""
         if self.graph is not None:
             self.graph.fit(targets for _, targets in batches)
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits of a batch; maps are "sight" and "semantic" (where the branch exists) and "fused".
+        """Return logits (B, K); maps are "sight" and "semantic" (if the branch exists) and "fused".
 
-        With maps the extra "attention" is the aggregation's, (B, N, N), queries by keys, where it has one.
+        With maps, the extra "attention" (B, N, N), queries by keys, is the aggregation's, if it has one.
 
         Args:
-            features: As named by `needs`.
+            features: Features in `needs`.
             maps: Fill the region logits.
         """
         text = self.prompts(self.backbone.text)
@@ -164,11 +164,11 @@ class IntCLIP(Classifier):
         return output
 
     def before_step(self, step: int) -> None:
-        """Contexts learn at some steps only where `prompts_every` says so."""
+        """Pass the step to the prompts, for `prompts_every`."""
         self.prompts.before_step(step)
 
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """The classification loss, the sight loss where λ > 0, and those of the hierarchy if any."""
+        """Return the classification loss, the sight loss if λ > 0, and the hierarchy's losses, if any."""
         terms = {"classification": self.options.loss(output.logits, targets)}
         if "sight_logits" in output.extras:
             terms["sight"] = self.options.sight_loss * self.options.loss(output.extras["sight_logits"], targets)
@@ -178,7 +178,7 @@ class IntCLIP(Classifier):
         return terms
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Groups "prompts", "deep", "aggregation", "pooling" and those of the options that are on, none empty."""
+        """Return non-empty groups: "prompts", "deep", "aggregation", "pooling" and those of enabled options."""
         lr = self.options.lr
         context = self.prompts.context
         beside_context = [parameter for parameter in _learnable(self.prompts) if parameter is not context]
@@ -195,7 +195,7 @@ class IntCLIP(Classifier):
         return [group for group in groups if group.parameters]
 
     def _semantic_map(self, features: Features) -> Tensor:
-        """Region features of the trainable branch, or the sight map where nothing of the image tower trains."""
+        """Return region features of the trainable branch, or the sight map if no image layers train."""
         if self.semantic is None:
             return features["regions"]
         return self.backbone.head.regions(self.semantic(features["pixels" if self.options.train == "all" else "trunk"]))

@@ -1,9 +1,9 @@
-"""IntCLIP for posts: before sight assists it, the semantic map asks the words; the aggregation stays IntCLIP's.
+"""IntCLIP for posts: the semantic map attends to the words before IntCLIP's aggregation.
 
     semantic' = semantic + α · v(words) Aᵀ,   A = softmax over the words and "none" of q(semantic)ᵀ k(words) / √d
 
-"none" has logit 0 and adds nothing, so a region need not listen, and a post without words is read as IntCLIP reads it.
-README.md in this folder says more. The fusion is ours; there is no paper of it.
+"none" has logit 0 and value 0, so a region can ignore the words, and a post without words gives IntCLIP's output.
+The fusion is ours and unpublished; see README.md in this folder.
 """
 
 import torch
@@ -18,17 +18,17 @@ from intclip.methods.intclip.model import IntCLIP, IntclipOptions
 
 
 class IntclipWordsOptions(IntclipOptions, frozen=True):
-    """IntCLIP's options, and how words are left out.
+    """IntCLIP's options, and dropout of words.
 
     Attributes:
-        word_dropout: How often all words of a post are left out in training, so that photos alone work too.
+        word_dropout: Probability of dropping all words of a post in training, so that photos alone work too.
     """
 
     word_dropout: float = Field(default=0.3, ge=0, lt=1)
 
 
 class IntclipWords(IntCLIP):
-    """IntCLIP over photos, and over the words beside them if any."""
+    """IntCLIP on photos and their words, if any."""
 
     Options = IntclipWordsOptions
     beside = ("words",)
@@ -39,7 +39,7 @@ class IntclipWords(IntCLIP):
         self.words = GatedAttention(backbone.embed_dim, scaled=True, optional=True)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """IntCLIP's, and "words" at the learning rate of its aggregation."""
+        """Return IntCLIP's groups, and "words" with the learning rate of its aggregation."""
         words = ParameterGroup("words", list(self.words.parameters()), self.options.lr.aggregation)
         return [*super().parameter_groups(), words]
 

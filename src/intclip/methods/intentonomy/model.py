@@ -1,4 +1,4 @@
-"""The Intentonomy baseline: an image tower whose evidence must lie on objects, or off them, and optionally hashtags.
+"""The Intentonomy baseline: an image tower with a loss that localises evidence, and optionally hashtags.
 
 Jia, Wu, Reiter, Cardie, Belongie, Lim: Intentonomy, CVPR 2021, Eq. 2 and 3, and its released localisation loss.
 README.md in this folder has the equations.
@@ -17,18 +17,18 @@ from intclip.methods.loss_options import LossOptions
 
 
 class IntentonomyOptions(AslResnetOptions, frozen=True):
-    """Options of the Intentonomy baseline: those of a plain image tower, its localisation loss, and hashtags.
+    """Options of the Intentonomy baseline: plain image tower, localisation loss, and hashtags.
 
     Attributes:
         loss: The classification loss. The published code has none; binary cross-entropy is our choice.
-        localisation: α, the weight of the localisation loss; it acts where there are masks (`data.masks`).
-        objects: Classes whose evidence is to lie on objects; None takes the taxonomy's subset content, object.
-        contexts: Classes whose evidence is to lie off them; None takes its subset content, context.
-        positive_share: Votes from which a label counts in the localisation loss; more than one of three.
-        cam_gradient: The activation maps carry the gradient. In the released code they are detached (False), and the
-            term changes no weight.
-        hashtags: Also read the photo's words, if any, through a linear layer on their embedding.
-        text_dropout: How often a photo's words are left out in training, so that photos alone work too.
+        localisation: α, the weight of the localisation loss, which requires masks (`data.masks`).
+        objects: Classes with evidence on objects; None for the taxonomy's subset content, object.
+        contexts: Classes with evidence off objects; None for the taxonomy's subset content, context.
+        positive_share: Minimum share of votes of labels in the localisation loss: more than one of three.
+        cam_gradient: The activation maps have a gradient. In the released code they are detached (False), so the
+            term does not train anything.
+        hashtags: Also use the photo's text, if any, by a linear layer on its embedding.
+        text_dropout: Probability of dropping a photo's text in training, so that photos alone work too.
     """
 
     loss: LossOptions = LossOptions(kind="bce", reduction="batch")
@@ -42,7 +42,7 @@ class IntentonomyOptions(AslResnetOptions, frozen=True):
 
 
 class Intentonomy(AslResnet):
-    """Map, mean over regions, linear layer; class activation maps held to masks; a linear layer on words."""
+    """Mean over regions and linear layer, class activation maps constrained by masks, and a linear layer on text."""
 
     Options = IntentonomyOptions
     options: IntentonomyOptions
@@ -59,9 +59,9 @@ class Intentonomy(AslResnet):
         self.words = nn.Linear(backbone.text.embed_dim, len(taxonomy), bias=False) if options.hashtags else None
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K), with the part of the words if any; the map "fused" is the head at every region.
+        """Return logits (B, K), including the text's part, if any; the map "fused" is the head at every region.
 
-        In training, the extra "mask" is that of the features, (B, 1, S, S).
+        In training, the extra "mask" (B, 1, S, S) is the one in the features.
         """
         output = super().forward(features, maps=maps)
         if self.words is not None and "text" in features:
@@ -75,7 +75,7 @@ class Intentonomy(AslResnet):
         return output
 
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """The classification loss, and the localisation loss where there are masks."""
+        """Return the classification loss, and with masks the localisation loss."""
         terms = super().loss(output, targets)
         if "mask" in output.extras and "mask" in self.beside:
             cams = activation_maps(output.extras["visual"], self.head.weight)
@@ -91,10 +91,10 @@ class Intentonomy(AslResnet):
 
 
 def activation_maps(visual: Tensor, weight: Tensor) -> Tensor:
-    """Grad-CAM of every class in [0, 1], (B, K, H, W): the map's smallest value is 0 and its largest 1.
+    """Return Grad-CAM of every class, (B, K, H, W), each map scaled to minimum 0 and maximum 1.
 
-    For a linear layer on the mean of the regions, Grad-CAM is relu(Σ_c w_kc x_c) / N in closed form, so it needs no
-    second pass and carries a gradient.
+    For a linear layer on the mean of the regions, Grad-CAM has the closed form relu(Σ_c w_kc x_c) / N, so it needs no
+    second pass and is differentiable.
 
     Args:
         visual: (B, C, H, W).
@@ -106,16 +106,16 @@ def activation_maps(visual: Tensor, weight: Tensor) -> Tensor:
 
 
 def localisation_loss(cams: Tensor, masks: Tensor, positive: Tensor, *, objects: Tensor, contexts: Tensor) -> Tensor:
-    """Evidence of object classes off the objects, and of context classes on them (Eq. 2 and 3), per positive label.
+    """Mean evidence of object classes off objects, and of context classes on objects (Eq. 2 and 3).
 
-    [Σ_O y · Σ(cam ∘ (1 − mask)) / |O| + Σ_C y · Σ(cam ∘ mask) / |C|] / Σ y, over the photos that have a mask.
+    [Σ_O y · Σ(cam ∘ (1 − mask)) / |O| + Σ_C y · Σ(cam ∘ mask) / |C|] / Σ y, over the photos with a mask.
 
     Args:
         cams: (B, K, H, W) in [0, 1].
         masks: (B, 1, S, S) in [0, 1], averaged to H × W; NaN where a photo has none.
         positive: (B, K), y.
-        objects: Their classes (|O|,).
-        contexts: Their classes (|C|,).
+        objects: Object classes (|O|,).
+        contexts: Context classes (|C|,).
     """
     there = ~masks.flatten(1).isnan().any(dim=1)
     mask = F.adaptive_avg_pool2d(masks.nan_to_num(0).to(cams), (cams.shape[2], cams.shape[3]))

@@ -1,4 +1,4 @@
-"""LabCR: Query2Label on two views of a photo that must agree on the labels and on how photos relate.
+"""LabCR: Query2Label on two views, which must agree on the labels and on relations between photos.
 
 Shi, Ye, Huang, Ruan, Du: Label-Aware Calibration and Relation-Preserving in Visual Intention Understanding, IEEE TIP
 (2024), by its released code. README.md in this folder has the equations.
@@ -17,14 +17,14 @@ from intclip.methods.query_decoder import DecoderOptions
 
 
 class LabcrOptions(Query2labelOptions, frozen=True):
-    """Options of LabCR: those of Query2Label, and its consistency losses.
+    """Options of LabCR: Query2Label's, and the consistency losses.
 
     Attributes:
         decoder: Query2Label's, with dropout 0.3.
         distribution: Weight of the consistency of label distributions (DUDC); 1 in the released code.
-        united: α, the share of its united part; the rest is the divided part.
-        divided_gradient: The divided part trains. In the released code it passes through plain numbers and carries no
-            gradient (False); it is then left out, since it would add a number and change no weight.
+        united: α, the weight of the united part; the divided part has 1 − α.
+        divided_gradient: The divided part has a gradient. In the released code it is rebuilt from plain numbers,
+            without a gradient; False leaves it out, since it would not train anything.
         relation: Weight of the consistency of relations between photos (IRP); 1 in the released code.
         temperature: τ of the relations.
     """
@@ -38,7 +38,7 @@ class LabcrOptions(Query2labelOptions, frozen=True):
 
 
 class LabCR(Query2Label):
-    """LabCR over any backbone; at inference it is Query2Label."""
+    """LabCR for any backbone; at inference it is Query2Label."""
 
     Options = LabcrOptions
     views = 2
@@ -48,7 +48,7 @@ class LabCR(Query2Label):
         super().__init__(backbone, taxonomy, options)
 
     def training_loss(self, views: Sequence[Features], targets: Tensor) -> dict[str, Tensor]:
-        """The classification loss of both views, and the consistency between them."""
+        """Return the classification losses of both views, and the consistency losses."""
         options = self.options
         first, second = (self(view) for view in views)
         losses = [self.loss(output, targets)["classification"] for output in (first, second)]

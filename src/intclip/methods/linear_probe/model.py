@@ -1,4 +1,4 @@
-"""Logistic regression on the frozen image embedding, trained by the same loop as every other method."""
+"""Logistic regression on the frozen image embedding, trained by the common loop."""
 
 from collections.abc import Iterable
 
@@ -27,7 +27,7 @@ class LinearProbeOptions(ClassifierOptions, frozen=True):
 
 
 class LinearProbe(Classifier):
-    """One linear layer; it starts at zero, so every probability starts at one half."""
+    """One linear layer, initially zero, so every probability is initially one half."""
 
     Options = LinearProbeOptions
     options: LinearProbeOptions
@@ -41,13 +41,13 @@ class LinearProbe(Classifier):
         nn.init.zeros_(self.linear.bias)
 
     def prepare(self, batches: Iterable[tuple[Features, Tensor]]) -> None:
-        """Mean and deviation of the inputs."""
+        """Compute mean and deviation of the inputs."""
         self.input.fit(batches)
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K); "fused" maps (class activation maps) where the vector is the region mean, linearly scaled.
+        """Return logits (B, K); "fused" maps (class activation maps) if the vector is the linearly scaled region mean.
 
-        A region's logit is the one that the photo would have if its mean region were this one.
+        A region's logit is the photo's logit with this region as the mean.
         """
         output = Output(self.linear(self.input(features)))
         if maps and self.options.vector == "region_mean" and self.options.scaling != "l2":
@@ -55,7 +55,7 @@ class LinearProbe(Classifier):
         return output
 
     def _score(self, rows: Tensor) -> Tensor:
-        """Logits (B, N, K) of region features (B, N, D), each read as if it were the mean."""
+        """Return logits (B, N, K) of region features (B, N, D), each in place of the mean."""
         if self.options.scaling == "standardize":
             rows = (rows - self.input.mean) / self.input.std
         logits: Tensor = self.linear(rows)

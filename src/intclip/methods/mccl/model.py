@@ -1,8 +1,8 @@
-"""MCCL: patches of several stages composed of class-made prototypes, asked by labels that a graph has mixed.
+"""MCCL: patches of several stages composed of class-wise prototypes, queried by label embeddings from a graph.
 
 Multi-Grained Compositional Visual Clue Learning for Image Intent Recognition, arXiv 2504.18201 (2025). Only the
-abstract, the introduction and summaries are public: README.md in this folder has the equations and says which
-choices are ours.
+abstract, the introduction and summaries are public: README.md in this folder has the equations and lists our
+choices.
 """
 
 import logging
@@ -32,11 +32,11 @@ _log = logging.getLogger("intclip.methods")
 
 
 class MCCL(Classifier):
-    """MCCL over any backbone.
+    """MCCL for any backbone.
 
     Attributes:
         label_text: Label embeddings (K, D) of the text encoder.
-        adjacency: Normalised label graph (K, K); every label alone before `prepare`.
+        adjacency: Normalised label graph (K, K); the identity before `prepare`.
     """
 
     Options = McclOptions
@@ -65,21 +65,21 @@ class MCCL(Classifier):
             nn.init.zeros_(self.photo_gate.bias)
         self.register_buffer("label_text", _label_text(backbone, taxonomy, options))
         self.register_buffer("adjacency", torch.eye(classes, device=self.label_text.device))
-        # Not `graph`: a traced module has an attribute of that name, and OpenVINO then loses the layer.
+        # Not `graph`: traced modules have an attribute of that name, and OpenVINO would lose the layer.
         self.label_graph = LabelGCN(self.label_text.shape[1], *[dim] * max(options.graph_layers, 1))
         self.decoder = QueryDecoder(dim, options.decoder)
         self.head = GroupLinear(classes, dim)
 
     @property
     def stages(self) -> dict[int, Stage]:
-        """The stages that are read, by number."""
+        """Return the stages by number."""
         return dict(zip(self.options.stages, cast(Iterable[Stage], self._stages), strict=True))
 
     def prepare(self, batches: Iterable[tuple[Features, Tensor]]) -> None:
-        """Label graph, scales of the stages, prototypes of each class and scales of compositions, in two passes.
+        """Compute label graph, stage scales, class prototypes and composition scales, in two passes.
 
         Raises:
-            DatasetError: No label of the training split is true of any photo.
+            DatasetError: The training split has no positive label.
         """
         counts, moments = LabelCounts(len(self.taxonomy)), {stage: Moments() for stage in self.stages}
         for features, targets in batches:
@@ -115,7 +115,7 @@ class MCCL(Classifier):
             module.scale_compositions(torch.cat(samples))
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K); the map "fused" is each label's attention, above 0 where it exceeds an even share."""
+        """Return logits (B, K); the map "fused" is each label's attention, positive where above uniform."""
         fused = self._fuse([self.stages[stage](stage_map) for stage, stage_map in self._maps(features).items()])
         states, attention = self.decoder(fused, self.label_queries(), attention=maps)
         output = Output(self.head(states))
@@ -124,17 +124,17 @@ class MCCL(Classifier):
         return output
 
     def label_queries(self) -> Tensor:
-        """Label embeddings behind the graph (K, d): what the labels ask the regions with."""
+        """Return the label queries (K, d): label embeddings after the graph."""
         queries: Tensor = self.label_graph(self.label_text, self.adjacency)
         return queries
 
     def after_step(self) -> None:
-        """Online clustering (Eq. 5) and usage."""
+        """Update prototypes by online clustering (Eq. 5), and their usage."""
         for stage in self.stages.values():
             stage.pool.step()
 
     def after_epoch(self, epoch: int) -> None:
-        """Tell when the prototypes have collapsed."""
+        """Warn if the prototypes have collapsed."""
         pool = self.options.pool
         if pool.composition == "none":
             return
@@ -150,22 +150,22 @@ class MCCL(Classifier):
                 )
 
     def prototypes_in_use(self) -> dict[int, float]:
-        """Stage to the number of its prototypes in effective use (perplexity of usage)."""
+        """Return, by stage, the number of prototypes in effective use (perplexity of usage)."""
         return {stage: module.pool.perplexity() for stage, module in self.stages.items()}
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Groups "deep" (where it trains) and "rest"."""
+        """Return the groups "deep" (if trained) and "rest"."""
         return deep_and_rest(self, self.branch, self.options.deep_lr)
 
     def patches(self, features: Features) -> dict[int, Tensor]:
-        """Stage to its unit patches (B, H, W, C)."""
+        """Return unit patches (B, H, W, C) by stage."""
         return {stage: self.stages[stage].patches(stage_map) for stage, stage_map in self._maps(features).items()}
 
     def _maps(self, features: Features) -> dict[int, Tensor]:
         return stage_maps(self.backbone, features, self._sources, self.branch)
 
     def _fuse(self, maps: list[Tensor]) -> Tensor:
-        """The weighted sum of maps (B, d, H_i, W_i) on the grid of the coarsest, (B, d, H, W)."""
+        """Return the weighted sum of maps (B, d, H_i, W_i) on the coarsest grid, (B, d, H, W)."""
         grid = (maps[-1].shape[2], maps[-1].shape[3])
         pooled = torch.stack([m if m.shape[2:] == grid else F.adaptive_avg_pool2d(m, grid) for m in maps], dim=1)
         if self.photo_gate is not None:

@@ -15,18 +15,18 @@ Composition = Literal["replace", "add", "none"]
 
 
 class PoolOptions(BaseModel, frozen=True, extra="forbid"):
-    """Options of the prototypes; every stage has a pool of them.
+    """Options of a stage's pool of prototypes.
 
     Attributes:
-        prototypes: P of a stage, over all classes; at least K.
-        rarity: A class of n_c samples gets prototypes in proportion to n_c^−rarity; 0 gives all the same.
-        initial: "classes" clusters the patches of each class, "random" leaves directions at random.
-        patches: Patches a class that are clustered, at most.
+        prototypes: P per stage, over all classes; at least K.
+        rarity: A class with n_c samples gets prototypes in proportion to n_c^−rarity; 0 for equal numbers.
+        initial: "classes" clusters the patches of each class, "random" uses random directions.
+        patches: Maximum number of patches to cluster per class.
         temperature: τ of the softmax over cosines.
         momentum: λ of Eq. 5.
-        update: How prototypes are updated in training.
-        composition: A patch is replaced by its composition, added to it, or left as it is ("none": no composition).
-        collapse: Share of P below which the number of prototypes in effective use is reported as a collapse.
+        update: Update of prototypes in training.
+        composition: Replace a patch by its composition, add it, or disable composition ("none").
+        collapse: Warn about a collapse if fewer than this share of P are in effective use.
     """
 
     prototypes: int = Field(default=256, gt=0)
@@ -41,18 +41,18 @@ class PoolOptions(BaseModel, frozen=True, extra="forbid"):
 
 
 class McclOptions(ClassifierOptions, frozen=True):
-    """Options of MCCL. Unpublished settings have values that worked here; see README.md.
+    """Options of MCCL. Unpublished settings have our values; see README.md.
 
     Attributes:
-        stages: Stages of the backbone, fine to coarse; the authors report that 1 and 2 hurt.
+        stages: Stages of the backbone, fine to coarse; according to the authors, 1 and 2 hurt.
         train: "deep" trains a copy of the deep layers, which gives the last stage.
-        gates: How stages are weighed: all alike, by learned weights, or by weights that each photo decides.
+        gates: Weights of stages: equal, learned, or predicted for each photo.
         pool: The prototypes.
         sentence_form: Form of the labels' text.
-        text_encoder: Who reads them: "backbone", another backbone's name such as "lite", or "random" for vectors
-            that mean nothing.
+        text_encoder: Text encoder: "backbone", another backbone's name such as "lite", or "random" for random
+            vectors.
         graph: The label graph.
-        graph_layers: Graph convolutions; 0 projects each label alone.
+        graph_layers: Number of graph convolutions; 0 projects each label separately.
         decoder: The query decoder; its `dim` must be set.
         loss: The classification loss.
         deep_lr: Multiplier of the learning rate for the deep layers.

@@ -13,10 +13,10 @@ from intclip.methods.prototypes import PrototypePool, kmeans
 class Stage(nn.Module):
     """Patches of one stage.
 
-    A patch x becomes u = x' / |x'| with x' = (x − mean) / deviation, channel by channel over the training set:
-    rectified features all point the same way, and cosines separate them only once their mean is gone. Compositions
-    are scaled likewise, û' = (û − mean) / (deviation √C): a third of what they hold is what all of them share, and the
-    layer norm behind would keep that and shrink the rest.
+    A patch x becomes u = x' / |x'| with x' = (x − mean) / deviation, by channel over the training set: rectified
+    features have similar directions, which cosines separate only after subtracting the mean. Compositions are scaled
+    too, û' = (û − mean) / (deviation √C): a third of their squared norm is common to all, and the layer norm after them
+    would preserve that part and shrink the differences.
 
     Args:
         channels: C of the stage's map.
@@ -34,18 +34,18 @@ class Stage(nn.Module):
             channels,
             temperature=options.temperature,
             momentum=options.momentum,
-            # Without composition no prototype is looked at, and none may wait for a gradient.
+            # Without composition, prototypes are unused and must not expect a gradient.
             update="fixed" if options.composition == "none" else options.update,
         )
         self.project = nn.Linear(channels, dim)
         self.norm = nn.LayerNorm(dim)
 
     def patches(self, features: Tensor) -> Tensor:
-        """Unit patches (B, H, W, C) of a map (B, C, H, W)."""
+        """Return unit patches (B, H, W, C) of a map (B, C, H, W)."""
         return F.normalize(self.scale(features.permute(0, 2, 3, 1)), dim=3)
 
     def forward(self, features: Tensor) -> Tensor:
-        """The composed map in the common width, (B, d, H, W), of the stage's map (B, C, H, W)."""
+        """Return the composed map (B, d, H, W), in the common width, of the stage's map (B, C, H, W)."""
         patches = self.patches(features)
         if self.composition != "none":
             composed = self.composed_scale(self.pool(patches)) * patches.shape[3] ** -0.5
@@ -55,11 +55,11 @@ class Stage(nn.Module):
 
     @torch.no_grad()
     def place_prototypes(self, samples: list[Tensor], counts: Iterable[int], *, seed: int) -> None:
-        """Cluster each class's patches and put its prototypes there.
+        """Cluster each class's patches, and set its prototypes to the centres.
 
         Args:
-            samples: Unit patches (n, C) of every class.
-            counts: Prototypes of every class, summing to P.
+            samples: Unit patches (n, C) by class.
+            counts: Number of prototypes of each class; their sum is P.
             seed: Seed of the clustering.
         """
         centres, owner = self.pool.prototypes.detach().clone(), torch.full_like(self.pool.owner, -1)
@@ -74,7 +74,7 @@ class Stage(nn.Module):
 
     @torch.no_grad()
     def scale_compositions(self, patches: Tensor) -> None:
-        """Measure on unit patches (n, C) how their compositions spread."""
+        """Set the scale of compositions from unit patches (n, C)."""
         if self.composition == "none":
             return
         moments = Moments()
@@ -84,7 +84,7 @@ class Stage(nn.Module):
 
 
 class ChannelScale(nn.Module):
-    """(x − mean) / deviation of the last axis, by fixed moments; the identity until they are given.
+    """(x − mean) / deviation along the last axis, with fixed moments; the identity until they are set.
 
     Args:
         channels: C.
@@ -99,19 +99,19 @@ class ChannelScale(nn.Module):
         self.register_buffer("deviation", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, C) to (…, C)."""
+        """Map (…, C) to (…, C)."""
         return (x - self.mean) / self.deviation
 
 
 class Moments:
-    """Mean and deviation of channels over many vectors, in double precision."""
+    """Accumulates mean and deviation of channels over vectors, in double precision."""
 
     def __init__(self) -> None:
         self.count = 0
         self.sums: list[Tensor] = []
 
     def add(self, vectors: Tensor) -> None:
-        """Take in vectors (…, C)."""
+        """Add vectors (…, C)."""
         flat = vectors.flatten(0, -2).double()
         new = [flat.sum(dim=0), flat.square().sum(dim=0)]
         self.sums = [a + b for a, b in zip(self.sums, new, strict=True)] if self.sums else new
@@ -119,7 +119,7 @@ class Moments:
 
     @torch.no_grad()
     def give(self, scale: ChannelScale) -> None:
-        """Set a scale; a channel that never varies keeps deviation 1."""
+        """Set the moments of a scale; a constant channel has deviation 1."""
         if not self.count:
             return
         mean, square = (total / self.count for total in self.sums)
@@ -130,19 +130,19 @@ class Moments:
 
 @torch.no_grad()
 def sample_patches(patches: Tensor, targets: Tensor, rates: Tensor) -> Mapping[int, Tensor]:
-    """Random patches of every class that occurs in a batch.
+    """Sample random patches of every class in a batch.
 
     Args:
         patches: (B, H, W, C).
         targets: (B, K) in [0, 1]; NaN counts as 0.
-        rates: Patches wanted of a photo with target 1, for each class (K,); a share of votes takes its share of them.
+        rates: Expected patches per photo with target 1, for each class (K,); scaled by soft targets.
 
     Returns:
         Class to patches (n, C).
     """
     flat = patches.flatten(1, 2)
     wanted = (targets.nan_to_num(0) * rates).clamp(max=flat.shape[1])
-    # A fraction is a chance, so that the mean is right however small the rate.
+    # A fraction is a probability, so that the mean is right even for small rates.
     counts = (wanted + torch.rand_like(wanted)).floor().long().cpu()
     found: dict[int, list[Tensor]] = {}
     for photo, label in counts.nonzero().tolist():

@@ -1,4 +1,4 @@
-"""Two layers with asymmetric loss on [class token, patch mean]: among the strongest published Intentonomy baselines."""
+"""A two-layer MLP with asymmetric loss on [class token, patch mean], a strong published Intentonomy baseline."""
 
 from collections.abc import Iterable
 
@@ -19,7 +19,7 @@ class MlpProbeOptions(ClassifierOptions, frozen=True):
         vector: Feature vector of a photo.
         scaling: Scaling of its coordinates.
         hidden: Width of the hidden layer.
-        dropout: On the input of the second layer.
+        dropout: Dropout before the second layer.
         loss: The classification loss; γ₊ 0, γ₋ 2, margin 0.05 is the published setting.
     """
 
@@ -48,9 +48,9 @@ class MLPProbe(Classifier):
         )
 
     def prepare(self, batches: Iterable[tuple[Features, Tensor]]) -> None:
-        """Mean and deviation of the inputs."""
+        """Compute mean and deviation of the inputs."""
         self.input.fit(batches)
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K); no maps."""
+        """Return logits (B, K), without maps."""
         return Output(self.layers(self.input(features)))

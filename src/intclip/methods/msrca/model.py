@@ -1,4 +1,4 @@
-"""MSRCA: regions of several levels of a feature pyramid, related by self-attention.
+"""MSRCA: self-attention over regions of several levels of a feature pyramid.
 
 After the published description of Zhang and others, Image Sentiment Classification via Multi-Level Sentiment Region
 Correlation Analysis (2022); the details are ours, see README.md in this folder.
@@ -30,11 +30,11 @@ class MsrcaOptions(ClassifierOptions, frozen=True):
 
     Attributes:
         train: "deep" trains a copy of the deep layers, which gives the last stage.
-        dim: Width of pyramid and attention; the heads divide it.
+        dim: Width of pyramid and attention; a multiple of `heads`.
         heads: Heads of the self-attention.
         layers: Self-attention layers over all regions.
-        regions: Each level's map is divided into so many regions a side, fine to coarse.
-        dropout: In the self-attention.
+        regions: Number of regions per side in each level's map, fine to coarse.
+        dropout: Dropout in the self-attention.
         loss: The classification loss.
         deep_lr: Multiplier of the learning rate for the deep layers.
     """
@@ -50,7 +50,7 @@ class MsrcaOptions(ClassifierOptions, frozen=True):
 
 
 class Msrca(Classifier):
-    """Pyramid, regions, self-attention; the related regions' mean beside that of the last map."""
+    """Pyramid, regions and self-attention; classifies the mean of the regions and of the last map."""
 
     Options = MsrcaOptions
     options: MsrcaOptions
@@ -69,7 +69,7 @@ class Msrca(Classifier):
         self.head = nn.Linear(dim + shapes[LAST][0], len(taxonomy))
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K); "fused" is the logit with the last map's mean replaced by one region."""
+        """Return logits (B, K); "fused" is the logit with the last map's mean replaced by one region."""
         stages = stage_maps(self.backbone, features, self._sources, self.branch)
         visual = stages[LAST]
         parts = []
@@ -89,5 +89,5 @@ class Msrca(Classifier):
         return output
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Groups "deep" (where it trains) and "rest"."""
+        """Return the groups "deep" (if trained) and "rest"."""
         return deep_and_rest(self, self.branch, self.options.deep_lr)

@@ -1,4 +1,4 @@
-"""MultiGuard: any method trained on noisy photos, so that its votes under the same noise can be certified.
+"""MultiGuard: trains any method on noisy photos, so that its votes under noise can be certified.
 
 Jia, Qu, Gong: MultiGuard: Provably Robust Multi-label Classification against Adversarial Examples, NeurIPS 2022.
 """
@@ -23,11 +23,11 @@ class MultiguardOptions(Options, frozen=True):
     """Options of MultiGuard.
 
     Attributes:
-        method: The method that is made robust; the authors take a plain network with asymmetric loss.
+        method: The wrapped method; the authors use a plain network with asymmetric loss.
         options: Its options.
-        sigma: Deviation of the noise in training, of pixel values in [0, 1].
-        samples: In evaluation, probabilities are the mean over this many noisy copies, the same noise for every photo;
-            0 scores the photo as it is.
+        sigma: Standard deviation of the noise in training, for pixel values in [0, 1].
+        samples: Number of noisy copies whose mean probability is used in evaluation, with the same noise for every
+            photo; 0 scores the photo without noise.
     """
 
     method: str = "asl_resnet"
@@ -37,7 +37,7 @@ class MultiguardOptions(Options, frozen=True):
 
 
 class MultiGuard(Method):
-    """A method under noise. It reads pixels, since noise comes before the backbone, so nothing can be cached."""
+    """A method under noise. Noise is added before the backbone, so it needs pixels, and features cannot be cached."""
 
     Options = MultiguardOptions
     options: MultiguardOptions
@@ -52,7 +52,7 @@ class MultiGuard(Method):
         self.views, self.beside = self.inner.views, self.inner.beside
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """The wrapped method's output for the photo as it is; with `samples`, the mean probability of noisy copies."""
+        """Return the wrapped method's output without noise; with `samples`, the mean probability of noisy copies."""
         pixels = features["pixels"]
         output: Output = self.inner(self._read(features, pixels), maps=maps)
         if self.training or not self.options.samples:
@@ -68,45 +68,45 @@ class MultiGuard(Method):
         return output
 
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """The wrapped method's."""
+        """Return the loss of the wrapped method."""
         return self.inner.loss(output, targets)
 
     def training_loss(self, views: Sequence[Features], targets: Tensor) -> dict[str, Tensor]:
-        """The wrapped method's, on photos with noise of their own."""
+        """Return the training loss of the wrapped method, with independent noise per photo."""
         noisy = [self._noisy(view["pixels"], torch.randn_like(view["pixels"])) for view in views]
         read = [self._read(view, pixels) for view, pixels in zip(views, noisy, strict=True)]
         return self.inner.training_loss(read, targets)
 
     def prepare(self, batches: Iterable[tuple[Features, Tensor]]) -> None:
-        """The wrapped method's, on the photos as they are."""
+        """Call `prepare` of the wrapped method, on photos without noise."""
         self.inner.prepare(_Read(self, batches))
 
     def before_step(self, step: int) -> None:
-        """The wrapped method's."""
+        """Call `before_step` of the wrapped method."""
         self.inner.before_step(step)
 
     def after_step(self) -> None:
-        """The wrapped method's."""
+        """Call `after_step` of the wrapped method."""
         self.inner.after_step()
 
     def after_epoch(self, epoch: int) -> None:
-        """The wrapped method's."""
+        """Call `after_epoch` of the wrapped method."""
         self.inner.after_epoch(epoch)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """The wrapped method's."""
+        """Return the parameter groups of the wrapped method."""
         return self.inner.parameter_groups()
 
     def own_state(self) -> dict[str, Tensor]:
-        """State of the wrapped method, without the backbone that both hold."""
+        """Return the wrapped method's state, without the shared backbone."""
         return {f"inner.{key}": value for key, value in self.inner.own_state().items()}
 
     def make_room(self, state: dict[str, Tensor]) -> None:
-        """The wrapped method's."""
+        """Call `make_room` of the wrapped method."""
         self.inner.make_room(part_of(state, "inner."))
 
     def _read(self, features: Features, pixels: Tensor) -> Features:
-        """What the wrapped method reads of pixels instead of the features' own, and what stands beside the photos."""
+        """Compute the wrapped method's features from these pixels; keep the additional inputs."""
         beside = {name: features[name] for name in self.beside if name in features}
         return self.backbone.features(pixels, self.inner.needs) | beside
 
@@ -116,7 +116,7 @@ class MultiGuard(Method):
 
 @dataclass(frozen=True)
 class _Read:
-    """Batches of pixels as the features that the wrapped method reads, as often as they are iterated."""
+    """Converts batches of pixels to the wrapped method's features, at every iteration."""
 
     method: MultiGuard
     batches: Iterable[tuple[Features, Tensor]]

@@ -1,4 +1,4 @@
-"""Randomised smoothing of any method: votes of noisy copies, the labels they agree on, and what is certain of them."""
+"""Randomised smoothing of any method: votes of noisy copies, predicted labels, and their certificates."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ from intclip.methods.multiguard.certificate import certified_overlap, certified_
 
 
 def add_noise(pixels: Tensor, noise: Tensor, preprocess: Preprocess, sigma: float) -> Tensor:
-    """Preprocessed pixels (B, 3, S, S) of clamp(x + σ ε, 0, 1), x the photo's values in [0, 1].
+    """Return preprocessed pixels (B, 3, S, S) of clamp(x + σ ε, 0, 1), x the photo's values in [0, 1].
 
     Args:
         pixels: Preprocessed.
-        noise: ε, standard normal, of a shape that broadcasts to theirs.
-        preprocess: Tells mean and deviation, to get x.
+        noise: ε, standard normal, broadcastable to the pixels.
+        preprocess: Provides mean and deviation, to recover x.
         sigma: σ.
     """
     mean, std = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (preprocess.mean, preprocess.std))
@@ -31,10 +31,10 @@ class Smoothed:
 
     Attributes:
         method: In evaluation mode.
-        sigma: Deviation of the noise, of pixel values in [0, 1].
-        n: Noisy copies of a photo.
-        top: k': labels that every copy votes for.
-        batch_size: Copies computed at once.
+        sigma: Standard deviation of the noise, for pixel values in [0, 1].
+        n: Number of noisy copies of a photo.
+        top: k': number of votes of each copy.
+        batch_size: Copies per batch.
         seed: Seed of the noise; the same photo gets the same votes.
     """
 
@@ -47,7 +47,7 @@ class Smoothed:
 
     @torch.no_grad()
     def votes(self, pixels: Tensor) -> npt.NDArray[np.int64]:
-        """How many of the n copies have each label among their k' most probable, (K,).
+        """Return the number of copies, of n, with each label among their k' most probable, (K,).
 
         Args:
             pixels: One preprocessed photo (3, S, S).
@@ -68,24 +68,24 @@ class Smoothed:
         return votes
 
     def predict(self, pixels: Tensor, k: int) -> npt.NDArray[np.int64]:
-        """The k labels with most votes, most first; of equal ones the earlier."""
+        """Return the k labels with the most votes, in descending order; ties go to the earlier label."""
         order: npt.NDArray[np.int64] = np.argsort(-self.votes(pixels), kind="stable")[:k]
         return order
 
     def certify(
         self, pixels: Tensor, true: npt.ArrayLike, *, k: int, radius: float, alpha: float = 0.001
     ) -> tuple[int, float]:
-        """How many true labels surely are among the k predicted ones whatever changes the photo, by less than `radius`.
+        """Return how many true labels are certainly among the k predicted ones under any change below `radius`.
 
         Args:
             pixels: One preprocessed photo (3, S, S).
-            true: Which labels are true (K,), bool.
-            k: Labels that are predicted.
-            radius: L2 norm of the change, of pixel values in [0, 1] at the model's input size.
-            alpha: Probability that the statement is wrong, at most.
+            true: True labels (K,), bool.
+            k: Number of predicted labels.
+            radius: L2 norm of the change, for pixel values in [0, 1] at the model's input size.
+            alpha: Maximum probability that the certificate is wrong.
 
         Returns:
-            That number, and the radius up to which at least one true label surely stays.
+            That number, and the largest radius at which at least one true label certainly stays.
         """
         votes = self.votes(pixels)
         lower, upper = clopper_pearson(votes, self.n, alpha / len(votes))
@@ -98,15 +98,15 @@ def smoothing(method: Method, sigma: float, n: int, *, top: int = 1, batch_size:
     """Smooth any method.
 
     Args:
-        method: Trained, best under the same noise (`multiguard` does that).
-        sigma: Deviation of the noise, of pixel values in [0, 1].
-        n: Noisy copies of a photo.
-        top: k': labels that every copy votes for.
-        batch_size: Copies computed at once.
+        method: Trained, preferably under the same noise (by `multiguard`).
+        sigma: Standard deviation of the noise, for pixel values in [0, 1].
+        n: Number of noisy copies of a photo.
+        top: k': number of votes of each copy.
+        batch_size: Copies per batch.
         seed: Seed of the noise.
 
     Raises:
-        ValueError: Something is not positive.
+        ValueError: A value is not positive.
     """
     if min(sigma, n, top, batch_size) <= 0:
         raise ValueError("sigma, n, top and batch_size must be positive")

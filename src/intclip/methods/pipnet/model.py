@@ -1,7 +1,7 @@
-"""PIP-Net: a photo is classified by the nearest of a few prototypes of each class, recomputed after every epoch.
+"""PIP-Net: classifies a photo by each class's nearest prototype; prototypes are recomputed after every epoch.
 
-Wang, Yang, Zhao, Long, Li: Prototype-Based Intent Perception, IEEE TMM (2023), by its released code. README.md beside
-this file has the equations.
+Wang, Yang, Zhao, Long, Li: Prototype-Based Intent Perception, IEEE TMM (2023), by its released code. README.md in
+this folder has the equations.
 """
 
 from collections.abc import Iterable
@@ -25,15 +25,15 @@ class PipnetOptions(Options, frozen=True):
     """Options of PIP-Net; the defaults are the released code's.
 
     Attributes:
-        visual: Feature map, and whether a copy of the deep layers is trained; without one nothing learns, and the
-            classifier is the prototypes of the training photos.
-        prototypes: M of every class.
+        visual: Feature map, and whether a copy of the deep layers is trained; if not, nothing is trained, and the
+            classifier uses only the prototypes.
+        prototypes: Number M per class.
         temperature: τ of the softmax over classes.
-        least_share: Photos with at least this share of votes make a class's prototypes: 0.5 leaves out one vote of
-            three. A class that has none takes all that it has.
-        discard: Share of a class's photos left out: those whose features are least like its mean.
-        momentum: Share of a prototype that stays when the clusters of an epoch are taken in.
-        diversity: Size of the step that moves the classes' mean prototypes apart after each epoch; 0 for none.
+        least_share: Minimum share of votes of photos for a class's prototypes: 0.5 excludes one vote of three. A class
+            without such photos uses all photos with any vote.
+        discard: Share of a class's photos to leave out: those least similar to its mean.
+        momentum: Decay of a prototype when it is updated by an epoch's clusters.
+        diversity: Step size for moving the classes' mean prototypes apart after each epoch; 0 disables it.
         deep_lr: Multiplier of the learning rate for the deep layers; half of the rate for the last stage in the
             released code.
     """
@@ -49,11 +49,11 @@ class PipnetOptions(Options, frozen=True):
 
 
 class PipNet(Method):
-    """PIP-Net over any backbone.
+    """PIP-Net for any backbone.
 
     Attributes:
-        prototypes: (K, M, C), of length 1.
-        made: Whether a class has prototypes, made of photos (K,); one without is never predicted.
+        prototypes: (K, M, C), unit vectors.
+        made: Whether a class has prototypes from photos (K,); a class without is never predicted.
     """
 
     Options = PipnetOptions
@@ -75,17 +75,17 @@ class PipNet(Method):
         self._photos: Iterable[tuple[Features, Tensor]] = ()
 
     def prepare(self, batches: Iterable[tuple[Features, Tensor]]) -> None:
-        """Prototypes of every class, in one pass; the batches are kept for the passes after each epoch."""
+        """Compute prototypes in one pass; keep the batches for the passes after each epoch."""
         self._photos = batches
         found, made = self._clusters()
         self.prototypes.copy_(torch.where(made[:, None, None], found, self.prototypes))
         self.made.copy_(made)
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K) whose sigmoids are the softmax over classes; "fused" is the similarity of every region.
+        """Return logits (B, K) whose sigmoid is the softmax over classes; "fused" is each region's similarity.
 
-        The extra "similarities" is what the softmax is taken of, (B, K). For exclusive labels, whose probabilities are
-        the softmax of the logits, these are the logits.
+        The extra "similarities" (B, K) is the input of the softmax. For exclusive labels, whose probabilities are the
+        softmax of the logits, it equals the logits.
         """
         visual = self.visual(self.backbone, features)
         scores = self._similarities(visual.mean(dim=(2, 3)))
@@ -100,14 +100,14 @@ class PipNet(Method):
         return output
 
     def _similarities(self, vectors: Tensor) -> Tensor:
-        """max_m cos(x, p_cm) / τ (…, K) of vectors (…, C); the smallest there is for a class without prototypes."""
+        """Return max_m cos(x, p_cm) / τ (…, K) of vectors (…, C); very negative for a class without prototypes."""
         cosines = F.normalize(vectors, dim=-1) @ self.prototypes.flatten(0, 1).T
-        # In single precision: half precision has no number as small as what stands for "never".
+        # In single precision: half precision cannot represent the value for "never".
         best = cosines.float().view(*cosines.shape[:-1], *self.prototypes.shape[:2]).amax(dim=-1)
         return torch.where(self.made, best, -1.0) / self.options.temperature
 
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy of the softmax over classes against the shares of votes."""
+        """Return the cross-entropy of the softmax over classes against the shares of votes."""
         return {"classification": soft_cross_entropy(output.extras["similarities"], targets, reduction="batch")}
 
     def after_epoch(self, epoch: int) -> None:
@@ -122,7 +122,7 @@ class PipNet(Method):
 
     @torch.no_grad()
     def _clusters(self) -> tuple[Tensor, Tensor]:
-        """Prototypes (K, M, C) of the training photos as the network sees them now, and which classes have any (K,)."""
+        """Return prototypes (K, M, C) with the current network, and which classes have any (K,)."""
         seen: list[Tensor] = []
         votes: list[Tensor] = []
         for features, targets in self._photos:
@@ -140,5 +140,5 @@ class PipNet(Method):
         return found.to(self.prototypes), made.to(self.made)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Groups "deep" (where it trains) and "rest"."""
+        """Return the groups "deep" (if trained) and "rest"."""
         return deep_and_rest(self, self.visual.branch, self.options.deep_lr)

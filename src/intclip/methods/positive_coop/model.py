@@ -1,7 +1,7 @@
 """PositiveCoOp and NegativeCoOp: DualCoOp with one prompt; the other half of the pair is a free vector.
 
 Rawlekar, Bhatnagar, Ahuja: Rethinking Prompting Strategies for Multi-Label Recognition with Partial Annotations, WACV
-2025. They find that a prompt for absence, read by a text encoder, hurts.
+2025. They find that an encoded prompt for absence hurts.
 """
 
 from pydantic import Field
@@ -12,12 +12,12 @@ from intclip.methods.free_prompts import FreeHalfPrompts, Half
 
 
 class PositiveCoopOptions(DualcoopOptions, frozen=True):
-    """Options of PositiveCoOp: those of DualCoOp, and its own.
+    """Options of PositiveCoOp: DualCoOp's, and its own.
 
     Attributes:
         learned: The half that is a prompt: "positive" is PositiveCoOp, "negative" NegativeCoOp.
-        std: Standard deviation of the free vectors at the start; 1 in the released code.
-        prompt_lr: Multiplier of the learning rate for the contexts; the free vectors have 1.
+        std: Initial standard deviation of the free vectors; 1 in the released code.
+        prompt_lr: Multiplier of the learning rate for the contexts; that of the free vectors is 1.
     """
 
     learned: Half = "positive"
@@ -26,19 +26,19 @@ class PositiveCoopOptions(DualcoopOptions, frozen=True):
 
 
 class PositiveCoOp(DualCoOp):
-    """One prompt and one free vector a class against the frozen region features."""
+    """Compares one prompt and one free vector per class with frozen region features."""
 
     Options = PositiveCoopOptions
     options: PositiveCoopOptions
 
     def make_prompts(self) -> FreeHalfPrompts:
-        """One prompt and one free vector a class."""
+        """Make one prompt and one free vector per class."""
         options = self.options
         sentences = options.sentences(self.taxonomy)
         return FreeHalfPrompts(self.backbone.text, sentences, options, learned=options.learned, std=options.std)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Groups "prompts" and "free", none of them decayed."""
+        """Return the groups "prompts" and "free", both without weight decay."""
         context = self.prompts.context
         free = [parameter for parameter in self.learnable_parameters() if parameter is not context]
         return [

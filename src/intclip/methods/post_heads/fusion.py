@@ -1,8 +1,8 @@
-"""Calibrated logits from scores: Platt scaling for one channel, late fusion with a weight a class for several.
+"""Calibrated logits from scores: Platt scaling for one channel, late fusion with class-wise weights for several.
 
     logit_k = Σ_c w_ck s_ck + b_k
 
-First the weights are shared by all classes, then each class may leave the shared ones as far as its posts pay for it.
+Weights are first fitted for all classes together; then each class can deviate from them, under a penalty.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from intclip.methods.post_heads.solver import Array
 
 _STEPS = 25
 _STRENGTH = 5.0
-"""Precision of the prior that pulls a class's weights to the shared ones."""
+"""Precision of the prior of a class's weights around the shared ones."""
 _INTERCEPT = 0.1
 
 
@@ -22,7 +22,7 @@ class Logits:
     """Fitted weights.
 
     Attributes:
-        weights: (C, K), one a channel and class.
+        weights: (C, K), one per channel and class.
         bias: (K,).
     """
 
@@ -30,7 +30,7 @@ class Logits:
     bias: Array
 
     def __call__(self, scores: Array) -> Array:
-        """Logits (N, K) of scores (C, N, K)."""
+        """Return logits (N, K) of scores (C, N, K)."""
         return np.asarray(np.einsum("cnk,ck->nk", scores, self.weights) + self.bias, dtype=np.float64)
 
 
@@ -38,7 +38,7 @@ def fit_logits(scores: Array, targets: Array, *, strength: float = _STRENGTH) ->
     """Fit weights and biases by penalised logistic regression (Newton's method).
 
     Args:
-        scores: (C, N, K), about standardised.
+        scores: (C, N, K), approximately standardised.
         targets: (N, K), 0 or 1.
         strength: Precision of the prior around the shared weights.
 
@@ -49,7 +49,7 @@ def fit_logits(scores: Array, targets: Array, *, strength: float = _STRENGTH) ->
     prior_bias = np.log(share / (1 - share))
     shared = np.ones(channels) / channels
     bias = prior_bias.copy()
-    for _ in range(_STEPS):  # shared weights, own biases: block by block
+    for _ in range(_STEPS):  # shared weights, individual biases: alternately
         bias = _newton(scores, targets, np.repeat(shared[:, None], classes, axis=1), bias, None)[1]
         p = _sigmoid(np.einsum("cnk,c->nk", scores, shared) + bias)
         slope = np.einsum("cnk,nk->c", scores, targets - p) - 1e-3 * shared
@@ -67,7 +67,7 @@ def fit_logits(scores: Array, targets: Array, *, strength: float = _STRENGTH) ->
 def _newton(
     scores: Array, targets: Array, weights: Array, bias: Array, prior: tuple[Array, float] | None
 ) -> tuple[Array, Array]:
-    """One step, for all classes at once; without a prior the weights stay."""
+    """Take one Newton step for all classes; without a prior the weights are fixed."""
     p = _sigmoid(np.einsum("cnk,ck->nk", scores, weights) + bias)
     spread = p * (1 - p)
     if prior is None:
@@ -86,7 +86,7 @@ def _newton(
 
 
 def fit_sharpness(logits: Array, targets: Array) -> float:
-    """Factor of logits whose softmax fits exclusive targets (N, K) best, in [e⁻³, e³]."""
+    """Return the factor of logits, in [e⁻³, e³], whose softmax best fits exclusive targets (N, K)."""
     from scipy.optimize import minimize_scalar
 
     def loss(log_factor: float) -> float:
@@ -103,7 +103,7 @@ def _sigmoid(x: Array) -> Array:
 
 
 def probabilities(logits: Array, *, exclusive: bool) -> Array:
-    """Sigmoid of logits (N, K), or where exactly one label holds their softmax."""
+    """Return the sigmoid of logits (N, K), or for exclusive labels their softmax."""
     if not exclusive:
         return _sigmoid(logits)
     scaled = np.exp(logits - logits.max(axis=1, keepdims=True))

@@ -16,7 +16,7 @@ from intclip.methods.post_heads.solver import Array, fit_head
 from intclip.thresholds import tune_threshold
 
 SHRINKAGE = 10.0
-"""Imagined positives that vote for the common threshold; see `tune_threshold`."""
+"""Pseudo-count of the common threshold; see `tune_threshold`."""
 BOTH = "both"
 _GRID = tuple(np.arange(0.04, 0.96, 0.02).round(2))
 
@@ -26,8 +26,8 @@ class ChannelHead(nn.Module):
 
         score(x) = x W + Σ_γ exp(−γ (1 − X x)) A_γ + anchors ∘ c + b
 
-    x holds the channel's blocks, each centred and of the same length, together of length one. X holds the labelled
-    posts, and is empty where no head of the ensemble has an RBF kernel.
+    x is the concatenation of the channel's blocks, each centred and of the same norm; x has norm 1. X holds the
+    labelled posts; it is empty if no head of the ensemble has an RBF kernel.
 
     Args:
         blocks: Names of the channel's blocks, in order.
@@ -51,10 +51,10 @@ class ChannelHead(nn.Module):
             self.register_buffer(name, torch.zeros(shape))
 
     def forward(self, blocks: Mapping[str, Tensor], anchors: Tensor) -> Tensor:
-        """Scores (B, K), about standardised; 0 before it was fitted.
+        """Return scores (B, K), approximately standardised; 0 before fitting.
 
         Args:
-            blocks: Name to vectors (B, D).
+            blocks: Vectors (B, D) by name.
             anchors: Similarity (B, K) to the labels' sentences.
         """
         scores = anchors * self.anchor + self.bias
@@ -64,19 +64,19 @@ class ChannelHead(nn.Module):
             if len(self.gammas):
                 nearness = vectors @ self.posts.T - 1
                 for number in range(len(self.gammas)):
-                    # Not exp(-γ · distance): OpenVINO 2026.4 takes -γ for -1 where it computes in several streams.
+                    # Not exp(-γ · distance): with several streams, OpenVINO 2026.4 uses -1 instead of -γ.
                     scores = scores + torch.exp(self.gammas[number] * nearness) @ self.rbf[number]
         return scores
 
     def vectors(self, blocks: Mapping[str, Tensor]) -> Tensor:
-        """Unit vectors (B, D): a dot product is the mean of the blocks' centred cosines."""
+        """Return unit vectors (B, D), whose dot product is the mean of the blocks' centred cosines."""
         parts = [F.normalize(blocks[name] - self.get_buffer(f"mean_{name}"), dim=1) for name in self.blocks]
         joined = torch.cat(parts, dim=1)
         return joined.div(len(parts) ** 0.5)
 
 
 class Fusion(nn.Module):
-    """Calibrated logits from the scores of one channel, or of both: Σ_c w_ck s_ck + b_k.
+    """Calibrated logits from the scores of one or both channels: Σ_c w_ck s_ck + b_k.
 
     Args:
         channels: Number of channels C.
@@ -92,7 +92,7 @@ class Fusion(nn.Module):
         self.register_buffer("bias", torch.zeros(labels))
 
     def forward(self, scores: Sequence[Tensor]) -> Tensor:
-        """Logits (B, K) of C scores (B, K)."""
+        """Return logits (B, K) of C scores (B, K)."""
         weighted = [each * weight for each, weight in zip(scores, self.weights, strict=True)]
         return torch.stack(weighted).sum(dim=0) + self.bias
 
@@ -101,7 +101,7 @@ class LateFusion(nn.Module):
     """One head per channel, and one fusion per mode; missing channels are not imputed.
 
     Args:
-        blocks: Channel ("image", "text") to the names of its blocks.
+        blocks: Names of blocks by channel ("image", "text").
         labels: Number of labels K.
     """
 
@@ -113,10 +113,10 @@ class LateFusion(nn.Module):
             self.fusions[BOTH] = Fusion(len(self.heads), labels)
 
     def forward(self, inputs: Mapping[str, tuple[Mapping[str, Tensor], Tensor]]) -> dict[str, Tensor]:
-        """Logits (B, K) by mode: of every channel that is there, and of both.
+        """Return logits (B, K) by mode: each available channel, and both.
 
         Args:
-            inputs: Channel to its blocks and anchors.
+            inputs: Blocks and anchors by channel.
         """
         scores = {name: head(*inputs[name]) for name, head in self.heads.items() if name in inputs}
         logits = {name: self.fusions[name]([score]) for name, score in scores.items()}
@@ -131,8 +131,8 @@ class FittedHeads:
     Attributes:
         module: The fitted heads.
         counts: Vocabularies of the texts.
-        thresholds: Mode ("image", "text", "both") to thresholds (K,).
-        choices: Channel to how its head was chosen.
+        thresholds: Thresholds (K,) by mode ("image", "text", "both").
+        choices: Selection of each channel's head.
     """
 
     def __init__(
@@ -146,13 +146,13 @@ class FittedHeads:
 
     @torch.no_grad()
     def logits(self, inputs: Mapping[str, Inputs]) -> dict[str, Array]:
-        """Logits (M, K) by mode, of posts that all have these channels."""
+        """Return logits (M, K) by mode, of posts that all have these channels."""
         found = self.module({name: as_tensors(channel, self.counts) for name, channel in inputs.items()})
         return {mode: logits.double().numpy() for mode, logits in found.items()}
 
 
 def as_tensors(inputs: Inputs, counts: WordCounts) -> tuple[dict[str, Tensor], Tensor]:
-    """Blocks, those of word counts among them, and anchors, as a head reads them."""
+    """Convert blocks (including word counts) and anchors to tensors for a head."""
     counted = {} if inputs.texts is None else counts(inputs.texts)
     blocks = {name: torch.from_numpy(block) for name, block in (inputs.blocks | counted).items()}
     return blocks, torch.from_numpy(inputs.anchors)
@@ -161,11 +161,11 @@ def as_tensors(inputs: Inputs, counts: WordCounts) -> tuple[dict[str, Tensor], T
 def fit_heads(
     inputs: Mapping[str, Inputs], targets: npt.ArrayLike, taxonomy: Taxonomy, *, seed: int = 0, head: str | None = None
 ) -> FittedHeads:
-    """Fit heads, calibration, fusion and thresholds; every score they are tuned on is held out.
+    """Fit heads, calibration, fusion and thresholds, tuned only on held-out scores.
 
     Args:
-        inputs: "text", "image" or both, N posts each, in one order.
-        targets: (N, K), 0 or 1; exactly one 1 a row where the taxonomy is exclusive.
+        inputs: "text", "image" or both, N posts each, in the same order.
+        targets: (N, K), 0 or 1; exactly one 1 per row if the taxonomy is exclusive.
         taxonomy: The K labels.
         seed: Seed of the folds.
         head: Use this head instead of the best one; a key of `solver.GRIDS`, "anchors" or "ensemble".
@@ -193,7 +193,7 @@ def fit_heads(
 
 
 def siblings(taxonomy: Taxonomy) -> Array:
-    """Which labels (K, K) share a parent on the next level; no label is its own sibling."""
+    """Return which labels (K, K) share a parent at the next level; no label is its own sibling."""
     if len(taxonomy.levels) < 2:
         return np.zeros((len(taxonomy), len(taxonomy)))
     member = taxonomy.membership(1).astype(np.float64)
@@ -211,7 +211,7 @@ def _fit_channel(
     seed: int,
     head: str | None,
 ) -> Choice:
-    """Choose heads by cross-validation, fit them on all posts, and join them into one sum of kernels."""
+    """Choose heads by cross-validation, fit them on all posts, and combine them into one sum of kernels."""
     _set(channel, **{f"mean_{name}": block.mean(dim=0) for name, block in blocks.items()})
     vectors = channel.vectors(blocks)
     cosines = (vectors @ vectors.T).double().numpy()
@@ -238,7 +238,7 @@ def _fit_channel(
 
 
 def _fit_fusion(fusion: Fusion, scores: Array, targets: Array, *, exclusive: bool) -> Array:
-    """Fit a fusion to held-out scores (C, N, K); the thresholds (K,) that suit it."""
+    """Fit a fusion to held-out scores (C, N, K); return its thresholds (K,)."""
     logits = fit_logits(scores, targets)
     sharpness = fit_sharpness(logits(scores), targets) if exclusive else 1.0
     _set(fusion, weights=sharpness * logits.weights, bias=sharpness * logits.bias)

@@ -1,4 +1,4 @@
-"""Inputs of the heads: per channel some vectors, and the similarity to each label's sentences."""
+"""Inputs of the heads: vectors per channel, and similarities to each label's sentences."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -18,15 +18,15 @@ _COUNTERS: dict[str, dict[str, Any]] = {
 }
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 _SENTENCE_SHARE = 0.5
-"""Weight of a post's best sentence relative to the whole post in the similarity to a label's sentence."""
+"""Weight of a post's best sentence, compared with the whole post, in the similarity to a label's sentence."""
 
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """One channel of N posts, before anything is fitted.
+    """One channel of N posts, before fitting.
 
     Attributes:
-        blocks: Block name to vectors (N, D).
+        blocks: Vectors (N, D) by block name.
         anchors: Similarity (N, K) to the labels' sentences.
         texts: The texts, for word counts; None for photos.
     """
@@ -36,11 +36,11 @@ class Inputs:
     texts: list[str] | None = None
 
     def __len__(self) -> int:
-        """Number of posts N."""
+        """Return the number N of posts."""
         return len(self.anchors)
 
     def take(self, rows: npt.ArrayLike) -> "Inputs":
-        """Some of the posts."""
+        """Return some of the posts."""
         index = np.asarray(rows, dtype=np.int64)
         texts = None if self.texts is None else [self.texts[i] for i in index]
         return Inputs({name: block[index] for name, block in self.blocks.items()}, self.anchors[index], texts)
@@ -51,15 +51,15 @@ class WordCounts:
     """Fitted vocabularies.
 
     Attributes:
-        terms: Kind of terms ("words", "letters") to its terms, in the order of the columns.
-        idf: Kind of terms to their inverse document frequencies.
+        terms: Terms by kind ("words", "letters"), in the order of the columns.
+        idf: Inverse document frequencies by kind of terms.
     """
 
     terms: Mapping[str, Sequence[str]] = field(default_factory=dict)
     idf: Mapping[str, Floats] = field(default_factory=dict)
 
     def __call__(self, texts: Sequence[str]) -> dict[str, Floats]:
-        """One block (N, terms) a kind: logarithmic counts times inverse document frequency, of unit length."""
+        """Return one block (N, terms) per kind: log counts times inverse document frequency, at unit length."""
         return {
             kind: _weighted(_counter(kind, vocabulary=list(terms)).transform(texts), self.idf[kind])
             for kind, terms in self.terms.items()
@@ -67,14 +67,14 @@ class WordCounts:
 
 
 def fit_word_counts(texts: Sequence[str]) -> WordCounts:
-    """The most frequent words, pairs of words and runs of letters that two texts have; labels are not looked at."""
+    """Fit to the most frequent words, word pairs and character n-grams of at least two texts, without labels."""
     terms: dict[str, list[str]] = {}
     idf: dict[str, Floats] = {}
     for kind in _COUNTERS:
         counter = _counter(kind, max_features=MAX_TERMS, min_df=2)
         try:
             counts = counter.fit_transform(texts)
-        except ValueError:  # no term is in two texts
+        except ValueError:  # no term occurs in two texts
             continue
         terms[kind] = list(map(str, counter.get_feature_names_out()))
         seen = np.asarray((counts > 0).sum(axis=0)).ravel()
@@ -83,7 +83,7 @@ def fit_word_counts(texts: Sequence[str]) -> WordCounts:
 
 
 def label_sentences(taxonomy: Taxonomy) -> list[list[str]]:
-    """Every form of words written for the K labels: HCI sentences and definitions, or else the names."""
+    """Return all forms of text of the K labels: HCI sentences and definitions, or else the names."""
     forms = [list(taxonomy.sentence_forms[form]) for form in taxonomy.written]
     if taxonomy.definitions:
         forms.append([taxonomy.definitions.get(name, name) for name in taxonomy.names])
@@ -91,18 +91,18 @@ def label_sentences(taxonomy: Taxonomy) -> list[list[str]]:
 
 
 def text_inputs(texts: Sequence[str], embed: Callable[[Sequence[str]], Floats], labels: Floats) -> Inputs:
-    """The text channel of N posts: each text as a whole, and the mean of its sentences.
+    """Return the text channel of N posts: whole texts, and means of their sentences.
 
     Args:
         texts: N texts.
-        embed: Texts to unit embeddings.
+        embed: Maps texts to unit embeddings.
         labels: (F, K, D) embeddings of F forms of the labels' sentences, by the same encoder.
     """
     whole = [" ".join(text.split()) or " " for text in texts]
     parts = [[part for part in _SENTENCE_END.split(text.strip()) if part.strip()] for text in texts]
     sentences = [[" ".join(part.split()) for part in group] or [text] for group, text in zip(parts, whole, strict=True)]
     owner = np.repeat(np.arange(len(whole)), [len(group) for group in sentences])
-    # In one call: most texts are one sentence, which an encoder then reads once.
+    # In one call: most texts are a single sentence, which is then encoded only once.
     found = embed([*whole, *(part for group in sentences for part in group)])
     text, split = found[: len(whole)], found[len(whole) :]
     mean = np.zeros_like(text)
@@ -116,7 +116,7 @@ def text_inputs(texts: Sequence[str], embed: Callable[[Sequence[str]], Floats], 
 
 
 def unit(rows: npt.NDArray[np.floating[Any]]) -> Floats:
-    """Rows of length one; a row of zeros stays."""
+    """Normalise rows to unit length; rows of zeros are unchanged."""
     length = np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
     return np.asarray(rows / length, dtype=np.float32)
 

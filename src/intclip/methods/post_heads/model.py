@@ -1,4 +1,4 @@
-"""Heads for few labels over frozen embeddings: one channel for photos, one for words, and their late fusion.
+"""Heads for few labels on frozen embeddings: one channel for photos, one for text, and their late fusion.
 
 Each channel has its own calibration and thresholds, so a post with one channel is scored by
 that channel. See README.md in this folder.
@@ -25,7 +25,7 @@ from intclip.methods.post_heads.inputs import Floats, Inputs, WordCounts, label_
 
 _TEXT, _ANCHORS = "text: ", "text anchors"
 _TINY = 1e-12
-"""Above 0, so that the root has a finite slope where a channel is silent."""
+"""Above 0, so that the root has a finite gradient at 0."""
 
 
 class PostHeadsOptions(Options, frozen=True):
@@ -33,9 +33,9 @@ class PostHeadsOptions(Options, frozen=True):
 
     Attributes:
         channels: "image", "text" or both.
-        text_encoder: What reads the words: "minilm", "backbone" (its text tower), or the folder of a
-            sentence-transformers model.
-        terms: Kind of terms ("words", "letters") to the vocabulary that was fitted.
+        text_encoder: Text encoder: "minilm", "backbone" (its text tower), or the folder of a sentence-transformers
+            model.
+        terms: Fitted vocabulary by kind of terms ("words", "letters").
         head: Use this head instead of the best one by cross-validation.
         seed: Seed of the folds.
     """
@@ -48,7 +48,7 @@ class PostHeadsOptions(Options, frozen=True):
 
 
 class PostHeads(Method):
-    """Solved, not trained: `intclip fit` fits both channels, `prepare` the photos' alone."""
+    """Fitted in closed form or by solvers: `intclip fit` fits both channels, `prepare` only the photos'."""
 
     Options = PostHeadsOptions
     options: PostHeadsOptions
@@ -71,18 +71,18 @@ class PostHeads(Method):
 
     @property
     def channels(self) -> tuple[Channel, ...]:
-        """Channels of the model."""
+        """Return the channels of the model."""
         return tuple(sorted(self.options.channels))
 
     @property
     def alone(self) -> tuple[Channel, ...]:
-        """Each of its channels suffices."""
+        """Return all channels: each one suffices."""
         return self.channels
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K) of the channels that the features hold; "fused" maps of photos.
+        """Return logits (B, K) from the channels in the features, and "fused" maps of photos.
 
-        Where both are there, the extras hold the logits of each channel by itself.
+        With both channels, the extras have the logits of each.
         """
         inputs: dict[str, tuple[Mapping[str, Tensor], Tensor]] = {}
         if "deep" in features:
@@ -99,13 +99,13 @@ class PostHeads(Method):
         return output
 
     def read_texts(self, texts: Sequence[str | None]) -> Features:
-        """Blocks and anchors of texts, for `forward`; every post has one."""
+        """Return blocks and anchors of texts, for `forward`; every post has a text."""
         blocks, anchors = as_tensors(self.text_inputs([text or "" for text in texts]), self._counts)
         return {f"{_TEXT}{name}": block for name, block in blocks.items()} | {_ANCHORS: anchors}
 
     @property
     def word_unit(self) -> WordUnit | None:
-        """Calibrated log-odds, if it uses text."""
+        """Return "log-odds" (calibrated), if the model uses text."""
         return "log-odds" if "text" in self.channels else None
 
     @torch.no_grad()
@@ -115,15 +115,15 @@ class PostHeads(Method):
         return self._log_odds(logits.double()).numpy()
 
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """Binary cross-entropy, for the log only."""
+        """Return the binary cross-entropy, only for logging."""
         return {"classification": binary_cross_entropy_with_logits(output.logits, targets, reduction="mean")}
 
     @torch.no_grad()
     def prepare(self, batches: Iterable[tuple[Features, Tensor]]) -> None:
-        """Fit the photos' channel; an unknown target counts as no.
+        """Fit the photos' channel; unknown targets count as negative.
 
         Raises:
-            RecipeError: The options name words, which a training loop does not read.
+            RecipeError: The options include text, which training does not support.
         """
         if "text" in self.channels:
             raise RecipeError("the training loop does not support text; train with: intclip fit")
@@ -135,7 +135,7 @@ class PostHeads(Method):
         self.heads = fitted.module.to(self.image_labels.device)
 
     def encode_labels(self) -> None:
-        """Embed the labels' sentences, which posts are compared with: by the joint space, and by the text encoder."""
+        """Embed the labels' sentences, for comparison with posts, in the joint space and by the text encoder."""
         sentences, device = label_sentences(self.taxonomy), next(self.backbone.parameters()).device
         if "image" in self.channels:
             forms = torch.stack([self.backbone.embed_texts(form, long="average") for form in sentences])
@@ -144,17 +144,17 @@ class PostHeads(Method):
             self.text_labels = torch.from_numpy(np.stack([self._embed(form) for form in sentences])).to(device)
 
     def text_inputs(self, texts: Sequence[str]) -> Inputs:
-        """The text channel of posts, not counted yet."""
+        """Return the text channel of posts, before counting terms."""
         return text_inputs(texts, self._embed, self.text_labels.cpu().numpy())
 
     @torch.no_grad()
     def photo_inputs(self, deep: Tensor) -> Inputs:
-        """The image channel of posts, of the backbone's feature "deep"."""
+        """Return the image channel of posts from the backbone's feature "deep"."""
         blocks, anchors = self._photos(deep)
         return Inputs({name: block.cpu().numpy() for name, block in blocks.items()}, anchors.cpu().numpy())
 
     def with_fitted(self, fitted: FittedHeads) -> "PostHeads":
-        """Return the method with fitted heads and vocabularies, whose terms are in its options."""
+        """Return the method with fitted heads and vocabularies; its options contain the terms."""
         options = self.options.model_copy(update={"terms": {k: tuple(t) for k, t in fitted.counts.terms.items()}})
         method = PostHeads(self.backbone, self.taxonomy, options)
         method.heads = fitted.module
@@ -166,7 +166,7 @@ class PostHeads(Method):
         return method.eval()
 
     def make_room(self, state: dict[str, Tensor]) -> None:
-        """Take the sizes of a fitted state."""
+        """Resize to a fitted state."""
         for key, tensor in state.items():
             place, _, name = key.rpartition(".")
             owner = self.get_submodule(place) if not place or place in dict(self.named_modules()) else None
@@ -174,16 +174,16 @@ class PostHeads(Method):
                 setattr(owner, name, torch.zeros_like(tensor))
 
     def _photos(self, deep: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Blocks and anchors of the last feature map: its mean, and the embedding in the joint space."""
+        """Return blocks and anchors of the last feature map: its mean, and the embedding in the joint space."""
         mean = self.backbone.deep_map(deep).mean(dim=(2, 3))
         joint = F.normalize(self.backbone.head.pooled(deep), dim=1)
         # The root preserves weak evidence next to strong evidence.
         return {"deep": mean.sign() * mean.abs().clamp_min(_TINY).sqrt(), "joint": joint}, joint @ self.image_labels.T
 
     def _falls(self, deep: Tensor, logits: Tensor) -> Tensor:
-        """By how much the log-odds (B, K, h, w) fall without each region: occlusion of the last feature map.
+        """Return the drop of log-odds (B, K, h, w) without each region: occlusion of the last feature map.
 
-        A region that is left out holds the mean of all others, so that the mean over the map is theirs.
+        An occluded region is replaced by the mean of the others, so that the mean over the map is theirs.
         """
         channels, height, width = deep.shape[1:]
         count = height * width
@@ -196,7 +196,7 @@ class PostHeads(Method):
         return (self._log_odds(logits)[:, None] - odds).transpose(1, 2).reshape(-1, found.shape[1], height, width)
 
     def _log_odds(self, logits: Tensor) -> Tensor:
-        """Log-odds of every label, of logits that may go through a softmax."""
+        """Return log-odds of every label, for sigmoid or softmax logits."""
         if not self.taxonomy.exclusive:
             return logits
         itself = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
@@ -213,6 +213,6 @@ class PostHeads(Method):
 
 
 def join_inputs(parts: Sequence[Inputs]) -> Inputs:
-    """The inputs of all posts, of batches of photos."""
+    """Concatenate the inputs of batches of photos."""
     blocks = {name: np.concatenate([part.blocks[name] for part in parts]) for name in parts[0].blocks}
     return Inputs(blocks, np.concatenate([part.anchors for part in parts]))

@@ -1,4 +1,4 @@
-"""Selection of heads: inner cross-validation of every head and setting, and an ensemble of the best ones."""
+"""Selection of heads: inner cross-validation of every head and setting, and an ensemble of the best."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,9 @@ ANCHORS, ENSEMBLE = "anchors", "ensemble"
 INNER_FOLDS = 5
 VOTES = 10
 MOST_ANCHOR_VOTES = 5
-"""Maximum weight of class sentences, which may have been written with these posts in mind."""
+"""Maximum weight of class sentences, which may have been written with knowledge of these posts."""
 LARGE = 1500
-"""Posts from which on the grids are cut to their middle and three folds do."""
+"""From this number of posts, grids are reduced to their middle, and three folds are used."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class Candidate:
         scores: (N, K) held-out scores, standardised by class.
         mean: (K,) of the raw scores.
         deviation: (K,) of the raw scores.
-        value: Mean average precision of the held-out scores.
+        value: mAP of the held-out scores.
     """
 
     name: str
@@ -40,14 +40,14 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """The head that won.
+    """The selected head.
 
     Attributes:
         name: "ensemble", or the name of one candidate.
-        votes: Candidate's name to its share; they sum to 1.
-        candidates: All that were tried, by name.
-        scores: (N, K) held-out scores of the winner.
-        ranking: Name to mean average precision on held-out posts, best first.
+        votes: Share of each candidate by name; they sum to 1.
+        candidates: All candidates by name.
+        scores: (N, K) held-out scores of the selected head.
+        ranking: mAP on held-out posts by name, in descending order.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Choice:
 def choose_head(
     cosines: Array, anchors: Array, targets: Array, neighbours: Array, *, seed: int = 0, head: str | None = None
 ) -> Choice:
-    """Try every head by cross-validation and join the best.
+    """Compare heads by cross-validation and combine the best.
 
     Args:
         cosines: (N, N) dot products of the posts.
@@ -68,7 +68,7 @@ def choose_head(
         targets: (N, K), 0 or 1.
         neighbours: (K, K) siblings in the taxonomy.
         seed: Seed of the folds.
-        head: Take this one, whatever the figures.
+        head: Use this head instead of the best one.
     """
     candidates = {ANCHORS: _candidate(ANCHORS, (), anchors, targets)}
     folds = list(stratified_folds(targets, 3 if len(targets) > LARGE else INNER_FOLDS, seed))
@@ -114,7 +114,7 @@ def _candidate(name: str, params: Params, raw: Array, targets: Array) -> Candida
 
 
 def _elect(candidates: dict[str, Candidate], targets: Array) -> dict[str, float]:
-    """Greedy selection with replacement (Caruana et al., Ensemble selection, ICML 2004), from the two best on."""
+    """Select greedily with replacement (Caruana et al., Ensemble selection, ICML 2004), starting with the two best."""
     learned = sorted((c for c in candidates.values() if c.name != ANCHORS), key=lambda found: -found.value)
     votes = {found.name: 1 for found in learned[:2]}
     total = sum((found.scores for found in learned[:2]), np.zeros(targets.shape))
@@ -127,6 +127,6 @@ def _elect(candidates: dict[str, Candidate], targets: Array) -> dict[str, float]
 
 
 def _value(scores: Array, targets: Array) -> float:
-    """Mean average precision; 0 where no label has both positives and negatives."""
+    """Return mAP; 0 if no label has both positives and negatives."""
     found = mean_average_precision(scores, targets)
     return 0.0 if np.isnan(found) else found

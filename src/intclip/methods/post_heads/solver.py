@@ -2,8 +2,8 @@
 
     score(x) = Σ_i α_i k(x, x_i) + b,   k linear (x·x') or RBF exp(−γ (1 − x·x')),
 
-on unit vectors x, so that prototypes, ridge, logistic regression, support vectors, kernel ridge and label graphs are
-stored, joined and explained alike. Rows of a class without a positive are zero.
+on unit vectors x, so prototypes, ridge, logistic regression, support vectors, kernel ridge and label graphs have the
+same format. Rows of a class without a positive are zero.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ class DualHead:
     bias: Array
 
     def scores(self, cosines: Array) -> Array:
-        """Scores (M, K) of posts with these dot products (M, N) with the labelled ones."""
+        """Return scores (M, K) of posts from their dot products (M, N) with the labelled ones."""
         return np.asarray(kernel(cosines, self.gamma) @ self.alpha + self.bias, dtype=np.float64)
 
 
@@ -44,15 +44,15 @@ GRIDS: Mapping[str, tuple[Params, ...]] = {
     "kernel": tuple((("gamma", g), ("penalty", p)) for g in (1.0, 2.0, 4.0) for p in (0.1, 0.3, 1.0)),
     "graph": tuple((("gamma", 2.0), ("penalty", 0.3), ("share", s)) for s in (0.1, 0.2, 0.4)),
 }
-"""Head to the settings that inner cross-validation chooses from."""
+"""Settings of each head for inner cross-validation."""
 SLOW = ("logistic", "svm")
-"""Heads that are solved class by class."""
+"""Heads that are fitted class by class."""
 SLOW_LIMIT = 30_000
-"""Posts × classes from which on those heads are left out."""
+"""Posts × classes from which these heads are left out."""
 
 
 def kernel(cosines: Array, gamma: float) -> Array:
-    """Kernel values of dot products of unit vectors; gamma 0 is the linear kernel."""
+    """Return kernel values for dot products of unit vectors; gamma 0 is the linear kernel."""
     return np.exp(-gamma * (1 - cosines)) if gamma else cosines
 
 
@@ -84,10 +84,10 @@ def fit_head(name: str, cosines: Array, targets: Array, neighbours: Array, param
 
 
 def label_graph(targets: Array, neighbours: Array) -> Array:
-    """How much of a class's score flows to another: (K, K), columns sum to at most 1.
+    """Return the shares of a class's score that are passed to others: (K, K), columns sum to at most 1.
 
-    Co-occurrence of labels, tempered by five imagined posts a class; siblings of the taxonomy count as seen together
-    in one of those. (ML-GCN's conditional probabilities, Chen et al., CVPR 2019, without its threshold.)
+    Co-occurrence of labels, smoothed by five pseudo-posts per class; siblings of the taxonomy occur together in one of
+    them. (ML-GCN's conditional probabilities, Chen et al., CVPR 2019, without its threshold.)
     """
     together = targets.T @ targets
     np.fill_diagonal(together, 0)
@@ -102,7 +102,7 @@ def _ridge(gram: Array, targets: Array, gamma: float, penalty: float) -> DualHea
 
 
 def _logistic(cosines: Array, targets: Array, strength: float) -> DualHead:
-    """Balanced logistic regression on the posts' coordinates in their own span."""
+    """Fit balanced logistic regression on the posts' coordinates in their span."""
     from sklearn.linear_model import LogisticRegression
 
     values, vectors = np.linalg.eigh(cosines)

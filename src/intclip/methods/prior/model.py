@@ -1,4 +1,4 @@
-"""Every photo gets each label's frequency in the training set."""
+"""Predicts each label's frequency in the training set for every photo."""
 
 from collections.abc import Iterable
 
@@ -16,18 +16,18 @@ class PriorOptions(Options, frozen=True):
     """Options of the prior.
 
     Attributes:
-        pseudo_count: Imagined photos, half of them with the label, so that no probability is 0 or 1.
+        pseudo_count: Pseudo-photos, half of them with the label, so that no probability is 0 or 1.
     """
 
     pseudo_count: float = Field(default=1, gt=0)
 
 
 class Prior(Method):
-    """Constant probabilities; nothing trains.
+    """Constant probabilities, without training.
 
     Attributes:
-        log_odds: Log-odds of each label (K,); logarithms of the frequencies for labels that exclude each other, whose
-            probabilities are the softmax.
+        log_odds: Log-odds of each label (K,); for exclusive labels, whose probabilities are the softmax, logarithms
+            of the frequencies.
     """
 
     Options = PriorOptions
@@ -40,7 +40,7 @@ class Prior(Method):
 
     @torch.no_grad()
     def prepare(self, batches: Iterable[tuple[Features, Tensor]]) -> None:
-        """Mean target of every label; unknown ones count neither way."""
+        """Compute the mean target of every label, without unknown ones."""
         total = torch.full_like(self.log_odds, self.options.pseudo_count / 2, dtype=torch.float64)
         count = torch.full_like(total, self.options.pseudo_count)
         for _, targets in batches:
@@ -51,9 +51,9 @@ class Prior(Method):
         self.log_odds.copy_(share.log() if self.taxonomy.exclusive else torch.logit(share))
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """The same logits (B, K) for every photo; no maps."""
+        """Return the same logits (B, K) for every photo, without maps."""
         return Output(self.log_odds.expand(features["pooled"].shape[0], -1))
 
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """Binary cross-entropy, for the log only."""
+        """Return the binary cross-entropy, only for logging."""
         return {"classification": binary_cross_entropy_with_logits(output.logits, targets, reduction="mean")}

@@ -1,7 +1,7 @@
-"""Query2Label: a transformer decoder whose queries are the labels, over a trainable feature map.
+"""Query2Label: a transformer decoder with labels as queries, on a trainable feature map.
 
-Liu, Zhang, Yang, Su, Zhu: Query2Label, arXiv 2107.10834; the released code where the two differ. README.md beside this
-file has the equations.
+Liu, Zhang, Yang, Su, Zhu: Query2Label, arXiv 2107.10834; the released code where the two differ. README.md in this
+folder has the equations.
 """
 
 from typing import Literal
@@ -25,9 +25,9 @@ class Query2labelOptions(ClassifierOptions, frozen=True):
 
     Attributes:
         visual: Feature map, and whether a copy of the deep layers is trained.
-        queries: "learned" label embeddings, or "text": the backbone's own of the sentences, projected.
+        queries: "learned" label embeddings, or "text": projected text embeddings of the sentences.
         sentence_form: Form of the sentences for "text".
-        decoder: Its size and shape.
+        decoder: Size of the decoder.
         loss: The classification loss; γ₊ 0, γ₋ 2, no margin.
         deep_lr: Multiplier of the learning rate for the deep layers; 1 in the released code.
     """
@@ -41,7 +41,7 @@ class Query2labelOptions(ClassifierOptions, frozen=True):
 
 
 class Query2Label(Classifier):
-    """Query2Label over any backbone."""
+    """Query2Label for any backbone."""
 
     Options = Query2labelOptions
     options: Query2labelOptions
@@ -58,16 +58,16 @@ class Query2Label(Classifier):
         if options.queries == "learned":
             self.queries = nn.Parameter(torch.randn(classes, dim))
         else:
-            # Not stored: derived from the sentences themselves, which the bundle has.
+            # Not stored: derived from the sentences, which are in the bundle.
             text = label_embeddings(backbone.text, taxonomy, options.sentence_form)
             self.register_buffer("label_text", text, persistent=False)
             self.project = nn.Linear(text.shape[1], dim)
         self.head = GroupLinear(classes, dim)
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K); the map "fused" is each label's attention, above 0 where it exceeds an even share.
+        """Return logits (B, K); the map "fused" is each label's attention, positive where above uniform.
 
-        The extra "states" is what each label has gathered, (B, K, d).
+        The extra "states" (B, K, d) holds the label states.
         """
         queries = self.queries if self.project is None else self.project(self.label_text)
         states, attention = self.decoder(self.visual(self.backbone, features), queries, attention=maps)
@@ -77,5 +77,5 @@ class Query2Label(Classifier):
         return output
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Groups "deep" (where it trains) and "rest"."""
+        """Return the groups "deep" (if trained) and "rest"."""
         return deep_and_rest(self, self.visual.branch, self.options.deep_lr)

@@ -1,4 +1,4 @@
-"""Ridge regression on the roots of mean features, with calibrated logits; it is solved, not trained."""
+"""Ridge regression on square roots of mean features, solved in closed form, with calibrated logits."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -19,14 +19,14 @@ class RidgeProbeOptions(ClassifierOptions, frozen=True):
     """Options of the ridge probe.
 
     Attributes:
-        vector: What is read of a photo: "stages", the roots of the mean features, or "pooled", its unit embedding, for
-            which texts can stand (`data.texts_as_images`).
-        penalties: To choose from: of the linear reading as multiples of the number of training photos, of the kernel's
-            as they are.
-        landmarks: Most training photos that stand for all in a Gaussian kernel (Nyström's method; exact where all do);
-            0 reads linearly.
-        width: Of the kernel: its exponent at the median squared distance between photos.
-        loss: What is reported as its loss; nothing is trained by it.
+        vector: Input vector: "stages", square roots of mean features, or "pooled", the unit embedding, which texts can
+            replace (`data.texts_as_images`).
+        penalties: Candidate strengths λ; for the linear model in multiples of the number of training photos, for the
+            kernel absolute.
+        landmarks: Maximum number of training photos as landmarks of a Gaussian kernel (Nyström's method; exact with all
+            photos); 0 for a linear model.
+        width: Width of the kernel: its exponent at the median squared distance between photos.
+        loss: Reported loss; not used for fitting.
     """
 
     vector: Literal["stages", "pooled"] = "stages"
@@ -37,7 +37,7 @@ class RidgeProbeOptions(ClassifierOptions, frozen=True):
 
 
 class RidgeProbe(Classifier):
-    """A linear or kernel reading of the means of the last feature map and, where it is one, of the trunk's output."""
+    """Linear or kernel ridge regression on means of the last feature map and, if it is a map, the trunk's output."""
 
     Options = RidgeProbeOptions
     options: RidgeProbeOptions
@@ -65,7 +65,7 @@ class RidgeProbe(Classifier):
 
     @torch.no_grad()
     def prepare(self, batches: Iterable[tuple[Features, Tensor]]) -> None:
-        """Solve it; an unknown target counts as the label's mean."""
+        """Fit the regression; unknown targets are replaced by the label's mean."""
         pairs = [(self._vectors(features), targets) for features, targets in batches]
         vectors, targets = torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
         targets = torch.where(targets.isnan(), targets.nanmean(dim=0).nan_to_num(), targets)
@@ -85,7 +85,7 @@ class RidgeProbe(Classifier):
         self.bias.copy_(bias * slope + offset)
 
     def _choose_landmarks(self, vectors: Tensor) -> None:
-        """Photos drawn without replacement; all where there are no more than that."""
+        """Sample photos without replacement, or return all if there are not more."""
         order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0)).to(vectors.device)
         rows = order[: self.options.landmarks]
         self._resize(len(rows))
@@ -94,7 +94,7 @@ class RidgeProbe(Classifier):
         self.spread.copy_(distances[distances > 1e-3 * distances.max()].median() / self.options.width)
 
     def make_room(self, state: dict[str, Tensor]) -> None:
-        """There are as many landmarks as the state has."""
+        """Resize to the state's number of landmarks."""
         if self.options.landmarks and "landmarks" in state:
             self._resize(len(state["landmarks"]))
 
@@ -103,18 +103,18 @@ class RidgeProbe(Classifier):
         self.weight = self.weight.new_zeros(count, self.weight.shape[1])
 
     def _kernel(self, vectors: Tensor) -> Tensor:
-        """Similarity (B, M) in (0, 1] of vectors (B, P) to the landmarks."""
+        """Return similarities (B, M) in (0, 1] of vectors (B, P) to the landmarks."""
         return torch.exp(-_squared_distances(vectors, self.landmarks) / self.spread)
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K); it has no maps."""
+        """Return logits (B, K), without maps."""
         vectors = (at_least_float32(self._vectors(features)) - self.mean) / self.std
-        # Distances are small differences of large numbers, and solved weights are large: 8 bits are too few for both.
+        # Distances are small differences of large numbers, and the weights are large: 8 bits are too few.
         with torch.autocast(vectors.device.type, enabled=False):
             return Output((self._kernel(vectors) if self.options.landmarks else vectors) @ self.weight + self.bias)
 
     def _vectors(self, features: Features) -> Tensor:
-        """Unit embeddings (B, D), or signed roots (B, P) of mean features, which let faint evidence count."""
+        """Return unit embeddings (B, D), or signed roots (B, P) of mean features, which emphasise small activations."""
         if self.options.vector == "pooled":
             return F.normalize(features["pooled"], dim=1)
         trunk = features["trunk"]
@@ -122,11 +122,11 @@ class RidgeProbe(Classifier):
         if trunk.ndim == 4:
             maps.append(trunk)
         means = torch.cat([each.mean(dim=(2, 3)) for each in maps], dim=1)
-        # Above 0, so that the slope is finite where a channel is silent.
+        # Above 0, so that the gradient is finite at 0.
         return means.sign() * means.abs().clamp_min(1e-12).sqrt()
 
 
 def _squared_distances(first: Tensor, second: Tensor) -> Tensor:
-    """Squared distances (B, M) of rows (B, P) and (M, P)."""
+    """Return squared distances (B, M) of rows (B, P) and (M, P)."""
     inner = first @ second.T
     return (first.square().sum(dim=1, keepdim=True) + second.square().sum(dim=1) - 2 * inner).clamp_min(0)

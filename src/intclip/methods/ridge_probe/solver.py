@@ -1,7 +1,7 @@
-"""Ridge regression that chooses its strength, and turns its answers into probabilities, without a photo set aside.
+"""Ridge regression with selection of its strength, and calibration, without a held-out set.
 
-Both use what each photo would get had it been left out, which a linear smoother knows without being fitted again
-(Allen: The relationship between variable selection and data augmentation and a method for prediction, 1974):
+Both use leave-one-out predictions, which a linear smoother gives without refitting (Allen: The relationship between
+variable selection and data augmentation and a method for prediction, 1974):
 
     ŷ₋ᵢ = yᵢ − (yᵢ − ŷᵢ) / (1 − hᵢ),   hᵢ = 1/N + xᵢᵀ (XᵀX + λI)⁻¹ xᵢ
 """
@@ -25,10 +25,10 @@ class Ridge:
     """A fitted ridge regression.
 
     Attributes:
-        weight: (P, K), of centred vectors.
+        weight: (P, K), for centred vectors.
         bias: (K,), the mean targets.
-        penalty: The λ that was chosen.
-        left_out: (N, K): what each row would get had it been left out.
+        penalty: The selected λ.
+        left_out: (N, K), leave-one-out predictions.
     """
 
     weight: Tensor
@@ -38,7 +38,7 @@ class Ridge:
 
 
 def fit_ridge(vectors: Tensor, targets: Tensor, penalties: Sequence[float]) -> Ridge:
-    """The ridge regression whose left-out answers have the least mean square error.
+    """Fit the ridge regression with the smallest leave-one-out mean squared error.
 
     Args:
         vectors: X (N, P), each column with mean 0.
@@ -68,11 +68,11 @@ def fit_ridge(vectors: Tensor, targets: Tensor, penalties: Sequence[float]) -> R
 
 @dataclass(frozen=True)
 class KernelRidge:
-    """A ridge regression in the space of a kernel.
+    """A kernel ridge regression.
 
     Attributes:
         ridge: The regression on Nyström's features.
-        weight: (M, K): answers are kernel · weight + bias, of similarities to the landmarks.
+        weight: (M, K); predictions are kernel · weight + bias, kernel the similarities to the landmarks.
         bias: (K,).
     """
 
@@ -84,10 +84,10 @@ class KernelRidge:
 def fit_nystrom(
     kernel: Tensor, between: Tensor, targets: Tensor, penalties: Sequence[float], *, least: float = 1e-6
 ) -> KernelRidge:
-    """Kernel ridge regression through M landmarks: with all photos as landmarks it is the exact one.
+    """Fit kernel ridge regression with M landmarks; exact if all photos are landmarks.
 
     Features φ = k(x, L) U Λ^−½ of the landmarks' kernel K_LL = U Λ Uᵀ have φ φᵀ ≈ K (Williams and Seeger: Using the
-    Nyström method to speed up kernel machines, 2000); they are centred, and `fit_ridge` does the rest.
+    Nyström method to speed up kernel machines, 2000); they are centred and passed to `fit_ridge`.
 
     Args:
         kernel: Similarities (N, M) of the photos to the landmarks.
@@ -106,12 +106,12 @@ def fit_nystrom(
 
 
 def fit_logits(scores: Tensor, targets: Tensor, *, exclusive: bool) -> tuple[Tensor, Tensor]:
-    """Slope and offset (K,) a label that make logits of scores (Platt: Probabilities for SV machines, 1999).
+    """Fit slope and offset (K,) that convert scores to logits (Platt: Probabilities for SV machines, 1999).
 
     Args:
-        scores: (N, K), best of photos that were left out of the fit.
+        scores: (N, K), preferably leave-one-out predictions.
         targets: (N, K) in [0, 1].
-        exclusive: One label a photo: the logits then go through a softmax.
+        exclusive: One label per photo, with a softmax of the logits.
     """
     s, y = scores.double().numpy(force=True), targets.double().numpy(force=True)
     if exclusive:
@@ -129,7 +129,7 @@ def fit_logits(scores: Tensor, targets: Tensor, *, exclusive: bool) -> tuple[Ten
             predicted, cost = expit(logits), (np.logaddexp(0, logits) - y * logits).sum()
         error = predicted - y
         gradient = np.concatenate([(error * units).sum(axis=0), error.sum(axis=0)]) / normaliser
-        # A label without photos on one side has no optimum; this keeps its line finite.
+        # A label with photos on only one side has no optimum; this keeps its slope finite.
         return float(cost / normaliser + _FINITE * line @ line / labels), gradient + 2 * _FINITE * line / labels
 
     start = np.concatenate([np.ones(labels), logit(np.clip(y.mean(axis=0), 1e-4, 1 - 1e-4))])

@@ -1,8 +1,8 @@
-"""SPARC: zero-shot scores made comparable between photos and prompts, and prompts of several labels as witnesses.
+"""SPARC: zero-shot scores normalised over photos and prompts, and fused with prompts of two labels.
 
 Miller, Gangrade, Mishra, Saenko, Saligrama: SPARC: Score Prompting and Adaptive Fusion for Zero-Shot Multi-Label
-Recognition in Vision-Language Models, CVPR 2025. README.md in this folder has the equations. Nothing trains and no
-label is read: the training photos only give means, deviations and directions, which a bundle stores.
+Recognition in Vision-Language Models, CVPR 2025. README.md in this folder has the equations. It trains nothing and
+uses no labels: the training photos only provide means, deviations and directions, which are stored in the bundle.
 """
 
 from collections.abc import Iterable
@@ -28,13 +28,13 @@ class SparcOptions(Options, frozen=True):
     """Options of SPARC.
 
     Attributes:
-        sentence_form: Which words of a class its single prompts hold.
+        sentence_form: Form of the class text in single prompts.
         templates: Name of a set of `zero_shot`'s templates, over which single prompts are averaged.
-        compound: Template of a prompt of two labels. The published ones are written by a language model.
-        partners: Other labels that a label is paired with at most: those whose words are most like its own.
-        mix: Share of the fused score beside the single one.
-        gain: Logit of one deviation above the middle.
-        offset: Deviations above the mean at which the probability is one half.
+        compound: Template of a prompt with two labels. The published prompts are written by a language model.
+        partners: Maximum number of partners of a label: those with the most similar text.
+        mix: Weight of the fused score; the single score has the rest.
+        gain: Logit per standard deviation.
+        offset: Standard deviations above the mean at which the probability is one half.
     """
 
     sentence_form: str = "fine"
@@ -64,9 +64,9 @@ class Sparc(Method):
     """Single and compound prompts, calibrated and fused.
 
     Attributes:
-        means: Of every prompt's score over the reference photos (K + M,), single prompts first.
-        deviations: Likewise.
-        directions: Weights (K, P + 1) of a label's sorted compound scores and, last, its single one; absolute values
+        means: Mean of every prompt's score over the reference photos (K + M,), single prompts first.
+        deviations: Standard deviations of these scores.
+        directions: Weights (K, P + 1) of a label's sorted compound scores and, last, its single score; absolute values
             sum to 1.
     """
 
@@ -89,7 +89,7 @@ class Sparc(Method):
         members, pairs = _pairs(names, options.partners)
         texts = [options.compound.replace("{}", words[a], 1).replace("{}", words[b], 1) for a, b in pairs]
         compound = encode_classes(backbone, texts, ("{}",)) if texts else names[:0]
-        # Not stored: derived from backbone, sentences and options, which the bundle has.
+        # Not stored: derived from backbone, sentences and options, which are in the bundle.
         for name, value in (("single", single), ("names", names), ("compound", compound), ("members", members)):
             self.register_buffer(name, value.to(single.device), persistent=False)
         prompts, classes, partners = len(single) + len(compound), len(single), members.shape[1]
@@ -100,7 +100,7 @@ class Sparc(Method):
 
     @torch.no_grad()
     def prepare(self, batches: Iterable[tuple[Features, Tensor]]) -> None:
-        """Means, deviations and directions over the photos; their labels are not read."""
+        """Compute means, deviations and directions over the photos, without labels."""
         rows = torch.cat([self._within_photo(features["pooled"]) for features, _ in batches]).double()
         self.means.copy_(rows.mean(dim=0))
         self.deviations.copy_(rows.std(dim=0).clamp_min(_SMALLEST) if len(rows) > 1 else torch.ones_like(rows[0]))
@@ -109,37 +109,37 @@ class Sparc(Method):
             self.directions.copy_(principal_directions(sorted_scores))
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K); "sight" maps are the logits of single regions."""
+        """Return logits (B, K); "sight" maps are the logits of single regions."""
         output = Output(self._logits(features["pooled"]))
         if maps and "regions" in features:
             output.maps["sight"] = region_map(self._logits, features["regions"])
         return output
 
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """Binary cross-entropy, for the log only."""
+        """Return the binary cross-entropy, only for logging."""
         return {"classification": binary_cross_entropy_with_logits(output.logits, targets, reduction="mean")}
 
     def _logits(self, embeddings: Tensor) -> Tensor:
-        """Logits (…, K) of embeddings (…, D)."""
+        """Return logits (…, K) of embeddings (…, D)."""
         witnesses = self._witnesses(self._calibrated(self._within_photo(embeddings)))
         fused = (witnesses * self.directions).sum(dim=-1)
         score = self.options.mix * fused + (1 - self.options.mix) * witnesses[..., -1]
         return self.options.gain * (score - self.options.offset)
 
     def _within_photo(self, embeddings: Tensor) -> Tensor:
-        """Scores (…, K + M) in deviations over the classes of one photo; compound ones by those of the plain names."""
-        with torch.autocast(embeddings.device.type, enabled=False):  # small deviations of cosines, of more than 8 bits
+        """Return scores (…, K + M) standardised over one photo's classes; compound scores as those of plain names."""
+        with torch.autocast(embeddings.device.type, enabled=False):  # small differences of cosines
             unit = F.normalize(at_least_float32(embeddings), dim=-1)
             single, names, compound = (unit @ text.T for text in (self.single, self.names, self.compound))
         parts = [_standard(single, single), _standard(compound, names)]
         return torch.cat(parts, dim=-1)
 
     def _calibrated(self, scores: Tensor) -> Tensor:
-        """Scores (…, K + M) in deviations of each prompt over the reference photos."""
+        """Standardise scores (…, K + M) by each prompt's mean and deviation over the reference photos."""
         return (scores - self.means) / self.deviations
 
     def _witnesses(self, scores: Tensor) -> Tensor:
-        """What speaks for each label, (…, K, P + 1): its compound scores, sorted, and its single score."""
+        """Return the scores of each label, (…, K, P + 1): its sorted compound scores, and its single score."""
         classes = self.single.shape[0]
         single, compound = scores[..., :classes].unsqueeze(-1), scores[..., classes:]
         if not self.members.shape[1]:
@@ -149,7 +149,7 @@ class Sparc(Method):
 
 
 def principal_directions(scores: Tensor) -> Tensor:
-    """First principal component (K, P) of each label's scores (N, K, P); its mean is positive, absolutes sum to 1."""
+    """Return the first principal component (K, P) of each label's scores (N, K, P), mean > 0, absolute sum 1."""
     centred = (scores - scores.mean(dim=0)).double().transpose(0, 1)
     covariance = centred.transpose(1, 2) @ centred
     direction = torch.linalg.eigh(covariance).eigenvectors[..., -1]
@@ -158,17 +158,17 @@ def principal_directions(scores: Tensor) -> Tensor:
 
 
 def _standard(scores: Tensor, by: Tensor) -> Tensor:
-    """Scores (…, M) in deviations of the scores (…, K) that they are compared with; 0 deviations of a single class."""
+    """Standardise scores (…, M) by the mean and deviation of scores (…, K); 0 for a single class."""
     spread = by.std(dim=-1, keepdim=True) if by.shape[-1] > 1 else torch.ones_like(by)
     return (scores - by.mean(dim=-1, keepdim=True)) / spread.clamp_min(_SMALLEST)
 
 
 def _pairs(names: Tensor, partners: int) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Pairs of labels, and for every label (K, P) which of the pairs are its own.
+    """Return pairs of labels, and the indices (K, P) of each label's pairs.
 
     Args:
         names: Unit text features (K, D).
-        partners: P at most; a label's partners are those that are most like it.
+        partners: Maximum P; a label's partners are the most similar labels.
     """
     classes = len(names)
     count = min(partners, classes - 1)

@@ -1,7 +1,7 @@
-"""SST: label features by semantic decoupling, mixed over the label graph; pairs of labels and of photos as supervision.
+"""SST: label features by semantic decoupling and a label graph, supervised by pairs of labels and of photos.
 
 Chen, Pu, Wu, Xie, Lin: Structured Semantic Transfer for Multi-Label Recognition with Partial Labels, AAAI 2022.
-README.md in this folder has the equations and says where this differs from the released code.
+README.md in this folder has the equations and the differences from the released code.
 """
 
 from collections.abc import Iterable, Sequence
@@ -35,17 +35,17 @@ class SstOptions(Options, frozen=True):
 
     Attributes:
         visual: Feature map, and whether a copy of the deep layers is trained.
-        dim: Channels behind the 1×1 convolution, and width of the label features.
-        inner: Width at which regions meet label embeddings, and labels meet in pairs.
-        steps: Steps of the gated graph network.
-        sentence_form: Which sentences stand for the labels, read by the backbone's text tower.
+        dim: Channels after the 1×1 convolution, and width of the label features.
+        inner: Common width of regions and label embeddings, and of the labels of a pair.
+        steps: Number of steps of the gated graph network.
+        sentence_form: Form of the labels' sentences, encoded by the backbone's text tower.
         cooccurrence: Weight of the pairs' asymmetric loss (γ₊ 1, γ₋ 2).
         contrastive: Weight of the contrastive loss between photos.
-        pseudo: Weight of either pseudo-label loss; they only act on unknown labels.
-        pseudo_epoch: Epoch, from 1, after which pseudo labels are made.
-        margin: Score from which an unknown label is taken as true, at first.
-        margin_decay: Taken off the margin in every further epoch.
-        margin_floor: Below which the margin does not fall.
+        pseudo: Weight of each pseudo-label loss; only for unknown labels.
+        pseudo_epoch: Epoch, from 1, after which pseudo labels are used.
+        margin: Initial minimum score for an unknown label to become a pseudo label.
+        margin_decay: Decrease of the margin per epoch.
+        margin_floor: Lower limit of the margin.
         deep_lr: Multiplier of the learning rate for the deep layers; 1 in the released code.
     """
 
@@ -65,13 +65,13 @@ class SstOptions(Options, frozen=True):
 
 
 class SST(Method):
-    """SST over any backbone; its losses are means over known entries.
+    """SST for any backbone; its losses are means over known entries.
 
     Attributes:
         adjacency: P(j | i) of the training labels (K, K), 1 on the diagonal.
-        epochs: Epochs done, which decide the margin of pseudo labels.
-        photos: Photos of the training split.
-        seen: Photos that the first epoch has seen on this process.
+        epochs: Completed epochs, which determine the margin of pseudo labels.
+        photos: Number of photos of the training split.
+        seen: Number of photos seen by this process in the first epoch.
     """
 
     Options = SstOptions
@@ -88,7 +88,7 @@ class SST(Method):
         self.needs = self.visual.needs
         classes, dim = len(taxonomy), options.dim
         text = label_embeddings(backbone.text, taxonomy, options.sentence_form)
-        # Not stored: derived from the sentences themselves, which the bundle has.
+        # Not stored: derived from the sentences, which are in the bundle.
         self.register_buffer("label_text", text, persistent=False)
         self.register_buffer("adjacency", torch.eye(classes, device=text.device))
         self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
@@ -96,15 +96,15 @@ class SST(Method):
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self.project = nn.Sequential(nn.Conv2d(self.visual.channels, dim, 1, bias=False), nn.BatchNorm2d(dim))
         self.decoupling = SemanticDecoupling(dim, text.shape[1], options.inner)
-        # Not `graph`: a traced module has an attribute of that name, and OpenVINO then loses the layer.
+        # Not `graph`: traced modules have an attribute of that name, and OpenVINO would lose the layer.
         self.propagation = GatedGraph(dim, options.steps)
         self.joint = nn.Linear(2 * dim, dim)
         self.head = GroupLinear(classes, dim)
-        # Only what has a weight is there, so that every parameter learns.
+        # Only parts with a loss weight, so that every parameter is trained.
         self.pairs = PairHead(classes, dim, options.inner) if options.cooccurrence and classes > 1 else None
 
     def prepare(self, batches: Iterable[tuple[Features, Tensor]]) -> None:
-        """Co-occurrence of the training labels, and how many photos an epoch has."""
+        """Compute the co-occurrence of training labels, and count the photos of an epoch."""
         counts, photos = LabelCounts(len(self.taxonomy)), 0
         for _, targets in batches:
             counts.add(targets)
@@ -113,7 +113,7 @@ class SST(Method):
         self.photos.fill_(max(photos, 1))
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K); the map "fused" is each label's weight on the regions, above 0 where it exceeds an even share.
+        """Return logits (B, K); the map "fused" is each label's region weights, positive where above uniform.
 
         In training, extras are "label_features" (B, K, d) and "pairs" (B, K(K − 1)/2).
         """
@@ -130,7 +130,7 @@ class SST(Method):
         return output
 
     def training_loss(self, views: Sequence[Features], targets: Tensor) -> dict[str, Tensor]:
-        """The loss; the terms of pairs and contrast rise from 0 to their weight over the first epoch."""
+        """Return the loss; the weights of pairs and contrast increase from 0 during the first epoch."""
         terms = super().training_loss(views, targets)
         if self.epochs > 0:
             return terms
@@ -140,7 +140,7 @@ class SST(Method):
         return {name: term * share if name in _RISING else term for name, term in terms.items()}
 
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """Partial cross-entropy; in training also pairs, contrast, and pseudo labels once their epoch has come."""
+        """Return the partial cross-entropy; in training also pairs, contrast, and from their epoch pseudo labels."""
         options = self.options
         terms = {"classification": binary_cross_entropy_with_logits(output.logits, targets, reduction="mean")}
         found, pairs = output.extras.get("label_features"), output.extras.get("pairs")
@@ -164,7 +164,7 @@ class SST(Method):
         return terms
 
     def pseudo_margin(self) -> float:
-        """The margin of the epoch under way."""
+        """Return the margin of the current epoch."""
         options = self.options
         passed = max(int(self.epochs) - options.pseudo_epoch, 0)
         return max(options.margin - options.margin_decay * passed, options.margin_floor)
@@ -174,5 +174,5 @@ class SST(Method):
         self.epochs.fill_(epoch)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Groups "deep" (where it trains) and "rest"."""
+        """Return the groups "deep" (if trained) and "rest"."""
         return deep_and_rest(self, self.visual.branch, self.options.deep_lr)

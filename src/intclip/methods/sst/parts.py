@@ -8,7 +8,7 @@ from intclip.methods.query_decoder import GroupLinear
 
 
 class SemanticDecoupling(nn.Module):
-    """One feature a label: regions weighed by how well they fit the label's word vector.
+    """One feature per label: the mean of regions, weighted by their match with the label's embedding.
 
         a = w · (P tanh(U x ∘ V e) + p) + b,  softmax over regions,  f_k = Σ a x        (SSGRL, Chen et al., ICCV 2019)
 
@@ -26,20 +26,20 @@ class SemanticDecoupling(nn.Module):
         self.score = nn.Linear(inner, 1)
 
     def forward(self, regions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Label features (B, K, d) and weights (B, K, N) that sum to 1, of regions (B, N, d) and labels (K, words)."""
-        # (B, N, K, inner): labels are few
+        """Return label features (B, K, d) and weights (B, K, N), sum 1, of regions (B, N, d) and labels (K, words)."""
+        # (B, N, K, inner): there are few labels
         joint = torch.tanh(self.image(regions)[:, :, None] * self.words(labels))
         weights = self.score(self.joint(joint)).squeeze(3).softmax(dim=1).transpose(1, 2)
         return weights @ regions, weights
 
 
 class GatedGraph(nn.Module):
-    """Gated graph neural network over the labels (Li et al., 2016): messages along both directions, then a gate.
+    """Gated graph neural network on the labels (Li et al., 2016): messages in both directions, then a gate.
 
         a = [A h, Aᵀ h];  z = σ(W_z a + U_z h + b_z);  r = σ(W_r a + U_r h + b_r)
         h ← (1 − z) h + z tanh(W a + U (r h) + b)
 
-    The reset gate acts on the state before U. torch's GRU cell lets it act behind U, which is another function.
+    The reset gate is applied to the state before U. torch's GRU cell applies it after U, which is a different function.
 
     Args:
         dim: Width d of a label's state.
@@ -54,7 +54,7 @@ class GatedGraph(nn.Module):
         self.candidate = nn.Linear(dim, dim)
 
     def forward(self, states: Tensor, adjacency: Tensor) -> Tensor:
-        """States (B, K, d) after the steps; adjacency (K, K), rows to columns."""
+        """Return states (B, K, d) after all steps; adjacency (K, K), rows to columns."""
         for _ in range(self.steps):
             messages = torch.cat([adjacency @ states, adjacency.T @ states], dim=2)
             for_update, for_reset, for_state = self.message(messages).chunk(3, dim=2)
@@ -66,10 +66,10 @@ class GatedGraph(nn.Module):
 
 
 class PairHead(nn.Module):
-    """Logits of the K(K − 1)/2 label pairs occurring together, each by a classifier of its own.
+    """Logits of the co-occurrence of K(K − 1)/2 label pairs, each with its own classifier.
 
-    Each label's feature is projected, the two of a pair are stacked, and two layers follow: d → inner, 2 inner → d with
-    ReLU, d → d, then a linear score a pair.
+    Label features are projected and those of a pair concatenated, followed by two layers: d → inner, 2 inner → d with
+    ReLU, d → d, then a linear score per pair.
 
     Args:
         classes: K.
@@ -91,18 +91,18 @@ class PairHead(nn.Module):
         self.score = GroupLinear(classes * (classes - 1) // 2, dim)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits (B, pairs), pairs (i, j) with i < j row by row, of label features (B, K, d)."""
+        """Return logits (B, pairs), pairs (i, j) with i < j row by row, of label features (B, K, d)."""
         projected = self.project(features)
         both = torch.cat([projected[:, self.first], projected[:, self.second]], dim=2)
         logits: Tensor = self.score(self.out(torch.relu(self.joint(both))))
         return logits
 
     def targets(self, targets: Tensor) -> Tensor:
-        """Whether both labels hold, (B, pairs): y_i y_j, NaN where one is unknown."""
+        """Return the pairs' targets (B, pairs): y_i y_j, NaN if one is unknown."""
         return targets[:, self.first] * targets[:, self.second]
 
     def matrix(self, logits: Tensor) -> Tensor:
-        """Probabilities (B, K, K) of the pairs, symmetric, 0 on the diagonal."""
+        """Return the pairs' probabilities (B, K, K), symmetric, 0 on the diagonal."""
         classes = int(self.second.max()) + 1 if len(self.second) else 1
         upper = logits.new_zeros(len(logits), classes, classes)
         upper[:, self.first, self.second] = logits.sigmoid()
@@ -110,14 +110,14 @@ class PairHead(nn.Module):
 
 
 def contrastive_loss(features: Tensor, targets: Tensor) -> Tensor:
-    """Mean of 1 − cos of a label's features in two photos that have it, and of 1 + cos in two where one or both do not.
+    """Return the mean of 1 − cos of a label's features if both photos have the label, and of 1 + cos otherwise.
 
-    As the released code mines them: where n pairs have a label in both photos, 2n random and the n most alike are taken
-    of the pairs with it in one photo, and as many of those with it in none; all of them where n is 0.
+    Pairs are mined as in the released code: if n pairs have a label in both photos, 2n random and the n most similar
+    pairs with it in one photo are used, and as many with it in none; if n is 0, all of them.
 
     Args:
         features: Label features (B, K, d).
-        targets: (B, K) in [0, 1]; from 1/2 on a photo has the label; NaN, where unknown, makes no pair.
+        targets: (B, K) in [0, 1]; from 1/2 a photo has the label; unknown labels (NaN) form no pairs.
     """
     first, second = torch.triu_indices(len(targets), len(targets), offset=1, device=targets.device)
     cosines = F.cosine_similarity(features[first], features[second], dim=2)
@@ -131,24 +131,24 @@ def contrastive_loss(features: Tensor, targets: Tensor) -> Tensor:
 
 
 def _mined(losses: Tensor, count: int) -> Tensor:
-    """2 · count losses at random and the `count` largest, as far as there are so many."""
+    """Return 2 · count random losses and the `count` largest, or fewer if there are not enough."""
     order = torch.randperm(len(losses), device=losses.device)[: 2 * count]
     return torch.cat([losses[order], losses.topk(min(count, len(losses))).values])
 
 
 def same_label_cosines(features: Tensor) -> Tensor:
-    """Cosines (B, B, K) of every label's feature in two photos, of label features (B, K, d)."""
+    """Return cosines (B, B, K) of each label's features (B, K, d) between photos."""
     unit = F.normalize(features, dim=2)
     return torch.einsum("mkd,nkd->mnk", unit, unit)
 
 
 def intra_pseudo_labels(together: Tensor, targets: Tensor, margin: float) -> Tensor:
-    """Unknown labels that occur with the photo's known positives, by their mean probability, as 1; others NaN.
+    """Return 1 for unknown labels that probably occur with the photo's known positives; others NaN.
 
     Args:
         together: Probabilities of pairs (B, K, K).
         targets: (B, K); NaN where unknown.
-        margin: Mean probability from which a label is taken as true.
+        margin: Minimum mean pair probability.
     """
     positive = _positive(targets)
     score = torch.einsum("bkj,bj->bk", together, positive)
@@ -156,12 +156,12 @@ def intra_pseudo_labels(together: Tensor, targets: Tensor, margin: float) -> Ten
 
 
 def inter_pseudo_labels(features: Tensor, targets: Tensor, margin: float) -> Tensor:
-    """Unknown labels whose features look like those of photos known to have them, by mean cosine, as 1; others NaN.
+    """Return 1 for unknown labels with features similar to those of photos with the label; others NaN.
 
     Args:
         features: Label features (B, K, d).
         targets: (B, K); NaN where unknown.
-        margin: Mean cosine from which a label is taken as true.
+        margin: Minimum mean cosine.
     """
     positive = _positive(targets)
     score = torch.einsum("mnk,nk->mk", same_label_cosines(features), positive)

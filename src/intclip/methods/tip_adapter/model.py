@@ -1,7 +1,7 @@
-"""Tip-Adapter for several labels at once: the training photos as a cache, blended with zero-shot classification.
+"""Multi-label Tip-Adapter: a cache of training photos, blended with zero-shot classification.
 
-Zhang and others: Tip-Adapter, ECCV 2022. README.md in this folder has the equations and what was changed for labels
-that do not exclude each other.
+Zhang et al.: Tip-Adapter, ECCV 2022. README.md in this folder has the equations and the changes for multi-label
+tasks.
 """
 
 from collections.abc import Iterable
@@ -21,9 +21,9 @@ from intclip.methods.zero_shot.model import ZeroShot, ZeroShotOptions
 
 _UNKNOWN = -1.0
 _SAME = 1e-4
-"""1 − cosine below which a cached photo counts as the photo in hand; float16 features differ by less."""
+"""1 − cosine below which a cached photo is the input photo itself; differences of float16 features are smaller."""
 _EDGE = 1e-6
-"""How near to 0 and 1 a vote is let before its log-odds are taken."""
+"""Minimum distance of shares from 0 and 1 for their log-odds."""
 
 
 class CacheOptions(BaseModel, frozen=True, extra="forbid"):
@@ -33,8 +33,8 @@ class CacheOptions(BaseModel, frozen=True, extra="forbid"):
         alpha: α: 0 is zero-shot classification, 1 weights both equally, infinity would be only the cache.
         beta: β: decay of a cached photo's weight with its distance 1 − cos.
         shots: Maximum photos per label; null keeps all.
-        smoothing: How many photos' worth the labels' frequencies count, so that no probability is 0 or 1; the cached
-            photos together count one.
+        smoothing: Weight of the labels' frequencies relative to all cached photos together, so that no probability is 0
+            or 1.
     """
 
     alpha: float = Field(default=1, ge=0)
@@ -47,7 +47,7 @@ class TipAdapterOptions(ClassifierOptions, frozen=True):
     """Options of Tip-Adapter.
 
     Attributes:
-        fine_tune: Train the cached features (Tip-Adapter-F); without it nothing trains.
+        fine_tune: Train the cached features (Tip-Adapter-F); otherwise nothing is trained.
         cache: Options of the cache.
         zero_shot: Options of the zero-shot classifier.
         loss: The classification loss.
@@ -60,12 +60,12 @@ class TipAdapterOptions(ClassifierOptions, frozen=True):
 
 
 class TipAdapter(Classifier):
-    """A cache of training photos over a zero-shot classifier.
+    """A cache of training photos on top of a zero-shot classifier.
 
     Attributes:
-        keys: Unit embeddings (N, D) of the cached photos; they may leave length 1 when they train.
-        values: Their targets (N, K); −1 where unknown.
-        frequency: (K,) mean target of each label.
+        keys: Unit embeddings (N, D) of the cached photos; training may change their norm.
+        values: Their targets (N, K); −1 if unknown.
+        frequency: Mean target of each label (K,).
     """
 
     Options = TipAdapterOptions
@@ -81,15 +81,15 @@ class TipAdapter(Classifier):
         self.keys = nn.Parameter(self._empty(backbone.embed_dim), requires_grad=options.fine_tune)
         self.register_buffer("values", self._empty(len(taxonomy)))
         self.register_buffer("frequency", torch.full((len(taxonomy),), 0.5, device=self.keys.device))
-        # Not stored: only training asks which cached photo is the one in hand, and training prepares anew.
+        # Not stored: only training needs to identify the input photo, after a new `prepare`.
         self.register_buffer("first_keys", self._empty(backbone.embed_dim), persistent=False)
 
     @torch.no_grad()
     def prepare(self, batches: Iterable[tuple[Features, Tensor]]) -> None:
-        """Fill the cache with the training split, or with its first photos up to `shots` a label.
+        """Fill the cache with the training split, or with its first photos up to `shots` per label.
 
         Raises:
-            DatasetError: No photo is left.
+            DatasetError: No photo remains.
         """
         keys: list[Tensor] = []
         values: list[Tensor] = []
@@ -110,7 +110,7 @@ class TipAdapter(Classifier):
         self.frequency.copy_(total / count)
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K); "sight" maps are the logits of single regions."""
+        """Return logits (B, K); "sight" maps are the logits of single regions."""
         zero_shot = self.zero_shot(features, maps=maps)
         output = Output(self._blend(zero_shot.logits, self.cache_logits(features["pooled"])))
         if maps:
@@ -119,14 +119,14 @@ class TipAdapter(Classifier):
         return output
 
     def cache_logits(self, embeddings: Tensor) -> Tensor:
-        """Log-odds (…, K) of what the cached photos say of embeddings (…, D).
+        """Return the cache's log-odds (…, K) for embeddings (…, D).
 
         In training a photo does not use its own cache entry, which would reveal its targets.
         """
         unit = F.normalize(embeddings, dim=-1).to(self.keys.dtype)
         closeness = self.options.cache.beta * (unit @ F.normalize(self.keys, dim=1).T)
         if self.training and len(self.first_keys):
-            with torch.autocast(unit.device.type, enabled=False):  # half precision cannot tell 1 − _SAME from 1
+            with torch.autocast(unit.device.type, enabled=False):  # half precision rounds 1 − _SAME to 1
                 itself = unit @ self.first_keys.T > 1 - _SAME
             closeness = closeness.masked_fill(itself, float("-inf"))
         weights = closeness.softmax(dim=-1)
@@ -135,14 +135,14 @@ class TipAdapter(Classifier):
         smoothing = self.options.cache.smoothing
         votes = weights @ (self.values * known) + smoothing * self.frequency
         share = (votes / (weights @ known + smoothing)).clamp(_EDGE, 1 - _EDGE)
-        return share.log() - (1 - share).log()  # torch.logit, which converters do not know
+        return share.log() - (1 - share).log()  # torch.logit, which converters do not support
 
     def own_state(self) -> dict[str, Tensor]:
-        """The cache alone: the zero-shot classifier has nothing of its own, and its backbone is this one's."""
+        """Return only the cache: the zero-shot classifier has no state besides the shared backbone."""
         return {key: value for key, value in super().own_state().items() if not key.startswith("zero_shot.")}
 
     def make_room(self, state: dict[str, Tensor]) -> None:
-        """The cache takes the number of photos that the state has."""
+        """Resize the cache to the state's number of photos."""
         if "keys" in state and "values" in state and len(state["keys"]) != len(self.keys):
             count = len(state["keys"])
             self._resize(
@@ -154,7 +154,7 @@ class TipAdapter(Classifier):
         return (zero_shot + alpha * cached) / (1 + alpha)
 
     def _rows(self, targets: Tensor, taken: Tensor) -> Tensor:
-        """Which photos of a batch are kept; `taken` (K,) counts the kept positives of each label, and grows."""
+        """Select photos of a batch to keep; updates `taken` (K,), the kept positives of each label."""
         shots = self.options.cache.shots
         if shots is None:
             return torch.arange(len(targets), device=targets.device)

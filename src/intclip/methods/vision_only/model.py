@@ -1,6 +1,6 @@
-"""The vision-only baseline of PositiveCoOp: a linear layer reads every region, and no text is used.
+"""The vision-only baseline of PositiveCoOp: a linear layer on every region, without text.
 
-    s_n = W x_n + b (2K), x_n not normalised;   w = softmax over regions of s, each half by its own
+    s_n = W x_n + b (2K), x_n not normalised;   w = softmax over regions of s, separately for each half
     z = 5 · Σ_n w_n s_n;   logit = z⁺ − z⁻
 
 Rawlekar, Bhatnagar, Ahuja: Rethinking Prompting Strategies for Multi-Label Recognition with Partial Annotations, WACV
@@ -30,7 +30,7 @@ class VisionOnlyOptions(ClassifierOptions, frozen=True):
 
 
 class VisionOnly(Classifier):
-    """Two linear scores a class at every region, pooled by a softmax of themselves."""
+    """Two linear scores per class at every region, pooled by their own softmax."""
 
     Options = VisionOnlyOptions
     options: VisionOnlyOptions
@@ -41,7 +41,7 @@ class VisionOnly(Classifier):
         self.scores = nn.Linear(backbone.embed_dim, 2 * len(taxonomy))
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K), and the "sight" map."""
+        """Return logits (B, K) and the "sight" map."""
         scores = self.scores(features["regions"].flatten(2).transpose(1, 2))
         pooled = (scores.softmax(dim=1) * scores).sum(dim=1)
         output = Output(self._difference(pooled))
@@ -50,6 +50,6 @@ class VisionOnly(Classifier):
         return output
 
     def _difference(self, scores: Tensor) -> Tensor:
-        """Logits (…, K) of scores (…, 2K), negatives first."""
+        """Return logits (…, K) of scores (…, 2K), negatives first."""
         negative, positive = scores.chunk(2, dim=-1)
         return self.options.logit_scale * (positive - negative)

@@ -1,4 +1,4 @@
-"""WSEIP: a photo's emotional regions, learned from its label alone, weigh the features of a second classifier.
+"""WSEIP: emotional regions, learned from photo labels only, weight the features of a second classifier.
 
 After the published description of Zhang and Xu, Weakly Supervised Emotion Intensity Prediction for Recognition of
 Emotions in Images (2020); the details are ours, see README.md in this folder.
@@ -45,7 +45,7 @@ class WseipOptions(ClassifierOptions, frozen=True):
 
 
 class Wseip(Classifier):
-    """Two classification streams with an intensity stream between."""
+    """Two classification streams with an intensity stream between them."""
 
     Options = WseipOptions
     options: WseipOptions
@@ -62,7 +62,7 @@ class Wseip(Classifier):
         self.second = nn.Linear(2 * channels, len(taxonomy))
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K) of the second stream; "fused" is its logit with the weighted mean replaced by one region.
+        """Return logits (B, K) of the second stream; "fused" has the weighted mean replaced by one region.
 
         Extras are "first" (B, K), the first stream's logits, "intensity" (B, H, W) in [0, 1], and "activation"
         (B, K, H, W), the first stream's class activation maps.
@@ -87,9 +87,9 @@ class Wseip(Classifier):
         return output
 
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """Both classifiers' losses, and the squared error of the intensity against the pseudo maps."""
+        """Return both classifiers' losses, and the squared error of the intensity against the pseudo maps."""
         pseudo = pseudo_intensity(output.extras["activation"].detach(), targets)
-        # A photo whose labels are all unknown or absent has no pseudo map.
+        # A photo without known positive labels has no pseudo map.
         known = (targets.nan_to_num(0).sum(dim=1) > 0).float()
         squared = (output.extras["intensity"] - pseudo).square().mean(dim=(1, 2))
         error = (squared * known).sum() / targets.shape[0]
@@ -100,12 +100,12 @@ class Wseip(Classifier):
         }
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Groups "deep" (where it trains) and "rest"."""
+        """Return the groups "deep" (if trained) and "rest"."""
         return deep_and_rest(self, self.branch, self.options.deep_lr)
 
 
 def pseudo_intensity(activation: Tensor, targets: Tensor) -> Tensor:
-    """Class activation maps (B, K, H, W) weighed by a photo's labels (B, K), stretched to [0, 1]: (B, H, W)."""
+    """Return class activation maps (B, K, H, W), weighted by labels (B, K) and scaled to [0, 1]: (B, H, W)."""
     y = targets.nan_to_num(0)
     share = y / y.sum(dim=1, keepdim=True).clamp_min(1e-6)
     found = (activation * share[:, :, None, None]).sum(dim=1)

@@ -1,7 +1,7 @@
-"""Zero-shot multi-label classification, from the labels' sentences alone or through everyday scenes.
+"""Zero-shot multi-label classification from the labels' sentences, directly or through everyday scenes.
 
-From sentences: the cosine of photo and sentence, on a scale of its own that takes no labels (`sentence_scoring.py`).
-Through scenes: `scene_scoring.py`, what `intclip.load("lite")` does.
+From sentences: the cosine of photo and sentence, on a scale fitted without labels (`sentence_scoring.py`). Through
+scenes: `scene_scoring.py`, used by `intclip.load("lite")`.
 """
 
 from collections.abc import Sequence
@@ -28,13 +28,13 @@ from intclip.methods.zero_shot.scene_scoring import SceneScoring
 
 
 class ZeroShotOptions(ScoringOptions, frozen=True):
-    """Options of the zero-shot classifier, and those of the scale.
+    """Options of the zero-shot classifier, including the scale.
 
     Attributes:
-        sentence_form: Which words of a class; "fine" are the names.
+        sentence_form: Form of the class text; "fine" is the class name.
         templates: Name of a set of `TEMPLATES`, templates, or "auto": "ensemble" for names, "plain" for sentences. Text
             features are averaged over them.
-        scenes: Whether labels are scored through everyday scenes; for embedded backbones.
+        scenes: Score labels through everyday scenes; for embedded backbones.
     """
 
     sentence_form: str = "11-15"
@@ -53,7 +53,7 @@ class ZeroShotOptions(ScoringOptions, frozen=True):
 
 
 class ZeroShot(Method):
-    """Nothing trains; text features are computed once, when it is built.
+    """Zero-shot classifier without training; text features are computed at construction.
 
     Attributes:
         text: Directions (K, D) of the labels' sentences.
@@ -71,14 +71,14 @@ class ZeroShot(Method):
         check_known(backbone, taxonomy.sentences(options.sentence_form), OTHER_LANGUAGE)
         text = encode_texts(backbone, class_texts(taxonomy, options.sentence_form, options.templates))
         direction, center, gain = SentenceScoring(backbone, options).scales(text)
-        # Not stored: derived from the backbone, the sentences and the options, which the bundle has.
+        # Not stored: derived from the backbone, the sentences and the options, which are in the bundle.
         self.register_buffer("text", direction, persistent=False)
         self.register_buffer("center", center, persistent=False)
         self.register_buffer("gain", gain, persistent=False)
         self.scenes = SceneScoring(backbone, taxonomy, text) if options.scenes else None
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
-        """Logits (B, K); "sight" maps are the logits of single regions."""
+        """Return logits (B, K); "sight" maps are the logits of single regions."""
         output = Output(self._logits(features["pooled"]))
         if maps and "regions" in features:
             output.maps["sight"] = region_map(self._logits, features["regions"])
@@ -86,16 +86,16 @@ class ZeroShot(Method):
 
     @property
     def word_unit(self) -> WordUnit | None:
-        """Cosines, not probabilities: those are about photos."""
+        """Return "cosine": probabilities are only defined for photos."""
         return "cosine"
 
     def word_scores(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
-        """Cosines (T, K) of texts and the labels' sentences."""
+        """Return cosines (T, K) of texts and the labels' sentences."""
         found = self.backbone.embed_texts(texts, long="average") @ self.text.T
         return found.double().cpu().numpy()
 
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """Binary cross-entropy, for the log only."""
+        """Return the binary cross-entropy, only for logging."""
         return {"classification": binary_cross_entropy_with_logits(output.logits, targets, reduction="mean")}
 
     def _logits(self, embeddings: Tensor) -> Tensor:

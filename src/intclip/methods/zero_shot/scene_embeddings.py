@@ -1,4 +1,4 @@
-"""`python -m intclip.methods.zero_shot.scene_embeddings`: embed the everyday scenes anew, after they changed."""
+"""`python -m intclip.methods.zero_shot.scene_embeddings`: recompute the scenes' embeddings after a change."""
 
 import hashlib
 from pathlib import Path
@@ -13,12 +13,12 @@ TENSOR = "embeddings"
 
 
 def fingerprint(bank: Scenes) -> str:
-    """SHA-256 of the scenes' texts, which the file of their embeddings names."""
+    """Return the SHA-256 of the scenes' texts, which is stored with their embeddings."""
     return hashlib.sha256("\n".join(bank.texts).encode()).hexdigest()
 
 
 def main() -> None:
-    """Write the embeddings in half precision beside this module."""
+    """Write the embeddings, in half precision, to this module's folder."""
     from intclip.backbones.lite import build_towers
 
     bank = load_scenes()

@@ -1,23 +1,24 @@
-"""Labels scored through everyday scenes: first the scenes that a photo resembles, then the labels of these scenes.
+"""Score labels through everyday scenes: first the similarity of photo and scenes, then the labels of the scenes.
 
-A sentence such as "a person resting comfortably, free of worry" is far from every photo, and near to few; a scene
-("a cup of tea on a table") is near to the photos that show it. So a photo is first compared with S scenes,
+A sentence such as "a person resting comfortably, free of worry" has low similarity to nearly all photos; a scene ("a
+cup of tea on a table") has high similarity to photos that show it. So a photo is first compared with S scenes,
 
     a_s = softmax over s of SCALE · cos(x − μ, t_s − t̄)
 
-with μ the mean photo and t̄ the mean scene, which closes the gap between the modalities (Liang et al., NeurIPS 2022).
-SCALE is that of the loss which trained the joint space, so a is the posterior that the training fitted.
+with the mean photo μ and the mean scene t̄, which closes the modality gap (Liang et al., NeurIPS 2022). SCALE is that
+of the loss in the joint space's training, so a is the posterior fitted in training.
 
-A label that was judged scene by scene (Intentonomy's, `labels/scenes.yaml`) has p = Σ_s a_s · plausible_s: the
-expected share of plausible answers. Any other label k is compared with the scenes by its sentence: with z_ks the cosine
-in deviations above the label's mean over scenes, r_ks = sigmoid(SLOPE · z_ks + OFFSET) is how plausible the label is in
-the scene; what a judged label would have got from its sentence alone set the two numbers. Then p_k = Σ_s a_s r_ks, and
+A label annotated for all scenes (Intentonomy's, `labels/scenes.yaml`) has p = Σ_s a_s · plausible_s, the expected
+share of plausible answers. Any other label k is compared with the scenes by its sentence: z_ks is the cosine in
+standard deviations above the label's mean over scenes, and r_ks = sigmoid(SLOPE · z_ks + OFFSET) the plausibility of
+the label in the scene; both constants were fitted on the annotated labels' sentences. Then p_k = Σ_s a_s r_ks, and
 
-    e_k = logit p_k − logit r̄_k + DIRECT · (deviations of the photo's cosine with the sentence above ordinary photos)
+    e_k = logit p_k − logit r̄_k + DIRECT · d_k
     logit_k = logit r̄_k − log max(1, K / LABELS) + e_k − Σ_j e_j / (K + SHRINK)
 
-where the last term standardises over the labels (as SPARC does, CVPR 2025): what speaks for all labels speaks for none.
-OFFSET is that of 28 labels, about three of them plausible in a scene; of a longer list as many are, not more.
+where d_k is the photo's cosine with the sentence, in standard deviations above ordinary photos, and the last term
+subtracts evidence common to all labels (as in SPARC, CVPR 2025). OFFSET was fitted for 28 labels, about three of them
+plausible in a scene; with more labels, the number of plausible ones stays the same.
 """
 
 from importlib.resources import as_file, files
@@ -35,9 +36,9 @@ from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.zero_shot.scene_embeddings import FILE, TENSOR, fingerprint
 
 SCALE = 20.0
-"""`logit_scale` of the recipe that trained the joint space."""
+"""`logit_scale` in the recipe of the joint space."""
 SLOPE, OFFSET = 0.87, -2.49
-"""Logistic regression of Intentonomy's judged scenes on its sentences' deviations (tests/methods/test_scenes.py)."""
+"""Logistic regression of Intentonomy's annotated scenes on its sentences' z (tests/methods/test_scenes.py)."""
 LABELS = 28
 DIRECT = 0.4
 SHRINK = 5
@@ -45,15 +46,15 @@ _LEAST = 1e-4
 
 
 class SceneScoring(nn.Module):
-    """Logits of a taxonomy's labels from photos' embeddings; nothing trains and nothing is stored.
+    """Logits of a taxonomy's labels from photo embeddings, without trained or stored parameters.
 
     Args:
-        backbone: An embedded one, whose sentence tower the scenes were embedded with.
-        taxonomy: K labels.
+        backbone: An embedded backbone, whose sentence tower encoded the scenes.
+        taxonomy: The K labels.
         text: Unit embeddings (K, D) of the labels' sentences.
 
     Raises:
-        RecipeError: The backbone is not an embedded one.
+        RecipeError: The backbone is not embedded.
     """
 
     mean: Tensor
@@ -73,7 +74,7 @@ class SceneScoring(nn.Module):
         mean, covariance = (moment.to(text) for moment in backbone.image_moments)
         plausible, judged = (torch.from_numpy(values).to(text.device) for values in bank.judged(taxonomy))
         values = label_values(scene_embeddings(bank).to(text), mean, covariance, text, plausible.to(text), judged)
-        # Not stored: they follow from the backbone, the scenes and the labels' sentences, which a bundle keeps.
+        # Not stored: derived from the backbone, the scenes and the labels' sentences, which are in the bundle.
         for name, value in values.items():
             self.register_buffer(name, value, persistent=False)
 
@@ -83,7 +84,7 @@ class SceneScoring(nn.Module):
         return (x @ self.scenes.T).softmax(dim=-1)
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Logits (…, K) of embeddings (…, D) of any length."""
+        """Return logits (…, K) of embeddings (…, D) of any norm."""
         found = _logit(self.shares(embeddings) @ self.relevance)
         direct = F.normalize(embeddings, dim=-1) @ self.direction.T - self.center
         evidence = (found - self.base + direct) * ~self.judged
@@ -93,10 +94,10 @@ class SceneScoring(nn.Module):
 
 
 def scene_embeddings(bank: Scenes) -> Tensor:
-    """Unit embeddings (S, D) of the scenes by the sentence tower of the embedded backbones, from the package.
+    """Load unit embeddings (S, D) of the scenes by the embedded backbones' sentence tower.
 
     Raises:
-        CheckpointError: They are of other scenes.
+        CheckpointError: They belong to other scenes.
     """
     with (
         as_file(files("intclip.methods.zero_shot").joinpath(FILE)) as path,
@@ -110,15 +111,15 @@ def scene_embeddings(bank: Scenes) -> Tensor:
 def label_values(
     scenes: Tensor, mean: Tensor, covariance: Tensor, text: Tensor, plausible: Tensor, judged: Tensor
 ) -> dict[str, Tensor]:
-    """What `SceneScoring` keeps, by name.
+    """Compute the tensors of `SceneScoring`, by name.
 
     Args:
         scenes: Unit embeddings (S, D) of the scenes.
         mean: (D,) of unit embeddings of photos.
-        covariance: (D, D) of these.
+        covariance: (D, D) of these embeddings.
         text: Unit embeddings (K, D) of the labels' sentences.
-        plausible: (S, K), how plausible each label is in each scene, of those that people judged.
-        judged: (K,), which these are.
+        plausible: (S, K) plausibility of each label in each scene, for annotated labels.
+        judged: (K,), the annotated labels.
     """
     center = scenes.mean(dim=0)
     cosines = scenes @ text.T
@@ -142,4 +143,4 @@ def label_values(
 
 def _logit(probability: Tensor) -> Tensor:
     inside = probability.clamp(_LEAST, 1 - _LEAST)
-    return inside.log() - (1 - inside).log()  # not torch.logit, which converters do not know
+    return inside.log() - (1 - inside).log()  # not torch.logit, which converters do not support
