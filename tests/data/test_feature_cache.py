@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from intclip.data.feature_cache import CacheKey, cache_key, open_or_build, weigh
 from intclip.data.loading import pixel_batches
 from intclip.data.sample import Sample, TarMember
 from intclip.data.transforms import Augment, AugmentConfig
-from intclip.errors import StorageError
+from intclip.errors import ImageError, StorageError
 
 PREPROCESS = Preprocess(size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 KEY = CacheKey("weights", PREPROCESS, ("trunk", "pooled"), "float32")
@@ -274,6 +275,16 @@ def test_a_photo_that_comes_back_is_computed(tmp_path, samples):
     samples[9].image.unlink()
     build(tmp_path / "cache", samples)
     samples[9].image.write_bytes(content)
+    cache = build(tmp_path / "cache", samples)
+    assert not cache.errors
+    np.testing.assert_array_equal(cache.batch([9])["trunk"].numpy(), uncached(samples)["trunk"][[9]])
+
+
+def test_a_photo_that_could_not_be_read_for_a_while_is_computed(tmp_path, samples, monkeypatch):
+    """Its content, and so its name in the cache, is the same: an extra was missing, or the disk failed."""
+    with monkeypatch.context() as patch:
+        patch.setattr("intclip.data.loading.read_image", Mock(side_effect=ImageError("install heif")))
+        assert len(build(tmp_path / "cache", samples).errors) == len(samples)
     cache = build(tmp_path / "cache", samples)
     assert not cache.errors
     np.testing.assert_array_equal(cache.batch([9])["trunk"].numpy(), uncached(samples)["trunk"][[9]])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from intclip.data.find import find_images, list_paths, photos_in
+from intclip.data.find import find_images, list_paths, photo_beside, photos_in
 from intclip.errors import ImageError
 
 
@@ -99,3 +99,9 @@ def test_a_list_may_name_photos_that_are_gone(tmp_path):
 def test_addresses_are_told_from_paths():
     with pytest.raises(ImageError, match=r"https://x\.org/a\.jpg is a URL.*batch"):
         find_images("https://x.org/a.jpg")
+
+
+def test_any_text_may_stand_where_a_photo_is_named(tmp_path):
+    """A name too long for the file system is a missing photo."""
+    for name in ("\\frac{a}{b} " * 200, "a\\b\0c"):
+        assert photo_beside(tmp_path, name) == tmp_path / name

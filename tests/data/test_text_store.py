@@ -1,10 +1,17 @@
 """Text features that are kept on disk."""
 
+import sqlite3
+import time
+from contextlib import closing
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from families import FAMILIES
 from intclip.backbones import load_backbone
+from intclip.backbones.clip import random_clip
 from intclip.data.text_store import FILE, TextStore, use_store
 
 
@@ -51,10 +58,11 @@ def test_a_tower_encodes_each_text_once(tmp_path, monkeypatch):
     monkeypatch.setenv("INTCLIP_CACHE", str(tmp_path))
     texts = ["sea", "a longer text about the sea", "sea", "mountains"]
     expected = load_backbone("lite").embed_texts(texts)
-    first, again = load_backbone("lite").text, load_backbone("lite").text
-    use_store(first)
+    backbones = load_backbone("lite"), load_backbone("lite")
+    for backbone in backbones:
+        use_store(backbone)
+    first, again = (backbone.text for backbone in backbones)
     assert torch.equal(first.embed_texts(texts), expected)
-    use_store(again)
     monkeypatch.setattr(type(again), "forward", lambda *_: pytest.fail("encoded again"))
     assert torch.equal(again.embed_texts(texts), expected)
     assert list((tmp_path / "features").iterdir()) == [tmp_path / "features" / FILE]
@@ -62,6 +70,30 @@ def test_a_tower_encodes_each_text_once(tmp_path, monkeypatch):
 
 def test_without_a_cache_folder_nothing_is_kept(monkeypatch):
     monkeypatch.setenv("INTCLIP_CACHE", "off")
-    text = load_backbone("lite").text
-    use_store(text)
-    assert text.store is None
+    backbone = load_backbone("lite")
+    use_store(backbone)
+    assert backbone.text.store is None
+
+
+def test_towers_of_equal_weights_and_another_activation_share_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("INTCLIP_CACHE", str(tmp_path))
+    quick = FAMILIES["CLIP ViT"]()
+    plain = random_clip(replace(quick.architecture, activation="gelu", text_activation="gelu"))
+    plain.load_state_dict(quick.state_dict())
+    expected = plain.embed_texts(["the sea"])
+    for backbone in (quick, plain):
+        use_store(backbone)
+    assert not torch.equal(quick.embed_texts(["the sea"]), expected)
+    assert torch.equal(plain.embed_texts(["the sea"]), expected)
+
+
+def test_a_locked_database_is_waited_for_once(tmp_path):
+    store = TextStore(tmp_path / FILE, "tower")
+    store.write(["a"], rows(1))
+    with closing(sqlite3.connect(tmp_path / FILE)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        start = time.perf_counter()
+        for _ in range(5):
+            assert store.read(["a"]) == {}
+            store.write(["b"], rows(1))
+        assert time.perf_counter() - start < 4

@@ -160,6 +160,7 @@ LONG = " ".join(["wonderful"] * 80)
         ("- {name: a, sentnce: b}\n", "class 1 'a': .*sentnce.* sentence,"),
         ("level: x\nsource: y\n", "`classes`"),
         ("classes: {}\n", "classes is empty"),
+        ("classes: !!set {a, b}\n", "classes is a set"),
         ("classes: 7\n", "classes is 7"),
         ("classes: [a]\nexclusive: maybe\n", "exclusive is 'maybe'"),
         # cycles

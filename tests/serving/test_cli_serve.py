@@ -37,6 +37,14 @@ def test_the_app_takes_no_empty_host_for_all_networks(monkeypatch, capsys):
     assert "no address ''" in capsys.readouterr().err
 
 
+def test_a_blank_key_does_not_open_the_service(monkeypatch, capsys):
+    monkeypatch.setenv("INTCLIP_API_KEY", "  ")
+    monkeypatch.setattr(sys, "argv", ["intclip", "serve"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "INTCLIP_API_KEY is blank" in capsys.readouterr().err
+
+
 def test_a_key_that_cannot_travel_is_refused_and_not_shown(monkeypatch, capsys):
     monkeypatch.setenv("INTCLIP_API_KEY", "my key")
     monkeypatch.setattr(sys, "argv", ["intclip", "serve"])

@@ -142,6 +142,10 @@ class TextTower(nn.Module, ABC):
         means = [encoded[[places[piece] for piece in group]].mean(dim=0) for group in pieces]
         return F.normalize(torch.stack(means), dim=1) if means else encoded
 
+    def vocabulary(self) -> str:
+        """Return the content of the tokenizer's file; empty for CLIP's byte-pair encoding, which is the package's."""
+        return ""
+
     def unknown_share(self, texts: Sequence[str]) -> list[float]:
         """Return the share of unknown tokens in each text, in [0, 1].
 

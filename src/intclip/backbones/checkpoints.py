@@ -49,8 +49,11 @@ def from_openai_state_dict(
             default, which for CLIP is OpenAI's "quick_gelu".
         vision_heads: Attention heads of a ViT; None means width / 64.
         text_heads: Attention heads of the text transformer; None means width / 64.
-        name: Name of the backbone; default: the architecture's. CheckpointError: Tensors are missing, unexpected or
-            misshapen (all are named), or the text tower's vocabulary differs from CLIP's.
+        name: Name of the backbone; default: the architecture's.
+
+    Raises:
+        CheckpointError: Tensors are missing, unexpected or misshapen (all are named), or the text tower's vocabulary
+            differs from CLIP's.
     """
     state = to_openai_layout(state_dict)
     given = {"vision_heads": vision_heads, "text_heads": text_heads, "activation": activation}

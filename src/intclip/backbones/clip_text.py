@@ -68,6 +68,10 @@ class ClipText(TextTower):
             )
         return pad([encode(text, self.context_length, truncate=truncate) for text in texts])
 
+    def vocabulary(self) -> str:
+        """See `TextTower.vocabulary`."""
+        return "" if self.tokenizer is None else self.tokenizer.vocabulary()
+
     def unknown_share(self, texts: Sequence[str]) -> list[float]:
         """See `TextTower.unknown_share`; CLIP's tokens include no unknown token."""
         return super().unknown_share(texts) if self.tokenizer is None else self.tokenizer.unknown_share(texts)

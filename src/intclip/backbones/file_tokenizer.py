@@ -60,6 +60,10 @@ class FileTokenizer:
             raise CheckpointError(f"{path} has no {'padding' if pad_token is None else 'end'} token; fetch it again")
         self.pad_id = pad_token
 
+    def vocabulary(self) -> str:
+        """Return the content of the file."""
+        return str(self._tokenizer.to_str())
+
     def tokenize(self, texts: Sequence[str], context_length: int) -> Tensor:
         """Return tokens (T, L), int64, L the longest of these texts, padded at the end with `pad_id`.
 

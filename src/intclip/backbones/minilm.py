@@ -71,6 +71,10 @@ class MiniLM(TextTower):
             tokens[index, : len(row)] = torch.tensor(row)
         return tokens
 
+    def vocabulary(self) -> str:
+        """See `TextTower.vocabulary`."""
+        return self.tokenizer.to_str()
+
     def unknown_share(self, texts: Sequence[str]) -> list[float]:
         """See `wordpieces.unknown_share`."""
         return unknown_share(self.tokenizer, texts)

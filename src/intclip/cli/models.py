@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,10 +95,11 @@ def _local(name: str, file: "HubFile") -> Path | None:
     from intclip.backbones.hub import cached
     from intclip.backbones.sources import local_weights
     from intclip.backbones.weight_files import find_weights
-    from intclip.errors import MissingExtraError
+    from intclip.errors import CheckpointError, MissingExtraError
 
     if own := local_weights(name):
-        return find_weights(own)
+        with suppress(CheckpointError):
+            return find_weights(own)
     try:
         return cached(file)
     except MissingExtraError:

@@ -148,9 +148,11 @@ def _read_key(file: Path | None) -> str | None:
     from intclip.serving.answers import check_key
 
     if file is None:
-        key = os.environ.get(KEY_VARIABLE, "").strip()
-        if not key:
+        if not os.environ.get(KEY_VARIABLE):
             return None
+        key = os.environ[KEY_VARIABLE].strip()
+        if not key:
+            raise IntclipError(f"{KEY_VARIABLE} is blank; set a key, or unset it")
     else:
         try:
             key = file.read_text(encoding="utf-8").strip()

@@ -12,6 +12,7 @@ work.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import chain
@@ -43,10 +44,11 @@ from intclip.data.cache_shards import (
     seal,
     write_shard,
 )
+from intclip.data.images import read_image
 from intclip.data.loading import PixelBatch, pixel_batches, usable_cores
 from intclip.data.sample import Sample
 from intclip.data.transforms import Augment
-from intclip.errors import StorageError, reason
+from intclip.errors import ImageError, StorageError, reason
 from intclip.files import atomic_directory, digest
 
 Extract = Callable[[npt.NDArray[np.float32]], Arrays]
@@ -223,6 +225,8 @@ def open_or_build(
     augmentation = None if augment is None else {"seed": augment.seed, **augment.config.model_dump(mode="json")}
     hashes = photo_hashes([sample.image for sample in samples], workers)
     shards = plan(home, hashes, views, size, augmentation)
+    if folder.crew.rank == 0:
+        _drop_mended(chain(*shards.values()), samples)
     load = partial(pixel_batches, samples, key.preprocess, batch_size, workers=workers)
 
     def build(shard: Shard) -> None:
@@ -245,6 +249,18 @@ def open_or_build(
         for row, reason in read_manifest(shard)["errors"].items()
     }
     return FeatureCache(shapes, key.dtype, len(samples), size, shards, errors)
+
+
+def _drop_mended(shards: Iterable[Shard], samples: Sequence[Sample]) -> None:
+    """Drop shards with a photo that could not be read and now can: with another extra, or after a fault of the disk."""
+    for shard in shards:
+        for row in read_manifest(shard).get("errors", {}):
+            image = samples[shard.start + int(row)].image
+            if image is not None:
+                with suppress(ImageError):
+                    read_image(image, min_side=64)
+                    shard.manifest.unlink()
+                    break
 
 
 def _shapes(key: CacheKey, extract: Extract) -> Shapes:

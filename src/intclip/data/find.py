@@ -211,9 +211,8 @@ def list_paths(text: str, name: str, folder: Path, *, keep_missing: bool = False
 def photo_beside(folder: Path, name: str) -> Path:
     """Return the location of a photo of a list or table in a folder; Windows paths work on other systems too."""
     path = folder / name
-    if "\\" in name and not path.exists() and (other := folder / name.replace("\\", "/")).exists():
-        return other
-    return path
+    other = folder / name.replace("\\", "/")
+    return other if not os.path.exists(path) and os.path.exists(other) else path  # noqa: PTH110 (no error for any name)
 
 
 def _place(folder: Path, name: str) -> Path:

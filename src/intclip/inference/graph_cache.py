@@ -26,7 +26,7 @@ KEPT = 24
 without trained layers less than 1 MB."""
 _TOWER = "tower"
 """File with the key of a graph's tower."""
-_CODE = ("backbones", "inference", "labels", "methods")
+_CODE = ("backbones", "clip_tokens.py", "inference", "labels", "methods")
 
 
 def graph_key(**parts: Any) -> str:
@@ -48,10 +48,10 @@ def cached_graph(key: str, format: GraphFormat) -> Graph | None:
     try:
         graph = open_graph(folder / _file(format))
         tower_key = (folder / _TOWER).read_text()
-        os.utime(folder)
     except (BundleError, OSError):
         shutil.rmtree(folder, ignore_errors=True)
         return None
+    _used(folder)
     if not tower_key:
         return graph
     tower = cached_tower(tower_key, format)
@@ -81,10 +81,10 @@ def cached_tower(key: str, format: GraphFormat) -> Tower | None:
         return None
     try:
         tower = open_tower(folder / _file(format))
-        os.utime(folder)
     except (BundleError, OSError):
         shutil.rmtree(folder, ignore_errors=True)
         return None
+    _used(folder)
     return tower
 
 
@@ -138,8 +138,17 @@ def _file(format: GraphFormat) -> str:
     return "model" + next(suffix for suffix, name in SUFFIXES.items() if name == format)
 
 
+def _used(folder: Path) -> None:
+    """Note the time for `_remove_oldest`; a cache may be read-only."""
+    with suppress(OSError):
+        os.utime(folder)
+
+
 def _remove_oldest(folder: Path) -> None:
-    entries = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    entries.sort(key=lambda entry: entry.stat().st_mtime, reverse=True)
-    for entry in entries[KEPT:]:
+    ages = {}
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.name.startswith("."):
+            with suppress(FileNotFoundError):  # another process removes them too
+                ages[entry] = entry.stat().st_mtime
+    for entry in sorted(ages, key=lambda entry: ages[entry], reverse=True)[KEPT:]:
         shutil.rmtree(entry, ignore_errors=True)

@@ -240,8 +240,12 @@ def _zero_shot(
         "weights": weights_identity(backbone, checkpoint),
         "taxonomy": labels.to_dict(),
     }
-    threshold = SCENES_THRESHOLD if options["scenes"] else ZERO_SHOT_THRESHOLD
-    return _Model(spec, threshold, identity, build, labels if options["scenes"] else None)
+    return _Model(spec, zero_shot_threshold(backbone), identity, build, labels if options["scenes"] else None)
+
+
+def zero_shot_threshold(backbone: str) -> float:
+    """Return the threshold of the method "zero_shot" on a backbone, by name."""
+    return SCENES_THRESHOLD if backbone in LITE_BACKBONES else ZERO_SHOT_THRESHOLD
 
 
 def zero_shot_options(backbone: str, sentences: str = SENTENCES) -> dict[str, Any]:

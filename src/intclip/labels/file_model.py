@@ -54,6 +54,8 @@ def _classes(content: Any) -> Any:
     """The short ways to write classes, as a list of mappings."""
     if isinstance(content, Mapping):  # name: sentence, or name: null
         return [{"name": name, **({} if value is None else _as_entry(value))} for name, value in content.items()]
+    if isinstance(content, set):  # its order is lost
+        raise ValueError("is a set; write a list")
     return [_class(item) for item in content] if isinstance(content, list | tuple) else content
 
 

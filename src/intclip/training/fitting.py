@@ -132,7 +132,7 @@ def fit_dataset(
     clock = time.perf_counter()
     tower = load_backbone(backbone)
     use_engine(tower.text)
-    use_store(tower.text)
+    use_store(tower)
     method = PostHeads(tower, taxonomy, options.model_copy(update={"channels": tuple(used)}))
     method.encode_labels()
     inputs, kept = encode_samples(method, samples, progress)

@@ -11,7 +11,7 @@ from cachetools import LRUCache
 from intclip.data.images import read_image
 from intclip.data.loading import read_for_model
 from intclip.errors import TaxonomyError
-from intclip.inference.loading import ZERO_SHOT_THRESHOLD, zero_shot_options
+from intclip.inference.loading import zero_shot_options, zero_shot_threshold
 from intclip.inference.prediction import Prediction
 from intclip.labels.reading import parse_taxonomy
 from intclip.labels.taxonomy import Taxonomy
@@ -76,7 +76,7 @@ class OwnLabels:
         with self._lock:
             method = self._method(labels)
             logits = method(self._features(method.backbone, photo, fine=False)).logits[0]
-        thresholds = np.full(len(labels), ZERO_SHOT_THRESHOLD, dtype=np.float32)
+        thresholds = np.full(len(labels), zero_shot_threshold(self.backbone_name), dtype=np.float32)
         return Prediction(logits.sigmoid().numpy().astype(np.float32), thresholds, labels, NAME)
 
     def explain(self, photo: bytes, labels: Taxonomy, label: str, *, fine: bool = False) -> "Evidence":

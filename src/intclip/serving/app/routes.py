@@ -24,7 +24,7 @@ from intclip.data.images import read_image
 from intclip.data.ocr import read_words
 from intclip.errors import ImageError, IntclipError
 from intclip.evidence.heat import LEGEND, colors
-from intclip.inference.loading import ZERO_SHOT_THRESHOLD
+from intclip.inference.loading import zero_shot_threshold
 from intclip.inference.predictor import Predictor, untrained_note
 from intclip.serving.answers import Base64Photo, ExplainRequest, Explanation, PredictAnswer, PredictRequest
 from intclip.serving.api import answer_all, answer_one, create_api, explain_one, predict_posts
@@ -117,7 +117,7 @@ def create_app(
         "least_rows": LEAST_ROWS,
         "most_rows": MOST_ROWS,
         "most_labels": MOST_LABELS,
-        "own_threshold": ZERO_SHOT_THRESHOLD,
+        "own_threshold": zero_shot_threshold(OWN_BACKBONE),
         "own_note": untrained_note(OWN_BACKBONE),
         "palette": colors(np.linspace(0, 1, 256)).round().astype(int).tolist(),
         "legend": LEGEND,
