@@ -1,13 +1,12 @@
-"""Batch jobs by one process and by Ray: equal rows after kills, and photos a second of both.
+"""Batch jobs by one process and by Ray: equal rows after kills, and photos per second of both.
 
     python -m benchmarks.batch --photos FOLDER [--references 50000] [--workers 2] [--kills 3] [--out FILE]
 
-The photos of a folder are listed again and again until there are enough references. Each job is killed (SIGKILL) and
-resumed; of the Ray job, workers are killed too. Then both are verified, and their rows compared. Rates are of the
-resumed runs, from when every worker has finished a shard to the last one, so that start-up is told apart; CPU time a
-photo stands beside them, of all processes of the run, because it depends less on what else the machine is doing. The
-local job computes with all cores: give as many workers as there are. The model is a small CLIP of random weights: the
-job's own work and the decoding of photos weigh as much as they can.
+A folder's photos are listed repeatedly until there are enough references. Each job is killed (SIGKILL) and resumed; in
+the Ray job, workers are killed too. Then both are verified, and their rows compared. Rates are those of the resumed
+runs, from the time when every worker has finished a shard, so they exclude start-up. CPU time per photo, of all
+processes, is reported too, because it depends less on other load. The local job uses all cores: set as many workers.
+The model is a small CLIP with random weights, so that decoding and the job's own work dominate.
 """
 
 import argparse
@@ -42,26 +41,26 @@ SMALL = Architecture(
 
 
 def write_model(path: Path) -> Path:
-    """A zero-shot model over random weights, exported."""
+    """Export a zero-shot model with random weights."""
     method = build_method("zero_shot", random_clip(SMALL, name="small"), load_taxonomy("intentonomy"), {})
     card = make_card(method, model="small", thresholds=0.5)
     return build_graph(method, card, "openvino", maps=False).export(path, maps=False)
 
 
 def write_list(folder: Path, path: Path, count: int) -> None:
-    """A list of so many references to the photos of a folder, one of a thousand to a photo that is not there."""
+    """Write a list of `count` references to a folder's photos; one in a thousand is to a missing photo."""
     photos = sorted(str(file.absolute()) for file in folder.rglob("*.jpg"))
     names = (photos[i % len(photos)] if i % 1000 != 500 else f"/gone/{i}.jpg" for i in range(count))
     path.write_text("\n".join(names) + "\n", encoding="utf-8")
 
 
 class Run:
-    """A batch command in a process of its own, watched.
+    """A batch command in its own process.
 
     Args:
-        listing: The references.
+        listing: File of references.
         out: The job's folder.
-        arguments: Further ones.
+        arguments: Additional arguments.
     """
 
     def __init__(self, listing: Path, out: Path, *arguments: str) -> None:
@@ -71,7 +70,7 @@ class Run:
         self._cpu: dict[int, float] = {}
 
     def watch(self) -> int:
-        """Shards that are there; counts CPU seconds on the way."""
+        """Return the number of shards; also updates CPU seconds."""
         for process in self.family():
             try:
                 times = process.cpu_times()
@@ -81,14 +80,14 @@ class Run:
         return len(list((self.out / "shards").glob("part-*.parquet")))
 
     def family(self) -> list[psutil.Process]:
-        """The process and all below it."""
+        """Return the process and its descendants."""
         try:
             return [self.process, *self.process.children(recursive=True)]
         except psutil.Error:
             return []
 
     def kill(self) -> None:
-        """SIGKILL to the command; its children are left to find out, for some seconds."""
+        """Kill the command with SIGKILL; its children have some seconds to notice."""
         orphans = self.family()[1:]
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
@@ -98,16 +97,16 @@ class Run:
 
     @property
     def cpu_seconds(self) -> float:
-        """Of all processes seen so far."""
+        """Return CPU seconds of all processes seen so far."""
         return sum(self._cpu.values())
 
 
 def undisturbed(run: Run, lanes: int) -> dict[str, Any]:
-    """Let a run end: its rates.
+    """Wait for a run to end; return its rates.
 
     Args:
-        run: Just begun.
-        lanes: Shards that are worked on at once: so many are passed over before the rate is taken.
+        run: Just started.
+        lanes: Number of parallel shards; the first ones, as many, are excluded from the rate.
     """
     first_cpu = None
     while run.process.poll() is None:
@@ -133,7 +132,7 @@ def undisturbed(run: Run, lanes: int) -> dict[str, Any]:
 
 
 def finished_since(out: Path, start: float) -> list[tuple[float, int]]:
-    """When shards were finished, and their rows."""
+    """Return when shards were finished, and their rows."""
     try:
         job = read_job(out)
     except Exception:
@@ -143,7 +142,7 @@ def finished_since(out: Path, start: float) -> list[tuple[float, int]]:
 
 
 def wait_for(run: Run, shards: int) -> None:
-    """Until so many shards are there."""
+    """Wait for a number of shards."""
     while run.watch() < shards:
         if run.process.poll() is not None:
             raise SystemExit(f"the run over {run.out} ended early")
@@ -151,7 +150,7 @@ def wait_for(run: Run, shards: int) -> None:
 
 
 def kill_worker(run: Run) -> bool:
-    """SIGKILL to one of Ray's workers that hold the mapper."""
+    """Kill one of Ray's mapper workers with SIGKILL."""
     workers = [process for process in run.family() if "RayWorker" in " ".join(_title(process))]
     if workers:
         random.choice(workers).send_signal(signal.SIGKILL)
@@ -167,13 +166,13 @@ def _title(process: psutil.Process) -> list[str]:
 
 
 def left_by(out: Path) -> dict[str, Any]:
-    """What a killed job had done."""
+    """Return what a killed job had completed."""
     status = read_status(out)
     return {key: status[key] for key in ("state", "done", "shards_done", "errors")}
 
 
 def compare(left: Path, right: Path) -> dict[str, Any]:
-    """Rows of two jobs over the same inputs."""
+    """Compare the rows of two jobs on the same inputs."""
     jobs = read_job(left), read_job(right)
     equal, widest, rows = True, 0.0, 0
     for number in range(len(jobs[0].manifest.shards)):

@@ -1,10 +1,10 @@
-"""Whether something got slower: ratios of two things measured in turns here, beside the committed ones.
+"""Check for slowdowns: ratios of two alternating measurements, compared with the committed ratios.
 
-    make bench-check                              # compare; exit code 1 where a ratio is worse by more than 10 %
+    make bench-check                              # compare; exit code 1 if a ratio is worse by more than 10 %
     python -m benchmarks.bench_check --write      # commit today's ratios as docs/figures/bench_check.json
 
-Only ratios are compared, of seconds of CPU, never times: they depend little on the machine and on what else it does. A
-ratio tells how many times as fast the first of the two is; larger is better.
+Only ratios of CPU seconds are compared, not times, because they depend little on the machine and its load. A ratio is
+the speed-up of the first over the second; larger is better.
 """
 
 import argparse
@@ -32,7 +32,7 @@ Pair = tuple[Callable[[], object], Callable[[], object]]
 
 
 def ratio(fast: Callable[[], object], slow: Callable[[], object], turns: int) -> float:
-    """Seconds of CPU of the second over those of the first: the median of turns, after one that does not count."""
+    """Return CPU seconds of the second over those of the first: the median of alternating turns after a warm-up."""
     found = []
     for _ in range(turns + 1):
         seconds = []
@@ -45,14 +45,14 @@ def ratio(fast: Callable[[], object], slow: Callable[[], object], turns: int) ->
 
 
 def engine_over_torch() -> Pair:
-    """A batch through `lite` on OpenVINO and in torch."""
+    """Compare a batch through `lite` on OpenVINO and in torch."""
     pixels = noise_pixels(8, 224)
     models = {name: load("lite", engine=name, device="cpu") for name in ("openvino", "torch")}
     return partial(models["openvino"].predict_pixels, pixels), partial(models["torch"].predict_pixels, pixels)
 
 
 def engine_over_raw() -> Pair:
-    """A batch through `lite` by the predictor, and the same graph by OpenVINO itself: 1 is all that can be had."""
+    """Compare the predictor with the same graph in plain OpenVINO, on a batch through `lite`; the optimum is 1."""
     import openvino
 
     pixels = noise_pixels(32, 224)
@@ -65,7 +65,7 @@ def engine_over_raw() -> Pair:
 
 
 def texts_over_torch() -> Pair:
-    """64 texts through MiniLM on the engine and in torch."""
+    """Compare 64 texts through MiniLM on the engine and in torch."""
     rng = np.random.default_rng(0)
     words = np.array(
         ["photo", "friends", "beach", "sunset", "people", "share", "moment", "family", "remarkable", "of", "the"]

@@ -1,10 +1,10 @@
-"""Seconds of a bootstrap of all metrics, beside scikit-learn called once for every draw.
+"""Time of a bootstrap of all metrics, compared with one call of scikit-learn per draw.
 
     python -m benchmarks.bootstrap [--photos 1216] [--classes 28] [--draws 1000] [--out FILE]
 
-The photos are those of Intentonomy's test split by number; both compute on one core. scikit-learn computes four
-measures (macro, micro and samples F1, mAP; ours eleven) on some draws, its seconds are scaled to all draws, and the
-intervals of these draws are compared.
+The number of photos is that of Intentonomy's test split; both use one core. scikit-learn computes four metrics (macro,
+micro and samples F1, mAP; ours eleven) on some draws. Its seconds are scaled to all draws, and the intervals of these
+draws are compared.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def by_scikit_learn(scores: np.ndarray, targets: np.ndarray, draws: int) -> dict[str, list[float]]:
-    """Metric to its value on each draw; the same draws as ours of this number."""
+    """Return each metric's values by draw, on the same draws as ours."""
     found: dict[str, list[float]] = {"macro_f1": [], "micro_f1": [], "samples_f1": [], "mAP": []}
     for rows in np.random.default_rng(0).integers(0, len(scores), size=(draws, len(scores))):
         drawn, called = targets[rows], scores[rows] >= 0.5

@@ -1,9 +1,9 @@
-"""What zero-shot models find by names and captions: parts of `wide`, and Flickr8k's captions.
+"""Zero-shot retrieval and classification by names and captions: parts of `wide`, and Flickr8k's captions.
 
     python -m benchmarks.by_name $INTCLIP_DATA --model lite
 
-Photos of a part with the same first caption are a class. Top-1: the class whose first caption is nearest. As labels:
-the shortest captions as the names of a taxonomy, scored through everyday scenes. Captions: recall among the photos.
+Photos of a part with the same first caption form a class. Top-1: the class with the nearest first caption. As labels:
+the shortest captions as names of a taxonomy, scored through everyday scenes. Captions: recall among the photos.
 """
 
 import argparse
@@ -24,18 +24,18 @@ from intclip.methods.registry import build_method
 from intclip.training.captioned import CaptionedPhotos, photo_views, read_captions
 
 CLASSES = ("imagenet", "sun", "clothing", "fruits", "pacs")
-"""Prefixes of photos in `wide`."""
+"""Prefixes of photo names in `wide`."""
 
 
 def embedded(backbone: LiteBackbone, photos: list[Path]) -> Tensor:
-    """Embeddings (N, D), not of unit length."""
+    """Return embeddings (N, D), unnormalised."""
     whole = photo_views(backbone, photos, window=backbone.grid[0])[:, 0].float()
     with torch.no_grad():
         return backbone.head.project(whole)
 
 
 def by_name(backbone: LiteBackbone, data: CaptionedPhotos, part: str) -> str:
-    """One line of figures for the photos whose name begins with `part`."""
+    """Return a line of figures for photos whose name starts with `part`."""
     rows = [row for row, photo in enumerate(data.photos) if photo.name.startswith(part)]
     captions = [[data.captions[place] for place in (data.owner == row).nonzero().flatten()] for row in rows]
     first = {own[0]: min(own, key=len) for own in captions}
@@ -54,7 +54,7 @@ def by_name(backbone: LiteBackbone, data: CaptionedPhotos, part: str) -> str:
 
 
 def recall(backbone: LiteBackbone, data: CaptionedPhotos, part: str, limit: int) -> str:
-    """Recall of captions among the first `limit` photos whose name begins with `part`."""
+    """Return recall of captions among the first `limit` photos whose name starts with `part`."""
     rows = [row for row, photo in enumerate(data.photos) if photo.name.startswith(part)][:limit]
     kept = torch.isin(data.owner, torch.tensor(rows))
     texts = [caption for caption, own in zip(data.captions, kept.tolist(), strict=True) if own]

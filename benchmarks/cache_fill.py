@@ -1,12 +1,12 @@
-"""CPU seconds until an empty feature cache is full, by one process or by several, each on a core of its own.
+"""CPU seconds to fill a feature cache, with one process or several, each on its own core.
 
     INTCLIP_DATA=/data python -m benchmarks.cache_fill
     INTCLIP_DATA=/data torchrun --nproc-per-node 2 -m benchmarks.cache_fill
 
-`$INTCLIP_DATA/flickr8k` is the proxy dataset, the recipe `proxy-lite` on its first photos: a plain view of all, two
-augmented ones of the training photos. CPU seconds of the busiest process are what it takes where nothing else runs on
-these cores. Each process makes an engine, however many photos there are: a cache of two photos a split is filled first,
-and its seconds taken off.
+`$INTCLIP_DATA/flickr8k` is the proxy dataset, with the recipe `proxy-lite` on its first photos: a plain view of all
+photos, and two augmented views of the training photos. The CPU seconds of the busiest process are the time needed on
+otherwise idle cores. Each process creates an engine, at a fixed cost: a cache of two photos per split is filled first,
+and its seconds are subtracted.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def fill(processes: Processes, limit: int) -> tuple[float, dict[str, int]]:
-    """Fill a cache and remove it: CPU seconds of the busiest process, and what was computed."""
+    """Fill a cache and remove it; return the busiest process's CPU seconds, and what was computed."""
     folder = Path(processes.gather(tempfile.mkdtemp(prefix="intclip-cache-") if processes.is_main else "")[0])
     overrides = [f"cache.path={folder}", "data.test=null", "method.name=linear_probe", "method.options={}"]
     recipe = load_recipe("proxy-lite", [*overrides, "train.device=cpu", "train.workers=1"])

@@ -4,7 +4,7 @@
 
 The answers are the proxy intents of `$INTCLIP_DATA/flickr8k`. Photos of its train split are corrected with the
 keyboard, then "Train a model on my answers" is pressed. The old and the new model predict photos of the val split,
-which nobody corrected: agreement is micro F1 of the predicted intents against the proxies.
+which are not corrected: agreement is micro F1 of the predicted intents against the proxies.
 """
 
 import argparse

@@ -1,14 +1,14 @@
-"""Which heat map is true to the model: deletion and insertion on the proxy intents (val), beside random and centre.
+"""Faithfulness of heat maps: deletion and insertion on the proxy intents (val), compared with random and centre maps.
 
     INTCLIP_DATA=/data python -m benchmarks.evidence --photos 100 --out docs/figures/evidence.json
 
 `$INTCLIP_DATA/flickr8k` is the proxy dataset. Of each photo, drawn with a fixed seed, the most probable label is
-explained. Deletion: lower is better. Insertion: higher is better. "beats random" is the share of photos on which the
-map's area is better than that of a random map as coarse as the model's. "own map better by" is how far the model's own
-map of kind "fine" is ahead of this one in the mean over photos, with the ends of a 95 % bootstrap interval; "gradcam of
-the same views" is Grad-CAM given the ten views of a photo that "fine" reads. "agreement with shuffled weights" is the
-rank correlation of the map with that of the same method whose weights are shuffled: near 0 where a map shows the model.
-`--from` leaves out the first photos of the draw.
+explained. Deletion: lower is better. Insertion: higher is better. "beats random" is the share of photos for which the
+map's area is better than that of a random map of the same resolution. "own map better by" is the mean lead of the
+model's own map of kind "fine" over this map, with a 95 % bootstrap interval. "gradcam of the same views" is Grad-CAM on
+the ten views of a photo that "fine" uses. "agreement with shuffled weights" is the rank correlation of the map with
+that of the same method with shuffled weights: near 0 if the map depends on the model. `--from` skips the first photos
+of the draw.
 """
 
 import argparse
@@ -37,17 +37,17 @@ from intclip.methods.base import Method
 
 OWN = "fine, fused"
 SHUFFLED = 10
-"""Photos on which shuffled weights are tried."""
+"""Number of photos for shuffled weights."""
 
 
 def maps_of(method: Method, pixels: np.ndarray, label: int) -> dict[str, Heat]:
-    """The maps the method has of a label, by kind: each branch of its own, of the alternatives the one that decides."""
+    """Return the method's maps of a label by kind: one per branch; of alternatives, the decisive one."""
     found: dict[str, Heat] = {}
     for kind in KINDS:
         try:
             regions = maps_of_kind(method, pixels[None], label, kind)
         except IntclipError:
-            continue  # a kind this model does not have
+            continue  # not available for this model
         deciding = "fused" if "fused" in regions else next(iter(regions))
         for branch, values in regions.items():
             if kind == "regions" or branch == deciding:
@@ -61,18 +61,18 @@ def maps_of(method: Method, pixels: np.ndarray, label: int) -> dict[str, Heat]:
 
 
 def scorer(model: Predictor, label: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Probabilities of one label."""
+    """Return a function that computes probabilities of one label."""
     return lambda batch: model.predict_pixels(batch)[:, label]
 
 
 def interval(values: npt.NDArray[np.float64]) -> list[float]:
-    """The mean, and the ends of its 95 % interval."""
+    """Return the mean and its 95 % interval."""
     ends = bootstrap((values,), np.mean, method="percentile", rng=0).confidence_interval
     return [round(float(value), 4) for value in (values.mean(), ends.low, ends.high)]
 
 
 def table(rows: dict[str, list[tuple[float, float]]], agreement: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """Means by map, the share of photos on which it beats the random map, and how far the model's own map is ahead."""
+    """Return means by map, the share of photos that beat the random map, and the lead of the model's own map."""
     random, own = np.array(rows["random"]), np.array(rows[OWN])
     out = []
     for name, values in rows.items():

@@ -1,10 +1,10 @@
-"""Random kills over training, cache building, batch and indexing, and a fault at every change of a file.
+"""Random kills in training, cache building, batch and indexing, and a fault at every change of a file.
 
     python -m benchmarks.faults [--kills 200] [--kinds train batch] [--points] [--out FILE]
 
-Each job is killed (SIGKILL or SIGTERM) at random moments of its life and started again; after each kill every file that
-bears its final name must be whole, and each job that comes to its end must equal an undisturbed run. `--points` adds a
-kill at every single change of a file in turn. `tests/faults` has the harness, and does a few of them.
+Each job is killed (SIGKILL or SIGTERM) at random times and restarted. After each kill, every file with its final name
+must be complete, and each job that finishes must equal an undisturbed run. `--points` adds a kill at every single
+change of a file in turn. `tests/faults` has the harness, and runs a few of these.
 """
 
 import argparse
@@ -20,7 +20,7 @@ sys.path[:0] = [str(TESTS / room) for room in ("", "training", "inference", "fau
 
 
 def every_point(harness: Any, kind: str, inputs: Path, folder: Path) -> dict[str, Any]:
-    """Kill a fresh job at its first change of a file, another at its second, and so on; then let each end."""
+    """Kill a new job at its first change of a file, another at its second, and so on; then finish each."""
     from harness import AtOperation
     from work import JOBS
 

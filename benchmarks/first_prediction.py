@@ -1,9 +1,9 @@
-"""A first prediction by `lite` after installation, and one with a new label file: seconds of CPU and of the clock.
+"""First prediction by `lite` after installation, and with a new label file: CPU and wall-clock seconds.
 
     python -m benchmarks.first_prediction [--out docs/figures/first_prediction.json]
 
-Each is a process of its own, over one cache that begins empty: labels of the package twice, then labels of a file
-twice. Seconds of CPU depend less on what else the machine does. Put another tree's `src` on PYTHONPATH to measure that.
+Each runs in its own process, with a common cache that is initially empty: the package's labels twice, then labels of a
+file twice. CPU seconds depend less on other load. To measure another working tree, put its `src` on PYTHONPATH.
 """
 
 import argparse
@@ -30,7 +30,7 @@ print(json.dumps({"cpu_s": round(time.process_time(), 2)}))
 
 
 def predict(cache: Path, *arguments: str) -> dict[str, float]:
-    """Seconds of a whole process."""
+    """Return the seconds of a whole process."""
     run = subprocess.run(
         [sys.executable, "-c", CODE, *arguments],
         env=os.environ | {"INTCLIP_CACHE": str(cache)},

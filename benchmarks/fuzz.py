@@ -1,11 +1,11 @@
-"""Fuzz the parsers of bytes from elsewhere with atheris, each in a process of its own.
+"""Fuzz the parsers of external data with atheris, each in its own process.
 
     pip install atheris
     python -m benchmarks.fuzz [--seconds 60] [--parsers image CSV …] [--folder FOLDER] [--out FILE]
 
-Reported for each parser: executions, crashes (anything but a result or a refusal in one line), hangs (an input that
-takes over ten seconds), seconds. The folder keeps the corpus, from which a later run goes on, and the inputs that
-crashed or hung.
+Reports for each parser: executions, crashes (anything but a result or a one-line error), hangs (inputs that take over
+ten seconds), and seconds. The folder keeps the corpus, from which a later run continues, and inputs that crashed or
+hung.
 """
 
 import argparse
@@ -24,7 +24,7 @@ MEMORY_MB = 4096
 
 
 def fuzz_one(name: str, arguments: list[str]) -> None:
-    """Never returns: libFuzzer ends the process."""
+    """Fuzz one parser; never returns, because libFuzzer ends the process."""
     import atheris
 
     with atheris.instrument_imports(include=["intclip", "yaml", "tarfile", "csv", "json"]):
@@ -36,7 +36,7 @@ def fuzz_one(name: str, arguments: list[str]) -> None:
 
 
 def run(name: str, seconds: int, folder: Path) -> dict[str, Any]:
-    """Fuzz one parser in a process of its own."""
+    """Fuzz one parser in its own process."""
     from benchmarks.fuzz_targets import PARSERS
 
     corpus, found = folder / "corpus", folder / "found"

@@ -1,6 +1,6 @@
-"""The parsers that read bytes from elsewhere: each either gives a result or refuses with one line (`IntclipError`).
+"""The parsers of external data: each must return a result or raise a one-line `IntclipError`.
 
-`tests/fuzz` tries some hundred inputs a parser with hypothesis, `benchmarks/fuzz.py` as many as a minute allows.
+`tests/fuzz` tries some hundred inputs per parser with hypothesis, `benchmarks/fuzz.py` as many as fit in a minute.
 """
 
 import io
@@ -43,18 +43,18 @@ from intclip.training.checkpoint import read_tensors, write_tensors
 from intclip.training.recipe import load_recipe
 
 MOST_PIXELS = 2_000_000
-"""Larger photos are refused here, so that time goes into parsing and not into decoding."""
+"""Larger photos are rejected here, so that time is spent on parsing, not decoding."""
 PROXY = BUNDLES / "proxy-lite"
 
 
 @dataclass(frozen=True)
 class Parser:
-    """One way in.
+    """A parser of external data.
 
     Attributes:
-        read: Parses bytes, with a folder to put them into; raises IntclipError where they are refused.
-        seeds: Sound inputs that others are made from; they must be read without an error.
-        words: Pieces of the format's language.
+        read: Parses bytes, with a folder for files; raises IntclipError if they are rejected.
+        seeds: Valid inputs to mutate; they must be parsed without an error.
+        words: Tokens of the format.
     """
 
     read: Callable[[bytes, Path], object]
@@ -63,7 +63,7 @@ class Parser:
 
 
 def attempt(parser: Parser, data: bytes, folder: Path) -> bool:
-    """Whether a parser takes some bytes; anything but a result or a refusal in one line is an error of ours."""
+    """Return whether a parser accepts some bytes; anything but a result or a one-line error is a bug."""
     try:
         parser.read(data, folder)
     except IntclipError as error:
@@ -215,7 +215,7 @@ def _bundle_weights(data: bytes, folder: Path) -> object:
 
 @cache
 def _small_bundle() -> tuple[bytes, bytes]:
-    """The package's own bundle with two tiny tensors instead of its weights."""
+    """Return the package's own bundle with two tiny tensors instead of its weights."""
     import hashlib
 
     from safetensors.numpy import save
@@ -294,7 +294,7 @@ def _tars() -> list[bytes]:
 
 
 def _config(data: bytes, folder: Path) -> object:
-    """The bytes as the file that describes a checkpoint which their keys belong to."""
+    """Parse the bytes as the configuration file to which their keys belong."""
     name = OPEN_CLIP if b"model_cfg" in data else HUGGING_FACE if b"model_type" in data else PROCESSORS[0]
     for other in (OPEN_CLIP, HUGGING_FACE, PROCESSORS[0]):
         (folder / other).unlink(missing_ok=True)

@@ -1,14 +1,14 @@
-"""Speed on a GPU. Without one it says what it will measure, and leaves.
+"""Speed on a GPU. Without a GPU, it describes the measurements and exits.
 
     python -m benchmarks.gpu --out docs/figures/gpu.json
-    python -m benchmarks.gpu --rehearse                     # tiny models on the CPU: shows that the script runs
+    python -m benchmarks.gpu --rehearse                     # tiny models on the CPU, to check the script
 
 For RN101 and ViT-L/14 with random weights, in float32 and bfloat16:
   inference   photos/s of IntCLIP and of plain CLIP's encode_image
-  training    milliseconds a step of the training loop itself, from JPEG files and from the feature cache, the FLOPs of
+  training    milliseconds per step of the training loop, from JPEG files and from the feature cache, the FLOPs of
               a step, and their share of the GPU's measured matrix-product peak; for RN101 also the reference's step
-  waiting     whether any step of the loop makes the host wait for the GPU: PyTorch's synchronisation check raises on
-              every such call, and the profiler counts the driver's
+  waiting     whether any step makes the host wait for the GPU: PyTorch's synchronisation check raises on
+              every such call, and the profiler counts those of the driver
 """
 
 import argparse
@@ -47,7 +47,7 @@ _WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchroniz
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run: on which device, which models, batches and steps."""
+    """The measurements: device, models, batches and steps."""
 
     device: torch.device
     models: dict[str, Architecture]
@@ -56,12 +56,12 @@ class Plan:
 
 
 def full_plan(batch: int) -> Plan:
-    """The real measurement."""
+    """Return the real measurement."""
     return Plan(torch.device("cuda"), {name: ARCHITECTURES[name] for name in ("RN101", "ViT-L/14")}, batch, 30)
 
 
 def rehearsal() -> Plan:
-    """Tiny models on the CPU."""
+    """Return a measurement with tiny models on the CPU."""
     towers = {
         "RN101": replace(ARCHITECTURES["RN101"], vision_layers=(1, 1, 1, 1), vision_width=16),
         "ViT-L/14": replace(
@@ -76,7 +76,7 @@ def rehearsal() -> Plan:
 
 
 class TimedTrainer(Trainer):
-    """The training loop itself, without scoring and files; it times its steps, or watches them for waiting."""
+    """The training loop without scoring and files; times its steps, or checks them for waiting."""
 
     watch = False
     seconds = 0.0
@@ -100,14 +100,14 @@ class TimedTrainer(Trainer):
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 @contextlib.contextmanager
 def raising_on_waits(active: bool) -> Iterator[None]:
-    """While open, every call that makes the host wait for the GPU raises."""
+    """Raise, within this context, on every call that makes the host wait for the GPU."""
     if not (active and torch.cuda.is_available()):
         yield
         return
@@ -119,7 +119,7 @@ def raising_on_waits(active: bool) -> Iterator[None]:
 
 
 def rate(function: Callable[[], object], photos: int, device: torch.device, seconds: float = 3.0) -> float:
-    """Photos a second of calls that are given to the device one behind the other."""
+    """Return photos per second of calls queued on the device."""
     for _ in range(3):
         function()
     wait(device)
@@ -132,7 +132,7 @@ def rate(function: Callable[[], object], photos: int, device: torch.device, seco
 
 
 def peak(device: torch.device, dtype: torch.dtype) -> float:
-    """TFLOP/s of a large square matrix product."""
+    """Return TFLOP/s of a large square matrix product."""
     size = 8192 if device.type == "cuda" else 512
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     products = rate(lambda: left @ right, 1, device)
@@ -140,7 +140,7 @@ def peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def make_dataset(plan: Plan, folder: Path) -> Dataset:
-    """Random labels for a few photos over and over: as many as the steps take."""
+    """Make a dataset of a few repeated photos with random labels, enough for the steps."""
     photos = write_photos(folder, 64, 500)
     rng = np.random.default_rng(0)
     samples = [
@@ -153,7 +153,7 @@ def make_dataset(plan: Plan, folder: Path) -> Dataset:
 def make_trainer(
     plan: Plan, backbone: Backbone, dataset: Dataset, folder: Path, *, cache: str, precision: str
 ) -> TimedTrainer:
-    """The loop over one epoch, from the cache or from the files."""
+    """Make the loop for one epoch, from the cache or from files."""
     recipe: Recipe = load_recipe(
         "paper",
         [
@@ -169,7 +169,7 @@ def make_trainer(
 
 
 def measure_inference(plan: Plan, method: Method) -> dict[str, Any]:
-    """Photos/s of IntCLIP and of encode_image."""
+    """Measure photos/s of IntCLIP and of encode_image."""
     backbone, device = method.backbone, plan.device
     pixels = torch.randn(plan.batch, 3, backbone.image_size, backbone.image_size, device=device)
     graph = PhotoGraph(method, exclusive=False, maps=False)
@@ -184,7 +184,7 @@ def measure_inference(plan: Plan, method: Method) -> dict[str, Any]:
 
 
 def count_flops(method: Method, plan: Plan) -> tuple[float, float]:
-    """TFLOP of a step from the cache, and of the frozen features before it."""
+    """Count the TFLOP of a step from the cache, and of its frozen features."""
     size = method.backbone.image_size
     pixels = torch.randn(plan.batch, 3, size, size, device=plan.device)
     targets = torch.zeros(plan.batch, 28, device=plan.device)
@@ -198,7 +198,7 @@ def count_flops(method: Method, plan: Plan) -> tuple[float, float]:
 
 
 def measure_training(plan: Plan, backbone: Backbone, dataset: Dataset, folder: Path) -> dict[str, Any]:
-    """The loop from files and from the cache, in both precisions."""
+    """Measure the loop from files and from the cache, in both precisions."""
     report: dict[str, Any] = {}
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         peak_tflops = peak(plan.device, dtype)
@@ -220,7 +220,7 @@ def measure_training(plan: Plan, backbone: Backbone, dataset: Dataset, folder: P
 
 
 def watch(trainer: TimedTrainer) -> dict[str, Any]:
-    """Whether the host waits for the device within steps, by PyTorch's own check and by the profiler."""
+    """Check whether the host waits for the device within steps, by PyTorch's check and by the profiler."""
     if trainer.processes.device.type != "cuda":
         trainer.run(resume=False)
         return {"host waits": "not told without a GPU"}
@@ -235,7 +235,7 @@ def watch(trainer: TimedTrainer) -> dict[str, Any]:
 
 
 def measure_reference(plan: Plan) -> dict[str, Any]:
-    """The released step, in float32 and as released on a GPU, in float16 without gradient scaling."""
+    """Measure the released step, in float32 and, as released, in float16 without gradient scaling."""
     tokens = torch.zeros(28, RN101.context_length, dtype=torch.int64)
     tokens[:, 0], tokens[:, 1:30], tokens[:, 30] = 49406, 300, 49407
     reference = ReferenceIntCLIP(RN101, tokens)

@@ -1,10 +1,10 @@
-"""Inference of IntCLIP on RN101: against the reference's model call, against plain CLIP, in bf16 and in int8.
+"""Inference of IntCLIP on RN101, compared with the reference's model call and plain CLIP, also in bf16 and int8.
 
     python -m benchmarks.inference --out docs/figures/inference.json
     python -m benchmarks.inference --batch 1 --out docs/figures/inference_one.json
 
-The reference encodes its 56 prompts at every call, as released; ours has them folded in. `encode_image` is plain CLIP's
-pooled embedding, one branch, on the same engine. `predict_speed.py` has the figures of lite and of whole commands.
+The reference encodes its 56 prompts at every call, as released; ours are constants. `encode_image` is plain CLIP's
+pooled embedding, with one branch, on the same engine. `predict_speed.py` measures lite and whole commands.
 """
 
 import os
@@ -39,12 +39,12 @@ class EncodeImage(nn.Module):
         self.backbone = backbone
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, D) of (B, 3, S, S)."""
+        """Return (B, D) of (B, 3, S, S)."""
         return self.backbone.encode_image(pixels)
 
 
 def write_model(folder: Path, backbone: Backbone) -> Callable[..., Predictor]:
-    """IntCLIP on RN101 as a user has it, a bundle and the backbone's weights file; gives its `intclip.load`."""
+    """Write IntCLIP on RN101 as a bundle and a weights file; return its `intclip.load`."""
     weights = folder / "RN101.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in random_state_dict(RN101).items()}, weights)
     backbone.given_checkpoint = str(weights)
@@ -53,7 +53,7 @@ def write_model(folder: Path, backbone: Backbone) -> Callable[..., Predictor]:
 
 
 def call_reference(reference: ReferenceIntCLIP, pixels: Tensor) -> None:
-    """The released model call."""
+    """Call the released model."""
     with torch.no_grad():
         reference(pixels).softmax(dim=1)
 

@@ -1,8 +1,8 @@
-"""What each saving of the lean step brings: text encoding and region projection, forward and backward, in turns.
+"""Effect of each saving of the lean step: text encoding and region projection, forward and backward, in turns.
 
     python -m benchmarks.lean_step --out docs/figures/lean_step.json
 
-Every row adds one saving to the one before; all compute the same numbers (`tests/backbones/test_lean_paths.py`).
+Every row adds one saving to the previous row; all give the same numbers (`tests/backbones/test_lean_paths.py`).
 """
 
 from collections.abc import Callable
@@ -20,14 +20,14 @@ from intclip.timing import paired
 
 
 def whole_sequence(text: ClipText, embeddings: Tensor, lengths: Tensor) -> Tensor:
-    """Every block at every position, then read at the end."""
+    """Compute every block at every position, then read at the end token."""
     tokens = text.blocks(embeddings + text.positional_embedding[: embeddings.shape[1]])
     features: Tensor = text.ln_final(tokens[torch.arange(len(tokens)), lengths - 1]) @ text.text_projection
     return features
 
 
 def text_steps(reference: ReferenceIntCLIP, text: ClipText, prompts: PromptLearner) -> dict[str, Callable[[], Tensor]]:
-    """Encodings of the 2K prompts, from the released way to ours."""
+    """Return encodings of the 2K prompts, from the released version to ours."""
 
     def halves() -> Tensor:
         embeddings, lengths = prompts.embeddings()
@@ -45,12 +45,12 @@ def text_steps(reference: ReferenceIntCLIP, text: ClipText, prompts: PromptLearn
 
 
 def padded(embeddings: Tensor, lengths: Tensor, context_length: int = 77) -> tuple[Tensor, Tensor]:
-    """Embeddings with zeros behind them up to the context length."""
+    """Pad embeddings with zeros to the context length."""
     return torch.nn.functional.pad(embeddings, (0, 0, 0, context_length - embeddings.shape[1])), lengths
 
 
 def two_projections(head: AttentionPool, deep: Tensor) -> Tensor:
-    """Region features by both projections in turn."""
+    """Compute region features by both projections."""
     positions = deep.flatten(2).transpose(1, 2) + head.positional_embedding[1:]
     regions: Tensor = head.c_proj(head.v_proj(positions))
     return regions

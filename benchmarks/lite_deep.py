@@ -1,10 +1,9 @@
-"""Deep layers of `lite` in eager PyTorch: forward and a training step in every shape that was tried.
+"""Deep layers of `lite` in eager PyTorch: forward and a training step in every variant tried.
 
     python benchmarks/lite_deep.py [--batch 32] [--threads 1] [--repeats 7] [--json]
 
-Prints milliseconds: with one thread CPU time, which does not depend on what else the machine is doing, else wall time;
-the minimum of the repeats, which take turns. All shapes are checked to give the plain layers' numbers.
-docs/lab-book/lite-deep-layers.md tells what they are.
+Prints milliseconds, the minimum of alternating repeats: with one thread CPU time, which does not depend on other load,
+else wall time. All variants must give the plain layers' numbers. docs/lab-book/lite-deep-layers.md describes them.
 """
 
 import argparse
@@ -24,14 +23,14 @@ from intclip.backbones.lite import build_lite
 
 
 class Convolve(Protocol):
-    """What stands in for `efficientnet_lite.convolve`."""
+    """Replacement of `efficientnet_lite.convolve`."""
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor, stride: int, groups: int) -> Tensor:
-        """Convolution (B, C', H', W') with "same" padding of x (B, C, H, W)."""
+        """Convolve x (B, C, H, W) with "same" padding to (B, C', H', W')."""
 
 
 class SameConv(nn.Conv2d):
-    """A convolution padded as TensorFlow's "same"."""
+    """A convolution with TensorFlow's "same" padding."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (B, C, H, W) to (B, C', ⌈H / stride⌉, ⌈W / stride⌉)."""
@@ -44,7 +43,7 @@ def padded(x: Tensor, kernel: int, stride: int) -> Tensor:
 
 
 def plain(layer: nn.Module) -> nn.Module:
-    """The same layer as Conv2d, BatchNorm2d and ReLU6."""
+    """Return the same layer as Conv2d, BatchNorm2d and ReLU6."""
     if isinstance(layer, ConvBatchNorm):
         outputs, inputs, kernel, _ = layer.weight.shape
         conv = SameConv(inputs * layer.groups, outputs, kernel, layer.stride, groups=layer.groups, bias=False)
@@ -70,7 +69,7 @@ def plain(layer: nn.Module) -> nn.Module:
 
 
 class Shortcut(nn.Sequential):
-    """Layers beside a shortcut."""
+    """Layers with a shortcut."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (B, C, H, W) to the same shape."""
@@ -81,12 +80,12 @@ class Shortcut(nn.Sequential):
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor, stride: int, groups: int) -> Tensor:
-    """Channels-last and folded, every convolution PyTorch's own."""
+    """Convolve with PyTorch, channels-last and folded."""
     return F.conv2d(padded(x, weight.shape[-1], stride), weight, bias, stride, groups=groups)
 
 
 def products(x: Tensor, weight: Tensor, bias: Tensor, stride: int, groups: int) -> Tensor:
-    """The same, 1 × 1 convolutions as matrix products."""
+    """The same, with 1 × 1 convolutions as matrix products."""
     if weight.shape[-1] > 1:
         return convolution(x, weight, bias, stride, groups)
     return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
@@ -96,7 +95,7 @@ _patterns: dict[tuple[int, int, int], Tensor] = {}
 
 
 def toeplitz(x: Tensor, weight: Tensor, bias: Tensor, stride: int, groups: int) -> Tensor:
-    """Everything a matrix product, in the layout (C, B, H, W); depthwise as C products with (HW, H'W') matrices."""
+    """Convolve by matrix products in the layout (C, B, H, W); depthwise as C products with (HW, H'W') matrices."""
     channels, batch, side, _ = x.shape
     kernel = weight.shape[-1]
     if kernel == 1:

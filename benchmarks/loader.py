@@ -1,10 +1,10 @@
-"""Loader speed: photos per second from JPEG files to normalised pixels, and what the decoder's downscaling changes.
+"""Loader speed: photos per second from JPEG files to normalised pixels, and the effect of the decoder's downscaling.
 
     python benchmarks/loader.py [--photos 1000] [--side 500] [--workers 2] [--json]
 
-The photos are real ones from scikit-image and scikit-learn, resized to the asked longer side and saved at quality 90 in
-a temporary folder. Prints the median of five passes over warm files; CPU time a photo is given beside the rate because
-it does not depend on what else the machine is doing.
+The photos are real ones from scikit-image and scikit-learn, resized to the given longer side and saved at quality 90 in
+a temporary folder. Prints the median of five passes over cached files, and CPU time per photo, which does not depend on
+other load.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def write_photos(folder: Path, number: int, side: int) -> list[Path]:
 
 
 def timed(function: Callable[..., object], *arguments: object) -> tuple[float, float]:
-    """Wall and CPU seconds of a call."""
+    """Return wall and CPU seconds of a call."""
     wall, cpu = time.perf_counter(), time.process_time()
     function(*arguments)
     return time.perf_counter() - wall, time.process_time() - cpu
@@ -66,13 +66,13 @@ def pipeline(paths: list[Path], workers: int, augment: PhotoChange | None = None
 
 
 def naive(paths: list[Path]) -> None:
-    """What a plain script does: one thread, whole decode, one preprocess call a photo."""
+    """Load photos like a plain script: one thread, full decoding, one preprocess call per photo."""
     for start in range(0, len(paths), 64):
         torch.stack([PREPROCESS(Image.open(path).convert("RGB")) for path in paths[start : start + 64]])
 
 
 def normalisation(photo: Path) -> dict[str, float]:
-    """Milliseconds a photo, one thread: the whole batch of 64 at once, and photo by photo in cache."""
+    """Return milliseconds per photo on one thread: for a batch of 64, and photo by photo in cache."""
     pixels = np.stack([PREPROCESS.resize(read_image(photo))] * 64)
     out = np.empty((64, 3, 224, 224), dtype=np.float32)
     batch = torch.from_numpy(pixels).permute(0, 3, 1, 2)
@@ -87,7 +87,7 @@ def normalisation(photo: Path) -> dict[str, float]:
 
 
 def draft_effect(folder: Path) -> list[dict[str, float]]:
-    """Decoding time and change of the model's input (of 255) where JPEGs are decoded at a fraction of their size."""
+    """Measure decoding time and the change of the input (of 255) for JPEGs decoded at a fraction of their size."""
     rows = []
     for side in (500, 1000, 3000):
         paths = write_photos(folder, 6, side)

@@ -1,4 +1,4 @@
-"""The most that this machine can do, and the reports."""
+"""Peak performance of this machine, and reports."""
 
 import json
 import time
@@ -12,7 +12,7 @@ from intclip.machine import describe_machine
 
 
 def best_seconds(function: Callable[[], object], *, repeats: int = 7) -> float:
-    """Shortest of some runs: what a peak is measured with."""
+    """Return the shortest of some runs."""
     function()
     times = []
     for _ in range(repeats):
@@ -23,7 +23,7 @@ def best_seconds(function: Callable[[], object], *, repeats: int = 7) -> float:
 
 
 def peaks(size: int = 2048, megabytes: int = 256) -> dict[str, float]:
-    """Measured peaks of the CPU: float32 GFLOP/s by a square matrix product, GB/s (read + written) by a copy."""
+    """Measure the CPU's peaks: float32 GFLOP/s by a square matrix product, GB/s (read + written) by a copy."""
     left, right = torch.randn(size, size), torch.randn(size, size)
     product = torch.empty(size, size)
     source = torch.ones(megabytes * 2**20 // 4)
@@ -34,14 +34,14 @@ def peaks(size: int = 2048, megabytes: int = 256) -> dict[str, float]:
 
 
 def openvino_has_bf16() -> bool:
-    """Whether OpenVINO computes in bf16 on this processor."""
+    """Return whether OpenVINO computes in bf16 on this processor."""
     import openvino
 
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def write_report(path: Path | None, report: dict[str, Any]) -> None:
-    """Print a report as JSON with the machine's description, and write it where a path is given."""
+    """Print a report as JSON with the machine's description, and write it if a path is given."""
     machine = describe_machine() | {"threads": torch.get_num_threads()}
     if torch.cuda.is_available():
         machine["accelerator"] = torch.cuda.get_device_name()

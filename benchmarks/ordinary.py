@@ -1,9 +1,9 @@
-"""Are a model's answers plausible to a person? Everyday photos, each with all labels that somebody finds plausible.
+"""Plausibility of a model's predictions: everyday photos, each with all labels that a person finds plausible.
 
     python -m benchmarks.ordinary $INTCLIP_DATA/ordinary/plausible.json --model lite
 
-The file maps a photo's path, from the file's folder, to its plausible labels. Said labels are those at or above their
-threshold. The last table compares probabilities with the share of plausible answers (reliability).
+The file maps a photo's path, relative to the file, to its plausible labels. Labels at or above their threshold are
+predicted ("said"). The last table compares probabilities with the share of plausible labels (reliability).
 """
 
 import argparse
@@ -25,18 +25,18 @@ BINS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
 
 
 class Plausibility(TypedDict):
-    """What `measure` finds; shares in percent, None where there is nothing to divide by.
+    """Results of `measure`; shares in percent, None if undefined.
 
     Attributes:
-        photos: How many.
-        plausible: Plausible labels a photo, mean.
-        top1: Photos whose most probable label is plausible.
-        top3: Of the three most probable labels, those that are plausible.
-        said: Labels said a photo, mean.
-        said_plausible: Of these, those that are plausible.
-        clear: Photos with a label said.
-        confident: Photos whose most probable label has `CONFIDENT` or more.
-        confident_plausible: Of these, the share whose label is plausible.
+        photos: Number of photos.
+        plausible: Mean number of plausible labels per photo.
+        top1: Share of photos whose most probable label is plausible.
+        top3: Share of plausible labels among the three most probable ones.
+        said: Mean number of predicted labels per photo.
+        said_plausible: Share of these that are plausible.
+        clear: Share of photos with a predicted label.
+        confident: Share of photos whose most probable label has `CONFIDENT` or more.
+        confident_plausible: Share of these whose label is plausible.
         reliability: Lower edge, upper edge, number, mean probability and plausible share of each bin.
     """
 
@@ -55,7 +55,7 @@ class Plausibility(TypedDict):
 def measure(
     probabilities: npt.NDArray[np.floating], thresholds: npt.NDArray[np.floating], plausible: npt.NDArray[np.bool_]
 ) -> Plausibility:
-    """Compare probabilities (N, K) with what is plausible (N, K); thresholds (K,)."""
+    """Compare probabilities (N, K) with plausible labels (N, K); thresholds (K,)."""
     order = np.argsort(-probabilities, axis=1, kind="stable")
     best = np.take_along_axis(plausible, order, axis=1)
     said = probabilities >= thresholds

@@ -1,4 +1,4 @@
-"""How fast the app's page is with many photos, in Chromium.
+"""Speed of the app's page with many photos, in Chromium.
 
 python -m benchmarks.page --folder $INTCLIP_DATA/flickr8k/images --photos 1000
 """
@@ -20,7 +20,7 @@ STEPS = {
     "keep an answer": "keep()",
     "next photo": "step(1)",
 }
-"""Step to what does it in the page; each is timed with the layout that follows."""
+"""Code of each step in the page; each is timed together with the layout after it."""
 _TIMED = "() => { const start = performance.now(); %s; document.body.offsetHeight; return performance.now() - start; }"
 
 _SCROLL = """async () => {
@@ -34,7 +34,7 @@ _SCROLL = """async () => {
   }
   return frames;
 }"""
-"""Scrolls from top to bottom, 400 pixels a frame; returns the milliseconds of each frame."""
+"""Scrolls from top to bottom, 400 pixels per frame; returns the milliseconds of each frame."""
 
 
 def main() -> None:

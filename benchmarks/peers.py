@@ -1,9 +1,9 @@
-"""Our towers beside `transformers`' CLIP with the same random weights: the same numbers, and how long each takes.
+"""Our towers compared with `transformers`' CLIP with the same random weights: equal outputs, and time.
 
     python -m benchmarks.peers --out docs/figures/peers.json
 
-ViT-B/32, eager float32, image and text towers; texts are 56 rows of 40 tokens, which transformers computes as they are
-and ours reads at the end token.
+ViT-B/32, eager float32, image and text towers; texts are 56 rows of 40 tokens. transformers computes all positions;
+ours computes the last block only at the end token.
 """
 
 from collections.abc import Callable

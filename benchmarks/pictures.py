@@ -1,4 +1,4 @@
-"""The pictures of the app and the report in README.md and docs/: Chromium looks at the photos that ship with packages.
+"""Screenshots of the app and the report for README.md and docs/, by Chromium, with photos from packages.
 
 python -m benchmarks.pictures --out docs/images
 """
@@ -26,7 +26,7 @@ WIDE, PHONE = 1280, 390
 
 @contextmanager
 def app(models: Mapping[str, Predictor] | None = None, models_folder: Path | None = None) -> Iterator[str]:
-    """The address of the app, as `intclip app` opens it: with lite and proxy, where no models are given."""
+    """Yield the app's address, as opened by `intclip app`; with lite and proxy if no models are given."""
     from intclip.serving.app.routes import create_app
 
     models = models or {"lite": load("lite"), "proxy": load("proxy")}
@@ -44,7 +44,7 @@ def app(models: Mapping[str, Predictor] | None = None, models_folder: Path | Non
 
 
 def find_browser() -> str:
-    """Path of Chromium."""
+    """Return the path of Chromium."""
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
         sys.exit("no browser: install chromium")
@@ -53,7 +53,7 @@ def find_browser() -> str:
 
 @contextmanager
 def looking(browser: Browser, address: str, width: int, height: int) -> Iterator[Page]:
-    """A page in a window of this size."""
+    """Yield a page in a window of this size."""
     context = browser.new_context(viewport={"width": width, "height": height})
     page = context.new_page()
     page.goto(address)
@@ -73,7 +73,7 @@ def main() -> None:
                 with looking(browser, address, width, height) as page:
                     page.locator("body[data-ready]").wait_for()
                     page.wait_for_function("() => state.photos.every((photo) => photo.answers.has(reader().key))")
-                    page.wait_for_timeout(1000)  # small pictures come last
+                    page.wait_for_timeout(1000)  # thumbnails load last
                     page.screenshot(path=out / f"{name}.png")
         report = Path(folder) / "report.html"
         write_folder_report(demo_photos(), load("lite"), report)

@@ -1,11 +1,11 @@
-"""What heads for few labels and a second channel bring, on real posts.
+"""Effect of heads for few labels and of a second channel, on real posts.
 
     INTCLIP_DATA=… python -m benchmarks.posts descriptions   # Intentonomy's val descriptions, nested cross-validation
     INTCLIP_DATA=… python -m benchmarks.posts curve          # the same on 50, 100, 200 and all posts
     INTCLIP_DATA=… python -m benchmarks.posts channels       # mvsa and memes: image, text, both; three seeds
     INTCLIP_DATA=… python -m benchmarks.posts nested memes   # the same by nested cross-validation within train
 
-Encoded posts are kept in `--cache`. Times are of the processor (all threads), after encoding.
+Encoded posts are cached in `--cache`. Times are CPU time (all threads), after encoding.
 """
 
 import argparse
@@ -40,13 +40,13 @@ Posts = tuple[dict[str, Inputs], Array, list[str]]
 
 
 def dataset_of(name: str) -> Dataset:
-    """The dataset, its taxonomy exclusive where exactly one label holds."""
+    """Load the dataset, with an exclusive taxonomy if every post has exactly one label."""
     dataset = load_named_dataset(name, None, None)
     return replace(dataset, taxonomy=replace(dataset.taxonomy, exclusive=dataset.task == "singlelabel"))
 
 
 def encoded(dataset: Dataset, split: str, cache: Path, tag: str = "") -> Posts:
-    """Inputs of both channels, targets (N, K) and ids of a split, from the cache where they are there."""
+    """Return inputs of both channels, targets (N, K) and ids of a split, from the cache if possible."""
     samples, used = usable_samples(dataset, [split], ("text", "image"))
     file = cache / f"{dataset.name}-{split}{tag}.npz"
     if not file.is_file():
@@ -69,7 +69,7 @@ def encoded(dataset: Dataset, split: str, cache: Path, tag: str = "") -> Posts:
 
 
 def row(found: Array, thresholds: float | Array, targets: Array, taxonomy: Taxonomy) -> str:
-    """Headline figures with 95 % intervals."""
+    """Return headline figures with 95 % intervals."""
     ids = [str(i) for i in range(len(targets))]
     scores = Scores(ids, found.astype(np.float32), targets.astype(np.float32), [])
     task: Task = "singlelabel" if taxonomy.exclusive else "multilabel"
@@ -79,7 +79,7 @@ def row(found: Array, thresholds: float | Array, targets: Array, taxonomy: Taxon
 
 
 def logistic(x: Array, targets: Array, seed: int, weight: str | None, thresholds: str) -> tuple[Array, Array]:
-    """Logistic regression on MiniLM embeddings under the folds of `nested`, thresholds tuned in an inner loop."""
+    """Fit logistic regression on MiniLM embeddings with the folds of `nested`, thresholds tuned in an inner loop."""
 
     def fit(train: np.ndarray, test: np.ndarray) -> Array:
         scores = np.zeros((len(test), targets.shape[1]))

@@ -1,9 +1,9 @@
-"""What bf16 and int8 cost: mAP and speed of the embedded proxy model (lite) beside float32.
+"""Cost of bf16 and int8: mAP and speed of the embedded proxy model (lite), compared with float32.
 
     INTCLIP_DATA=/data python -m benchmarks.precision --out docs/figures/precision.json
 
 `$INTCLIP_DATA/flickr8k` is the proxy dataset; its validation split is scored, its training split calibrates int8.
-bf16 is measured where the processor has it.
+bf16 is measured if the processor supports it.
 """
 
 import os

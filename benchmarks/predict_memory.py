@@ -1,9 +1,9 @@
-"""Memory of a long prediction: the process's size while thousands of photos go through, and that none is lost.
+"""Memory of a long prediction of thousands of photos, with a check that none is lost.
 
     python -m benchmarks.predict_memory [--photos 5000] [--model lite] [--engine auto] [--out FILE]
 
-Some photos are real ones of 500 and of 3,000 pixels, over and over; every 97th is damaged. Prints resident memory (MB)
-after each twentieth of the photos, its peak, and its growth over the second half.
+Photos are repeated real ones of 500 and 3,000 pixels; every 97th is damaged. Prints resident memory (MB) after each
+twentieth of the photos, its peak, and its growth over the second half.
 """
 
 import argparse
@@ -21,18 +21,18 @@ BAD_EVERY = 97
 
 
 def resident() -> float:
-    """Resident memory of this process, MB."""
+    """Return the resident memory of this process, MB."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * resource.getpagesize() / 1e6
 
 
 def peak() -> float:
-    """Largest resident memory so far, MB."""
+    """Return the peak resident memory so far, MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def stream(folder: Path, count: int) -> Iterator[Path]:
-    """Small photos, each tenth a large one, each 97th a damaged one."""
+    """Yield small photos, with every tenth large and every 97th damaged."""
     (folder / "small").mkdir()
     (folder / "large").mkdir()
     small, large = write_photos(folder / "small", 12, 500), write_photos(folder / "large", 6, 3000)

@@ -1,10 +1,9 @@
-"""Speed of prediction: compute alone, from JPEG files, one photo, and the command line from cold.
+"""Speed of prediction: compute only, from JPEG files, one photo, and the command line from a cold start.
 
     python -m benchmarks.predict_speed [--model lite] [--engines openvino bf16 int8 torch onnx] [--photos 400] [--cold]
 
-Photos are real ones of 500 pixels. Rates are the best of some passes, and CPU time a photo stands beside them because
-it depends less on what else the machine is doing. bf16 and int8 are OpenVINO's, int8 calibrated on the same
-photos.
+Photos are real ones of 500 pixels. Rates are the best of several passes; CPU time per photo is reported too, because it
+depends less on other load. bf16 and int8 are OpenVINO's, int8 calibrated on the same photos.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from benchmarks.machine import peaks, write_report
 
 
 def rate(function: Callable[[], object], photos: int, *, passes: int = 5) -> dict[str, float]:
-    """Photos per second (best and median pass) and CPU milliseconds a photo (least)."""
+    """Return photos per second (best and median pass) and CPU milliseconds per photo (minimum)."""
     function()
     walls, cpus = [], []
     for _ in range(passes):
@@ -40,7 +39,7 @@ def rate(function: Callable[[], object], photos: int, *, passes: int = 5) -> dic
 
 
 def latency(function: Callable[[], object], *, repeats: int = 200) -> dict[str, float]:
-    """Milliseconds of a call: median, 90th percentile, least."""
+    """Return milliseconds of a call: median, 90th percentile, minimum."""
     for _ in range(10):
         function()
     times = []
@@ -56,7 +55,7 @@ def _ms(times: list[float], percentile: float) -> float:
 
 
 def cold(*arguments: str, repeats: int = 5) -> dict[str, float]:
-    """Seconds of a whole command: median and least; the first run, which fills caches, is told apart."""
+    """Return seconds of a whole command: median and minimum; the first run, which fills caches, is separate."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -67,7 +66,7 @@ def cold(*arguments: str, repeats: int = 5) -> dict[str, float]:
 
 
 def measure(predictor: Any, paths: list[Path]) -> dict[str, Any]:
-    """All figures of one model on one engine."""
+    """Measure all figures of one model on one engine."""
     size = predictor.card.preprocessing.size
     pixels = np.random.default_rng(0).standard_normal((32, 3, size, size)).astype(np.float32)
     return {

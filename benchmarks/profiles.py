@@ -1,4 +1,4 @@
-"""Colour profiles (ICC.1) of known colours, for tests and fuzzing: Display P3, Adobe RGB, a printer's four inks."""
+"""Colour profiles (ICC.1) with known colours, for tests and fuzzing: Display P3, Adobe RGB, a CMYK printer."""
 
 import struct
 from itertools import product
@@ -8,12 +8,12 @@ P3 = ((0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.066
 ADOBE = ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457))
 """The same in Adobe RGB (1998)."""
 GAMMA = 563 / 256
-"""Of the curves, as nearly as a profile can say 2.2."""
+"""Gamma of the curves, the closest representable value to 2.2."""
 _D50 = (0.9642, 1.0, 0.8249)
 
 
 def rgb_profile(primaries: tuple[tuple[float, float, float], ...] = P3) -> bytes:
-    """A display with these primaries, white D50 and curves of `GAMMA`."""
+    """Make the profile of a display with these primaries, white D50 and curves of `GAMMA`."""
     curve = b"curv" + struct.pack(">IIHH", 0, 1, 563, 0)
     tags = {f"{name}XYZ".encode(): _xyz(colour) for name, colour in zip("rgb", primaries, strict=True)}
     tags |= {f"{name}TRC".encode(): curve for name in "rgb"}
@@ -21,7 +21,7 @@ def rgb_profile(primaries: tuple[tuple[float, float, float], ...] = P3) -> bytes
 
 
 def cmyk_profile() -> bytes:
-    """A printer whose inks each take a share of the lightness, by a table of the 16 full mixtures."""
+    """Make the profile of a printer whose inks reduce lightness, by a table of the 16 full mixtures."""
     ramp = bytes(range(256))
     table = bytearray()
     for cyan, magenta, yellow, black in product((0, 1), repeat=4):

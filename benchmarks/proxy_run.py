@@ -2,8 +2,8 @@
 
     INTCLIP_DATA=/data python -m benchmarks.proxy_run --out docs/figures/proxy_run.json
 
-`$INTCLIP_DATA/flickr8k` is the proxy dataset. The first run also fills the feature cache, and the others find it, so
-its seconds are told apart. "epochs needed" is the fewest within 0.5 mAP (test) of the most epochs.
+`$INTCLIP_DATA/flickr8k` is the proxy dataset. The first run also fills the feature cache for the others, so its time is
+reported separately. "epochs needed" is the smallest number within 0.5 mAP (test) of the longest run.
 """
 
 import argparse
@@ -21,7 +21,7 @@ NEAR = 0.005
 
 
 def run(folder: Path, root: Path, epochs: int, limit: int | None) -> dict[str, Any]:
-    """One run: seconds of everything (loading, cache, training, scoring) and the test figures."""
+    """Train once; return total seconds (loading, cache, training, scoring) and the test figures."""
     overrides = [f"data.root={root}", f"schedule.epochs={epochs}", f"cache.path={folder / 'cache'}", "train.seed=0"]
     if limit is not None:
         overrides.append(f"data.limit={limit}")

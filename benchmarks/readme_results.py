@@ -1,10 +1,11 @@
-"""What the study `methods-lite` measured, as the methods' READMEs and docs/results.md show it.
+"""Results of the study `methods-lite` for the methods' READMEs and docs/results.md.
 
-    python -m benchmarks.readme_results             # writes the measured part of every src/intclip/methods/*/README.md
+    python -m benchmarks.readme_results             # writes the results section of every
+    src/intclip/methods/*/README.md
     python -m benchmarks.readme_results --tables    # prints the tables of all rows, for docs/results.md
 
-Figures come from docs/figures/methods-lite-DATASET.csv, the CSV that `intclip ablate methods-lite` writes. A dataset
-without that file is left out.
+Figures come from docs/figures/methods-lite-DATASET.csv, written by `intclip ablate methods-lite`. Datasets without that
+file are left out.
 """
 
 import argparse
@@ -29,7 +30,7 @@ DATASETS = {
     "memes": ("memes", "--set data.name=memes"),
     "mvsa": ("MVSA", "--set data.name=mvsa --data-root mvsa --set data.limit=300"),
 }
-"""End of a CSV file's name to the dataset's title, and what of the command chooses it."""
+"""Title and command options of each dataset, by suffix of its CSV file."""
 METRICS = ("macro_f1", "micro_f1", "samples_f1", "mAP", "accuracy")
 PUBLISHED = METRICS[:4]
 BEGIN, END = "<!-- written by python -m benchmarks.readme_results -->", "<!-- end of what is written -->"
@@ -39,22 +40,22 @@ _FEW = 8
 
 @dataclass(frozen=True)
 class Measured:
-    """One row of the study on one dataset, as its CSV has it.
+    """One row of the study on one dataset, from its CSV file.
 
     Attributes:
-        runs: A line a seed.
-        published: Published figures by metric, in percent, as they are written there; "" where there is none.
+        runs: One line per seed.
+        published: Published figures by metric, in percent, as text; "" if there is none.
     """
 
     runs: list[Mapping[str, str]] = field(default_factory=list)
     published: dict[str, str] = field(default_factory=dict)
 
     def values(self, column: str) -> list[float]:
-        """A column's numbers, of the runs that have one."""
+        """Return a column's numbers, of the runs that have one."""
         return [float(run[column]) for run in self.runs if run[column]]
 
     def spread(self, metric: str) -> str:
-        """Mean ± standard deviation (n − 1) over seeds; the value alone of one seed, a dash for none."""
+        """Return mean ± standard deviation (n − 1) over seeds; only the value for one seed, a dash for none."""
         values = self.values(metric)
         if not values:
             return _DASH
@@ -62,11 +63,11 @@ class Measured:
 
 
 Figures = dict[str, dict[str, Measured]]
-"""Dataset (a key of `DATASETS`) to the study's rows by name."""
+"""The study's rows by name, by dataset (key of `DATASETS`)."""
 
 
 def read_figures(folder: Path) -> Figures:
-    """The CSV files that are there, every row of the study in each, measured or not."""
+    """Read the available CSV files; each has every row of the study, measured or not."""
     found: Figures = {}
     for dataset in DATASETS:
         path = folder / f"{STUDY}-{dataset}.csv"
@@ -84,7 +85,7 @@ def read_figures(folder: Path) -> Figures:
 
 
 def rows_of_methods() -> dict[str, list[str]]:
-    """Method to the rows of the study whose recipe trains it; a method without one has none."""
+    """Return the study's rows that train each method, by method; some have none."""
     rows: dict[str, list[str]] = {readme.parent.name: [] for readme in sorted(FOLDER.glob("*/README.md"))}
     for row in load_study(STUDY).rows:
         assert row.recipe is not None, row.name
@@ -93,7 +94,7 @@ def rows_of_methods() -> dict[str, list[str]]:
 
 
 def command(dataset: str, measured: Sequence[Measured], rows: Sequence[str] = ()) -> str:
-    """What made the figures of some rows of a dataset; without names, of all rows."""
+    """Return the command for the figures of some rows of a dataset; without names, of all rows."""
     seeds = sorted({int(run["seed"]) for each in measured for run in each.runs})
     chosen = "".join(f" --row {shlex.quote(row)}" for row in rows)
     listed = ",".join(map(str, seeds))
@@ -102,7 +103,7 @@ def command(dataset: str, measured: Sequence[Measured], rows: Sequence[str] = ()
 
 
 def block(rows: Sequence[str], figures: Figures) -> str:
-    """The measured part of a README: what some rows of the study scored on every dataset, and the commands."""
+    """Render the results section of a README: scores of some rows on every dataset, and the commands."""
     lines: list[tuple[str, Measured]] = []
     commands = []
     for dataset, measured in figures.items():
@@ -127,7 +128,7 @@ def block(rows: Sequence[str], figures: Figures) -> str:
 
 
 def with_block(readme: str, written: str) -> str:
-    """A README with its measured part replaced, or with a section for it where it has none."""
+    """Return a README with its results section replaced or added."""
     if BEGIN not in readme:
         return f"{readme.rstrip()}\n\n## Results\n\n{written}"
     before, _, rest = readme.partition(BEGIN)
@@ -135,7 +136,7 @@ def with_block(readme: str, written: str) -> str:
 
 
 def readmes(figures: Figures) -> dict[Path, str]:
-    """Every method's README to what it should hold."""
+    """Return the expected content of every method's README."""
     texts = {}
     for method, rows in rows_of_methods().items():
         path = FOLDER / method / "README.md"
@@ -144,10 +145,10 @@ def readmes(figures: Figures) -> dict[Path, str]:
 
 
 def table(dataset: str, measured: Mapping[str, Measured]) -> str:
-    """The rows of a dataset that were run: scores, published figures and costs, under the command that made them."""
+    """Render a dataset's measured rows: command, scores, published figures and costs."""
     measured = {name: each for name, each in measured.items() if each.runs}
     shown = [metric for metric in METRICS if any(each.values(metric) for each in measured.values())]
-    beside = dataset == "proxy"  # the published figures are those of intents
+    beside = dataset == "proxy"  # published figures are for intents
     published = [f"published: {', '.join(TITLES[metric] for metric in PUBLISHED)}"] if beside else []
     header = [
         "row",
@@ -163,7 +164,7 @@ def table(dataset: str, measured: Mapping[str, Measured]) -> str:
     for name, each in measured.items():
         scores = [each.spread(metric) for metric in shown]
         lines.append([name, *scores, str(len(each.runs)), *([_published(each)] if beside else []), *_costs(each)])
-    # A table of few rows names them; one of most rows is that of the whole study.
+    # The command names the rows if there are few; otherwise it is that of the whole study.
     named = list(measured) if len(measured) < _FEW else []
     return f"    {command(dataset, list(measured.values()), named)}\n\n{markdown_table(header, lines)}"
 
@@ -174,7 +175,7 @@ def _published(row: Measured) -> str:
 
 
 def _costs(row: Measured) -> list[str]:
-    """Means over seeds, of a run that was halted no time; the largest memory."""
+    """Return means over seeds of uninterrupted runs, and the largest memory."""
     seconds, speeds, peaks = (row.values(name) for name in ("seconds", "photos_per_second", "peak_memory_mb"))
     return [
         f"{int(row.runs[0]['learnable_parameters']):,}",

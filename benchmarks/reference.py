@@ -1,10 +1,10 @@
-"""The released IntCLIP computation, written plainly: the reference that every speed is measured against.
+"""The released IntCLIP computation, written plainly: the reference for all speed comparisons.
 
-It does what the released code does, step by step, and nothing to make it fast: eager float32; both branches split after
-layer2 and run in full; the attention pool's attention is computed and thrown away; every batch encodes 2K prompts of 77
-tokens, with gradients for the weights of the text encoder that no optimiser reads; the asymmetric loss is summed over
-the batch and weighted with 0.03; SGD. Its quirks are kept: of the regions, patch 0 comes a second time, un-aggregated,
-in front (50 regions of 49 patches), and 20 and 5 are written into the logits. Weights come in OpenAI's layout.
+It follows the released code step by step, without optimisation: eager float32; both branches split after layer2 and run
+in full; the attention pool's attention is computed and discarded; every batch encodes 2K prompts of 77 tokens, with
+unused gradients for the text encoder's weights; the asymmetric loss is summed over the batch and weighted by 0.03; SGD.
+Its quirks are kept: patch 0 is repeated at the front, un-aggregated (50 regions from 49 patches), and the scales 20 and
+5 are constants. Weights are in OpenAI's layout.
 """
 
 from collections import OrderedDict
@@ -32,12 +32,12 @@ class Shape:
 
     @property
     def grid(self) -> int:
-        """Side of the last feature map."""
+        """Return the side of the last feature map."""
         return self.image_size // 32
 
 
 class Bottleneck(nn.Module):
-    """CLIP's bottleneck: 1×1, 3×3, average pool where the map shrinks, 1×1."""
+    """CLIP's bottleneck: 1×1, 3×3, average pool if the map shrinks, 1×1."""
 
     def __init__(self, inputs: int, planes: int, stride: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Bottleneck(nn.Module):
             self.downsample = nn.Sequential(OrderedDict(zip(("-1", "0", "1"), shortcut, strict=True)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map of a map, (B, C, H, W)."""
+        """Map (B, C, H, W) to a map."""
         identity = x if self.downsample is None else self.downsample(x)
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
@@ -66,7 +66,7 @@ class Bottleneck(nn.Module):
 
 
 def stage(inputs: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
-    """One stage of bottlenecks."""
+    """Build one stage of bottlenecks."""
     rest = [Bottleneck(planes * 4, planes, 1) for _ in range(1, blocks)]
     return nn.Sequential(Bottleneck(inputs, planes, stride), *rest)
 
@@ -83,7 +83,7 @@ class AttentionPool(nn.Module):
         self.c_proj = nn.Linear(width, output)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Token features (B, D, 1 + HW), the mean token first, and the discarded attention of a map (B, C, H, W)."""
+        """Return token features (B, D, 1 + HW), mean token first, and the discarded attention of a map (B, C, H, W)."""
         x = x.flatten(2).permute(2, 0, 1)
         x = torch.cat([x.mean(dim=0, keepdim=True), x], dim=0)
         x = x + self.positional_embedding[:, None, :]
@@ -100,7 +100,7 @@ class AttentionPool(nn.Module):
 
 
 class Aggregation(nn.Module):
-    """Position attention: the semantic map asks, the sight map answers; residual is the mean of both."""
+    """Position attention: queries and keys from the semantic map, values from the sight map; residual: their mean."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class Aggregation(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, semantic: Tensor, sight: Tensor) -> Tensor:
-        """Fused map of two maps (B, D, H, W)."""
+        """Return the fused map of two maps (B, D, H, W)."""
         query = self.query_conv(semantic).flatten(2).permute(0, 2, 1)
         key = self.key_conv(semantic).flatten(2)
         attention = torch.softmax(torch.bmm(query, key), dim=-1)
@@ -119,7 +119,7 @@ class Aggregation(nn.Module):
 
 
 class ImageTower(nn.Module):
-    """ModifiedResNet whose third and fourth stages, and attention pool, exist twice."""
+    """ModifiedResNet with two copies of the third and fourth stages and the attention pool."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class ImageTower(nn.Module):
         self.aggregation = Aggregation(shape.embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Region features (B, D, 1 + HW) of pixels (B, 3, S, S)."""
+        """Return region features (B, D, 1 + HW) of pixels (B, 3, S, S)."""
         for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
             x = self.relu(norm(conv(x)))
         x = self.layer2(self.layer1(self.avgpool(x)))
@@ -166,7 +166,7 @@ class QuickGELU(nn.Module):
     """x · sigmoid(1.702 x)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape."""
+        """Return the same shape."""
         return x * torch.sigmoid(1.702 * x)
 
 
@@ -183,7 +183,7 @@ class TextBlock(nn.Module):
         self.mask = torch.full((context_length, context_length), float("-inf")).triu_(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(L, T, width) to the same."""
+        """Map (L, T, width) to the same shape."""
         self.mask = self.mask.to(x)
         y = self.ln_1(x)
         x = x + self.attn(y, y, y, need_weights=False, attn_mask=self.mask)[0]
@@ -192,7 +192,7 @@ class TextBlock(nn.Module):
 
 
 class Text(nn.Module):
-    """Sequence of text blocks, under CLIP's key `transformer.resblocks`."""
+    """Sequence of text blocks, with CLIP's key `transformer.resblocks`."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -201,12 +201,12 @@ class Text(nn.Module):
 
 
 class ReferenceIntCLIP(nn.Module):
-    """Logits (B, 2, K), negatives first, of pixels, with learned prompts around K token rows (K, 77) twice.
+    """Logits (B, 2, K), negatives first, of pixels, with two learned prompts around each of K token rows (K, 77).
 
     Args:
         shape: Sizes of the towers.
-        tokens: (K, context_length), the rows of "X … X sentence."; the X are placeholders of the contexts.
-        contexts: Context vectors a prompt.
+        tokens: (K, context_length), rows of "X … X sentence."; the X are placeholders for contexts.
+        contexts: Number of context vectors per prompt.
     """
 
     tokens: Tensor
@@ -226,12 +226,12 @@ class ReferenceIntCLIP(nn.Module):
         self._choose_gradients()
 
     def _choose_gradients(self) -> None:
-        # As released: the copied stages and the aggregation train; the text encoder takes gradients, for nobody.
+        # As released: the copied stages and the aggregation are trained; the text encoder has unused gradients.
         for name, parameter in self.visual.named_parameters():
             parameter.requires_grad_(name.startswith(("semantic_layer", "aggregation")))
 
     def load_openai(self, state: dict[str, Tensor]) -> None:
-        """Load a state dict in OpenAI's layout; both branches start from the same weights."""
+        """Load a state dict in OpenAI's layout; both branches have the same initial weights."""
         own = {key: value for key, value in state.items() if key != "logit_scale"}
         for key in list(own):
             if key.startswith(("visual.layer3", "visual.layer4", "visual.attnpool")):
@@ -241,7 +241,7 @@ class ReferenceIntCLIP(nn.Module):
         assert all(key.startswith(("visual.aggregation", "context_", "tokens")) for key in missing), missing
 
     def encode_prompts(self) -> Tensor:
-        """Text features (2K, D), negatives first, unnormalised."""
+        """Return text features (2K, D), negatives first, unnormalised."""
         count = self.context_positive.shape[1]
         with torch.no_grad():
             embedded = self.token_embedding(self.tokens)
@@ -257,7 +257,7 @@ class ReferenceIntCLIP(nn.Module):
         return features
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits (B, 2, K) of pixels (B, 3, S, S)."""
+        """Return logits (B, 2, K) of pixels (B, 3, S, S)."""
         image = self.visual(pixels)
         text = self.encode_prompts()
         text = text / text.norm(dim=-1, keepdim=True)
@@ -269,7 +269,7 @@ class ReferenceIntCLIP(nn.Module):
 
 
 def asymmetric_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Minus the summed asymmetric log likelihood, γ+ 1, γ− 2, margin 0.05, weighted with 0.03."""
+    """Return the negative summed asymmetric log-likelihood, γ+ 1, γ− 2, margin 0.05, weighted by 0.03."""
     positive = torch.softmax(logits, dim=1)[:, 1]
     negative = (1 - positive + 0.05).clamp(max=1)
     loss = targets * torch.log(positive.clamp(min=1e-8)) + (1 - targets) * torch.log(negative.clamp(min=1e-8))
@@ -280,7 +280,7 @@ def asymmetric_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def make_optimizer(model: ReferenceIntCLIP, rate: float = 0.0004) -> torch.optim.SGD:
-    """SGD over the prompts, and over the copied stages and the aggregation at a tenth of the rate."""
+    """Make SGD for the prompts, and for the copied stages and the aggregation at a tenth of the rate."""
     deep = [parameter for parameter in model.visual.parameters() if parameter.requires_grad]
     prompts = [model.context_negative, model.context_positive]
     groups: list[dict[str, Any]] = [{"params": prompts}, {"params": deep, "lr": 0.1 * rate}]
@@ -288,7 +288,7 @@ def make_optimizer(model: ReferenceIntCLIP, rate: float = 0.0004) -> torch.optim
 
 
 def train_step(model: ReferenceIntCLIP, optimizer: torch.optim.Optimizer, pixels: Tensor, targets: Tensor) -> float:
-    """One step as released; the loss is read back every step."""
+    """Take one step as released; the loss is read back every step."""
     loss = asymmetric_loss(model(pixels), targets)
     optimizer.zero_grad()
     torch.autograd.backward(loss)

@@ -1,12 +1,12 @@
-"""The whole path of Intentonomy from the command line, with its real annotations and stand-in photos.
+"""The whole Intentonomy workflow on the command line, with real annotations and substitute photos.
 
     INTCLIP_DATA=/data python -m benchmarks.rehearsal --work /tmp/rehearsal
 
-`$INTCLIP_DATA/intentonomy` holds the annotations of val and test, `$INTCLIP_DATA/flickr8k/images` the photos that a
-local server gives instead of the real ones, at the addresses of the annotations but for the host. It misbehaves by
-the photo: some are gone (404), some ask for patience once (429), break off, or answer with a page. Then: prepare,
-prepare again, check, one epoch of the paper's IntCLIP on RN101 with random weights (trained on val, since train's
-annotations are not at hand), and evaluate on test. What it shows is that the path holds, not a figure.
+`$INTCLIP_DATA/intentonomy` has the annotations of val and test, `$INTCLIP_DATA/flickr8k/images` the photos that a local
+server returns instead of the real ones, at the annotations' addresses with another host. Some addresses fail: gone
+(404), busy once (429), interrupted, or an HTML page. Then: prepare, prepare again, check, one epoch of the paper's
+IntCLIP on RN101 with random weights (trained on val, because train's annotations are not available), and evaluate on
+test. This checks that the workflow completes; its figures are meaningless.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from urllib.parse import urlsplit
 from benchmarks.machine import write_report
 
 FATES = ["gone"] * 2 + ["patience"] * 3 + ["breaks"] * 3 + ["page"] + ["good"] * 91
-"""Of a photo, by a hash of its address, in percent."""
+"""Behaviours of photos in percent, chosen by a hash of the address."""
 
 
 class Server(ThreadingHTTPServer):
-    """Gives real photos under any address, but not always."""
+    """Serves real photos at any address, with failures."""
 
     daemon_threads = True
 
@@ -38,17 +38,17 @@ class Server(ThreadingHTTPServer):
         self.photos, self.asked, self.lock = photos, Counter[str](), threading.Lock()
 
     def handle_error(self, *_: object) -> None:
-        """Clients that break off are part of the rehearsal."""
+        """Ignore clients that disconnect, which is expected."""
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers by the fate of an address."""
+    """Answers by the behaviour of an address."""
 
     protocol_version = "HTTP/1.1"
     server: Server
 
     def do_GET(self) -> None:
-        """One photo."""
+        """Answer a request for a photo."""
         path = urlsplit(self.path).path
         number = zlib.crc32(path.encode())
         with self.server.lock:
@@ -77,11 +77,11 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def annotations(source: Path, target: Path, url: str, limit: int | None) -> dict[str, int]:
-    """Copy the annotation files with another host in their addresses; returns photos by split."""
+    """Copy the annotation files with another host in their addresses; return the number of photos by split."""
     target.mkdir(parents=True, exist_ok=True)
     counts = {}
     for split in ("val", "test"):
@@ -99,7 +99,7 @@ def annotations(source: Path, target: Path, url: str, limit: int | None) -> dict
 
 
 def command(*words: str) -> dict[str, object]:
-    """Run one command of intclip; its time, and the end of what it printed."""
+    """Run an intclip command; return its time and the end of its output."""
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "intclip.cli", *words], capture_output=True, text=True, check=False)
     seconds = round(time.perf_counter() - start, 1)

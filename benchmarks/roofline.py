@@ -1,10 +1,10 @@
-"""Where the time goes: FLOPs and bytes of each part of a step, against this machine's measured peaks.
+"""Roofline analysis: FLOPs and bytes of each part of a step, compared with this machine's measured peaks.
 
     python -m benchmarks.roofline --out docs/figures/roofline.json
 
-FLOPs are counted by PyTorch's own formulas, operation by operation, as each part runs. Bytes are a lower bound from
-forward hooks: every layer reads its inputs and its weights once and writes its outputs once; a backward pass moves
-twice that. A part's roof is min(peak FLOP/s, intensity × peak bytes/s), and its share is what it reached of that roof.
+FLOPs are counted by PyTorch's formulas for each operation. Bytes are a lower bound from forward hooks: every layer
+reads its inputs and weights once and writes its outputs once; a backward pass moves twice as much. A part's roof is
+min(peak FLOP/s, intensity × peak bytes/s), and its share is the achieved fraction of that roof.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ from intclip.timing import paired
 
 @contextmanager
 def counted_bytes(*modules: nn.Module) -> Iterator[list[int]]:
-    """Count the bytes that the layers below some modules move at least, while the context is open; one number."""
+    """Count, within this context, a lower bound of the bytes moved by the layers of some modules; one number."""
     total = [0]
 
     def add(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -48,14 +48,14 @@ def counted_bytes(*modules: nn.Module) -> Iterator[list[int]]:
 
 
 def work_of(function: Callable[[], object], modules: list[nn.Module], *, backward: bool) -> dict[str, float]:
-    """GFLOP and GB of one run of a part."""
+    """Return GFLOP and GB of one run of a part."""
     with counted_bytes(*modules) as moved, FlopCounterMode(display=False) as counter:
         function()
     return {"GFLOP": counter.get_total_flops() / 1e9, "GB": moved[0] * (3 if backward else 1) / 1e9}
 
 
 def gflop(function: Callable[[], object]) -> float:
-    """GFLOP of one run."""
+    """Return the GFLOP of one run."""
     with FlopCounterMode(display=False) as counter:
         function()
     flop: int = counter.get_total_flops()
@@ -63,7 +63,7 @@ def gflop(function: Callable[[], object]) -> float:
 
 
 def count_whole(batch: int) -> dict[str, dict[str, float]]:
-    """GFLOP of whole steps and calls: the ratios that a compute-bound machine can reach at most."""
+    """Return GFLOP of whole steps and calls: the upper limits of ratios on a compute-bound machine."""
     reference, backbone = resnets()
     method = our_method(backbone).train()
     pixels, targets = torch.randn(batch, 3, 224, 224), torch.zeros(batch, 28)
@@ -86,7 +86,7 @@ def count_whole(batch: int) -> dict[str, dict[str, float]]:
     noise = torch.randn(batch, 3, lite.image_size, lite.image_size)
     zero_shot = build_method("zero_shot", lite, load_taxonomy("intentonomy"), {}).eval()
     with torch.no_grad():
-        graph(pixels[:2])  # text features are kept from here on
+        graph(pixels[:2])  # text features are cached from here on
         zero_shot_graph = PhotoGraph(zero_shot, exclusive=False, maps=False)
         zero_shot_graph(noise[:2])
         inference = {

@@ -1,11 +1,11 @@
-"""What many photos cost, simulated from figures measured here.
+"""Cost of processing many photos, simulated from measured figures.
 
     python -m benchmarks.scale measure --photos FOLDER --out docs/figures/scale-measured.json
     python -m benchmarks.scale simulate --measured docs/figures/scale-measured.json --photos 1e7 --workers 64
 
-`measure` takes bytes, and CPU seconds of one core (they depend least on what else the machine is doing). `simulate`
-deals shards to workers that die at random and start again; the store that holds the photos has a bandwidth that all
-share. Prices are arguments: put in your own.
+`measure` measures bytes, and CPU seconds of one core (which depend least on other load). `simulate` assigns shards to
+workers, which die at random and restart; all share the bandwidth of the photo store. Prices are arguments: set your
+own.
 """
 
 import argparse
@@ -26,13 +26,13 @@ class Measured:
     """Figures of one machine and one kind of photos.
 
     Attributes:
-        photo_bytes: Of a photo's file, mean.
-        read_seconds: CPU of reading, decoding and resizing a photo.
-        model_seconds: CPU of the model for a photo.
-        list_seconds: CPU of listing a photo and keeping its path.
-        row_bytes: Of a photo's row with its embedding.
-        path_bytes: Of a photo's entry in the list of inputs.
-        index_bytes: Of a photo in the index.
+        photo_bytes: Mean size of a photo's file.
+        read_seconds: CPU seconds for reading, decoding and resizing a photo.
+        model_seconds: CPU seconds of the model per photo.
+        list_seconds: CPU seconds for listing a photo and storing its path.
+        row_bytes: Size of a photo's row with its embedding.
+        path_bytes: Size of a photo's entry in the list of inputs.
+        index_bytes: Size of a photo in the index.
     """
 
     photo_bytes: float
@@ -46,22 +46,22 @@ class Measured:
 
 @dataclass(frozen=True)
 class Plan:
-    """A job and where it runs; every price is in the same currency.
+    """A job and its environment; all prices are in the same currency.
 
     Attributes:
-        photos: How many.
-        workers: Processes of one core each.
-        shard: Photos in a shard.
-        gpu_photos: Photos a second of one GPU, which then does the model for `gpu_workers` workers; 0 for none.
+        photos: Number of photos.
+        workers: Number of single-core processes.
+        shard: Photos per shard.
+        gpu_photos: Photos per second of one GPU, which runs the model for `gpu_workers` workers; 0 for no GPU.
         gpu_workers: See above.
-        network: Bytes a second that the store gives to all workers together.
-        link: Bytes a second of one worker's share of its machine's link.
-        start: Seconds until a worker has loaded its model.
-        lifetime: Mean seconds that a worker lives before it is killed (0: for ever).
-        core_hour: Price of a core for an hour.
-        gpu_hour: Price of a GPU for an hour.
-        get_1000: Price of a thousand reads from the store.
-        gigabyte_month: Price of keeping a gigabyte for a month.
+        network: Bytes per second of the store, for all workers together.
+        link: Bytes per second of one worker's share of its machine's link.
+        start: Seconds for a worker to load its model.
+        lifetime: Mean seconds before a worker is killed; 0 for never.
+        core_hour: Price per core and hour.
+        gpu_hour: Price per GPU and hour.
+        get_1000: Price per thousand reads from the store.
+        gigabyte_month: Price per gigabyte and month of storage.
     """
 
     photos: int
@@ -80,14 +80,14 @@ class Plan:
 
 
 def simulate(measured: Measured, plan: Plan, *, seed: int = 0) -> dict[str, Any]:
-    """Hours, money, and which part is the slowest.
+    """Return hours, cost, and the slowest part.
 
-    A shard takes its photos' time at the slowest of its worker's parts. A worker that dies loses its shard, which goes
-    back to the queue, and starts again. The list of inputs is made by one core before anything else.
+    A shard takes its photos' time in the slowest part of its worker. A worker that dies loses its shard, which returns
+    to the queue, and restarts. One core lists the inputs first.
     """
     rates = part_rates(measured, plan)
     bottleneck = min(rates, key=lambda name: rates[name])
-    each = rates[bottleneck] / plan.workers  # photos a second of one worker
+    each = rates[bottleneck] / plan.workers  # photos per second of one worker
     shards = -(-plan.photos // plan.shard)
     rng = random.Random(seed)
 
@@ -136,7 +136,7 @@ def simulate(measured: Measured, plan: Plan, *, seed: int = 0) -> dict[str, Any]
 
 
 def part_rates(measured: Measured, plan: Plan) -> dict[str, float]:
-    """Photos a second that each part alone would let through, all workers together."""
+    """Return photos per second of each part alone, for all workers together."""
     core = measured.read_seconds + (0.0 if plan.gpu_photos else measured.model_seconds)
     rates = {
         "cores": plan.workers / core,
@@ -149,7 +149,7 @@ def part_rates(measured: Measured, plan: Plan) -> dict[str, float]:
 
 
 def measure(folder: Path, count: int) -> Measured:
-    """Figures of `lite` over some of a folder's photos."""
+    """Measure `lite` on some of a folder's photos."""
     import numpy as np
 
     import intclip

@@ -1,16 +1,15 @@
-"""The service under load: many clients at once, each checking its own photo's answer, beside the model alone.
+"""The service under load, compared with the model alone: many clients, each of which verifies its answers.
 
     python -m benchmarks.serve [--clients 200] [--requests 10000] [--model lite] [--folder PHOTOS | --side 500]
                                [--hostile 0] [--out FILE]
 
-It starts `intclip serve` in a process of its own. Clients keep a connection and send one photo a request, from this
-process and on the same cores: what they cost counts against the service. They send the photos of a folder as they are,
-or without one parts of a few real ones, resized. "engine" is computing alone, "predict" is `Predictor.predict` from the
-same files. The load comes in ten parts, and both are measured before, between and after them: a machine whose speed
-changes by the minute changes them alike. `by_part` has each part's share of what was measured beside it. A part's
-throughput is counted while all clients are at work: its start, when the queue is still empty, and its end, when fewer
-and fewer wait, are left out. `--hostile` adds clients that send truncated photos, bombs, text, too large bodies and
-bodies that never end.
+It starts `intclip serve` in its own process. Clients keep a connection and send one photo per request, from this
+process and on the same cores, so their cost counts against the service. They send a folder's photos unchanged, or else
+resized parts of a few real ones. "engine" is compute only, "predict" is `Predictor.predict` from the same files. The
+load comes in ten parts, and both are measured before, between and after them, so that changes of the machine's speed
+affect all alike. `by_part` has each part's ratio to its neighbouring measurements. A part's throughput is counted only
+while all clients are active, without its start, when the queue is empty, and its end, when clients finish. `--hostile`
+adds clients that send truncated photos, decompression bombs, text, oversized bodies and endless bodies.
 """
 
 import argparse
@@ -46,7 +45,7 @@ BATCH = 32
 
 
 def photos(side: int, count: int = 60) -> list[bytes]:
-    """Different parts of real photos as JPEG files."""
+    """Return different parts of real photos as JPEG files."""
     rng = np.random.default_rng(0)
     files = []
     originals = real_photos()
@@ -62,14 +61,14 @@ def photos(side: int, count: int = 60) -> list[bytes]:
 
 
 def files_of(folder: Path, count: int = 200) -> list[bytes]:
-    """Photos of a folder as they are, drawn with a fixed seed."""
+    """Return unchanged photos of a folder, drawn with a fixed seed."""
     paths = find_images(folder)
     chosen = np.random.default_rng(0).permutation(len(paths))[:count]
     return [paths[place].read_bytes() for place in chosen]
 
 
 def request(content: bytes) -> bytes:
-    """A whole HTTP request with one photo in a form."""
+    """Return an HTTP request with one photo in a form."""
     start = b'--x\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
     body = start + content + b"\r\n--x--\r\n"
     head = "POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
@@ -83,7 +82,7 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
 
 
 class Load:
-    """Clients of a service, and what they saw."""
+    """Clients of a service, and their results."""
 
     def __init__(self, port: int, files: list[bytes], expected: list[dict[str, float]]) -> None:
         self.port, self.expected = port, expected
@@ -97,7 +96,7 @@ class Load:
         self.answered: list[float] = []
 
     async def client(self, number: int) -> None:
-        """One that sends photos and checks their scores."""
+        """Run a client that sends photos and checks their scores."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         turn = number
         while self.left > 0:
@@ -119,7 +118,7 @@ class Load:
         writer.close()
 
     async def enemy(self, number: int) -> None:
-        """One that sends what it should not."""
+        """Run a client that sends invalid requests."""
         good = self.requests[0]
         png = io.BytesIO()
         Image.new("RGB", (4, 4)).save(png, "PNG")
@@ -143,7 +142,7 @@ class Load:
             await asyncio.sleep(0.05)
 
     async def run(self, clients: int, requests: int, hostile: int) -> float:
-        """Photos answered a second while all clients were at work: from one answer each to the last request sent."""
+        """Return answers per second while all clients are active: from everyone's first answer to the last request."""
         self.left, self.answered = requests, []
         enemies = [asyncio.create_task(self.enemy(number)) for number in range(hostile)]
         await asyncio.gather(*(self.client(number) for number in range(clients)))
@@ -155,7 +154,7 @@ class Load:
 
 
 def rates(model: Predictor, files: list[bytes], seconds: float) -> dict[str, tuple[float, float]]:
-    """Photos a second and CPU milliseconds a photo, of computing alone and of predicting from JPEG bytes."""
+    """Return photos per second and CPU milliseconds per photo, of compute only and of prediction from JPEG bytes."""
     pixels = noise_pixels(BATCH, model.card.preprocessing.size)
     works: dict[str, tuple[int, Callable[[], object]]] = {
         "engine": (BATCH, lambda: model.predict_pixels(pixels)),
@@ -173,14 +172,14 @@ def rates(model: Predictor, files: list[bytes], seconds: float) -> dict[str, tup
 
 
 def of_process(pid: int) -> tuple[float, float]:
-    """Resident MB and CPU seconds of a process."""
+    """Return resident MB and CPU seconds of a process."""
     pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def start(model: str, log: Path) -> tuple[subprocess.Popen[bytes], int]:
-    """A service that answers, and its port."""
+    """Start a service; return it with its port once it answers."""
     command = [sys.executable, "-m", "intclip.cli", "serve", "--model", model, "--port", "0"]
     with log.open("wb") as stream:
         server = subprocess.Popen(command, stderr=stream)

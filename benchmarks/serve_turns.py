@@ -1,8 +1,8 @@
-"""Services of several working trees in turns: a comparison that other programs on the machine change little.
+"""Services of several working trees in turns: a comparison that is robust to other load.
 
     python -m benchmarks.serve_turns ../before . [--turns 10] [--requests 1000] [--clients 200]
 
-Every tree's service runs all the time, and sleeps while another's is asked. CPU milliseconds are of all its threads.
+All services run throughout, and are idle while another is measured. CPU milliseconds include all threads.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from benchmarks.serve import Load, photos, start
 
 
 def cpu_ms(pid: int) -> float:
-    """CPU time of a process's threads that live."""
+    """Return the CPU time of a process's live threads."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return sum(int((task / "schedstat").read_text(encoding="ascii").split()[0]) for task in tasks) / 1e6
 
@@ -47,7 +47,7 @@ def main() -> None:
                 os.environ["PYTHONPATH"] = str(tree.resolve() / "src")
                 server, port = start(options.model, Path(folder) / str(number))
                 services.append((tree, server, Load(port, files, expected), [], []))
-            for turn in range(-1, options.turns):  # the first warms
+            for turn in range(-1, options.turns):  # the first is a warm-up
                 for _, server, load, costs, rates in services[:: -1 if turn % 2 else 1]:
                     before = cpu_ms(server.pid)
                     rate = asyncio.run(load.run(options.clients, options.requests, 0))

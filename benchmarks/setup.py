@@ -1,4 +1,4 @@
-"""What several measurements share: models of the same random weights, and command-line options."""
+"""Shared parts of benchmarks: models with the same random weights, and command-line options."""
 
 import argparse
 from pathlib import Path
@@ -19,7 +19,7 @@ CONTEXTS = 16
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """Options that every script takes."""
+    """Make a parser with the common options."""
     options = argparse.ArgumentParser(description=description)
     options.add_argument("--out", type=Path, help="write the report here as JSON, besides printing it")
     options.add_argument("--repeats", type=int, default=5, help="rounds that count")
@@ -30,7 +30,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def parse(options: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parsed options; sets the number of threads and the seed."""
+    """Parse options; set the number of threads and the seed."""
     arguments = options.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -39,14 +39,14 @@ def parse(options: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def our_method(backbone: Backbone, **changes: object) -> IntCLIP:
-    """IntCLIP on the Intentonomy labels with the paper's options, and changes to them."""
+    """Build IntCLIP on the Intentonomy labels with the paper's options and changes to them."""
     method = build_method("intclip", backbone, load_taxonomy("intentonomy"), changes)
     assert isinstance(method, IntCLIP)
     return method
 
 
 def resnets(split: Split = "paper") -> tuple[ReferenceIntCLIP, ClipBackbone]:
-    """The reference and our RN101 with the same random weights."""
+    """Build the reference and our RN101 with the same random weights."""
     state = random_state_dict(RN101)
     backbone = from_openai_state_dict(state, split=split)
     sentences = load_taxonomy("intentonomy").sentences()

@@ -1,4 +1,4 @@
-"""The table of backbones in docs/backbones.md: what a tower is, how large it is, and how much of it learns.
+"""The table of backbones in docs/backbones.md: architecture, size, and trainable parameters.
 
 PYTHONPATH=src python -m benchmarks.splits
 """
@@ -12,7 +12,7 @@ from intclip.backbones.families import TRAITS
 
 
 def rows() -> list[str]:
-    """A Markdown row a backbone, without its weights."""
+    """Return a Markdown row per backbone, without loading weights."""
     return [row(name, architecture) for name, architecture in ARCHITECTURES.items()]
 
 

@@ -1,9 +1,9 @@
-"""Texts a second through MiniLM in torch and on the engine, in turns of one process.
+"""Texts per second through MiniLM in torch and on the engine, alternating in one process.
 
     python -m benchmarks.texts [--texts 256] [--turns 3] [--out docs/figures/texts.json]
 
-Texts have 60 to 140 made words. Rates are texts a second of CPU, which depends less on what else the machine does, and
-the best of the turns.
+Texts have 60 to 140 made-up words. Rates are texts per CPU second, which depends less on other load; the best turn
+counts.
 """
 
 import argparse
@@ -22,7 +22,7 @@ WORDS = ("photo", "friends", "beach", "sunset", "people", "share", "moment", "fa
 
 
 def rate(tower: TextTower, texts: list[str]) -> float:
-    """Texts a second of CPU."""
+    """Return texts per CPU second."""
     start = time.process_time()
     tower.embed_texts(texts)
     return len(texts) / (time.process_time() - start)

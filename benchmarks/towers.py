@@ -1,9 +1,9 @@
-"""Image towers of B-size with random weights, one photo at a time on one thread: this package beside others.
+"""Image towers of size B with random weights, one photo at a time on one thread: this package compared with others.
 
     PYTHONPATH=src python -m benchmarks.towers --clock cpu --out docs/figures/towers.json
 
-"raw OpenVINO" is the same tower by OpenVINO's own `convert_model`, compiled for latency without anything of ours;
-"transformers" its own model in eager mode. The candidates take turns. Region features: the kinds of a CLIP ViT.
+"raw OpenVINO" is the same tower, converted by OpenVINO's `convert_model` and compiled for latency; "transformers" is
+its own model in eager mode. The candidates take turns. Region features are measured for each kind of a CLIP ViT.
 """
 
 import functools
@@ -28,7 +28,7 @@ NAMES = ("ViT-B/16", "SigLIP-B/16", "EVA02-B/16", "PE-B/16", "MobileCLIP2-B", "M
 
 
 def candidates(name: str) -> dict[str, Callable[[], object]]:
-    """One photo through each."""
+    """Return functions that run one photo through each candidate."""
     backbone = random_backbone(name)
     tower = EncodeImage(backbone)
     side = backbone.image_size
@@ -53,7 +53,7 @@ def candidates(name: str) -> dict[str, Callable[[], object]]:
 
 
 def regions() -> dict[str, Callable[[], object]]:
-    """Region features of one photo, each kind."""
+    """Return functions for region features of one photo, by kind."""
     towers = {kind: random_backbone("ViT-B/16", regions=kind) for kind in get_args(Regions)}
     photo = torch.randn(1, 3, 224, 224)
     return {kind: functools.partial(tower.feature_map, photo) for kind, tower in towers.items()}

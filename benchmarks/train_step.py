@@ -3,11 +3,10 @@
     python -m benchmarks.train_step --out docs/figures/train_step.json
     python -m benchmarks.train_step --batch 8 --clock cpu --threads 1      # on a machine with other work
 
-All three start from the same random weights and see the same photos; ours is the paper's split (layer4 trains), the
-reference the released one (layer3 and layer4 train), which is what the two publish. Both lengths of sentences are
-measured: 11-15 words are the paper's best and our default, 6-9 are what the released code ships (7.1 on average); the
-reference takes the same time for either. Where the processor has bf16 instructions, ours from the cache is also
-measured under autocast, as `train.precision: bf16` trains.
+All three have the same initial random weights and photos. Ours has the paper's split (layer4 is trained), the reference
+the released one (layer3 and layer4). Two sentence lengths are measured: 11-15 words, the paper's best and our default,
+and 6-9 words, as in the released code (7.1 on average); the reference takes equal time for both. If the processor has
+bf16 instructions, ours from the cache is also measured under autocast, as with `train.precision: bf16`.
 """
 
 import tempfile
@@ -41,7 +40,7 @@ BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
 def our_step(
     method: Method, features: Callable[[], Features], targets: Tensor, *, bf16: bool = False
 ) -> Callable[[], None]:
-    """A step as the training loop takes it: nothing is read back."""
+    """Return a step as in the training loop, without reading back."""
     groups = [{"params": group.parameters, "lr": 0.002 * group.lr_multiplier} for group in method.parameter_groups()]
     optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4)
 
@@ -56,7 +55,7 @@ def our_step(
 
 
 def loss_of(method: Method, features: Features, targets: Tensor) -> float:
-    """The loss before any step."""
+    """Return the loss before any step."""
     with torch.no_grad():
         return float(sum(method.training_loss([features], targets).values()))
 

@@ -1,12 +1,11 @@
-"""How far a reader walks: functions entered, files touched and changes of file of four runs, by tracing each.
+"""Complexity for a reader: functions entered, files touched and changes of file in four traced runs.
 
     INTCLIP_DATA=/data python -m benchmarks.walks [--walks predict explain load train] [--out docs/figures/walks.json]
 
 predict and explain: one photo, `lite` loaded and warm. load: `proxy` with an empty cache, so that its graph is
-converted. train: one epoch of an MLP probe on 64 photos, from pixels to the bundle. Only this package's code counts: a
-function is one place in a file, entered however often; a change of file is a call into another file than the call
-before it. Threads are traced, too. The tree is the one that Python imports: put another one's `src` on PYTHONPATH to
-measure that.
+converted. train: one epoch of an MLP probe on 64 photos, from pixels to the bundle. Only this package's code counts:
+each function counts once; a change of file is a call into a different file than the previous call. Threads are traced
+too. To measure another working tree, put its `src` on PYTHONPATH.
 """
 
 import argparse
@@ -30,12 +29,12 @@ HOME = str(Path(intclip.__file__).parent)
 
 
 def walk(run: Callable[[], object]) -> dict[str, int]:
-    """What of this package a call runs through."""
+    """Trace this package's functions during a call."""
     entered: list[tuple[str, int]] = []
 
     def tell(frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
-        # Comprehensions and a module's own lines are no functions that a reader looks up.
+        # Comprehensions and module-level code are not functions that a reader looks up.
         if event == "call" and code.co_filename.startswith(HOME) and not code.co_name.startswith("<"):
             entered.append((code.co_filename, code.co_firstlineno))
 
@@ -52,7 +51,7 @@ def walk(run: Callable[[], object]) -> dict[str, int]:
 
 
 def photo() -> Image.Image:
-    """A picture of noise; always the same."""
+    """Return a fixed picture of noise."""
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8))
 
 

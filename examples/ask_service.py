@@ -1,9 +1,9 @@
-"""Ask a running `intclip serve` about photos, and keep a picture of the evidence for the best label of the first one.
+"""Send photos to a running `intclip serve`, and save the evidence for the first photo's most probable label.
 
     intclip serve &
     python examples/ask_service.py photo.jpg other.jpg
 
-Needs `pip install 'intclip[app]'` here as well, for the client; any HTTP client does, see docs/api.md.
+The client also needs `pip install 'intclip[app]'`; any other HTTP client works too, see docs/api.md.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Intents of photos from an exported ONNX file, without intclip: onnxruntime, Pillow and numpy are all it needs.
+"""Predict intents from an exported ONNX file without intclip, using only onnxruntime, Pillow and numpy.
 
 intclip export lite --out lite.onnx
 python examples/predict_onnx.py lite.onnx photo.jpg …
@@ -15,7 +15,7 @@ BATCH = 16
 
 
 def read(path: str, size: int, mean: list[float], std: list[float], interpolation: str, crop: str) -> np.ndarray:
-    """A photo as the model's input (3, S, S): upright, short side to S, the middle square, normalised."""
+    """Return a photo as model input (3, S, S): upright, resized (short side S), centre-cropped and normalised."""
     image = Image.open(path)
     image.draft(None, (2 * size, 2 * size))
     image = ImageOps.exif_transpose(image).convert("RGB")

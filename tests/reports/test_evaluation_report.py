@@ -115,7 +115,7 @@ def test_one_label_a_photo(tmp_path):
     assert "Accuracy" in text
     assert "The most probable label is the prediction." in text
     assert "F1 by threshold" not in text
-    assert "come together" not in text
+    assert "occur together" not in text
 
 
 def test_points_leave_out_what_is_not_finite():

@@ -129,11 +129,11 @@ function toggle({ frame, words, list, button, photo, maps, weights }) {
   canvas.redraw();
 }
 
-// Choosing a place asks: which regions of what is seen answered what is meant there? Arrow keys move, Escape ends it.
+// Click a region to see which regions of the sight map it attended to. Arrow keys move, Escape ends.
 function askable(canvas, photo, [, rows, columns]) {
   const label = canvas.getAttribute("aria-label");
   const note = make("p", { class: "asked", "aria-live": "polite", hidden: true },
-    "What is meant in the outlined place took over what is seen where it is bright.");
+    "The outlined region attended to the bright regions.");
   const ask = (query) => {
     canvas.query = query;
     note.hidden = query === undefined;
@@ -142,7 +142,7 @@ function askable(canvas, photo, [, rows, columns]) {
     canvas.redraw();
   };
   canvas.tabIndex = 0;
-  canvas.title = "Choose a place: which regions answered it?";
+  canvas.title = "Click a region to see which regions it attended to.";
   canvas.after(note);
   canvas.addEventListener("click", (event) => {
     const scale = Math.min(canvas.clientWidth / photo.size[0], canvas.clientHeight / photo.size[1]);
