@@ -1,4 +1,4 @@
-"""What every folder of tests shares: a tiny backbone and its bundle, photos, a cache of its own, the command line."""
+"""Shared fixtures: a tiny backbone and its bundle, photos, a separate cache, the command line."""
 
 import sys
 from pathlib import Path
@@ -21,7 +21,7 @@ def five_classes() -> Taxonomy:
 
 @pytest.fixture
 def own_cache(tmp_path_factory, monkeypatch):
-    """The test has a cache of its own, and knows a backbone named "tiny"."""
+    """Give the test its own cache and a backbone named "tiny"."""
     from intclip.backbones import registry
 
     monkeypatch.setenv("INTCLIP_CACHE", str(tmp_path_factory.mktemp("cache")))

@@ -1,10 +1,10 @@
-"""Models of `transformers` with random weights that show a wrong bias or norm."""
+"""Models of `transformers` with random weights that reveal a wrong bias or norm."""
 
 import torch
 
 
 def randomised(model, seed=0):
-    """The default initialisation is so small that wrong biases would go unseen."""
+    """Randomise weights: with the default initialisation, wrong biases would go undetected."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite as textbooks write it, from a checkpoint's own keys: Conv2d, BatchNorm2d, ReLU6, nothing folded."""
+"""Textbook EfficientNet-Lite with a checkpoint's own keys: Conv2d, BatchNorm2d, ReLU6, nothing folded."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 class SameConv(nn.Conv2d):
-    """A convolution padded as TensorFlow's "same"."""
+    """A convolution with TensorFlow's "same" padding."""
 
     def forward(self, x):
         pads = []
@@ -47,7 +47,7 @@ class Block(nn.Module):
 
 
 def plain_layers(state, repeats):
-    """Stem, blocks and head, one module a layer; `repeats` of the seven stages."""
+    """Build stem, blocks and head, one module per layer; `repeats` of the seven stages."""
     blocks = []
     for count, stride in zip(repeats, (1, 2, 2, 2, 1, 2, 1), strict=True):
         blocks += [stride] + [1] * (count - 1)

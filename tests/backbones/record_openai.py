@@ -1,4 +1,4 @@
-"""Record what OpenAI's own code gives, for `recorded/`. Run by hand; the tests only read the files.
+"""Record the output of OpenAI's own code in `recorded/`. Run manually; the tests only read the files.
 
     pip download --no-deps --dest /tmp/clip clip-anytorch==2.6.0   # OpenAI's `clip`, repackaged
     python -m zipfile -e /tmp/clip/clip_anytorch-2.6.0-py3-none-any.whl /tmp/clip
@@ -79,7 +79,7 @@ def record_towers(package: Path) -> None:
 
 
 def sweep(package: Path) -> None:
-    """Print the assigned code points, alone and within words, whose ids are not OpenAI's."""
+    """Print assigned code points, alone and within words, with ids different from OpenAI's."""
     tokenizer = load_module(package / "simple_tokenizer.py").SimpleTokenizer()
     assigned = [c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c) not in ("Cn", "Cs")]
     texts = {character: f"a{character}b {character}{character}1 '{character}" for character in assigned}

@@ -1,10 +1,10 @@
-"""Record what timm's and open_clip's own code gives, for `recorded/`. Run by hand; the tests only read the files.
+"""Record the output of timm's and open_clip's own code in `recorded/`. Run manually; the tests only read the files.
 
     pip download --no-deps --dest /tmp/timm timm==1.0.31 open-clip-torch==3.3.0
     for wheel in /tmp/timm/*.whl; do python -m zipfile -e $wheel /tmp/timm; done
     PYTHONPATH=src python tests/backbones/record_timm.py /tmp/timm
 
-Both import torchvision, for transforms and operators that no model here has: an empty module stands in for it.
+Both import torchvision for transforms and operators that these models do not use: an empty module replaces it.
 Recorded with Python 3.11 and torch 2.13.0 (CPU).
 """
 
@@ -32,7 +32,7 @@ class Named(type):
 
 
 class Empty(ModuleType):
-    """Has every name, as a layer without code."""
+    """A module with every name, each an empty layer."""
 
     def __getattr__(self, name: str) -> type[nn.Module]:
         if name.startswith("__"):
@@ -92,7 +92,7 @@ def text_tower(family: str) -> nn.Module:
 
 
 def regions(family: str, tower: nn.Module, features: Tensor) -> Tensor:
-    """(B, HW, D): what the modules behind the last norm or convolution make of each position by itself."""
+    """Return (B, HW, D): the modules after the last norm or convolution, applied to each position separately."""
     if features.ndim == 4:
         return tower.head.fc(features.flatten(2).transpose(1, 2))
     if family == "pe":

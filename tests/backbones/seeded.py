@@ -1,4 +1,4 @@
-"""Weights and inputs that are the same on every machine and in every version: a numpy stream seeded by the name."""
+"""Weights and inputs that are equal on every machine and in every version: numpy streams seeded by name."""
 
 import zlib
 
@@ -34,13 +34,13 @@ SMALL = {"resnet": SMALL_RESNET, "vit": SMALL_VIT}
 
 
 def values(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal values that depend on the name alone."""
+    """Return standard normal values that depend only on the name."""
     stream = np.random.RandomState(zlib.crc32(name.encode()))
     return torch.from_numpy(stream.standard_normal(shape).astype(np.float32))
 
 
 def weights(key: str, shape: tuple[int, ...]) -> Tensor:
-    """Values of a size that keeps activations ordinary: matrices by fan-in, gains about 1, variances positive."""
+    """Return values that keep activations at normal scale: matrices by fan-in, gains about 1, variances positive."""
     raw = values(key, shape)
     if key.endswith("running_var"):
         return 0.5 + raw.abs()
@@ -55,7 +55,7 @@ def weights(key: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def seeded_state(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """A whole state dict of `weights`, without BatchNorm's counters."""
+    """Return a state dict of `weights`, without BatchNorm's counters."""
     return {key: weights(key, shape) for key, shape in shapes.items() if not key.endswith("num_batches_tracked")}
 
 

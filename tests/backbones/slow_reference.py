@@ -1,6 +1,6 @@
-"""CLIP's image and text towers once more, written down plainly over a state dict in OpenAI's layout.
+"""Plain reference implementation of CLIP's image and text towers on a state dict in OpenAI's layout.
 
-No module, no fused kernel and none of the project's code: what the towers are compared with at odd sizes.
+It uses no modules, no fused kernels and none of the package's code; the towers are compared with it at odd sizes.
 """
 
 import math
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def resnet_stages(state: dict[str, Tensor], x: Tensor) -> list[Tensor]:
-    """The maps behind layer1 to layer4."""
+    """Return the maps after layer1 to layer4."""
 
     def norm(name: str, x: Tensor) -> Tensor:
         mean, var = state[f"{name}.running_mean"], state[f"{name}.running_var"]
@@ -49,7 +49,7 @@ def resnet_stages(state: dict[str, Tensor], x: Tensor) -> list[Tensor]:
 
 
 def attention_pool(state: dict[str, Tensor], x: Tensor) -> Tensor:
-    """All outputs (B, 1 + HW, D) of the pool as torch's multi-head attention computes them, every token a query."""
+    """Return the pool's outputs (B, 1 + HW, D) by torch's multi-head attention, with every token as a query."""
     tokens = x.flatten(2).permute(2, 0, 1)
     tokens = torch.cat([tokens.mean(dim=0, keepdim=True), tokens])
     tokens = tokens + state["visual.attnpool.positional_embedding"][:, None]
@@ -94,7 +94,7 @@ def pool_regions(state: dict[str, Tensor], x: Tensor) -> Tensor:
 
 
 def transformer(state: dict[str, Tensor], prefix: str, x: Tensor, *, causal: bool, quick: bool) -> list[Tensor]:
-    """Tokens (B, N, W) behind each block, head by head."""
+    """Return tokens (B, N, W) after each block, computed head by head."""
     outputs = []
     index = 0
     while f"{prefix}.{index}.ln_1.weight" in state:

@@ -1,4 +1,4 @@
-"""State dicts of three layouts and files of four kinds, loaded strictly; what is wrong is named."""
+"""State dicts of three layouts and files of four kinds, loaded strictly; errors name the tensors."""
 
 import json
 import pickle
@@ -257,7 +257,7 @@ class TestFiles:
 
 
 class Evil:
-    """Runs code when it is unpickled the careless way."""
+    """Runs code when unpickled unsafely."""
 
     ran = False
 

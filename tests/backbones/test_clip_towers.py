@@ -1,4 +1,4 @@
-"""The towers' numbers: against OpenAI's own code (recorded), and against a plain reference at other sizes."""
+"""Outputs of the towers, compared with OpenAI's own code (recorded) and with a plain reference at other sizes."""
 
 import copy
 import json
@@ -143,7 +143,7 @@ def parameters(module):
     ],
 )
 def test_sizes_are_the_published_ones(name, millions):
-    """Parameters as open_clip's table of models has them."""
+    """Parameters as in open_clip's table of models."""
     with torch.device("meta"):
         backbone = ClipBackbone(ARCHITECTURES[name])
     assert backbone.name == name
@@ -251,7 +251,7 @@ class TestText:
         assert short.shape[1] == text.lengths(short).max() == text.lengths(padded).max() < 77
         assert torch.equal(text.lengths(short), text.lengths(padded))
         assert torch.equal(padded[:, : short.shape[1]], short)
-        double = copy.deepcopy(text).double()  # so that no tolerance has to allow for rounding
+        double = copy.deepcopy(text).double()  # so that tolerances need not allow for rounding
         assert_close(double(short), double(padded), rtol=1e-10, atol=1e-12)
         for row, alone in zip(double(short), texts, strict=True):
             assert_close(row, double(double.tokenize([alone]))[0], rtol=1e-10, atol=1e-12)

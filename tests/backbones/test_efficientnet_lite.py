@@ -96,7 +96,7 @@ def test_deep_layers_in_single_precision(lite0, lite0_state):
     first = next(module for module in plain.modules() if isinstance(module, torch.nn.Conv2d))
     assert relative_error(deep[0].expand.weight.grad, first.weight.grad) < 1e-5
     with torch.no_grad():
-        assert relative_error(deep(x), ours) < 1e-5  # inference takes another way to the same numbers
+        assert relative_error(deep(x), ours) < 1e-5  # inference computes the same numbers differently
 
 
 @pytest.mark.parametrize(("kernel", "stride", "side"), [(5, 1, 7), (5, 2, 14), (5, 2, 17), (3, 1, 7), (7, 1, 9)])

@@ -1,4 +1,4 @@
-"""Loading by name: from a file, from a folder of weights, from a hub on this machine."""
+"""Loading by name: from a file, a folder of weights, or a local hub."""
 
 import hashlib
 import json
@@ -163,7 +163,7 @@ def assert_says_how_to_go_on(error):
 
 
 class TestRepositories:
-    """Any CLIP on the hub, its configuration read."""
+    """Any CLIP on the hub, with its configuration."""
 
     def test_spec(self):
         assert parse("hf:owner/na.me-1") == ("owner/na.me-1", None)

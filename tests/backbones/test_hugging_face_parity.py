@@ -19,7 +19,7 @@ def hugging_face(vision, text, projection, act="quick_gelu"):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = CLIPModel(config).eval()
-        with torch.no_grad():  # the default initialisation is so small that wrong biases would go unseen
+        with torch.no_grad():  # with the default initialisation, wrong biases would go undetected
             for name, parameter in model.named_parameters():
                 if parameter.ndim == 1:
                     parameter.add_(0.1 * torch.randn_like(parameter))

@@ -1,4 +1,4 @@
-"""Fast paths of the towers against their slow twins, in values and in gradients."""
+"""Fast paths of the towers, compared with slow versions in values and gradients."""
 
 from dataclasses import replace
 
@@ -83,7 +83,7 @@ def two_projections(head, deep):
 @pytest.mark.parametrize("photos", [1, 8])
 def test_regions_in_one_projection_equal_two(photos):
     head = random_clip(SMALL_RESNET, seed=2).head.double()
-    assert (photos * 9 > SMALL_RESNET.embed_dim) == (photos == 8)  # one photo takes the slow way
+    assert (photos * 9 > SMALL_RESNET.embed_dim) == (photos == 8)  # one photo takes the slow path
     results = []
     for function in (head.regions, lambda deep: two_projections(head, deep)):
         deep = torch.linspace(-1, 1, photos * 128 * 9, dtype=torch.float64).view(photos, 128, 3, 3).requires_grad_()

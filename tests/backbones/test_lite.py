@@ -1,4 +1,4 @@
-"""`lite`: the backbone contract, its files, and what it sees on real photos."""
+"""`lite`: the backbone contract, its files, and predictions on real photos."""
 
 import time
 
@@ -34,7 +34,7 @@ SENTENCES = [
 
 PROJECTION = LITE_BACKBONES["lite"].projection
 CHANNELS = {"lite": (24, 40, 112, 1280), "lite2": (24, 48, 120, 1280), "lite+lite2": (48, 88, 232, 2560)}
-"""Of the maps of 56, 28, 14 and 7 positions a side."""
+"""Channels of the maps with 56, 28, 14 and 7 positions per side."""
 
 
 @pytest.fixture(scope="module", params=LITE_BACKBONES)
@@ -83,7 +83,7 @@ def test_the_head_against_a_slow_reference(lite):
     linear = F.normalize(head.projection.weight @ mean.sqrt() + head.projection.bias, dim=0)
     assert_close(head.pooled(deep)[0], linear + sum(whole[k] * names[k] for k in top), rtol=1e-4, atol=1e-5)
     x = deep[0, :, 1, 2]
-    # Other classes keep the mass that they have in the whole photo.
+    # Other classes keep their probability mass of the whole photo.
     logits = weight @ mean + bias
     logits[top] = (weight @ x + bias)[top]
     shares = logits.softmax(dim=0)
@@ -114,7 +114,7 @@ def test_image_tower_knows_imagenet(lite, photos):
     assert classes[0][0] == 967  # espresso
     assert classes[1][0] in (281, 282, 285)  # tabby, tiger cat, Egyptian cat
     if lite.name == "lite2":
-        assert classes[2].pop(0) == 540  # it takes the launch pad first: a drilling rig
+        assert classes[2].pop(0) == 540  # the launch pad is predicted first, as a drilling rig
     assert classes[2][0] in (657, 744, 812)  # missile, projectile, space shuttle
 
 
@@ -123,7 +123,7 @@ def test_sentences_of_real_photos(lite, photos):
     texts = F.normalize(lite.encode_text(lite.tokenize(SENTENCES)), dim=1)
     ranked = (images @ texts.T).argsort(dim=1, descending=True).tolist()
     assert [row.index(own) for own, row in enumerate(ranked)][:2] == [0, 0]
-    assert ranked[2].index(2) < 3  # the rocket comes behind other things; the projection's card says so
+    assert ranked[2].index(2) < 3  # the rocket ranks after other things, as stated in the projection's card
 
 
 def test_image_moments_are_those_of_photos(lite):

@@ -1,4 +1,4 @@
-"""The files beside a checkpoint are read, or what they ask for is refused by name; nothing is passed over."""
+"""The files beside a checkpoint are applied, or unsupported settings are rejected by name; nothing is ignored."""
 
 import json
 import logging
@@ -262,7 +262,7 @@ class TestHuggingFace:
 
 
 class TestGuess:
-    """Without a file beside the weights QuickGELU is assumed, in a line that says how to change it."""
+    """Without a configuration file QuickGELU is assumed, with a log line on how to change it."""
 
     def test_it_is_said_and_can_be_changed(self, folder, caplog):
         with caplog.at_level(logging.WARNING, "intclip"):

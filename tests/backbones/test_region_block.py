@@ -20,7 +20,7 @@ CLASS_TOKEN = ["CLIP ViT", "MetaCLIP 2", "EVA-02-CLIP", "MobileCLIP 2 B", "TIPS 
 
 
 def both(sizes, kind):
-    """The same weights with the usual regions and with others."""
+    """Return the same weights with the default regions and with others."""
     usual = random_clip(sizes, seed=2)
     return usual, build_clip(replace(sizes, regions=kind), openai_state_dict(usual))
 

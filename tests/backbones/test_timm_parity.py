@@ -1,6 +1,6 @@
 """EVA-02-CLIP, Perception Encoder and MobileCLIP 2 against timm's and open_clip's own code (recorded).
 
-`record_timm.py` says how. The weights are those of `seeded`: only key names, shapes and results are recorded.
+See `record_timm.py`. The weights are from `seeded`; only key names, shapes and results are recorded.
 """
 
 import json
@@ -89,7 +89,7 @@ def test_fastvit_s_deep_layers(split, stages):
 
 
 def test_prompts_of_the_open_text_tower_do_not_depend_on_what_they_stand_with():
-    """Padding is part of the model: rows beside it, and whatever lies behind a row's end, change nothing."""
+    """Padding is part of the model: other rows, and anything after a row's end, have no effect."""
     text = from_openai_state_dict(state_of("mobileclip"), text_heads=1).text
     tokens = token_rows(SMALL_VIT)
     lengths = text.lengths(tokens)

@@ -1,4 +1,4 @@
-"""Texts whose token ids are recorded from OpenAI's tokenizer: what people write, and what breaks tokenizers."""
+"""Texts whose token ids are recorded from OpenAI's tokenizer: typical texts, and difficult ones."""
 
 TEXTS = [
     "",

@@ -1,4 +1,4 @@
-"""Every test here has a cache of its own."""
+"""Every test in this folder has its own cache."""
 
 import pytest
 

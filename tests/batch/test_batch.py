@@ -1,4 +1,4 @@
-"""Batch jobs: each input exactly one row, whatever the source, the engine and the moment it is stopped."""
+"""Batch jobs: exactly one row per input, for any source, engine and time of interruption."""
 
 import csv
 import io
@@ -41,7 +41,7 @@ def options(bundle_path) -> JobOptions:
 
 @pytest.fixture
 def listing(photos, tmp_path) -> Path:
-    """The five photos, one of them twice, one that is not there and one that is none."""
+    """Five photos, one of them twice, a missing one, and a file that is not a photo."""
     (tmp_path / "no.jpg").write_text("hello")
     names = [*photos, photos[1], "gone.jpg", "no.jpg"]
     (tmp_path / "list.txt").write_text("\n".join(map(str, names)))
@@ -86,7 +86,7 @@ def test_rows_are_the_predictor_s_numbers_and_bad_photos_are_errors(photos, list
 
 @pytest.fixture
 def sources(photos, tmp_path) -> dict[str, str]:
-    """The five photos, named in every way."""
+    """The five photos, given in every supported way."""
     names = [path.name for path in photos]
     (tmp_path / "list.txt").write_text("\n".join(map(str, photos)) + "\n\n")
     folder = tmp_path / "tables"
@@ -254,7 +254,7 @@ def test_another_source_or_model_is_refused(listing, photos, options, tmp_path):
         with pytest.raises(StorageError, match=reason):
             plan_job(job.folder, [str(listing)], options.model_copy(update=changes))
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / ".inputs.parquet.0.partial").touch()  # a killed start is none of them
+    (tmp_path / "full" / ".inputs.parquet.0.partial").touch()  # not one left by a killed start
     assert plan_job(tmp_path / "full", [str(listing)], options).manifest.photos == 8
     (tmp_path / "full" / "manifest.json").rename(tmp_path / "full" / "x")
     with pytest.raises(StorageError, match="has other files"):
@@ -390,7 +390,7 @@ def test_equal_bytes_are_computed_once_and_twins_marked(photos, options, tmp_pat
 def test_near_hashes_are_found_as_by_comparing_all_pairs():
     rng = np.random.default_rng(0)
     looks = rng.integers(0, 2**63, (300, 2), dtype=np.uint64)
-    for row in range(100, 200):  # twins of earlier ones, up to a bit beyond the limit
+    for row in range(100, 200):  # near-duplicates of earlier ones, up to just beyond the limit
         looks[row] = looks[rng.integers(0, 100)]
         for bit in rng.choice(128, rng.integers(0, NEAR_BITS + 2), replace=False):
             looks[row, bit // 64] ^= np.uint64(1) << np.uint64(bit % 64)
@@ -398,7 +398,7 @@ def test_near_hashes_are_found_as_by_comparing_all_pairs():
     contents[299] = contents[7]
     looks[299] = looks[7]
     first, same = find_duplicates(contents, looks)
-    group = list(range(300))  # the slow way: join until nothing changes
+    group = list(range(300))  # slow reference: merge until nothing changes
     near = np.bitwise_count(looks[:, None] ^ looks[None]).sum(axis=2) <= NEAR_BITS
     near[299, 7] = near[7, 299] = True
     for _ in range(10):

@@ -1,4 +1,4 @@
-"""What a batch job's sources name: photos inside tables, lists on standard input, and what is left out."""
+"""Sources of a batch job: photos in tables, lists on standard input, and skipped files."""
 
 import io
 import sys

@@ -1,4 +1,4 @@
-"""The released computation, written plainly in benchmarks/reference.py, is the slow twin of methods/intclip."""
+"""The plain version of the released computation in benchmarks/reference.py, compared with methods/intclip."""
 
 import pytest
 import torch
@@ -80,7 +80,7 @@ def test_released_recipe_gives_logits_loss_and_gradients_of_the_released_code(pa
     reference.zero_grad()
     method.zero_grad()
     their_logits = reference(pixels)
-    # The released loss cuts logarithms off at 1e-8, ours needs no cut: compare where it does not matter.
+    # The released loss clamps logarithms at 1e-8, ours does not: compare where this has no effect.
     targets = targets * (their_logits.softmax(dim=1)[:, 1] > 1e-6)
     assert targets.sum() > 5
     their_loss = asymmetric_loss(their_logits, targets)
@@ -107,7 +107,7 @@ def test_released_recipe_gives_logits_loss_and_gradients_of_the_released_code(pa
     for mine, other in zip(ours, theirs, strict=True):
         assert (
             mine - other
-        ).norm() <= 1e-6 * other.norm() + 1e-15  # the key bias has no gradient: softmax takes it away
+        ).norm() <= 1e-6 * other.norm() + 1e-15  # the key bias has no gradient: softmax is invariant to it
     assert sum(parameter.numel() for parameter in method.learnable_parameters()) == sum(
         parameter.numel() for group in make_optimizer(reference).param_groups for parameter in group["params"]
     )
@@ -135,6 +135,6 @@ def test_reference_learns(batch):
     pixels, targets = batch[0].float(), batch[1][:, :4].float()
     losses = [train_step(reference, optimizer, pixels, targets) for _ in range(4)]
     assert losses[-1] < losses[0]
-    # As released: the text encoder's weights take gradients that no optimiser reads; running statistics never move.
+    # As released: the text encoder's weights have unused gradients; running statistics never change.
     assert reference.transformer.resblocks[0].mlp.c_fc.weight.grad is not None
     assert reference.visual.layer3[0].conv1.weight.grad is None

@@ -1,4 +1,4 @@
-"""The simulation of `benchmarks/scale.py` in cases that can be worked out by hand."""
+"""The simulation of `benchmarks/scale.py` in cases with known results."""
 
 import pytest
 from benchmarks.scale import Measured, Plan, part_rates, simulate
@@ -30,7 +30,7 @@ def test_the_bottleneck_moves_from_cores_to_the_store_and_to_gpus():
 
 
 def test_deaths_cost_about_what_they_lose():
-    """A worker that dies loses half a shard on average, and its start."""
+    """A worker that dies loses half a shard on average, plus its start-up."""
     work, start, lifetime = 2048 * 0.02, 20.0, 500.0
     calm = simulate(ONE, Plan(photos=2048 * 4000, workers=20, lifetime=0, start=start))
     told = simulate(ONE, Plan(photos=2048 * 4000, workers=20, lifetime=lifetime, start=start))

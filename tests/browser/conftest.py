@@ -1,4 +1,4 @@
-"""A real browser: Chromium through Playwright, which watches what the page says and whom it asks."""
+"""A real browser: Chromium through Playwright, with checks of errors and network requests."""
 
 import os
 import shutil
@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-sys.path.append(str(Path(__file__).parents[1] / "serving"))  # its model that costs nothing
+sys.path.append(str(Path(__file__).parents[1] / "serving"))  # its fake model
 
 PATIENCE = 60_000
-"""Milliseconds: a page's parts come when they come, on two busy cores."""
+"""Milliseconds; generous, for two busy cores."""
 expect.set_options(timeout=PATIENCE)
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -27,7 +27,7 @@ def browser():
             pytest.fail(reason)
         pytest.skip(reason)
     with sync_playwright() as running:
-        # A container's root has no sandbox to give; the pages are our own.
+        # Chromium has no sandbox as root in a container; the pages are our own.
         chromium = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield chromium
         chromium.close()
@@ -35,7 +35,7 @@ def browser():
 
 @pytest.fixture
 def visit(browser):
-    """Open an address at a size; at the end no error was told, and nobody else was asked."""
+    """Open an address at a size; at the end, check for errors and for requests to other hosts."""
 
     @contextmanager
     def open_page(address: str, size: tuple[int, int]):

@@ -1,4 +1,4 @@
-"""The app in a real browser: what a visitor does, and that what they take along trains a model."""
+"""The app in a real browser: a visitor's actions, and training a model on downloaded answers."""
 
 import re
 import signal
@@ -24,7 +24,7 @@ from intclip.serving.app.routes import create_app
 pytestmark = pytest.mark.browser
 
 LINE = "<img src=x onerror=alert(1)> ${value} {{value}}"
-"""An intent that would run or vanish if the page did not take it as text."""
+"""An intent that would run or vanish unless the page treats it as text."""
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def address(browser, tmp_path_factory):
 def scored(page):
     page.wait_for_function("() => state.photos.every((photo) => photo.answers.has(reader().key))")
     page.wait_for_function("() => document.querySelector('#notice').innerText.startsWith('Reading') === false")
-    page.wait_for_timeout(200)  # the grid is drawn a moment after the last answer
+    page.wait_for_timeout(200)  # the grid is drawn shortly after the last answer
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def opened(address, visit):
 
 @pytest.mark.parametrize("background", [False, True])
 def test_ctrl_c_ends_the_app_while_its_page_is_open(browser, tmp_path, background):
-    """A script's background job ignores SIGINT, and uvicorn raises it again in vain."""
+    """A script's background job ignores SIGINT, so uvicorn re-raises it without effect."""
     told = tmp_path / "told"
     with told.open("w") as stream:
         command = [sys.executable, "-m", "intclip.cli", "app", "--port", "0"]
@@ -89,14 +89,14 @@ def test_ctrl_c_ends_the_app_while_its_page_is_open(browser, tmp_path, backgroun
         app.kill()
         app.wait()
     lines = told.read_text().splitlines()
-    # A machine's first start makes the two models ready, each told in a line; afterwards they come from the cache.
+    # The first start on a machine prepares both models, with a line for each; later they come from the cache.
     assert all(line.startswith("converting ") for line in lines[:-2]), lines
     assert [line[:12] for line in lines[-2:]] == ["intclip app:", "intclip: int"], lines
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two photos, one that the browser cannot decode, a damaged one and a text, as they lie in somebody's folder."""
+    """A user's folder: two photos, one that the browser cannot decode, a damaged one, and a text file."""
     home = tmp_path / "trip"
     (home / "day 2").mkdir(parents=True)
     Image.linear_gradient("L").convert("RGB").save(home / "a.png")
@@ -106,7 +106,7 @@ def folder(tmp_path):
 
 
 def bars(page) -> dict[str, int]:
-    """What the bars say, in percent."""
+    """Return the values of the bars, in percent."""
     if not page.locator("#bars").is_visible():
         page.locator("#all summary").click()
     cells = page.locator("#bars button").all_inner_texts()
@@ -265,7 +265,7 @@ def test_own_intents_are_scored_as_they_are_written(opened):
         assert LINE in bars(page)
         box.fill("\n".join(f"intent {number}" for number in range(61)))
         expect(page.locator("#own-note")).to_contain_text("at most 60")
-        assert page.evaluate("reader().names.length") == 3  # what was there stays
+        assert page.evaluate("reader().names.length") == 3  # existing entries stay
         box.fill("")
         page.wait_for_function("() => reader().names.length === 28")
 

@@ -1,4 +1,4 @@
-"""The API's own page in a real browser: it describes the service and asks nobody else for anything."""
+"""The API's documentation page in a real browser: it describes the service, without requests to other hosts."""
 
 import threading
 import time
@@ -26,7 +26,7 @@ def address(browser):
 
 
 def test_the_docs_page_needs_no_other_host(address, visit):
-    with visit(f"{address}/docs", (1280, 900)) as page:  # which fails where another host is asked
+    with visit(f"{address}/docs", (1280, 900)) as page:  # fails on requests to other hosts
         page.locator(".opblock-summary-path", has_text="/v1/predict").click()
         page.get_by_text("Predict the intents of one or more photos").wait_for()
         assert page.locator(".opblock").count() == 7

@@ -1,4 +1,4 @@
-"""The page of an evaluation in a real browser: one file, no network, a table that sorts, nothing cut off."""
+"""The page of an evaluation in a real browser: one file, no network, a sortable table, nothing cut off."""
 
 import pytest
 from screens import PHONE, WIDE
@@ -11,7 +11,7 @@ from scored_photos import COUNT, write_evaluation
 
 pytestmark = pytest.mark.browser
 
-# What is wider than the page, though nothing around it scrolls.
+# Elements wider than the page without a scrollable parent.
 TOO_WIDE = """() => [...document.body.querySelectorAll("*")]
   .filter((node) => !node.closest(".scroll *") && node.getBoundingClientRect().right > innerWidth + 1)
   .map((node) => node.outerHTML.slice(0, 80))"""
@@ -24,7 +24,7 @@ CUT = """() => {
   });
   return [...tiles, ...names].map((node) => node.textContent);
 }"""
-# The first column of figures beside the names that stay when the table is scrolled.
+# The first column of figures, next to names that stay fixed when the table is scrolled.
 SEEN = """() => [...document.querySelectorAll("#classes tbody tr")].every((row) => {
   const [name, figure] = [row.cells[0], row.cells[1]].map((cell) => cell.getBoundingClientRect());
   return figure.left >= name.right - 1 && figure.left + 50 <= innerWidth;
@@ -33,7 +33,7 @@ SEEN = """() => [...document.querySelectorAll("#classes tbody tr")].every((row) 
 
 @pytest.fixture(scope="module")
 def report(browser, tmp_path_factory):
-    """Two models over 28 labels with long names; a fifth of the photos are not there."""
+    """Two models with 28 labels with long names; a fifth of the photos are missing."""
     folder = tmp_path_factory.mktemp("evaluation")
     taxonomy = load_taxonomy("intentonomy")
     better = write_evaluation(folder / "better", taxonomy=taxonomy, quality=0.35)
@@ -69,7 +69,7 @@ def test_it_fits_the_screen_and_its_table_sorts(report, visit, size):
         by_score.focus()
         page.keyboard.press("Enter")
         assert column(page, 2) == sorted(scores)
-        # What has no value is last, whichever way.
+        # Missing values come last in both directions.
         page.evaluate("document.querySelector('#classes tbody').rows[5].cells[1].dataset.value = 'nan'")
         for _ in range(2):
             by_score.click()

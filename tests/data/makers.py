@@ -1,4 +1,4 @@
-"""Small files in every layout, made on the spot."""
+"""Small generated files in every layout."""
 
 import io
 import json
@@ -47,7 +47,7 @@ def write_json(path: Path, content: object) -> Path:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that promises a size and holds almost nothing."""
+    """Return a PNG that declares a size but has almost no content."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

@@ -1,4 +1,4 @@
-"""A local server of photos that misbehaves on request."""
+"""A local photo server with failures on request."""
 
 import io
 import time
@@ -14,7 +14,7 @@ from local_server import LocalServer, QuietHandler, running
 
 
 class PhotoServer(LocalServer):
-    """Serves `/<behaviour>-<anything>` with that behaviour; keeps count of what was asked."""
+    """Serves `/<behaviour>-<anything>` with that behaviour; counts requests."""
 
     def __init__(self) -> None:
         super().__init__(_Handler)
@@ -40,7 +40,7 @@ class _Handler(QuietHandler):
         super().reply(content, status, kind, **headers)
 
     def body(self, name: str) -> bytes:
-        """The photo of a name; at most as wide as asked, as Unsplash does it."""
+        """Return the photo of a name, at most as wide as requested, as Unsplash does."""
         width = int(self.server.queries[name].get("w", ["400"])[0])
         return encode(photo(len(name) + sum(map(ord, name)), (min(400, width), min(300, width * 3 // 4))))
 
@@ -92,7 +92,7 @@ class _Handler(QuietHandler):
         self.good(name, times) if times > 1 else self.reply(b"", 503, "text/plain", Retry_After=later)
 
     def short(self, name: str, times: int) -> None:
-        """Promises more than it sends, then breaks off; whole from the second time on."""
+        """Announce more than is sent, then disconnect; complete from the second request on."""
         if times > 1:
             return self.good(name, times)
         content = self.body(name)
@@ -106,12 +106,12 @@ class _Handler(QuietHandler):
         self.close_connection = True
 
     def understated(self, name: str, _: int) -> None:
-        """Promises less than it sends: what arrives is half a photo."""
+        """Announce less than is sent: half a photo arrives."""
         content = self.body(name)
         self.reply(content[: len(content) // 2], Content_Length=str(len(content) // 2))
 
     def slow(self, name: str, _: int) -> None:
-        """Comes in pieces, each in time."""
+        """Send pieces, each in time."""
         content = self.body(name)
         self.send_response(200)
         self.send_header("Content-Type", "image/jpeg")
@@ -124,13 +124,13 @@ class _Handler(QuietHandler):
             time.sleep(0.1)
 
     def silent(self, name: str, times: int) -> None:
-        """Says nothing for long, the first time."""
+        """Send nothing for long on the first request."""
         if times == 1:
             time.sleep(1.5)
         self.good(name, times)
 
     def drip(self, name: str, _: int) -> None:
-        """Never ends: a byte at a time."""
+        """Send single bytes without end."""
         self.send_response(200)
         self.send_header("Content-Type", "image/jpeg")
         self.send_header("Content-Length", "1000000")

@@ -1,4 +1,4 @@
-"""Filling a cache together: who computes what, on one disk and on several, told by processes that are threads here."""
+"""Filling a cache together: division of work on one disk and on several, with threads as processes."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -51,7 +51,7 @@ def shards_in(home: Path) -> list[Shard]:
 
 
 def build(shard: Shard, by: int) -> None:
-    with atomic_directory(shard.folder) as folder:  # refuses what is there: no shard is built twice on a disk
+    with atomic_directory(shard.folder) as folder:  # rejects existing folders: no shard is built twice on a disk
         (folder / "shard.json").write_text('{"features": {"x": {}}, "errors": {}}')
         (folder / "x.npy").write_text(str(by))
 

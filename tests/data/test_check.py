@@ -173,7 +173,7 @@ def test_drawings_and_json(flawed: Dataset, tmp_path: Path) -> None:
 
 
 def command(*arguments: str) -> int:
-    """Run in this process; what main() would turn into exit code 2 is raised."""
+    """Run in this process; errors that main() converts to exit code 2 are raised."""
     code = app(list(arguments), standalone_mode=False)
     return code if isinstance(code, int) else 0
 
@@ -261,7 +261,7 @@ def test_wrong_input_is_one_line(arguments: list[str], fault: str) -> None:
 
 
 def test_prepare_command_end_to_end(tmp_path: Path) -> None:
-    """With the local server, from the command line, in a process of its own; then check and show."""
+    """With the local server, from the command line, in its own process; then check and show."""
     with photo_server() as server:
         names = [("good-1", [1]), ("good-2", [2]), ("gone-1", [3])]
         intentonomy_file(tmp_path / "intentonomy_val2020.json", names, INTENTS, url=server.url)

@@ -436,7 +436,7 @@ def test_mvsa_and_memes(tmp_path: Path) -> None:
 
 
 def test_what_the_messages_of_mvsa_and_memes_advise(tmp_path: Path) -> None:
-    """A table in another encoding, or whose column has another name, is read with the option that its refusal tells."""
+    """A table with another encoding or column name is read with the option named in the error."""
     label = load_taxonomy("persuasion").names[0]
     for name, file, columns in (("mvsa", "test.csv", "shot,label,text"), ("memes", "test.jsonl", "")):
         write_photo(tmp_path / name / "1.jpg")

@@ -1,4 +1,4 @@
-"""EmoSet-8 and MultiEmo-Bench from files laid out as theirs are."""
+"""EmoSet-8 and MultiEmo-Bench from files in their layout."""
 
 import csv
 import json

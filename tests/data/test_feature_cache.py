@@ -33,7 +33,7 @@ BYTES = (3 * 4 * 4 + 3) * 4  # a photo's features in float32
 
 
 class CountingExtract:
-    """Mean colours of cells and of the whole, and how many photos it saw."""
+    """Mean colours of cells and of the whole, with a count of photos."""
 
     def __init__(self):
         self.photos = 0
@@ -71,7 +71,7 @@ def build(folder, samples, key=KEY, extract=None, *, limit=DEFAULT_LIMIT, **opti
 
 
 def uncached(samples, view=0):
-    """The slow twin: pixels through the same loader, features through the same extractor, nothing kept."""
+    """Slow reference: pixels by the same loader, features by the same extractor, without a cache."""
     change = partial(AUGMENT, epoch=0, view=view) if view else None
     parts = [CountingExtract()(batch.pixels.numpy()) for batch in pixel_batches(samples, PREPROCESS, 5, augment=change)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -304,7 +304,7 @@ def test_size_limit_counts_what_the_folder_holds(tmp_path, samples):
     held = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file())
     with pytest.raises(StorageError, match=r"already uses 0\.00 GB"):
         build(tmp_path / "cache", samples, replace(KEY, weights="others"), limit=held + 11 * BYTES - 1)
-    build(tmp_path / "cache", samples, limit=0)  # nothing is missing, nothing is refused
+    build(tmp_path / "cache", samples, limit=0)  # nothing is missing or rejected
 
 
 def test_full_disk_is_named(tmp_path, samples, monkeypatch):

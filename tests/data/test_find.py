@@ -1,4 +1,4 @@
-"""Which files of a folder are photos, and what is said of the others."""
+"""Which files of a folder are photos, and messages about the others."""
 
 import logging
 from pathlib import Path

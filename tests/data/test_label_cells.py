@@ -1,4 +1,4 @@
-"""Several labels in one cell: by semicolons, or by commas where the cells show it."""
+"""Several labels in one cell, separated by semicolons, or by commas if the cells imply it."""
 
 import pytest
 

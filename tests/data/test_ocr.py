@@ -1,4 +1,4 @@
-"""Words in pictures, read by RapidOCR without a network."""
+"""Text in pictures, recognised by RapidOCR without a network."""
 
 import socket
 from dataclasses import replace
@@ -16,7 +16,7 @@ LINES = ("ONE DOES NOT SIMPLY", "WALK INTO A MEETING")
 
 @pytest.fixture(scope="module")
 def meme(tmp_path_factory):
-    """A picture with a line of words at its top and one at its bottom."""
+    """A picture with a line of text at the top and one at the bottom."""
     picture = Image.new("RGB", (640, 420), (70, 90, 60))
     draw = ImageDraw.Draw(picture)
     for line, top in zip(LINES, (20, 350), strict=True):

@@ -35,7 +35,7 @@ def tiff(values: np.ndarray, **options) -> bytes:
     return stream.getvalue()
 
 
-# -- what the caller gives stays as it is
+# -- the caller's objects are unchanged
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "GIF"])

@@ -97,7 +97,7 @@ def test_photos_of_every_fate(tmp_path: Path, server: PhotoServer) -> None:
     assert Image.open(tmp_path / "low" / "turned-1.jpg").size == (30, 40)
     assert sorted(path.name for path in (tmp_path / "low").iterdir()) == sorted(f"{name}.jpg" for name in good)
     assert server.queries["good-1"] == {"q": ["30"], "w": ["200"], "fm": ["jpg"], "fit": ["max"]}
-    assert server.asked["gone-1"] == server.asked["page-1"] == server.asked["liar-1"] == 1  # no use in asking again
+    assert server.asked["gone-1"] == server.asked["page-1"] == server.asked["liar-1"] == 1  # retries are useless
     assert server.asked["dead-1"] == server.asked["breaks-1"] == 3
     assert server.asked["flaky-1"] == 3
 
@@ -109,9 +109,7 @@ def test_photos_of_every_fate(tmp_path: Path, server: PhotoServer) -> None:
     assert line.startswith("11 of 21 photos are usable (11 new")
     assert "2 (9.5%) no longer exist; 8 failed this time" in line
 
-    with pytest.raises(
-        DatasetError, match="8 of 21 photos"
-    ):  # those that are gone are expected, those that failed are not
+    with pytest.raises(DatasetError, match="8 of 21 photos"):  # missing photos are expected, failed ones are not
         load_intentonomy(tmp_path)
     assert len(load_intentonomy(tmp_path, missing="skip").splits["val"]) == 11
 
@@ -129,7 +127,7 @@ def test_a_second_run_fetches_only_what_is_missing(tmp_path: Path, server: Photo
     again = {name for name, count in server.asked.items() if count > before[name]}
     assert again == {"good-0", "good-1", "good-2", "page-1"}
     assert (tmp_path / "low" / "good-1.jpg").read_bytes() == content
-    assert [item["id"] for item in report.gone] == ["gone-1"]  # still in the report, not asked again
+    assert [item["id"] for item in report.gone] == ["gone-1"]  # still in the report, not requested again
     run(tmp_path, server, names, retry_gone=True)
     assert server.asked["gone-1"] == 2
 
@@ -142,7 +140,7 @@ def test_small_jpegs_stay_byte_for_byte(tmp_path: Path, server: PhotoServer) -> 
 
 
 def test_the_server_sets_the_pace(tmp_path: Path, server: PhotoServer) -> None:
-    """After 429 with Retry-After nobody asks before the time is over."""
+    """After 429 with Retry-After there is no request before the time is over."""
     report = run(tmp_path, server, ["wait-1", *(f"good-{i}" for i in range(6))], connections=1)
     assert report.fetched == 7
     gaps = [second - first for first, second in zip(server.times, server.times[1:], strict=False)]
@@ -159,7 +157,7 @@ def test_rate_and_number_of_workers_are_kept(
     run(tmp_path, server, [f"good-{i}" for i in range(12)], rate=20, connections=8)
     assert time.monotonic() - started >= 11 / 20
     assert min(second - first for first, second in zip(server.times, server.times[2:], strict=False)) > 0.02
-    # Counted where photos are asked for: the server may still be closing an answer when the next request comes.
+    # Counted at the client: the server may still be closing an answer when the next request comes.
     fetch, lock, under_way = Fetcher.fetch, threading.Lock(), [0, 0]
 
     def counted(*args: Any, **options: Any) -> bytes:

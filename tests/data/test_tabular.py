@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def write(path: Path, content: str | list[dict[str, Any]], encoding: str = "utf-8") -> Path:
-    """A table of the kind that the suffix says."""
+    """Write a table in the format of the suffix."""
     if isinstance(content, str):
         path.write_bytes(content.encode(encoding))
     elif path.suffix == ".jsonl":
@@ -101,7 +101,7 @@ def test_one_column_a_label(folder: Path) -> None:
 
 
 def test_a_column_of_shares_and_others_is_refused(folder: Path) -> None:
-    """Never a label lost for one slip, never one made of a number of likes that is 0 or 1 in places."""
+    """No label is lost by one wrong value, and a column of likes with some 0 and 1 is not a label."""
     for cells, row, value in (
         (("1", "0", "3"), 4, "3"),
         (("3", "1", "0"), 2, "3"),
@@ -347,7 +347,7 @@ def test_two_columns_of_one_label_are_refused(folder: Path) -> None:
     assert targets(load_table(path, taxonomy=str(folder / "mine.yaml"))) == [[1, 0]]
 
 
-# -- hostile files: anything but a DatasetError is a fault of the parser
+# -- hostile files: any other error than DatasetError is a bug of the parser
 
 HEADERS = st.sampled_from(
     [

@@ -1,6 +1,6 @@
 """Code blocks of the documents: commands parse with today's options, Python blocks run.
 
-A Python block that needs weights, data or a service of the reader's own is held to its imports alone.
+For Python blocks that need the reader's weights, data or service, only imports are checked.
 """
 
 import ast
@@ -26,7 +26,7 @@ BEFORE = {
     "docs/taxonomies.md": "import numpy as np\nprobabilities = np.full((2, 28), 0.5, dtype=np.float32)",
     "docs/api.md": "",
 }
-"""Pages whose blocks run, and what a reader has done before; the other pages' blocks need data or weights."""
+"""Pages whose blocks run, with the preceding steps; other pages' blocks need data or weights."""
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
@@ -37,7 +37,7 @@ def blocks(page: Path, *languages: str) -> list[str]:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The words of every `intclip` command in the page's shell blocks and inline code."""
+    """Return the arguments of every `intclip` command in the page's shell blocks and inline code."""
     text = page.read_text(encoding="utf-8")
     lines = [line for code in blocks(page, "sh", "console", "bash") for line in code.replace("\\\n", " ").splitlines()]
     lines += [code for code in re.findall(r"`([^`\n]+)`", text) if code.startswith("intclip ")]
@@ -49,7 +49,7 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def parse(words: list[str]) -> None:
-    """Parse as the command line would, without running anything."""
+    """Parse like the command line, without running anything."""
     command = ROOT
     while hasattr(command, "commands"):
         if not words or words[0].startswith("-"):
@@ -77,7 +77,7 @@ PYTHON = [(page, code) for page in PAGES for code in blocks(page, "python")]
 @pytest.mark.parametrize(("page", "code"), PYTHON, ids=[page.relative_to(HOME).as_posix() for page, _ in PYTHON])
 def test_imports_of_python_blocks_resolve(page, code):
     if code.startswith(" "):
-        return  # a line out of a larger literal
+        return  # a line of a larger literal
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.startswith("intclip"):
             module = importlib.import_module(node.module)

@@ -1,4 +1,4 @@
-"""What can be chosen by name is in the documents."""
+"""Everything that can be chosen by name is documented."""
 
 from pathlib import Path
 from typing import get_args

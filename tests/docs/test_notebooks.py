@@ -26,7 +26,7 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch):
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     shown = [kind for output in outputs for kind in output.get("data", {})]
     assert "text/html" in shown or "image/png" in shown
-    # A failed shell command prints and goes on: its message would be the only sign.
+    # A failed shell command does not stop a notebook: its message is the only sign.
     assert not [
         output.text
         for output in outputs

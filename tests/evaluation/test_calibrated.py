@@ -63,7 +63,7 @@ def test_overconfident_scores_are_mended_by_either_map():
 
 @pytest.mark.parametrize("alpha", [0.05, 0.2])
 def test_label_sets_keep_their_promise_on_exchangeable_photos(alpha):
-    """The promise holds in the mean over halves; the conformal bound is met from below by at most about 1/(n + 1)."""
+    """The guarantee holds in the mean over halves; the conformal bound is tight within about 1/(n + 1)."""
     reports = [calibration_report(predictions(1000, seed=s), miss_rate=alpha, seed=s) for s in range(8)]
     for promise in ("per photo", "per class"):
         sets = [report["sets"][promise] for report in reports]
@@ -91,7 +91,7 @@ def test_coverage_over_many_halves_is_the_mean_of_halves_drawn_one_by_one():
 
 def test_labels_of_their_own_level_need_thresholds_of_their_own():
     rng = np.random.default_rng(0)
-    level = np.array([0.2, 0.2, 0.2, 0.8, 0.8, 0.8])  # where a label's scores part yes from no
+    level = np.array([0.2, 0.2, 0.2, 0.8, 0.8, 0.8])  # where a label's positive and negative scores separate
     targets = (rng.random((800, 6)) < 0.3).astype(np.float64)
     scores = np.clip(level + np.where(targets > 0, 0.1, -0.1) + rng.normal(0, 0.04, targets.shape), 0, 1)
     kinds = calibration_report(Predictions(LABELS, scores, targets), shrinkage=1e9)["thresholds"]
@@ -154,7 +154,7 @@ def test_one_label_a_photo_is_calibrated_by_a_softmax():
 
 
 def test_a_written_temperature_shows_everywhere(tmp_path):
-    """Fault: the page of a run showed the thresholds and the calibration error of before."""
+    """Regression: the page of a run showed the previous thresholds and calibration error."""
     run, taxonomy = tmp_path / "run", tiny_taxonomy()
     given = predictions(2000, temperature=0.4)
     given = Predictions(list(taxonomy.names), given.scores[:, :5], given.targets[:, :5])

@@ -1,4 +1,4 @@
-"""Calibration: known distortions are undone, errors have their closed forms."""
+"""Calibration: known distortions are reversed, errors match closed forms."""
 
 import json
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""Conformal sets: the promise holds on average over exchangeable draws, and is no looser than it must be."""
+"""Conformal sets: the guarantee holds on average over exchangeable draws, and is as tight as expected."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ def draw(rng: np.random.Generator, images: int, classes: int = 6) -> tuple[np.nd
 
 
 def slow_threshold(scores: np.ndarray, targets: np.ndarray, miss_rate: float) -> float:
-    """Largest score at which the corrected risk is still allowed, tried one by one."""
+    """Return the largest score with an allowed corrected risk, by trying each."""
     has = targets.sum(axis=1) > 0
     best = -np.inf
     for t in np.unique(scores[targets > 0]):

@@ -1,4 +1,4 @@
-"""`intclip evaluate --corruptions` on a toy whose answer is known: colours tell the labels, and noise hides them."""
+"""`intclip evaluate --corruptions` on a toy with a known answer: colours determine the labels, and noise hides them."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from intclip.inference.pipeline import score_posts
 
 
 class ByContrast:
-    """Says "sharp" by the contrast between neighbouring pixels, which blur takes and noise raises."""
+    """Predicts "sharp" from the contrast of neighbouring pixels, which blur reduces and noise increases."""
 
     channels = ("image",)
 
@@ -80,4 +80,4 @@ def test_thresholds_are_those_of_the_clean_photos(task):
     clean = evaluate(predictor, dataset, draws=0, progress=False)
     curves = corruption_curves(predictor, dataset, "test", clean, progress=False)
     heavy = curves["corrupted"]["blur"][-1]
-    assert heavy["micro_f1"] < 0.7  # blurred, nothing is sharp any more at that threshold
+    assert heavy["micro_f1"] < 0.7  # at that threshold, no blurred photo is sharp

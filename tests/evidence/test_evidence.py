@@ -1,4 +1,4 @@
-"""Evidence maps: scaled and placed right, and their overlay leaves what it should."""
+"""Evidence maps: scale, position and overlay."""
 
 import numpy as np
 import pytest

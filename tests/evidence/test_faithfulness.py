@@ -1,4 +1,4 @@
-"""Measures of evidence: right where the answer is known, and the maps of the models that ship pass them."""
+"""Measures of evidence on cases with known answers, and on the maps of the packaged models."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def weights():
 
 
 def linear(weights):
-    """A model whose score is a weighted sum of pixels: its true map is known."""
+    """Return a model whose score is a weighted sum of pixels, so its true map is known."""
     return lambda batch: (batch.mean(axis=1) * weights).sum(axis=(1, 2)) / 1000
 
 
@@ -129,7 +129,7 @@ class TestEmbeddedModel:
             assert mass_inside(heat, (x, y, x + share, y + share)) > 2 * even, kind
 
     def test_maps_change_when_the_weights_are_shuffled(self, model):
-        """A map that stays when the model does not is a picture of the photo, not of the model."""
+        """A map that does not depend on the weights shows the photo, not the model."""
         photo = Image.fromarray(pictures.chelsea())
         before = {kind: model.explain(photo, "a cat", kind=kind).fused for kind in self.KINDS}
         method = model.method()

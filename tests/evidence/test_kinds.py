@@ -1,4 +1,4 @@
-"""Alternatives to the model's own maps say what their papers say."""
+"""Alternatives to the model's own maps match their papers."""
 
 import numpy as np
 import pytest
@@ -64,7 +64,7 @@ def test_the_fine_kind_joins_the_region_logits_of_the_views(pixels):
 
 
 def test_gradcam_is_the_textbook_s(pixels):
-    """Mean gradient of the logit over positions, times the features, summed over channels, without what is below 0."""
+    """Mean gradient of the logit over positions, times the features, summed over channels, clamped at 0."""
     method = tiny("linear_probe")
     backbone = method.backbone
     deep = backbone.deep(backbone.trunk(torch.from_numpy(pixels))).detach().requires_grad_()

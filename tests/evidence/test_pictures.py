@@ -1,4 +1,4 @@
-"""Type in drawn pictures: every label is drawn by glyphs, or transliterated and said so."""
+"""Text in drawn pictures: every label is drawn with glyphs, or transliterated with a note."""
 
 import logging
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_no_label_is_drawn_as_boxes(text):
 
 @pytest.fixture
 def no_fonts(monkeypatch):
-    """A machine without any font beside Pillow's own."""
+    """Simulate a machine with no fonts besides Pillow's own."""
     load = ImageFont.truetype
 
     def truetype(source, *arguments, **options):
