@@ -116,13 +116,18 @@ class StandInTokenizer:
     """Tokenizer for towers with random weights, to try a pipeline: CLIP's ids, folded into the vocabulary.
 
     Args:
-        vocab_size: Of the text tower. start: Token before each text, if any.
+        vocab_size: Of the text tower.
+        start: Token before each text, if any.
         end: Token after each text, if any.
         pad_id: Padding id.
     """
 
     def __init__(self, vocab_size: int, *, start: int | None, end: int | None, pad_id: int) -> None:
         self.vocab_size, self.start, self.end, self.pad_id = vocab_size, start, end, pad_id
+
+    def vocabulary(self) -> str:
+        """See `FileTokenizer.vocabulary`: what it does follows from its arguments, which are the tower's."""
+        return ""
 
     def tokenize(self, texts: Sequence[str], context_length: int) -> Tensor:
         """See `FileTokenizer.tokenize`."""
