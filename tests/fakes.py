@@ -1,4 +1,4 @@
-"""A backbone small enough for any test that keeps the real contract: 8 dimensions, 3 × 3 regions, word tokens."""
+"""A tiny backbone with the real contract: 8 dimensions, 3 × 3 regions, word tokens."""
 
 import zlib
 from collections.abc import Sequence

@@ -23,7 +23,7 @@ _RESNET = Architecture(8, 64, (1, 1, 1, 1), 8, None, **_TEXT)
 _VIT = Architecture(8, 32, 2, 16, 16, vision_heads=2, **_TEXT)
 _IMAGE_SIZE = 64
 CLASSES = 20
-"""Classes of the image towers' own classifier, ten of which the head reads."""
+"""Number of classes of the image towers' classifier, of which the head uses ten."""
 _OTHERS: dict[str, Architecture] = {
     "MetaCLIP 2": replace(_VIT, vocab_size=200, end_token=2, family="metaclip2"),
     "SigLIP": replace(_VIT, embed_dim=16, context_length=64, vocab_size=200, activation="gelu_tanh", family="siglip"),
@@ -37,7 +37,7 @@ _OTHERS: dict[str, Architecture] = {
 
 
 def tiny_lite(name: str) -> Backbone:
-    """An embedded backbone of few channels, on photos of 64 pixels, with the real tokenizer."""
+    """Return an embedded backbone with few channels, for photos of 64 pixels, with the real tokenizer."""
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
         torch.manual_seed(0)
         for tower, sizes in LITE_TOWERS.items():
@@ -59,7 +59,7 @@ def tiny_lite(name: str) -> Backbone:
 
 
 def seed(module: nn.Module) -> None:
-    """Random weights that keep activations of ordinary size."""
+    """Set random weights that keep activations at normal scale."""
     with torch.no_grad():
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
             if name.endswith("var"):
@@ -78,14 +78,14 @@ FAMILIES: dict[str, Callable[[], Backbone]] = {
     "lite": lambda: tiny_lite("lite"),
     "side by side": lambda: tiny_lite("lite+lite2"),
 }
-"""A new family of the registry comes here and into `family_of`: then every table over backbones has it."""
+"""Add a new family here and to `family_of`, so that every table over backbones includes it."""
 
 
 def family_of(name: str) -> str:
     """The family of a registered backbone.
 
     Raises:
-        KeyError: It has none in `FAMILIES` yet.
+        KeyError: The family is not in `FAMILIES` yet.
     """
     if name in LITE_BACKBONES:
         return "lite" if len(LITE_BACKBONES[name].towers) == 1 else "side by side"

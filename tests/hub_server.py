@@ -1,4 +1,4 @@
-"""A hub on this machine: the few requests that `huggingface_hub` makes for one file, and what can go wrong."""
+"""A local hub: the few requests of `huggingface_hub` for one file, and failures."""
 
 import hashlib
 import threading
@@ -14,9 +14,9 @@ class Hub:
 
     Attributes:
         requests: (method, path, Range header) of each request.
-        break_after: Cut the next download after so many bytes.
-        stall_after: Send no more than so many bytes of the next download, and keep the connection.
-        corrupt: Serve other bytes than were announced.
+        break_after: Interrupt the next download after this number of bytes.
+        stall_after: Stop the next download after this number of bytes, and keep the connection.
+        corrupt: Serve other content than announced.
     """
 
     def __init__(self, files):

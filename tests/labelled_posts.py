@@ -1,4 +1,4 @@
-"""Labelled posts whose colour and words tell the label."""
+"""Labelled posts whose colour and words determine the label."""
 
 import csv
 from pathlib import Path

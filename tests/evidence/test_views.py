@@ -1,4 +1,4 @@
-"""The fine kind: views are the photo's own parts, and their maps are joined where they lie."""
+"""The fine kind: views are parts of the photo, and their maps are merged at their positions."""
 
 import numpy as np
 import pytest
@@ -12,12 +12,12 @@ GRID = 3
 
 
 def places(step):
-    """Where the nine windows begin, row by row."""
+    """Return the starts of the nine windows, row by row."""
     return [(row * step, column * step) for row in range(3) for column in range(3)]
 
 
 def test_views_are_the_photo_and_its_parts_enlarged():
-    """Of a photo that rises evenly, each window begins a quarter of the side further on and rises half as fast."""
+    """In a linear ramp, each window starts a quarter of the side later and has half the slope."""
     ramp = np.linspace(-1, 1, SIDE, dtype=np.float32)
     pixels = np.stack([np.tile(ramp, (SIDE, 1)), np.tile(ramp[:, None], (1, SIDE)), np.full((SIDE, SIDE), 3)])
     views = photo_views(pixels.astype(np.float32))
@@ -44,7 +44,7 @@ def test_windows_of_one_photo_agree_where_they_overlap():
 
 
 def test_joining_is_the_mean_of_what_was_read_at_each_place():
-    """The slow way: place by place, over the windows that hold it."""
+    """Slow reference: position by position, over the windows that contain it."""
     maps = np.random.default_rng(0).standard_normal((VIEWS, GRID, GRID)).astype(np.float32)
     found = join_views(maps)
     assert found.shape == (4 * GRID, 4 * GRID)
@@ -68,7 +68,7 @@ def test_maps_that_do_not_vary_stay_what_they_are():
 
 
 class _Pixelwise(torch.nn.Module):
-    """Stands for a backbone whose regions are means of their pixels: nothing beyond a region changes it."""
+    """A fake backbone whose regions are means of their pixels, independent of other pixels."""
 
     def __init__(self, grid):
         super().__init__()
@@ -79,7 +79,7 @@ class _Pixelwise(torch.nn.Module):
 
 
 def test_a_model_that_reads_pixels_alone_gets_a_finer_map_of_the_same_photo():
-    """Limiting case: what a region says is its mean pixel. A spot smaller than a region is then found more exactly."""
+    """Limiting case: a region's evidence is its mean pixel. A spot smaller than a region is localised better."""
     pixels = np.zeros((3, SIDE, SIDE), np.float32)
     pixels[:, 8:12, 8:12] = 1  # a quarter of the middle one of nine regions, up and left in it
     read = _Pixelwise(GRID)

@@ -1,4 +1,4 @@
-"""Weights of words against scores whose weights are known; what comes from a post is escaped."""
+"""Weights of words for scores with known weights; text from posts is escaped."""
 
 import re
 from html.parser import HTMLParser
@@ -28,7 +28,7 @@ def linear(texts):
 
 
 def has_sea(texts):
-    """1 where the word is there, however often: no sum over words."""
+    """Return 1 if the word occurs, however often; not a sum over words."""
     return np.array([[float("sea" in text.split())] for text in texts])
 
 

@@ -1,4 +1,4 @@
-"""Makes the toy training set, the tiny models and the watched service of other rooms importable here."""
+"""Makes the toy training set, the tiny models and the watched service of other folders importable."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Run jobs in processes of their own and disturb them: kills, full disks, denials, little memory, odd clocks."""
+"""Run jobs in separate processes with faults: kills, full disks, denied access, little memory, wrong clocks."""
 
 import contextlib
 import errno
@@ -28,11 +28,11 @@ NOBODY = 65534
 _EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 
 Fault = Callable[[Path], None]
-"""Called in the child before the job, with the job's folder: makes what will go wrong."""
+"""Called in the child before the job, with the job's folder: sets up the fault."""
 
 
 def child(kind: str, place: Path, inputs: Path, fault: Fault | None, told: Path) -> None:
-    """One attempt, as the command line makes it: wrong input leaves with code 2, after one line."""
+    """Make one attempt like the command line: wrong input exits with code 2 and one line."""
     os.dup2(os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     if fault is not None:
         fault(place)
@@ -40,7 +40,7 @@ def child(kind: str, place: Path, inputs: Path, fault: Fault | None, told: Path)
 
 
 class Harness:
-    """Starts children from a server that has imported everything, so that an attempt takes a fraction of a second."""
+    """Starts children from a server with all imports, so that an attempt takes a fraction of a second."""
 
     def __init__(self) -> None:
         self._told = Path(tempfile.mkdtemp(prefix="intclip-told-"), "told.txt")
@@ -51,17 +51,17 @@ class Harness:
         imported.join()
 
     def start(self, kind: str, place: Path, inputs: Path, fault: Fault | None = None) -> Any:
-        """Begin an attempt."""
+        """Start an attempt."""
         process = self._context.Process(target=child, args=(kind, place, inputs, fault, self._told))
         process.start()
         return process
 
     def told(self) -> str:
-        """What the last attempt wrote to standard error."""
+        """Return the last attempt's standard error."""
         return self._told.read_text(encoding="utf-8", errors="replace")
 
     def run(self, kind: str, place: Path, inputs: Path, fault: Fault | None = None) -> int:
-        """An attempt to its end; its exit code, below 0 a signal."""
+        """Run an attempt; return its exit code, negative for a signal."""
         process = self.start(kind, place, inputs, fault)
         process.join(120)
         if process.exitcode is None:
@@ -71,10 +71,10 @@ class Harness:
 
 
 class AtOperation:
-    """At the n-th change of a file in the job's folder, do something: end the process, or fail as the system would.
+    """At the n-th change of a file in the job's folder, kill the process or raise a system error.
 
     Args:
-        number: Which change, from 0 on.
+        number: Number of the change, from 0.
         action: "kill" (SIGKILL), or the name of an error: "ENOSPC", "EACCES", "EIO".
     """
 
@@ -104,7 +104,7 @@ class AtOperation:
 
 
 class SmallFiles:
-    """No file may grow beyond so many bytes, as on a disk that is full."""
+    """Limit the size of files, as on a full disk."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -115,10 +115,10 @@ class SmallFiles:
 
 
 class LittleMemory:
-    """No more memory than the process has, and so many bytes.
+    """Limit memory to the current amount plus some bytes.
 
-    One thread computes: where OpenMP finds no memory for another thread's stack, it ends the process by itself, with a
-    line of its own.
+    Uses one thread, because OpenMP aborts the process with its own message if it has no memory for another thread's
+    stack.
     """
 
     def __init__(self, more: int) -> None:
@@ -131,7 +131,7 @@ class LittleMemory:
 
 
 class SkewedClock:
-    """Wall time that jumps back and forth by years between any two questions."""
+    """Wall-clock time that jumps by years between calls."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -146,7 +146,7 @@ class SkewedClock:
 
 
 class Denied:
-    """A file that may not be opened, as if it were another user's; being nobody, a job could not read its libraries."""
+    """A file that cannot be opened, like another user's; as user nobody, a job could not read its libraries."""
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
@@ -160,7 +160,7 @@ class Denied:
 
 
 def as_nobody(place: Path) -> None:
-    """Go on as a user who owns nothing."""
+    """Continue as an unprivileged user."""
     if os.geteuid() == 0:
         os.setgroups([])
         os.setgid(NOBODY)
@@ -169,7 +169,7 @@ def as_nobody(place: Path) -> None:
 
 @contextlib.contextmanager
 def small_disk(size: int) -> Iterator[Path]:
-    """A disk of so many bytes; only root may have one."""
+    """Mount a disk of this size in bytes; requires root."""
     with tempfile.TemporaryDirectory(prefix="intclip-disk-") as folder:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True, capture_output=True)
         try:
@@ -179,19 +179,19 @@ def small_disk(size: int) -> Iterator[Path]:
 
 
 def leftovers(place: Path) -> list[str]:
-    """What an interrupted write left under a name that nobody reads."""
+    """Return temporary files of interrupted writes."""
     return [str(path) for path in place.rglob(".*.partial")] + [str(path) for path in place.rglob(".*.replaced")]
 
 
 @dataclass
 class Campaign:
-    """What random kills did.
+    """Results of random kills.
 
     Attributes:
         kills: By signal.
         at: Kills by tenth of the undisturbed run's time.
-        finished: Jobs that came to their end and were compared.
-        wrong: What differed or was half-written; must stay empty.
+        finished: Number of jobs that finished and were compared.
+        wrong: Differences and half-written files; must be empty.
     """
 
     kills: Counter[str] = field(default_factory=Counter)
@@ -201,13 +201,13 @@ class Campaign:
 
 
 def random_kills(harness: Harness, kind: str, inputs: Path, folder: Path, kills: int, rng: random.Random) -> Campaign:
-    """Kill a job at random moments until it has been killed so often; each that comes to its end is compared."""
+    """Kill a job at random times, up to a number of kills; compare each finished job."""
     job, found = JOBS[kind], Campaign()
     start = time.monotonic()
     assert harness.run(kind, folder / "undisturbed", inputs) == 0
     seconds = time.monotonic() - start
     expected = job.state(folder / "undisturbed")
-    number, begun = 0, False  # a kill may come before the job's folder is there
+    number, begun = 0, False  # a kill may come before the job's folder exists
     while sum(found.kills.values()) < kills or begun:
         begun = True
         place = folder / f"killed-{number}"

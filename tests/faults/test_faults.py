@@ -1,4 +1,4 @@
-"""After any fault: nothing half-written, one clear line to read, and resuming ends as if nothing had been."""
+"""After any fault: nothing half-written, one clear error line, and resuming gives the undisturbed result."""
 
 import os
 import random
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and limits of P
 ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 KINDS = list(JOBS)
 LINKER = 127
-"""Exit code of the dynamic linker where it finds no memory to bind a function; none of our code can speak then."""
+"""Exit code of the dynamic linker without memory to bind a function; our code cannot report this."""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def harness() -> Harness:
 
 @pytest.fixture(scope="module")
 def home():
-    """A folder that every user may read."""
+    """A folder that every user can read."""
     with tempfile.TemporaryDirectory(prefix="intclip-faults-") as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
@@ -57,7 +57,7 @@ def inputs(home) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(harness, home, inputs):
-    """State of each kind of job that nothing happened to."""
+    """State of each kind of undisturbed job."""
     states = {}
     for kind, job in JOBS.items():
         assert harness.run(kind, home / "undisturbed" / kind, inputs) == 0
@@ -76,14 +76,14 @@ def test_random_kills(harness, inputs, tmp_path, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("action", ["kill", "ENOSPC", "EIO"])
 def test_a_fault_at_any_change_of_a_file(harness, inputs, undisturbed, tmp_path, kind, action):
-    """Some of the moments between two file operations; `benchmarks/faults.py` tries all of them."""
+    """Some of the points between two file operations; `benchmarks/faults.py` tries all."""
     job, place = JOBS[kind], tmp_path / "job"
     hit = 0
     for number in (0, 2, 5, 11):
         code = harness.run(kind, place, inputs, AtOperation(number, action))
         job.whole(place)
         hit += code != 0
-        # A cleaning up that failed, or a cache that cannot be written, may be passed over; all else is told.
+        # A failed cleanup or an unwritable cache may be ignored; everything else must be reported.
         assert code in ((-9, 0) if action == "kill" else (WRONG_INPUT, 0)), code
     assert hit >= 1
     assert harness.run(kind, place, inputs) == 0
@@ -182,7 +182,7 @@ def test_too_little_memory_ends_it_and_loses_nothing(harness, inputs, undisturbe
     for megabytes in (2, 7):
         process = harness.start(kind, place, inputs, LittleMemory(megabytes << 20))
         process.join(20)
-        if process.is_alive():  # Python waits for ever for a thread that found no memory to begin with
+        if process.is_alive():  # Python waits forever for a thread that could not start for lack of memory
             process.kill()
             process.join()
         codes.append(process.exitcode)

@@ -1,4 +1,4 @@
-"""A batch job by Ray, one of whose workers is killed amid a shard: the rows are those of an undisturbed local job."""
+"""A batch job by Ray with a worker killed during a shard has the rows of an undisturbed local job."""
 
 import json
 import os
@@ -30,13 +30,13 @@ PLACES = [Path(intclip.__file__).parents[1], TESTS, *(TESTS / room for room in (
 
 @pytest.fixture
 def home():
-    """A folder of few letters: Ray keeps sockets below it, whose paths may have 107."""
+    """A folder with a short path: Ray's sockets are below it, with at most 107 characters."""
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
 def by_ray(source: Path, out: Path, graph: Path, home: Path, errors: int) -> subprocess.Popen[str]:
-    """Begin the job, with a Ray of its own that takes little."""
+    """Start the job with its own small Ray instance."""
     environment = os.environ | {
         PLACE: str(home),
         "PYTHONPATH": os.pathsep.join(map(str, PLACES)),
@@ -79,7 +79,7 @@ def test_a_killed_worker_costs_no_row_and_makes_none_twice(home, tmp_path):
             process.wait()
     assert process.returncode == 0, said()
     assert (told["photos"], told["computed"], told["errors"]) == (PHOTOS + 2, PHOTOS + 2, 1)
-    job = plan_job(tmp_path / "ray", [str(source)], options)  # the same job: this would be refused otherwise
+    job = plan_job(tmp_path / "ray", [str(source)], options)  # the same job: otherwise this would be rejected
     assert verify_job(job).photos == PHOTOS + 2
     rows, expected = (pq.read_table(made.folder / "shards").to_pylist() for made in (job, local))
     assert [row["row"] for row in rows] == list(range(PHOTOS + 2))

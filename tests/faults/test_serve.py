@@ -1,4 +1,4 @@
-"""The service under faults: killed under load and started again, asked to end under load, an engine that breaks."""
+"""The service under faults: killed and restarted under load, terminated under load, and with a failing engine."""
 
 import json
 import signal
@@ -18,12 +18,12 @@ WAIT = 60
 
 
 class Asker(threading.Thread):
-    """A client that sends photos of its own one by one; refused, it asks again until it is answered or told to leave.
+    """A client that sends its photos one by one, and retries rejected requests until answered or stopped.
 
     Attributes:
-        answered: Level of red to what the service said of it, in 255ths.
-        refusals: Every refusal, as (status, message).
-        leave: Set to let it end at the next refusal.
+        answered: The service's answer by level of red, in 255ths.
+        refusals: Every rejection, as (status, message).
+        leave: Set to stop it at the next rejection.
     """
 
     def __init__(self, url: str, number: int) -> None:

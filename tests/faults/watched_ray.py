@@ -1,4 +1,4 @@
-"""`intclip` whose Ray workers, at one shard, tell their process id and wait for their death."""
+"""`intclip` whose Ray workers report their process id at one shard and wait to be killed."""
 
 import os
 import time

@@ -1,8 +1,8 @@
-"""The jobs that faults are made in: tiny runs of training, cache building, batch and indexing, each resumable.
+"""Jobs for fault injection: tiny runs of training, cache building, batch and indexing, each resumable.
 
-Every job is a function of a place (its folder) and of inputs that are there before; called again after any fault, it
-goes on. `state` is what it leaves, without times, to compare with an undisturbed run; `whole` raises where something in
-the folder is half-written.
+Every job is a function of a place (its folder) and existing inputs; called again after a fault, it resumes. `state` is
+its result, without times, for comparison with an undisturbed run; `whole` raises if something in the folder is
+half-written.
 """
 
 import contextlib
@@ -52,12 +52,12 @@ RECIPE = (
 
 @dataclass(frozen=True)
 class Job:
-    """One kind of work.
+    """A kind of job.
 
     Attributes:
-        run: Do it, or go on with it, in a folder, over the inputs in another.
-        state: What a finished job left, to compare.
-        whole: Raise where a file that has its final name is damaged.
+        run: Run or resume the job in a folder, with the inputs in another.
+        state: Result of a finished job, for comparison.
+        whole: Raise if a file with its final name is damaged.
     """
 
     run: Callable[[Path, Path], None]
@@ -66,7 +66,7 @@ class Job:
 
 
 def make_inputs(folder: Path) -> Path:
-    """Photos, a list of them with a bad one, and a model."""
+    """Make photos, a list of them with a bad one, and a model."""
     (folder / "photos").mkdir(parents=True)
     rng = np.random.default_rng(0)
     names = []
@@ -124,7 +124,8 @@ def run_cache(place: Path, inputs: Path) -> None:
 
 
 def cache_state(place: Path) -> Any:
-    """All but what killed builds began: that stays for an hour, since several processes may build at once."""
+    """Return all but the remains of killed builds, which stay for an hour because several processes may build at
+    once."""
     files = {str(path.relative_to(place)): path for path in sorted(place.rglob("*")) if path.is_file()}
     return {name: path.read_bytes() for name, path in files.items() if ".partial" not in name}
 

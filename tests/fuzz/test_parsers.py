@@ -1,4 +1,4 @@
-"""Bytes from elsewhere are read or refused in one line, whatever they are."""
+"""Any external data is parsed or rejected with a one-line error."""
 
 import time
 
@@ -8,12 +8,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 SLOW = 5.0
-"""Seconds that no input may take; they are all small."""
+"""Maximum seconds per input; all inputs are small."""
 
 
 @st.composite
 def damaged(draw, name: str) -> bytes:
-    """A sound input with some bytes changed, pieces of its language or of other inputs put in, an end cut off."""
+    """A valid input with changed bytes, inserted tokens or pieces of other inputs, or truncated."""
     seeds = PARSERS[name].seeds()
     data = bytearray(draw(st.sampled_from(seeds)))
     for _ in range(draw(st.integers(0, 6))):

@@ -1,4 +1,4 @@
-"""A bundle finds exactly the weights that it was trained over, by content, or refuses; caches see what changes them."""
+"""A bundle finds its backbone's weights by content, or raises; caches detect relevant changes."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""A bundle comes back as it was written, and anything else is refused in one line."""
+"""A bundle is read as written, and anything else is rejected with a one-line error."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from intclip.inference.bundle import set_temperature, set_thresholds
 from tiny_models import OPTIONS, THRESHOLDS, tiny_intclip, write_bundle
 
 REMEDY = re.compile(r"[;:] (fetch or copy it again|copy the file .*|give .*|check the path|upgrade with: .*)$")
-"""How every refusal ends: what to do."""
+"""How every error ends: what to do."""
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def edit_json(bundle, **changes):
 
 
 def edit_weights(bundle, change, *, manifest=True):
-    """Change the tensors; with `manifest`, let bundle.json agree on the hash, so that only the tensors are wrong."""
+    """Change the tensors; with `manifest`, update the hash in bundle.json, so that only the tensors are wrong."""
     file = bundle / "weights.safetensors"
     state = {name: array.copy() for name, array in load_file(file).items()}
     change(state)

@@ -1,4 +1,4 @@
-"""What `intclip predict` reads and writes: standard input and output, pipes, sidecars, tables, odd terminals."""
+"""Inputs and outputs of `intclip predict`: standard input and output, pipes, sidecars, tables, unusual terminals."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ NAMES = list(tiny_taxonomy().names)
 
 
 def start(*words, **options) -> subprocess.Popen:
-    """The command line in a process of its own."""
+    """Run the command line in its own process."""
     command = [sys.executable, "-m", "intclip.cli", *map(str, words)]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     return subprocess.Popen(command, **pipes)
@@ -137,7 +137,7 @@ def test_files_are_written_though_nobody_reads_standard_output(exported, many, t
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGHUP])
 def test_a_process_that_is_told_to_end_leaves_nothing(exported, many, tmp_path, sign):
-    os.mkfifo(many / "zz-waits.png")  # never read: only there to be named
+    os.mkfifo(many / "zz-waits.png")  # never read, only listed
     place = tmp_path / "out"
     place.mkdir()
     os.mkfifo(tmp_path / "list")
@@ -194,7 +194,7 @@ def test_sidecars_need_files(cli, exported, photos, stdin):
     assert cli("predict", "-", "-m", exported, "--xmp")[0] == 2
 
 
-# -- labels that are called as columns are
+# -- labels with the names of columns
 
 
 def test_labels_with_the_names_of_columns():

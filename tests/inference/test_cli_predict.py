@@ -1,4 +1,4 @@
-"""The command line: exit codes, what is printed and what is written, nothing half."""
+"""The command line: exit codes, printed output, and files that are never half-written."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ NAMES = list(tiny_taxonomy().names)
 
 @pytest.fixture
 def mixed(photos, tmp_path):
-    """Two good photos, then a text that claims to be one, then a good one."""
+    """Two good photos, a text file with a photo's name, and another good photo."""
     text = tmp_path / "text.jpg"
     text.write_text("hello")
     return [photos[0], photos[1], text, photos[2]]
@@ -237,7 +237,7 @@ def test_explain_writes_an_overlay(cli, exported, photos, tmp_path):
     assert out.startswith("class 2: ")
     with Image.open(target) as drawn, Image.open(photos[3]) as photo:
         assert drawn.size == photo.size
-        # What lies outside the middle square is dimmed; the square is not.
+        # Only the area outside the middle square is dimmed.
         before, after = np.asarray(photo.convert("RGB"), float), np.asarray(drawn.convert("RGB"), float)
     assert after[:, :15].mean() < 0.6 * before[:, :15].mean()
     assert not np.array_equal(after[:, 40:160], before[:, 40:160])

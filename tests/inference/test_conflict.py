@@ -26,7 +26,7 @@ def test_closed_form_of_one_label():
     """p = ½ against certainty: H(¾) − ½ = 0.3113 bits."""
     assert one([0.5], [1], exclusive=False) == pytest.approx(entropy(0.75) - 0.5)
     assert one([0.9], [0.1], exclusive=False) == pytest.approx(1 - entropy(0.9))
-    # Two exclusive labels are one yes or no.
+    # Two exclusive labels equal one binary label.
     assert one([0.9, 0.1], [0.2, 0.8], exclusive=True) == pytest.approx(one([0.9], [0.2], exclusive=False))
 
 

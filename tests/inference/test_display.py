@@ -1,4 +1,4 @@
-"""How predictions and evidence show themselves in notebooks, as plots and as tables."""
+"""Display of predictions and evidence in notebooks, as plots and as tables."""
 
 import re
 

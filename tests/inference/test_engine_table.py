@@ -1,10 +1,10 @@
-"""Every method on every family of backbones gives torch's numbers on every engine, at every batch size.
+"""Every method on every family of backbones equals torch on every engine, at every batch size.
 
-A tracer keeps as a constant what Python reads from its example: the batch size, an order, a branch. Such a graph is
-right for the example alone, so each one is tried at other sizes and on other photos.
+A tracer records values that Python reads from the example as constants: batch size, order, branch. Such a graph is
+right only for the example, so each graph is tested with other sizes and photos.
 
-A graph is a backbone's tower joined with a method's head. Every tower and every head over every family is tried by
-itself in OpenVINO; joined, and in ONNX, whose converter takes seconds a graph, each method over one family.
+A graph is a backbone's tower with a method's head. Every tower, and every head on every family, is tested separately in
+OpenVINO; combined, and in ONNX, whose converter takes seconds per graph, each method is tested on one family.
 """
 
 import functools
@@ -32,9 +32,9 @@ from intclip.methods.registry import METHODS, build_method, method_options
 
 BATCHES = (1, 2, 3, 5, 8)
 TOLERANCE = 1e-4
-"""Absolute up to values of 1, and a share of the largest value above."""
+"""Absolute for values up to 1, and relative to the largest value above."""
 WHOLE = "INTCLIP_WHOLE_TABLE"
-"""Environment variable: join every method with every family, in both formats; else with one family."""
+"""Environment variable: combine every method with every family, in both formats, instead of one family."""
 CELLS = [(method, family) for method in sorted(METHODS) for family in FAMILIES]
 JOINED = (
     CELLS
@@ -44,7 +44,7 @@ JOINED = (
 
 
 def prepared_method(name, backbone):
-    """A method over a tiny backbone, its learned parts moved away from where they start."""
+    """Return a method on a tiny backbone, with learned parts changed from their initial values."""
     torch.manual_seed(1)
     options = {"context_length": 3} if "context_length" in method_options(name).model_fields else {}
     method = build_method(name, backbone, tiny_taxonomy(), options)
@@ -58,14 +58,14 @@ def prepared_method(name, backbone):
 
 
 def photos(backbone, count):
-    """Pixels (count, 3, S, S), other ones for each count, some bright and some dark."""
+    """Return pixels (count, 3, S, S), different for each count, some bright and some dark."""
     rng = np.random.default_rng(count)
     shape = (count, 3, backbone.image_size, backbone.image_size)
     return (rng.standard_normal(shape) + rng.standard_normal((count, 1, 1, 1))).astype(np.float32)
 
 
 def largest_difference(found, expected):
-    """Over all outputs: difference from torch and the output's name."""
+    """Return the largest difference from torch over all outputs, with the output's name."""
     assert set(found) == set(expected)
     worst = (0.0, "")
     for name, values in found.items():
@@ -160,14 +160,14 @@ def test_every_registered_backbone_is_of_a_family_in_the_table():
 
 
 class KeepsBatch(nn.Module):
-    """What `as_map` of CLIP's ViT once did: `len` of a traced tensor is the example's."""
+    """A former bug of `as_map` of CLIP's ViT: `len` of a traced tensor is the example's."""
 
     def forward(self, pixels):
         return pixels.reshape(len(pixels), -1)
 
 
 class KeepsOrder(nn.Module):
-    """What the text tower once did with CoCoOp's prompts: rows sorted by what was read from the example."""
+    """A former bug of the text tower with CoCoOp's prompts: rows sorted by values from the example."""
 
     def forward(self, pixels):
         order = pixels.mean(dim=(1, 2, 3)).argsort()
@@ -189,7 +189,7 @@ class KeepsNumber(nn.Module):
 
 
 class NegativeScale(nn.Module):
-    """OpenVINO 2026.4 left to itself takes -γ for -1, or not, in the streams that compute many photos."""
+    """OpenVINO 2026.4 by default may use -1 instead of -γ in its streams for many photos."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Every engine gives torch's numbers, at every batch size, through every way that computes with one."""
+"""Every engine equals torch, at every batch size, in all uses."""
 
 import math
 import threading
@@ -33,7 +33,7 @@ def compiled():
 
 @pytest.fixture(scope="module")
 def slow():
-    """The same numbers by plain calls: backbone, method, sigmoid; one photo at a time."""
+    """Slow reference by plain calls: backbone, method, sigmoid; one photo at a time."""
     method = tiny_intclip()
 
     def run(batch):
@@ -79,7 +79,7 @@ def test_the_caller_owns_the_result(compiled, name):
 
 
 def test_threads_that_are_told_are_not_pinned(compiled):
-    """Pinned, those of several processes would all compute on the same cores."""
+    """If pinned, the threads of several processes would share the same cores."""
     engine = OpenvinoEngine(compiled["openvino"]._model, threads=1)
     found = engine._compile("THROUGHPUT")
     assert (found.get_property("INFERENCE_NUM_THREADS"), found.get_property("ENABLE_CPU_PINNING")) == (1, False)
@@ -120,14 +120,14 @@ def test_many_threads_get_their_own_answers(compiled, name):
 
 
 def test_ctrl_c_waits_for_what_openvino_still_computes(compiled):
-    """It reads the photos where they lie, so they must not go before it is through."""
+    """It reads photos in place, so they must stay in memory until it has finished."""
     engine = OpenvinoEngine(compiled["openvino"]._model)
     engine(pixels(2))
     requests = [engine._idle.get() for _ in range(engine._idle.qsize())]
     computing: set[int] = set()
 
     class Watched:
-        """A request; the second that is started is interrupted."""
+        """A request; the second one is interrupted."""
 
         def __init__(self, number):
             self.number = number
@@ -176,7 +176,7 @@ def test_a_part_that_fails_ends_in_its_error_and_the_engine_goes_on(compiled, fa
 
 
 def test_text_features_are_constants():
-    """Nothing of the text tower is left in the graph: neither its embedding nor its positions nor the contexts."""
+    """The graph contains nothing of the text tower: neither embedding nor positions nor contexts."""
     method = tiny_intclip()
     model = to_openvino(PhotoGraph(method, exclusive=False, maps=True), pixels(2))
     shapes = [tuple(op.output(0).shape) for op in model.get_ops() if op.get_type_name() == "Constant"]

@@ -1,4 +1,4 @@
-"""Evidence as a user asks for it: kinds, the aggregation's attention, nearest known photos, the legend."""
+"""Evidence for users: kinds, the aggregation's attention, nearest known photos, the legend."""
 
 import base64
 import json
@@ -59,7 +59,7 @@ def test_every_kind_that_the_model_has(model, photos):
 
 
 def test_the_fine_kind_is_the_same_in_every_engine(in_engine, model, photos):
-    """And as torch's method gives it; probability and attention are those of the whole photo."""
+    """It also equals torch; probability and attention are those of the whole photo."""
     plain, fine = (in_engine.explain(photos[0], LABEL, kind=kind) for kind in ("regions", "fine"))
     assert fine.probability == pytest.approx(plain.probability, abs=1e-5)
     np.testing.assert_allclose(fine.attention, plain.attention, atol=1e-5)
@@ -179,7 +179,7 @@ def test_the_sheet_has_photo_legend_and_neighbours(model, photos, known):
 
 
 def test_two_prompts_side_by_side_share_one_range(model, photos):
-    """Likeness 2 everywhere to one prompt, 0 everywhere to the other: all bright beside the photo itself."""
+    """Similarity 2 everywhere to one prompt, 0 everywhere to the other: all bright next to the photo itself."""
     photo = read_image(photos[3])
     box = model.card.preprocessing.source_box(photo.size)
 

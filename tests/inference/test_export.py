@@ -1,4 +1,4 @@
-"""Exported files say the same as the model, to whoever reads them."""
+"""Exported files give the model's outputs in every reader."""
 
 import json
 import resource
@@ -56,7 +56,7 @@ def test_a_loaded_export_gives_the_model_s_numbers(files, photos, format, batch_
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_the_example_without_intclip_prints_the_same_numbers(files, photos, model, tmp_path, batch_size):
-    """In a process that cannot import intclip; the photos it is given are one batch."""
+    """In a process that cannot import intclip, with the photos as one batch."""
     photos = photos[:batch_size]
     run = subprocess.run(
         [sys.executable, "-I", str(EXAMPLE), str(files["onnx"]), *map(str, photos)],
@@ -77,7 +77,7 @@ def test_the_example_without_intclip_prints_the_same_numbers(files, photos, mode
 
 
 def test_the_example_gives_the_most_probable_label_where_one_holds(photos, tmp_path, monkeypatch):
-    """Of labels that exclude each other a photo has one, though all are as probable and below their thresholds."""
+    """With exclusive labels a photo has exactly one, even if all are equally probable and below their thresholds."""
     monkeypatch.setitem(registry.BUILDERS, "tiny", lambda name, checkpoint, split: TinyBackbone())
     alike = replace(tiny_taxonomy(), exclusive=True, sentence_forms={"11-15": ("joy",) * 5})
     model = intclip.load("zero-shot:tiny", taxonomy=alike, engine="onnx")
@@ -126,7 +126,7 @@ def test_maps_are_exported_on_demand(files, photos, model, tmp_path):
         intclip.load(files["onnx"]).explain(photos[0], "class 2")
     plain = model.export(tmp_path / "plain.xml", "openvino")
     assert len(openvino.Core().read_model(plain).outputs) == 2
-    # The model itself has lost nothing by that.
+    # The model itself is unchanged.
     np.testing.assert_array_equal(model.explain(photos[0], "class 2").fused, ours.fused)
 
 
@@ -155,7 +155,7 @@ def test_int8_stays_close_and_says_so(model, photos, tmp_path):
     reloaded = intclip.load(path)
     assert reloaded.card.arithmetic == "int8"
     np.testing.assert_allclose(np.stack([p.probabilities for p in reloaded.predict(photos)]), found, atol=1e-3)
-    # The float model is as it was.
+    # The float model is unchanged.
     np.testing.assert_allclose(np.stack([p.probabilities for p in model.predict(photos)]), exact, atol=1e-5)
 
 
@@ -181,7 +181,7 @@ def test_what_cannot_be_written_leaves_nothing(files, format):
 
 @pytest.fixture
 def no_space():
-    """No file may grow past 4 kB, as on a full disk."""
+    """Limit files to 4 kB, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     yield

@@ -1,4 +1,4 @@
-"""The embedded model on real photos: what a new user types first."""
+"""The embedded model on real photos: a new user's first commands."""
 
 import itertools
 
@@ -53,7 +53,7 @@ def test_openvino_says_what_torch_says_alone_and_in_a_batch(lite, arrays):
 
 
 def test_it_names_two_or_three_of_28_intents(lite, arrays):
-    """The zero-shot threshold is where a label stands out: neither nothing nor everything is named."""
+    """With the zero-shot threshold, neither no labels nor all labels are predicted."""
     assert lite.taxonomy.names == load_taxonomy("intentonomy").names
     found = lite.predict(arrays)
     counts = [len(prediction.labels) for prediction in found]

@@ -1,4 +1,4 @@
-"""`intclip.load(…).predict(…)`: the same numbers whatever the way in, bad photos by name, bounded memory."""
+"""`intclip.load(…).predict(…)`: equal results for every kind of input, bad photos by name, bounded memory."""
 
 import gc
 import itertools
@@ -31,7 +31,7 @@ def model(request, bundle_path):
 
 @pytest.fixture
 def bad(tmp_path):
-    """An empty file, a text, half a photo, and one that is not there."""
+    """An empty file, a text file, half a photo, and a missing photo."""
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "text.png").write_text("hello")
     Image.effect_noise((80, 60), 50).convert("RGB").save(tmp_path / "whole.jpg")
@@ -84,7 +84,7 @@ def test_paths_pil_arrays_and_bytes_give_the_same(model, photos):
     with Image.open(path) as image:
         rgb = image.convert("RGB")
     given = [path, str(path), rgb, np.asarray(rgb), path.read_bytes()]
-    # One at a time: two rows of one batch may go through different kernels, and differ in the last bits.
+    # One at a time: two rows of a batch may use different kernels and differ in the last bits.
     found = [model.predict([photo])[0] for photo in given]
     for prediction in found[1:]:
         np.testing.assert_array_equal(prediction.probabilities, found[0].probabilities)
@@ -132,7 +132,7 @@ def test_only_bad_photos(model, bad):
 
 
 def test_a_stream_is_read_as_it_goes(model, photos):
-    """Of an endless source only some batches are read ahead."""
+    """From an endless source, only some batches are read ahead."""
     taken = itertools.count()
 
     def endless():
@@ -150,7 +150,7 @@ def test_a_stream_is_read_as_it_goes(model, photos):
 def test_damaged_photos_hold_no_memory(model, photos, bad):
     """Each batch of 32 has 0.2 MB of pixels and a damaged photo, whose error must not keep them: 60 batches, 13 MB."""
     sources = itertools.chain.from_iterable([bad[i % 3], *photos * 6, photos[0]] for i in range(60))
-    model.predict([*photos, bad[0]], errors="collect")  # whatever is made at first use
+    model.predict([*photos, bad[0]], errors="collect")  # whatever is created at first use
     gc.collect()
     gc.disable()
     tracemalloc.start()
@@ -199,7 +199,7 @@ def test_evidence_comes_from_the_model_s_region_logits(model, photos):
         assert heat.dtype == np.float32
         assert (heat.min(), heat.max()) == (0, 1)
         assert evidence.regions[name].shape == (3, 3)
-        # The brightest place of the map lies in the region with the highest logit.
+        # The maximum of the map is in the region with the highest logit.
         row, column = np.unravel_index(evidence.regions[name].argmax(), (3, 3))
         assert (heat[8 * row : 8 * row + 8, 8 * column : 8 * column + 8]).max() == 1
     assert not np.array_equal(evidence.sight, evidence.semantic)
@@ -333,7 +333,7 @@ def test_importing_and_naming_costs_nothing():
 
 @pytest.fixture
 def hub_repository(bundle_path, tmp_path, monkeypatch):
-    """A hub whose cache is made of links, as the real one's; tells what was fetched."""
+    """A hub whose cache consists of links, like the real one; records what was fetched."""
     from intclip.backbones import hub
 
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0123456789abcdef"

@@ -1,4 +1,4 @@
-"""A model goes to a hub and comes back the same, over HTTP; what goes wrong is one line."""
+"""A model is pushed to a hub and loaded unchanged, over HTTP; failures are one-line errors."""
 
 import base64
 import json
@@ -20,12 +20,12 @@ REPOSITORY = "me/tiny"
 
 
 class WritableHub(Hub):
-    """A hub that also takes commits of small files, as the real one answers `huggingface_hub`.
+    """A hub that also accepts commits of small files, like the real one.
 
     Attributes:
         created: Bodies of the requests for a new repository.
         commits: Header of each commit.
-        refusal: Status that every request gets, if any.
+        refusal: Status of every answer, if any.
     """
 
     def __init__(self, files):

@@ -1,4 +1,4 @@
-"""int8 reaches the image towers, all of them, and nothing else."""
+"""int8 quantises all image towers, and nothing else."""
 
 import re
 
@@ -23,7 +23,7 @@ def small_resnet() -> Backbone:
 
 
 def is_int8(convolution) -> bool:
-    """Whether its weights are kept in int8."""
+    """Return whether its weights are stored in int8."""
     kept = convolution.input_value(1).get_node()
     while kept.get_type_name() != "Constant":
         kept = kept.input_value(0).get_node()
@@ -32,7 +32,7 @@ def is_int8(convolution) -> bool:
 
 @pytest.mark.parametrize("make", [small_resnet, build_lite])
 def test_every_convolution_of_the_towers_is_quantised(make, photos):
-    """Also those that a batch norm is folded into, which then bear no name of a module."""
+    """This includes convolutions with folded batch norms, which have no module name."""
     torch.manual_seed(0)
     method = build_method("intclip", make(), tiny_taxonomy(), {"sentence_form": "6-9"}).eval()
     card = make_card(method, model="test", thresholds=0.5)

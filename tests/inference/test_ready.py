@@ -1,4 +1,4 @@
-"""The graphs of `lite` that come with the package: what torch computes, without torch."""
+"""The packaged graphs of `lite` give torch's results without torch."""
 
 import json
 import subprocess

@@ -16,7 +16,7 @@ OTHER_LABELS = "- joy\n- sorrow\n- a day at the beach\n"
 
 @pytest.fixture
 def conversions(monkeypatch):
-    """Formats of the towers that are converted from now on."""
+    """Record the formats of towers converted from now on."""
     found = []
     convert = export.convert_tower
 
@@ -30,7 +30,7 @@ def conversions(monkeypatch):
 
 @pytest.fixture
 def networks(monkeypatch):
-    """The backbones that are built from now on."""
+    """Record the backbones built from now on."""
     found = []
 
     def build(name, checkpoint, split):
@@ -90,7 +90,7 @@ def test_a_model_has_one_network_whatever_it_is_asked(engine, networks, photos, 
     model.explain(photos[0], "class 1", kind="positive")
     model.engine(embedding=True)
     assert model.method() is model.method()
-    # OpenVINO's load converts, and forgets its network with that; `kind="positive"` asks for one again.
+    # Loading for OpenVINO converts and then drops the network; `kind="positive"` needs it again.
     assert len(networks) == (1 if engine == "torch" else 2)
 
 
@@ -111,7 +111,7 @@ def test_exported_files_hold_no_embedding_and_say_so(bundle_path, tmp_path):
 
 
 def test_evidence_with_gradients_after_a_prediction_in_torch(bundle_path, photos):
-    """What a method keeps from predicting takes part in the gradients of Grad-CAM."""
+    """Values that a method caches in prediction are used in Grad-CAM's gradients."""
     model = intclip.load(bundle_path, engine="torch", device="cpu")
     model.predict(photos[0])
     assert model.explain(photos[0], "class 1", kind="gradcam").fused.max() <= 1

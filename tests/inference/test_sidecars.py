@@ -1,4 +1,4 @@
-"""Keywords in XMP sidecars: added, taken back, and everything else kept."""
+"""Keywords in XMP sidecars: added, removed, and everything else kept."""
 
 from types import SimpleNamespace
 

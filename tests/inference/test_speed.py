@@ -10,7 +10,7 @@ from intclip.timing import median_seconds, paired
 
 
 class Clock:
-    """Time that passes only when someone works."""
+    """A clock that advances only with work."""
 
     def __init__(self):
         self.now = 0.0
@@ -47,10 +47,10 @@ def test_median_seconds_measures_long_enough(monkeypatch):
     clock = Clock()
     monkeypatch.setattr("time.perf_counter", clock)
     assert median_seconds(clock.work(0.5), seconds=4.0) == 0.5
-    assert clock.now == pytest.approx(5.0)  # two to warm up, eight that count
+    assert clock.now == pytest.approx(5.0)  # two for warm-up, eight measured
     clock.now = 0.0
     assert median_seconds(clock.work(2.0), seconds=1.0) == 2.0
-    assert clock.now == 14.0  # two to warm up, at least five that count
+    assert clock.now == 14.0  # two for warm-up, at least five measured
 
 
 def test_made_photos_are_jpegs_and_always_the_same():

@@ -1,4 +1,4 @@
-"""Texts through OpenVINO have the embeddings that torch gives, for every family of towers."""
+"""Text embeddings by OpenVINO equal torch's, for every family of towers."""
 
 import pytest
 import torch

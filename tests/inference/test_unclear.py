@@ -27,7 +27,7 @@ def test_clear_is_whether_a_label_holds():
     unclear = prediction(0.49, taxonomy="intentonomy")
     assert not unclear.clear
     assert (unclear.to_dict()["clear"], unclear.to_dict()["labels"]) == (False, [])
-    assert prediction(0.2).clear  # labels that exclude each other: one of them holds
+    assert prediction(0.2).clear  # exclusive labels: exactly one holds
     assert prediction(0.9, error="unreadable").to_dict()["clear"] is False
 
 

@@ -1,4 +1,4 @@
-"""Methods that read the words beside a photo: `predict(images, texts=…)` is the method's own forward with words."""
+"""Methods that use a photo's text: `predict(images, texts=…)` equals the method's own forward with words."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ TEXTS = ["joy with old friends", None, " ", "books by the water and a dog", "sno
 
 
 def listening(name: str) -> Method:
-    """One whose words move the probabilities far beyond rounding."""
+    """Return a method whose words change probabilities far beyond rounding."""
     torch.manual_seed(3)
     method = build_method(name, TinyBackbone(), tiny_taxonomy(), METHODS[name])
     with torch.no_grad():
@@ -44,7 +44,7 @@ def bundle(request, tmp_path_factory):
 
 
 def forward(name: str, path, text) -> np.ndarray:
-    """(K,) by torch alone: features of one photo, and vectors of its words made one by one."""
+    """Compute (K,) with torch: features of one photo, and vectors of its words, one by one."""
     method = listening(name)
     backbone = method.backbone
 
@@ -76,11 +76,11 @@ def test_words_reach_the_method_and_a_missing_text_is_none(bundle, photos, engin
     assert found[0].labels == [
         n for n, p, t in zip(model.taxonomy.names, expected[0], THRESHOLDS, strict=True) if p >= t
     ]
-    assert found[0].conflict is None  # neither channel is read without the other
+    assert found[0].conflict is None  # neither channel is used without the other
 
 
 def test_an_evaluation_reads_the_words_of_its_samples(bundle, photos, tmp_path):
-    """As training scores a split and as `predict` answers; a model that reads photos alone is given none."""
+    """Scores equal those of training and of `predict`; a photo-only model gets no words."""
     model = intclip.load(bundle, engine="torch")
     targets = np.eye(5, len(model.taxonomy.names), dtype=np.float32)
     rows = zip(photos, TEXTS, targets, strict=True)
