@@ -430,3 +430,22 @@ def test_corrections_train_a_model_that_the_page_switches_to(opened, tmp_path):
         assert f"{lite} %" in before
         scored(page)
         assert "Health" in page.locator("#grid .open").nth(1).locator(".top").inner_text()
+
+
+def test_the_page_switches_only_to_a_model_that_agrees_at_least_as_well(opened):
+    trained = {"state": "done", "model": "proxy", "folder": "models/mine", "photos": 8}
+
+    def train(page, value):
+        status = trained | {"held_out": {"micro_f1": {"value": value, "low": 0, "high": 1}}}
+        page.unroute("**/training")
+        page.route("**/training", lambda route: route.fulfill(json=status))
+        page.evaluate("() => { state.trained = false; train(); }")
+        page.wait_for_function("() => state.trained && !state.training")
+
+    with opened(WIDE) as page:
+        page.evaluate("() => { state.selected = new Set(state.photos); changeSelected((_, model) => new Set(model)); }")
+        train(page, 0.5)  # the answers are lite's own: it agrees on all
+        expect(page.locator("#model")).to_have_value("lite")
+        expect(page.locator("#train-note")).to_contain_text("stays with lite")
+        train(page, 1)
+        expect(page.locator("#model")).to_have_value("proxy")
