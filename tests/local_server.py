@@ -1,4 +1,4 @@
-"""HTTP servers on this machine, for as long as a test needs them."""
+"""Local HTTP servers for the duration of a test."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ class LocalServer(ThreadingHTTPServer):
     """A server on a free port.
 
     Attributes:
-        lock: For what its threads share.
+        lock: Protects data shared by its threads.
     """
 
     daemon_threads = True
@@ -27,14 +27,14 @@ class LocalServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, *_: Any) -> None:
-        """Clients that break off are part of the game."""
+        """Ignore clients that disconnect, which is expected."""
 
 
 class QuietHandler(BaseHTTPRequestHandler):
     """Answers without a log."""
 
     def reply(self, content: bytes, status: int = 200, kind: str | None = None, **headers: str) -> None:
-        """A whole answer; a header's underscores stand for hyphens."""
+        """Send an answer; underscores in header names become hyphens."""
         self.send_response(status)
         if kind is not None:
             self.send_header("Content-Type", kind)
@@ -44,12 +44,12 @@ class QuietHandler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *_: Any) -> None:
-        """Quiet."""
+        """Log nothing."""
 
 
 @contextmanager
 def running(server: S) -> Iterator[S]:
-    """Serve in a thread until the end."""
+    """Serve in a thread during the context."""
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     try:
         yield server

@@ -1,4 +1,4 @@
-"""Evaluations of random scores, as training and `intclip evaluate --out` write them."""
+"""Evaluations with random scores, in the format of training and `intclip evaluate --out`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,18 +25,18 @@ def write_evaluation(
     votes: int = 1,
     positive_share: float = 0.5,
 ) -> Path:
-    """Scores of test photos, all with the same truth.
+    """Write scores of test photos, all with the same truth.
 
     Args:
-        folder: Where the evaluation goes.
+        folder: Output folder.
         taxonomy: The labels; five tiny ones by default.
         seed: Of the scores.
         task: "multilabel" or "singlelabel".
         ids: Of the photos, at most `COUNT`.
-        quality: From 0, scores that know nothing, to 1, the truth.
+        quality: From 0, random scores, to 1, the truth.
         names: Of the labels, in place of the taxonomy's.
-        votes: On each label; the truth is their share where there are several.
-        positive_share: From which share of votes on a label counts as true.
+        votes: Number of votes per label; the truth is their share if there are several.
+        positive_share: Minimum share of votes of a true label.
     """
     taxonomy = taxonomy or tiny_taxonomy()
     classes = len(taxonomy.names)
@@ -47,7 +47,7 @@ def write_evaluation(
     else:
         targets = np.eye(classes, dtype=np.float32)[rng.integers(0, classes, COUNT)]
     targets = targets[: len(ids)]
-    noise = np.random.default_rng((seed, 1)).random(targets.shape)  # not the draws of the truth again
+    noise = np.random.default_rng((seed, 1)).random(targets.shape)  # different draws than the truth's
     scores = (quality * targets + (1 - quality) * noise).astype(np.float32)
     if task == "singlelabel":
         scores /= scores.sum(axis=1, keepdims=True)

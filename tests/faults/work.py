@@ -124,8 +124,7 @@ def run_cache(place: Path, inputs: Path) -> None:
 
 
 def cache_state(place: Path) -> Any:
-    """Return all but the remains of killed builds, which stay for an hour because several processes may build at
-    once."""
+    """Return all but the remains of killed builds, which stay for an hour, for other processes."""
     files = {str(path.relative_to(place)): path for path in sorted(place.rglob("*")) if path.is_file()}
     return {name: path.read_bytes() for name, path in files.items() if ".partial" not in name}
 

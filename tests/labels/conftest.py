@@ -1,4 +1,4 @@
-"""A language model's endpoint on this machine, and a client of it."""
+"""A local endpoint of a language model, and a client."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

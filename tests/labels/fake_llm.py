@@ -1,4 +1,4 @@
-"""A chat endpoint on this machine that answers as told: well, wrongly, late, or not at all."""
+"""A local chat endpoint that answers as configured: correctly, wrongly, late, or not at all."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from typing import Any
 from local_server import LocalServer, QuietHandler, running
 
 Reply = Callable[["Handler", dict[str, Any]], None]
-"""Answers one request, given its JSON."""
+"""Answers a request, given its JSON."""
 
 
 class Handler(QuietHandler):
@@ -73,7 +73,7 @@ def late(seconds: float) -> Reply:
 
 
 def cut_off(handler: Handler, request: dict[str, Any]) -> None:
-    """Announce a whole answer, send half of it, hang up."""
+    """Announce a whole answer, send half of it, and disconnect."""
     body = completion("hello")
     handler.send_response(200)
     handler.send_header("Content-Type", "application/json")
@@ -98,13 +98,13 @@ def no_choices(handler: Handler, request: dict[str, Any]) -> None:
 
 
 def asked_names(request: dict[str, Any]) -> list[str]:
-    """The class names that the last turn wants as keys."""
+    """Return the class names that the last turn requires as keys."""
     text = request["messages"][-1]["content"]
     return re.findall(r"^- (.+)$", text.rpartition(":\n")[2], flags=re.MULTILINE)
 
 
 def word_range(request: dict[str, Any]) -> tuple[int, int] | None:
-    """The range that the prompt of stage 2 asks for; None in stage 1."""
+    """Return the word range in the prompt of stage 2; None in stage 1."""
     found = re.search(r"at least (\d+) and at most (\d+) words", request["messages"][0]["content"])
     return (int(found[1]), int(found[2])) if found else None
 
@@ -121,12 +121,12 @@ def answers(request: dict[str, Any], words: int | None = None) -> dict[str, str]
 
 
 def good(handler: Handler, request: dict[str, Any]) -> None:
-    """Valid texts for all names, in a fence and after a friendly word, as models do."""
+    """Return valid texts for all names, in a code fence after a greeting, as models do."""
     handler.reply(completion(f"Sure!\n```json\n{json.dumps(answers(request))}\n```"))
 
 
 def edited(change: Callable[[dict[str, str], dict[str, Any]], Any]) -> Reply:
-    """Valid texts, changed before they are sent."""
+    """Return valid texts with a change."""
 
     def reply(handler: Handler, request: dict[str, Any]) -> None:
         texts: Any = answers(request)

@@ -1,4 +1,4 @@
-"""The taxonomies that come with the package: their content, and the sentences of every form."""
+"""The packaged taxonomies: content, and sentences of every form."""
 
 import pytest
 
@@ -39,7 +39,7 @@ def test_sizes_and_sources(name):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_sentences(name):
-    """One for each class and form: distinct, within its range of words, short enough for a learned prompt."""
+    """One per class and form: distinct, within the word range, short enough for a learned prompt."""
     taxonomy = load_taxonomy(name)
     assert tuple(taxonomy.sentence_forms) == FORMS
     for form in FORMS:

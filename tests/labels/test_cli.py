@@ -1,4 +1,4 @@
-"""The commands `intclip labels …` as a user types them."""
+"""The commands `intclip labels …`."""
 
 import json
 import sys
@@ -153,7 +153,7 @@ def test_integrate_leaves_nothing_half_written(run, server, tmp_path):
 
 
 def test_sentences_rank_descriptions_better_than_names(run, tmp_path):
-    """The real text tower on descriptions that name no class."""
+    """The real text tower, on descriptions without class names."""
     texts = {
         "Natural beauty": ["Mist over a quiet lake below snowy peaks at dawn.", "Golden light falls on a pine forest."],
         "In love with animals": ["A puppy licks the hand of its owner.", "A grey horse nuzzles a girl on a farm."],
@@ -176,5 +176,5 @@ def test_sentences_rank_descriptions_better_than_names(run, tmp_path):
     assert (code, err) == (0, "")
     forms = {row["form"]: row for row in json.loads(out)["forms"]}
     assert np.mean([forms[f]["ranking"] for f in ("6-9", "11-15", "16-20")]) > forms["fine"]["ranking"]
-    # of two photos a class, at most one is ranked a place too low: average precision (1 + 2/3) / 2
+    # of two photos per class, at most one is ranked one place too low: average precision (1 + 2/3) / 2
     assert forms["11-15"]["mAP"] >= (1 + 1 + (1 + 2 / 3) / 2) / 3 - 1e-9

@@ -1,4 +1,4 @@
-"""Descriptions by a model that sees: what is sent, the cache, costs, failures, and what is said before photos leave."""
+"""Descriptions by a vision-language model: requests, cache, costs, failures, and the notice before photos are sent."""
 
 import base64
 import io

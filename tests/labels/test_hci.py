@@ -1,4 +1,4 @@
-"""Hierarchical Class Integration against an endpoint that answers well, wrongly, in part, or nonsense."""
+"""Hierarchical Class Integration with an endpoint that answers correctly, wrongly, partly, or with nonsense."""
 
 import json
 import re
@@ -149,7 +149,7 @@ def test_one_class_that_never_fits_ends_it_with_its_reason(server, make_client):
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(server, make_client):
-    """The server dies after the first of three batches of stage 2; the next run asks only for what is missing."""
+    """The server dies after the first of three batches of stage 2; the next run requests only the rest."""
     server.script = [good] * 4
     server.otherwise = status(500)
     with pytest.raises(LanguageModelError, match="HTTP 500"):

@@ -1,4 +1,4 @@
-"""The client of a chat endpoint: retries, refusals, and a cache that knows where answers came from."""
+"""The client of a chat endpoint: retries, errors, and a cache with the origin of answers."""
 
 import json
 import re

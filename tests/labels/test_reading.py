@@ -1,4 +1,4 @@
-"""Taxonomies from a user's YAML: what is taken, what stands in for missing words, what is refused and how."""
+"""Taxonomies from a user's YAML: accepted content, substitutes for missing texts, and errors."""
 
 import json
 
@@ -83,7 +83,7 @@ def test_a_full_file(tmp_path):
     assert taxonomy.definitions == {"Dogge": "A large dog."}
     assert taxonomy.subsets["size"]["small"] == ("Siamese", "Health")
     assert taxonomy.written == ("3-5", "6-9")
-    # the missing forms take the nearest that was written
+    # missing forms use the nearest existing one
     assert taxonomy.sentences("11-15") == taxonomy.sentences("16-20") == taxonomy.sentences("6-9")
     assert taxonomy.sentences("consolidated")[1] == "Siamese, Cats, Furry"
     assert advise(taxonomy) == [
@@ -188,7 +188,7 @@ LONG = " ".join(["wonderful"] * 80)
         ("classes: [a, b]\nsubsets: {s: {x: [a], y: [c]}}", "subsets: s: 'c'"),
         ("classes: [a, b]\nsubsets: {s: {x: [a]}}", "subsets: s: 'b' is not in any part"),
         ("classes: [a, b]\nsubsets: {s: {x: [a, b], y: [b]}}", "subsets: s: duplicate 'b'"),
-        # no YAML, or more than plain YAML
+        # not YAML, or not plain YAML
         ("- [a\n", "line 2, column 1: .* line 1"),
         ("- !!python/object/apply:os.system [echo]\n", "python/object"),
         ("a: &x [1]\nb: *x\n", "aliases"),
@@ -206,7 +206,7 @@ def test_long_sentences_are_for_the_text_tower_to_refuse(tmp_path):
     taxonomy = load_taxonomy(write(tmp_path, f"a: {LONG}\n"))
     assert any("'a' has 80 CLIP tokens" in line for line in advise(taxonomy))
     lite, clip = load_backbone("lite"), load_backbone("RN50@random")
-    build_method("zero_shot", lite, taxonomy, {})  # which reads 256 tokens
+    build_method("zero_shot", lite, taxonomy, {})  # with a context of 256 tokens
     with pytest.raises(IntclipError, match="82 tokens, more than 77"):
         build_method("zero_shot", clip, taxonomy, {})
 

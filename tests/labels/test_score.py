@@ -1,4 +1,4 @@
-"""Scores of sentences against scikit-learn, by hand, and on items that a dataset holds."""
+"""Scores of sentences, compared with scikit-learn, by hand, and on items of a dataset."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from intclip.labels.score import join_descriptions, score_forms
 
 @pytest.fixture
 def problem(five_classes):
-    """Items, targets and words at random in one space."""
+    """Random items, targets and texts in one space."""
     rng = np.random.default_rng(4)
     words = {text: rng.normal(size=6) for form in five_classes.sentence_forms.values() for text in form}
     targets = (rng.random((40, 5)) < 0.3).astype(np.float32)
@@ -41,7 +41,7 @@ def test_against_scikit_learn(five_classes, problem):
 
 
 def test_a_perfect_and_a_useless_form(five_classes):
-    """Items lie on their own class's words in one form, and on the next class's in the other."""
+    """Items equal their own class's text in one form, and the next class's in the other."""
     here, there = np.eye(5), np.roll(np.eye(5), 1, axis=1)
     forms = {**five_classes.sentence_forms, "3-5": tuple("abcde"), "6-9": tuple("vwxyz")}
     taxonomy = type(five_classes)(**{**vars(five_classes), "sentence_forms": forms})

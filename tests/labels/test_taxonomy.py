@@ -44,7 +44,7 @@ def test_unknown_form_and_level_are_named():
 
 
 def test_lift_by_hand(five_classes):
-    # classes 0, 2, 4 lie under "group 0", classes 1, 3 under "group 1"
+    # classes 0, 2, 4 are below "group 0", classes 1, 3 below "group 1"
     p = np.array([[0.1, 0.5, 0.2, 0.5, 0.4]])
     np.testing.assert_allclose(five_classes.lift(p, "group"), [[0.4, 0.5]], rtol=1e-6)
     np.testing.assert_allclose(five_classes.lift(p, 1, "noisy-or"), [[1 - 0.9 * 0.8 * 0.6, 0.75]], rtol=1e-6)

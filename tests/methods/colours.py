@@ -1,4 +1,4 @@
-"""A whole small run of a method: train on coloured photos, save, load, predict, explain."""
+"""A small complete run of a method: train on coloured photos, save, load, predict, explain."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from intclip.training import load_recipe, train
 
 
 def coloured_photos(folder: Path) -> Dataset:
-    """Photos whose label k holds where channel k is bright."""
+    """Make photos with label k where channel k is bright."""
     rng = np.random.default_rng(0)
     splits: dict[str, list[Sample]] = {}
     for split, count in (("train", 24), ("val", 10), ("test", 10)):
@@ -32,7 +32,7 @@ def coloured_photos(folder: Path) -> Dataset:
 def check_round_trip(
     name: str, options: dict, folder: Path, monkeypatch: pytest.MonkeyPatch, *, maps: bool = True
 ) -> None:
-    """The saved model predicts what the run wrote, and has evidence of its own where the method has `maps`."""
+    """Check that the saved model reproduces the run's predictions, and has evidence if the method has `maps`."""
     monkeypatch.setitem(registry.BUILDERS, "tiny", lambda name, checkpoint, split: TinyBackbone())
     monkeypatch.setenv("INTCLIP_CACHE", "off")
     base = (

@@ -1,4 +1,4 @@
-"""Where the class's words stand among the contexts, against prompts built token by token."""
+"""Position of the class text among the contexts, compared with prompts built token by token."""
 
 from typing import get_args
 
@@ -31,8 +31,8 @@ CLIP = Architecture(
 )
 NAMES = ["cat", "Natural beauty.", "To feel the joy of being in love, with family!", "a (b).", "?", "in e.g. a park..."]
 CLOSING = {"clip": [0, 1, 1, 0, 0, 1], "lite": [0, 1, 1, 1, 0, 3], "tiny": [0] * 6}
-"""Tokens that close each name. CLIP writes ")." and "..." as one token each, of which only the second is nothing but
-closing; the tiny tower's tokens are whole words with what closes them."""
+"""Number of closing tokens of each name. In CLIP, ")." and "..." are one token each, of which only the second is purely
+closing; the tiny tower's tokens are words including their closing punctuation."""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def towers() -> dict[str, TextTower]:
 
 
 def reference(text: TextTower, name: str, closing: int, context: Tensor, position: str) -> Tensor:
-    """One class's prompt (L, width), token by token, no longer than it has to be."""
+    """Return one class's prompt (L, width), token by token, without padding."""
     tokens = text.tokenize([name])
     start, *words, end = text.embed(tokens)[0, : int(text.lengths(tokens)[0])]
     words, closes = words[: len(words) - closing], words[len(words) - closing :]
@@ -76,7 +76,7 @@ def test_prompts_token_by_token(towers: dict[str, TextTower], tower: str, length
 
 
 def test_lengths_and_padding_do_not_depend_on_the_position(towers: dict[str, TextTower]) -> None:
-    """So that batches by length, and the last block at the end token only, are what they are at "end"."""
+    """So batches by length, and the last block at the end token only, work as for "end"."""
     learners = [
         PromptLearner(towers["clip"], NAMES, PromptOptions(context_length=5), class_token_position=p) for p in POSITIONS
     ]
@@ -116,7 +116,7 @@ def test_a_gradient_reaches_every_context_vector(
 
 @pytest.mark.parametrize("name", ["coop", "cocoop"])
 def test_a_method_takes_the_position(name: str) -> None:
-    """Words for context, split around the class's: "a photo class of a", which zero-shot reads as a template."""
+    """Context words are split around the class text, "a photo class of a", which equals a zero-shot template."""
     backbone, taxonomy = TinyBackbone(), tiny_taxonomy()
     features = backbone.features(torch.randn(3, 3, 24, 24), ("pooled", "regions"))
     template = {"end": "a photo of a {}", "middle": "a photo {} of a", "front": "{} a photo of a"}

@@ -1,4 +1,4 @@
-"""What every registered method keeps: the contract of `Method`, end to end, on a tiny backbone."""
+"""The contract of `Method`, for every registered method, end to end, on a tiny backbone."""
 
 from pathlib import Path
 
@@ -16,20 +16,21 @@ UNTRAINED = {"prior", "zero_shot", "tip_adapter", "sparc", "post_heads"} | {
     "ridge_probe kernel",
     "ridge_probe pooled",
 }
-"""Methods that have nothing to learn by gradients."""
+"""Methods without gradient-based training."""
 STEPS = 3
-"""Some parameters only take a gradient once others have left zero."""
+"""Some parameters have a gradient only after others have left zero."""
 SCALED = {
     *("coop dual", "dualcoop", "dualcoop_pp", "dualcoop_pp boost", "positive_coop", "negative_coop"),
     *("intclip", "intclip free negative", "intclip over levels", "intclip_words", "ensemble"),
     *("ridge_probe", "ridge_probe kernel"),
 }
-"""Their logits are small differences times a large scale, 100 for CLIP's two cosines."""
+"""Methods whose logits are small differences times a large scale, 100 for CLIP's two cosines."""
 HALF_ERROR = 100 * 4 * 2.0**-9
-"""Of such a logit in bfloat16: a unit vector whose numbers are rounded by 2^-9 of themselves moves a cosine by at most
-as much, and each of the two cosines has two of them."""
+"""Bound of such a logit's error in bfloat16: rounding a unit vector's elements by a relative 2^-9 changes a cosine by
+at
+most 2^-9, and each of the two cosines has two such vectors."""
 ONE_REGION = {"cpad frozen, equal", "wseip frozen", "msrca frozen"}
-"""Variants that read the tiny backbone's own last stage, which has one region."""
+"""Variants that use the tiny backbone's own last stage, which has one region."""
 
 
 def total(terms: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -87,7 +88,7 @@ def test_gradient_reaches_what_should_learn_and_nothing_else(variant: str, tiny_
     assert not any("backbone." in key for key in method.own_state())
     if not grouped:
         return
-    # Another view, so that what compares two has something to do.
+    # A different second view, for losses that compare views.
     other = {name: value + 0.1 * torch.randn_like(value) for name, value in features.items()}
     optimizer = torch.optim.SGD(grouped, lr=0.1)
     for step in range(STEPS):
@@ -100,7 +101,7 @@ def test_gradient_reaches_what_should_learn_and_nothing_else(variant: str, tiny_
         if parameter.requires_grad:
             assert parameter.grad is not None, key
             assert parameter.grad.isfinite().all(), key
-            # Softmax does not see what is added to all keys or scores, and its gradient is 0 but for rounding.
+            # Softmax is invariant to a shift of all keys or scores, whose gradient is 0 up to rounding.
             assert parameter.grad.abs().max() > 0 or key.endswith(("key.bias", "decoupling.score.bias")), key
         else:
             assert parameter.grad is None, key
@@ -134,7 +135,7 @@ def test_one_label_alone_works_or_is_refused(variant: str, tiny_backbone: TinyBa
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_batch_taken_twice_doubles_a_sum_and_keeps_a_mean(variant: str, tiny_backbone: TinyBackbone) -> None:
-    """The loop weighs the parts of a batch by what a method says of its loss."""
+    """The loop weights the parts of a batch by the method's `loss_reduction`."""
     method = built(variant, tiny_backbone)
     features, targets = batch(method)
     targets = targets.nan_to_num(0)

@@ -1,4 +1,4 @@
-"""ECWA, WSEIP, MSRCA, CGLF-Net and the adapters of FAME-ViL against loops and limiting cases."""
+"""ECWA, WSEIP, MSRCA, CGLF-Net and FAME-ViL's adapters, compared with loops and limiting cases."""
 
 from dataclasses import replace
 
@@ -94,7 +94,7 @@ def test_a_pseudo_intensity_is_the_labels_activation_stretched_to_one() -> None:
     expected = torch.tensor([[[0.0, 0.5], [1.0, 0.25]]])
     torch.testing.assert_close(pseudo_intensity(activation, torch.tensor([[1.0, 0.0]])), expected)
     torch.testing.assert_close(pseudo_intensity(activation, torch.tensor([[1.0, float("nan")]])), expected)
-    # Of two labels, the mean; where nothing varies, nothing is intense.
+    # For two labels, the mean; a constant map has intensity 0.
     torch.testing.assert_close(pseudo_intensity(activation, torch.ones(1, 2)), expected)
     assert not pseudo_intensity(activation, torch.tensor([[0.0, 1.0]])).any()
 
@@ -175,7 +175,7 @@ def test_adapters_add_nothing_at_first(tiny_backbone: TinyBackbone) -> None:
 
 
 def test_adapted_features_stay_in_the_range_that_the_head_takes() -> None:
-    """The head of `lite` takes the root of features that its last block keeps at or above 0."""
+    """The head of `lite` takes the root of features, which its last block keeps non-negative."""
     backbone = load_backbone("lite")
     torch.manual_seed(0)
     method = build_method("fame_vil", backbone, tiny_taxonomy(), {"bottleneck": 4}).eval()

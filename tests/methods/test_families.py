@@ -1,4 +1,4 @@
-"""Every method learns, and explains, over every family of backbones."""
+"""Every method trains, and gives evidence, on every family of backbones."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""IntCLIP as a whole: parameter counts of the paper, one trunk, the start in closed form, what learns when."""
+"""IntCLIP: parameter counts of the paper, one trunk, initial output in closed form, gradients."""
 
 import itertools
 
@@ -57,7 +57,7 @@ def test_rn101_has_the_parameters_of_the_paper(rn101: Backbone) -> None:
 
 def test_vit_b32_has_twenty_two_million() -> None:
     method = IntCLIP(random_backbone("ViT-B/32"), load_taxonomy("intentonomy"), IntclipOptions())
-    # Three blocks of 7,087,872, aggregation, contexts; the paper says 22.6 M and does not tell what the rest is.
+    # Three blocks of 7,087,872, aggregation, contexts; the paper has 22.6 M, without explaining the rest.
     assert learnable(method) == 3 * 7_087_872 + 328_321 + 458_752 == 22_050_689
 
 
@@ -70,7 +70,7 @@ def test_the_encoder_designs_of_table_4(branches: str, train: str, tiny_backbone
         {"prompts"} | ({"deep"} if train != "none" else set()) | ({"aggregation"} if branches == "dual" else set())
     )
     assert names == expected
-    # Untrained copies and α = 0: every design starts as the frozen single branch.
+    # Untrained copies and α = 0: every design initially equals the frozen single branch.
     frozen = tiny(tiny_backbone, branches="single", train="none")
     frozen.prompts.load_state_dict(method.prompts.state_dict())
     features = photos(tiny_backbone, method, extra=("regions",))
@@ -111,7 +111,7 @@ def test_the_logits_are_those_of_the_parts(variant: str, tiny_backbone: TinyBack
 
 
 def gradients(method: IntCLIP, features: Features, targets: Tensor) -> set[str]:
-    """Names of the parameters that take a gradient other than zero."""
+    """Return the names of parameters with a non-zero gradient."""
     method.zero_grad()
     sum(method.loss(method(features), targets).values()).backward()
     return {
@@ -128,17 +128,17 @@ def test_what_learns_before_and_after_alpha_has_moved(variant: str, tiny_backbon
     attention = {name for name in everything if name.startswith("aggregation.attention")}
     deep = {name for name in everything if name.startswith("semantic.")}
     first = gradients(method, features, targets)
-    # α times something: only α itself feels it. In `paper` the semantic branch is heard through it alone.
+    # At α = 0 only α has a gradient. In `paper` the semantic branch acts only through α.
     silent = attention - {"aggregation.attention.alpha"} | (deep if variant == "paper" else set())
     assert first == everything - silent
     optimizer = torch.optim.SGD(method.learnable_parameters(), lr=0.01)
     optimizer.step()
-    # Each key's score shifts by the same for every key when the key bias moves: the softmax does not see it.
+    # The key bias shifts all keys' scores equally, to which softmax is invariant.
     assert gradients(method, features, targets) >= everything - {"aggregation.attention.key.bias"}
 
 
 def test_the_paper_variant_feeds_its_semantic_branch_through_a_needle(tiny_backbone: TinyBackbone) -> None:
-    """One step after the start its gradient is a small fraction of what the other variants give."""
+    """After one step its gradient is a small fraction of that in the other variants."""
     norms = {}
     for variant in ("paper", "released"):
         method = tiny(tiny_backbone, aggregation=variant).train()

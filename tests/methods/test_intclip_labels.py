@@ -1,4 +1,4 @@
-"""IntCLIP's label graph and its hierarchy: off they are not there, on they are what their equations say."""
+"""IntCLIP's label graph and hierarchy: absent if off, and equal to their equations if on."""
 
 from dataclasses import replace
 
@@ -50,7 +50,7 @@ def test_both_start_as_the_model_without_them(tiny_backbone: TinyBackbone) -> No
     torch.testing.assert_close(both.eval()(features).logits, plain.eval()(features).logits)
     assert set(both.train().loss(both(features), targets)) == {"classification", "consistency", "parents"}
     assert set(plain.train().loss(plain(features), targets)) == {"classification"}
-    assert "parent_logits" not in both.eval()(features).extras  # a trained model reads no parents
+    assert "parent_logits" not in both.eval()(features).extras  # a trained model does not use parents
 
 
 def test_a_message_is_what_the_equation_says() -> None:
@@ -97,7 +97,7 @@ def test_half_of_the_labels_hidden_at_random_gives_the_same_exclusions() -> None
     graphs = [LogitGraph(3, LogitGraphOptions(min_expected=12)) for _ in "ab"]
     for graph, targets in zip(graphs, (whole, whole.masked_fill(hidden, torch.nan)), strict=True):
         graph.fit([targets])
-    # Chance gives a pair 600 / 9 photos, of which both labels are known on a quarter.
+    # The expected count of a pair is 600 / 9 photos, with both labels known on a quarter.
     torch.testing.assert_close(graphs[0].exclusion, (1 - torch.eye(3)) / 2)
     torch.testing.assert_close(graphs[1].exclusion, graphs[0].exclusion)
     torch.testing.assert_close(graphs[1].frequency, torch.full((3,), 1 / 3), atol=0.06, rtol=0)

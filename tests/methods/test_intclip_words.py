@@ -1,4 +1,4 @@
-"""IntCLIP that asks the words: IntCLIP without them, attention against a loop, words from samples to batches."""
+"""IntCLIP with words: equal to IntCLIP without them, attention compared with a loop, words from samples to batches."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from intclip.methods.registry import build_method
 from intclip.training import load_recipe, train
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
-"""Sums in another order; logits are some units large, and words move them by hundredths."""
+"""Sums in another order; logits are of order 1, and words change them by hundredths."""
 WORDS = ["dog", "sea", "party", "book", "snow"]
 
 
@@ -40,7 +40,7 @@ def batch(method: IntCLIP, posts: int = 4, words: int = 3) -> Features:
 
 
 def listening(backbone: TinyBackbone, **options: object) -> IntclipWords:
-    """One whose words count: by the paper's aggregation they reach the logits through its attention alone."""
+    """Return a model whose words matter: in the paper's aggregation they act only through its attention."""
     method = built(backbone, aggregation="cross_attention", **options)
     assert isinstance(method, IntclipWords)
     torch.nn.init.constant_(method.words.alpha, 0.7)
@@ -102,7 +102,7 @@ def test_without_words_it_is_intclip_whatever_it_learned(tiny_backbone: TinyBack
     photos = {name: value for name, value in features.items() if name != "words"}
     for none in (photos, features | {"words": torch.zeros_like(features["words"])}):
         torch.testing.assert_close(method(none).logits, expected, rtol=0, atol=0)
-    # One post of a batch without words is read as without, the others with.
+    # In a batch, a post without words is scored without, the others with.
     mixed = features["words"].clone()
     mixed[2] = 0
     logits = method(features | {"words": mixed}).logits

@@ -1,4 +1,4 @@
-"""The special parts of the intent methods against loops, autograd and closed forms."""
+"""Parts of the intent methods, compared with loops, autograd and closed forms."""
 
 import math
 from itertools import permutations
@@ -204,7 +204,7 @@ def test_prototypes_take_in_a_little_of_the_clusters_they_are_most_like(tiny_bac
     method = build_method("pipnet", tiny_backbone, tiny_taxonomy(), options).eval()
     features = tiny_backbone.features(torch.randn(40, 3, 24, 24), method.needs)
     method.prepare([(features, torch.ones(40, 5))])
-    clusters = method.prototypes.clone()  # nothing trains, so each epoch finds the same again
+    clusters = method.prototypes.clone()  # nothing is trained, so each epoch finds the same clusters
     before = F.normalize(clusters.flip(1) + 0.3 * torch.randn_like(clusters), dim=2)
     method.prototypes.copy_(before)
     method.after_epoch(1)

@@ -1,4 +1,4 @@
-"""The label graph against counting loops, closed forms and limiting cases."""
+"""The label graph, compared with counting loops, closed forms and limiting cases."""
 
 import numpy as np
 import pytest
@@ -92,7 +92,7 @@ def test_graph_convolution_equals_its_formula() -> None:
     network, embeddings, adjacency = LabelGCN(6, 7, 3), torch.randn(5, 6), torch.rand(5, 5)
     first, second = network.layers
     hidden = nn.functional.leaky_relu(adjacency @ (embeddings @ first.weight.T) + first.bias, 0.2)
-    # A row sum other than one scales a bias that is added before the mixing; ours is added behind it.
+    # A row sum other than one would scale a bias added before the mixing; ours is added after it.
     torch.testing.assert_close(network(embeddings, adjacency), adjacency @ hidden @ second.weight.T + second.bias)
     alone = network(embeddings, torch.eye(5))
     torch.testing.assert_close(alone[2], network(embeddings[2:3], torch.eye(1))[0])

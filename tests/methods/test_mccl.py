@@ -1,4 +1,4 @@
-"""MCCL's own parts: where prototypes start, what is read, gates, the graph, momentum, collapse."""
+"""Parts of MCCL: initial prototypes, stages, gates, the graph, momentum, collapse."""
 
 import logging
 
@@ -106,7 +106,7 @@ def test_compositions_of_training_patches_are_centred_and_of_unit_deviation() ->
     scaled = stage.composed_scale(stage.pool(patches))
     torch.testing.assert_close(scaled.mean(dim=0), torch.zeros(6), atol=1e-4, rtol=0)
     torch.testing.assert_close(scaled.std(dim=0, correction=0), torch.ones(6))
-    # What is projected: that, at the length of a patch.
+    # The input of the projection, with the norm of a patch.
     maps = patches[:12].view(2, 2, 3, 6).permute(0, 3, 1, 2)
     expected = stage.norm(stage.project(scaled[:12] / 6**0.5)).view(2, 2, 3, 8).permute(0, 3, 1, 2)
     torch.testing.assert_close(stage(maps), expected)

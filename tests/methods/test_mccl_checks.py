@@ -1,4 +1,4 @@
-"""The three checks of MCCL as commands, over a tiny backbone."""
+"""The three diagnostic commands of MCCL on a tiny backbone."""
 
 import json
 import sys
@@ -38,7 +38,7 @@ def tiny_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Photos whose four quarters have colours of their own."""
+    """Photos with a different colour in each quarter."""
     folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     paths = []
     for i in range(12):

@@ -1,4 +1,4 @@
-"""Certificates against closed forms, an independent library and brute force; smoothing against its limits."""
+"""Certificates, compared with closed forms, an independent library and brute force; smoothing in limiting cases."""
 
 import itertools
 from dataclasses import replace
@@ -21,7 +21,7 @@ def test_clopper_pearson_is_scipys_exact_interval(votes: int) -> None:
     exact = binomtest(votes, 100).proportion_ci(confidence_level=0.98, method="exact")
     assert lower[0] == pytest.approx(exact.low, abs=1e-12)
     assert upper[0] == pytest.approx(exact.high, abs=1e-12)
-    # The bounds by their definition: the chance of at least (most) so many votes is α there.
+    # By definition, the probability of at least (most) this many votes is α at the bounds.
     if votes:
         assert binom.sf(votes - 1, 100, lower[0]) == pytest.approx(0.01)
     if votes < 100:
@@ -50,7 +50,7 @@ def test_one_label_has_the_radius_of_randomised_smoothing(high: float, low: floa
 
 
 def test_without_noise_to_spare_the_certificate_is_counting() -> None:
-    """At radius 0 and single labels, e true labels stay when the e-th beats the (k − e + 1)-th other one."""
+    """At radius 0 with single labels, e true labels stay if the e-th beats the (k − e + 1)-th other one."""
     rng = np.random.default_rng(0)
     for _ in range(200):
         chances, true, k = rng.random(7), rng.random(7) < 0.5, int(rng.integers(1, 8))
@@ -61,7 +61,7 @@ def test_without_noise_to_spare_the_certificate_is_counting() -> None:
 
 @pytest.mark.parametrize("votes", [1, 2])
 def test_no_change_of_a_real_classifier_breaks_its_certificate(votes: int) -> None:
-    """A classifier of one number, whose chances under noise are known exactly at every point."""
+    """A classifier of one number, whose vote probabilities under noise are known exactly at every point."""
     rng = np.random.default_rng(votes)
     sigma, promised = 0.5, 0
     for _ in range(150):

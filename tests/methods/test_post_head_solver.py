@@ -1,4 +1,4 @@
-"""Heads against scikit-learn, folds, election, calibration."""
+"""Heads, compared with scikit-learn; folds, selection, calibration."""
 
 import numpy as np
 import pytest

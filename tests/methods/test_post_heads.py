@@ -1,4 +1,4 @@
-"""Post heads: channels, their fusion, what a missing channel does, the bundle."""
+"""Post heads: channels, their fusion, missing channels, the bundle."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ WORDS = ["beach sun", "mountain snow", "city night", "dog park", "birthday cake"
 
 
 def make(count: int, seed: int) -> tuple[dict[str, Inputs], np.ndarray]:
-    """Posts whose words tell labels 0–2 and whose photos tell labels 2–4."""
+    """Make posts whose words determine labels 0–2 and whose photos determine labels 2–4."""
     rng = np.random.default_rng(seed)
     targets = (rng.random((count, K)) < 0.4).astype(float)
     ways = np.random.default_rng(99).normal(size=(2, K, 16))
@@ -59,7 +59,7 @@ def test_a_channel_alone_is_the_model_that_was_fitted_on_it_alone(fitted: Fitted
 
 
 def test_a_post_alone_scores_as_in_a_batch(fitted: FittedHeads) -> None:
-    """Within what `Predictor.predict` promises."""
+    """Within the tolerance of `Predictor.predict`."""
     inputs, _ = make(12, 3)
     together = expit(fitted.logits(inputs)["both"])
     for row in range(12):
@@ -84,7 +84,7 @@ def test_words_that_never_repeat_have_no_counts() -> None:
 
 
 def test_nested_figures_are_of_posts_that_were_not_seen() -> None:
-    """Random labels: held-out ranking is no better than chance, whatever the heads make of their own posts."""
+    """Random labels: held-out ranking is no better than chance, even if heads fit their training posts."""
     inputs, targets = make(80, 7)
     noise = (np.random.default_rng(8).random((80, K)) < 0.4).astype(float)
     held_out = nested({"text": inputs["text"]}, noise, tiny_taxonomy(K), folds=3)
@@ -123,7 +123,7 @@ def test_a_bundle_comes_back_as_it_was(exclusive: bool, tmp_path: Path) -> None:
         extras = method(read["both"]).extras
         np.testing.assert_allclose(extras["text"], expected["text"], rtol=1e-4, atol=1e-4)
         falls = method(deep, maps=True).maps["fused"]
-    # A region's value is by how much the label's log-odds fall without it.
+    # A region's value is the drop of the label's log-odds without it.
     cells = deep["deep"].clone()
     flat = cells.flatten(2)
     flat[:, :, 4] = (flat.sum(dim=2) - flat[:, :, 4]) / 8

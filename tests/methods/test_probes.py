@@ -1,4 +1,4 @@
-"""Zero-shot, prior and probes against closed forms and scikit-learn."""
+"""Zero-shot, prior and probes, compared with closed forms and scikit-learn."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""CoOp, CoCoOp and Tip-Adapter in their limiting cases, which are other methods, and against plain loops."""
+"""CoOp, CoCoOp and Tip-Adapter in limiting cases that equal other methods, and compared with plain loops."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""PositiveCoOp, the vision-only baseline, DualCoOp++, SPARC and FDIL against loops and limiting cases."""
+"""PositiveCoOp, the vision-only baseline, DualCoOp++, SPARC and FDIL, compared with loops and limiting cases."""
 
 import math
 
@@ -109,13 +109,13 @@ def test_a_class_that_wins_a_region_keeps_its_similarity_and_the_others_lose_the
     positive = torch.tensor([0.9, 0.5, 0.1])[None, :, None]
     scores = region_scores(positive, torch.zeros(1, 3, 1), "share").flatten()
     torch.testing.assert_close(scores, torch.tensor([0.9, 0.0, 0.0]))
-    # Level similarities share alike; below 0 everywhere, the competition is for the least.
+    # Equal similarities have equal shares; if all are below 0, the smallest wins the competition.
     even = region_scores(torch.full((1, 3, 1), 0.6), torch.zeros(1, 3, 1), "share")
     torch.testing.assert_close(even, torch.full((1, 3, 1), 0.2))
 
 
 def sparc_reference(method: Method, features: Features) -> Tensor:
-    """SPARC as its paper and code tell it, photo by photo, with numpy."""
+    """SPARC as in its paper and code, photo by photo, with numpy."""
     image = F.normalize(features["pooled"], dim=1).numpy()
     single, names = image @ method.single.numpy().T, image @ method.names.numpy().T
     compound = image @ method.compound.numpy().T
@@ -147,7 +147,7 @@ def test_sparc_equals_its_reference_and_keeps_its_statistics(tiny_backbone: Tiny
     torch.testing.assert_close(method(features).logits, expected, rtol=1e-3, atol=1e-3)
     assert set(method.own_state()) == {"means", "deviations", "directions"}
     torch.testing.assert_close(method.directions.abs().sum(dim=1), torch.ones(5))
-    # A photo alone is scored by the statistics of the reference photos, not by its own.
+    # A single photo is scored with the statistics of the reference photos, not its own.
     torch.testing.assert_close(
         method({k: v[:1] for k, v in features.items()}).logits, expected[:1], rtol=1e-3, atol=1e-3
     )
@@ -226,5 +226,5 @@ def test_fdil_learns_from_a_teacher_of_the_words_where_there_are_any(tiny_backbo
     torch.testing.assert_close(terms["teacher"], alone * 3 / 4)
     assert set(method.training_loss([features], targets)) == {"classification"}
     assert set(method.eval().loss(method(features | {"text": text}), targets)) == {"classification"}
-    # The student's own loss does not know the rerank.
+    # The student's own loss does not include reranking.
     torch.testing.assert_close(terms["classification"], method.options.loss(student, targets))

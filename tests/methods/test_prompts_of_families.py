@@ -1,4 +1,4 @@
-"""Learned prompts over the text towers of every family: what stands beside a prompt changes nothing."""
+"""Learned prompts with the text towers of every family: other prompts of a batch have no effect."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def learner(text, sentences, **options):
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_prompt_has_the_same_features_alone_and_beside_a_longer_one(family, position):
-    """In towers that are always padded, the cut at the longest prompt must be filled again."""
+    """In towers with fixed padding, prompts cut at the longest must be padded again."""
     text = FAMILIES[family]().text
     alone = learner(text, [SHORT], class_token_position=position).encode(text)
     beside = learner(text, [SHORT, LONG], class_token_position=position).encode(text)
@@ -31,7 +31,7 @@ def test_a_prompt_has_the_same_features_alone_and_beside_a_longer_one(family, po
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_prompt_that_spells_a_text_is_that_text(family):
-    """Contexts that are a text's own token embeddings: the prompt's features are those of the plain text."""
+    """If contexts are a text's token embeddings, the prompt's features equal the text's."""
     text = FAMILIES[family]().text
     whole, words = f"old red dog {SHORT}", "old red dog"
     tokens = text.tokenize([words])
@@ -52,7 +52,7 @@ def test_zero_shot_over_siglip_is_its_own_sigmoid():
 
 
 def test_the_padding_of_a_padded_tower_is_part_of_it():
-    """Without it the numbers are others, so that the tests above would see its loss."""
+    """Without it outputs differ, so the tests above would detect its loss."""
     text = FAMILIES["SigLIP"]().text
     assert isinstance(text, PaddedText)
     prompts = learner(text, [SHORT])

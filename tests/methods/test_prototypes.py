@@ -1,4 +1,4 @@
-"""Prototypes: shares of classes, clustering, online updates and collapse, against closed forms and loops."""
+"""Prototypes: allocation, clustering, online updates and collapse, compared with closed forms and loops."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_shares_use_every_prototype_and_favour_the_rare(seed: int) -> None:
         assert given.sum() == total
         assert given.min() >= 1
         ordered = given[np.argsort(counts)]
-        assert (np.diff(ordered) <= 1).all()  # remainders may lift a class by one
+        assert (np.diff(ordered) <= 1).all()  # remainders may add one to a class
         per_sample = ordered / np.sort(counts)
         assert per_sample[0] == per_sample.max()
 
@@ -91,7 +91,7 @@ def test_a_step_is_equation_5(momentum: float) -> None:
     shares = torch.bincount(nearest, minlength=7) / len(flat)
     torch.testing.assert_close(module.usage, USAGE_DECAY / 7 + (1 - USAGE_DECAY) * shares)
     after = module.prototypes.clone()
-    module.step()  # nothing was seen since
+    module.step()  # no features since
     torch.testing.assert_close(module.prototypes, after, rtol=0, atol=0)
 
 

@@ -1,4 +1,4 @@
-"""The query decoder against torch's own layers and closed forms; the choice of a visual map."""
+"""The query decoder, compared with torch's layers and closed forms; the choice of a visual map."""
 
 import math
 
@@ -21,7 +21,7 @@ from intclip.methods.visual_map import MapOptions, VisualMap, feature_shapes
 
 
 def torch_names(layer: EncoderLayer | DecoderLayer) -> dict[str, Tensor]:
-    """Our weights under the names of torch's transformer layers."""
+    """Return our weights with the names of torch's transformer layers."""
     decoder = isinstance(layer, DecoderLayer)
     names = {"attention": "multihead_attn", "norm": "norm2", "feedforward.norm": "norm3"}
     names |= {"self_attention": "self_attn", "self_norm": "norm1"}
@@ -162,7 +162,7 @@ def test_a_visual_map_starts_as_the_frozen_one(tiny_backbone: TinyBackbone, trai
     got = module(tiny_backbone, tiny_backbone.features(pixels, module.needs))
     deep = tiny_backbone.deep(tiny_backbone.trunk(pixels))
     expected = tiny_backbone.head.regions(deep) if space == "joint" else deep
-    if module.needs == ("stage4",):  # of this backbone the last stage is coarser than the deep layers
+    if module.needs == ("stage4",):  # this backbone's last stage is coarser than its deep layers
         expected = expected.mean(dim=(2, 3), keepdim=True)
     torch.testing.assert_close(got, expected)
     assert got.shape[1] == module.channels

@@ -1,4 +1,4 @@
-"""The registry: names, options, and what it says of wrong ones."""
+"""The registry: names, options, and errors."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The ridge probe against scikit-learn and against fits that really leave photos out."""
+"""The ridge probe, compared with scikit-learn and with actual leave-one-out fits."""
 
 from dataclasses import replace
 
@@ -57,7 +57,7 @@ def test_with_all_photos_as_landmarks_it_is_scikit_learns_kernel_ridge() -> None
 
 
 def test_a_kernel_learns_what_no_line_can() -> None:
-    """Opposite corners have the label (exclusive or): the line's best answer is the mean."""
+    """Exclusive or: the best linear prediction is the mean."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(0, 2, (200, 2), generator=generator) * 2.0 - 1
     y = (x.prod(dim=1, keepdim=True) > 0).float()
@@ -90,7 +90,7 @@ def test_logits_are_scikit_learns_logistic_regressions() -> None:
     for label in range(5):
         column = x[:, label : label + 1].numpy()
         sklearn = LogisticRegression(C=1e6).fit(column, hard[:, label].numpy())
-        # Away by the small penalty that keeps a label without photos finite.
+        # The difference comes from the small penalty that keeps a label without photos finite.
         np.testing.assert_allclose(slope[label].item(), sklearn.coef_[0, 0], atol=2e-3)
         np.testing.assert_allclose(offset[label].item(), sklearn.intercept_[0], atol=2e-3)
 

@@ -1,4 +1,4 @@
-"""Labels read through everyday scenes: the bank, the formula against a slow reference, and the numbers in it."""
+"""Labels scored through everyday scenes: the scenes, the formula against a slow reference, and its constants."""
 
 import math
 
@@ -48,7 +48,7 @@ def test_scenes_are_distinct_and_cover_every_intent():
     assert (bank.plausible > 0).sum(axis=0).min() >= 20
     assert 2 < (bank.plausible > 0).sum(axis=1).mean() < 4
     assert bank.plausible[bank.texts.index("a latte with a heart drawn in the foam")].tolist().count(1.0) == 1
-    assert bank.plausible.sum(axis=1).min() == 0  # of a blurry photo nothing is plausible
+    assert bank.plausible.sum(axis=1).min() == 0  # no label is plausible for a blurry photo
 
 
 def test_shipped_embeddings_are_those_of_the_scenes(lite):

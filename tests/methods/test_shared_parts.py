@@ -22,7 +22,7 @@ VARIANTS = [*ATTENTIVE, "sum", "concat_mlp", "sight"]
 
 
 def count_calls(text: TinyText) -> list[int]:
-    """Batch sizes of the calls of the text encoder from now on."""
+    """Record batch sizes of calls of the text encoder from now on."""
     sizes: list[int] = []
     encode = text.encode_embeddings
 
@@ -80,7 +80,7 @@ def test_text_features_are_kept_in_evaluation_until_the_context_changes(
     assert prompts(text) is first
     assert len(sizes) == 1
     assert not first.requires_grad
-    prompts.context.data.add_(0.5)  # not even the version counter of autograd notices this
+    prompts.context.data.add_(0.5)  # not detected by autograd's version counter
     changed = prompts(text)
     assert len(sizes) == 2
     assert not torch.equal(changed, first)
@@ -115,7 +115,7 @@ def test_contexts_may_learn_at_some_steps_only(tiny_backbone: TinyBackbone, five
         if learns[-1]:
             prompts.context.data.add_(0.1)
     assert learns == [True, False, False] * 2 + [True]
-    assert len(sizes) == 7 + 3 + 2  # the comparison's own calls; steps that learn; the first call after each change
+    assert len(sizes) == 7 + 3 + 2  # the comparison's own calls; training steps; the first call after each change
 
 
 def test_a_text_residual_moves_each_class_alone(tiny_backbone: TinyBackbone, five_classes: Taxonomy) -> None:

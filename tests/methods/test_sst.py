@@ -1,4 +1,4 @@
-"""SST's parts against loops, and its pseudo labels where labels are unknown."""
+"""SST's parts, compared with loops, and its pseudo labels for unknown labels."""
 
 import pytest
 import torch
@@ -75,7 +75,7 @@ def test_pairs_are_a_network_of_both_features_stacked_with_a_classifier_each() -
 
 
 def pair_losses(features: torch.Tensor, targets: torch.Tensor) -> dict[str, list[torch.Tensor]]:
-    """1 − cos of pairs that both have a label; 1 + cos of those where one does, and where none does."""
+    """Return 1 − cos of pairs that share a label, and 1 + cos of pairs where one or none has it."""
     found: dict[str, list[torch.Tensor]] = {"both": [], "one": [], "none": []}
     for k in range(targets.shape[1]):
         for m in range(len(targets)):
@@ -108,7 +108,7 @@ def test_contrast_mines_the_hardest_pairs_and_as_many_random_ones_twice(monkeypa
     assert len(found["both"]) == 1
     monkeypatch.setattr(torch, "randperm", lambda count, device=None: torch.arange(count - 1, -1, -1))
     got = contrastive_loss(features, targets)
-    # The order of the pairs is photo by photo, label by label inside.
+    # Pairs are ordered by photo, then by label.
     first, second = torch.triu_indices(8, 8, offset=1)
     cosines = F.cosine_similarity(features[first], features[second], dim=2)
     kinds = targets[first] + targets[second]
@@ -165,7 +165,7 @@ def test_pseudo_losses_come_with_their_epoch_and_need_unknown_labels(tiny_backbo
     method.after_epoch(1)  # after it the terms have their full weight
     terms, extras = method.training_loss([features], targets), method(features).extras
     assert set(terms) == {"classification", "contrastive", "cooccurrence"}
-    # All photos have the same labels: there are few pairs without a label in both, so that all of them are taken.
+    # All photos have the same labels, so few pairs lack a label in both, and all of these are used.
     torch.testing.assert_close(terms["contrastive"], 0.05 * contrastive_loss(extras["label_features"], targets))
     p, y = extras["pairs"].sigmoid(), torch.tensor([1.0, 0, 1, 0, 0, 1, 0, 0, 0, 0])  # of 0, 1 and 3
     shifted = (p - 0.05).clamp_min(0)
@@ -175,7 +175,7 @@ def test_pseudo_losses_come_with_their_epoch_and_need_unknown_labels(tiny_backbo
     known = method.training_loss([features], targets)
     assert known["inter_pseudo"].item() == 0
     assert known["intra_pseudo"].item() == 0
-    # Two photos twice: the first one's label 1 is unknown, and the photo that looks the same has it.
+    # Two photos, each twice: the first one's label 1 is unknown, and its copy has it.
     features = tiny_backbone.features(torch.randn(2, 3, 24, 24).repeat_interleave(2, dim=0), method.needs)
     targets[0, 1], targets[2:, 1] = NAN, 0
     unknown = method.training_loss([features], targets)

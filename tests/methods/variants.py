@@ -1,4 +1,4 @@
-"""Every registered method at the size of the tiny backbone, and the variants of its options that change its shape."""
+"""Every registered method at tiny size, and variants of its options that change its structure."""
 
 import torch
 from torch import Tensor
@@ -13,13 +13,13 @@ FROZEN = {"train": "none", "space": "joint"}
 WHERE = {"objects": ["class 0", "class 1"], "contexts": ["class 2"]}
 MCCL = {"pool": {"prototypes": 12, "patches": 40}, "decoder": DECODER}
 SMALL: dict[str, dict[str, object]] = {
-    "cocoop": {"reduction": 1, "scale": 10},  # one hidden unit may be a dead one
+    "cocoop": {"reduction": 1, "scale": 10},  # a single hidden unit may be dead
     "mccl": MCCL,
     "sst": {"dim": 8, "inner": 6},
     "intentonomy": WHERE,
     "pipnet": {"prototypes": 2},
     "cpad": {"dim": 8},
-    # "max" trains the level whose loss is largest, and no other
+    # "max" trains only the level with the largest loss
     "hleg": {"levels": "sum"},
     "multiguard": {"sigma": 0.1},
     "sparc": {"partners": 2},
@@ -34,7 +34,7 @@ SMALL: dict[str, dict[str, object]] = {
         ]
     },
 }
-"""Options without which a method is too large or too degenerate for five labels and eight channels."""
+"""Options that methods need for five labels and eight channels."""
 
 OTHERS: dict[str, tuple[str, dict[str, object]]] = {
     "ridge_probe kernel": ("ridge_probe", {"landmarks": 6}),
@@ -70,7 +70,7 @@ OTHERS: dict[str, tuple[str, dict[str, object]]] = {
 
 
 def small(name: str) -> dict[str, object]:
-    """Options that make a method small."""
+    """Return options that make a method small."""
     fields = method_options(name).model_fields
     short = {"context_length": 3} if "context_length" in fields else {}
     decoder = {"decoder": DECODER} if "decoder" in fields else {}
@@ -78,12 +78,12 @@ def small(name: str) -> dict[str, object]:
 
 
 OWN = [name for name, place in METHODS.items() if place.startswith("intclip.")]
-"""Names of the methods that ship; a test may register a toy."""
+"""Names of packaged methods; a test may register a toy."""
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {name: (name, small(name)) for name in OWN} | OTHERS
 
 
 def built(variant: str, backbone: TinyBackbone, classes: int = 5) -> Method:
-    """A variant, untrained."""
+    """Build a variant, untrained."""
     torch.manual_seed(1)
     name, options = VARIANTS[variant]
     if classes < 3:  # those that name labels
@@ -92,7 +92,7 @@ def built(variant: str, backbone: TinyBackbone, classes: int = 5) -> Method:
 
 
 def batch(method: Method, photos: int = 6, seed: int = 0) -> tuple[Features, Tensor]:
-    """Features of random photos and all that may come with them; one label is unknown, one photo has all."""
+    """Return features of random photos with all additional inputs; one label is unknown, one photo has all labels."""
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randn(photos, 3, 24, 24, generator=generator)
     targets = (torch.rand(photos, len(method.taxonomy), generator=generator) < 0.4).float()

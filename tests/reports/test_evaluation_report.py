@@ -1,4 +1,4 @@
-"""The page of an evaluation: its figures are the report's, and it is whole by itself."""
+"""The page of an evaluation: its figures equal the report's, and it is self-contained."""
 
 import html
 import json
@@ -86,7 +86,7 @@ def test_two_models_on_the_photos_they_share(tmp_path):
 
 
 def test_two_models_are_held_to_one_truth(tmp_path):
-    """Where another share of votes counted as true, the figures of the other model are those by ours."""
+    """If the other evaluation used a different share of votes, its figures are recomputed with ours."""
     ours = read_evaluation(write(tmp_path / "ours", votes=3, positive_share=0.3))
     theirs = read_evaluation(write(tmp_path / "theirs", seed=1, votes=3, positive_share=0.6))
     by_ours = multilabel_report(theirs.probabilities, ours.targets, thresholds=0.5, positive_share=0.3)

@@ -1,4 +1,4 @@
-"""What the report of a folder holds."""
+"""Content of a folder's report."""
 
 import numpy as np
 
@@ -17,7 +17,7 @@ def test_a_label_holds_in_the_page_where_it_holds_by_the_model():
 
 
 def test_of_labels_that_exclude_each_other_the_page_has_the_model_s():
-    """Two may be equal when rounded; the page takes the first of the largest."""
+    """Two may be equal when rounded; the page uses the first maximum."""
     thresholds = np.full(3, 0.4, dtype=np.float32)
     for probabilities in ([0.4003, 0.4004, 0.1993], [0.4004, 0.4003, 0.1993], [0.3335, 0.33345, 0.33305]):
         found = per_mille(np.array(probabilities), thresholds, exclusive=True)

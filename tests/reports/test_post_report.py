@@ -1,4 +1,4 @@
-"""Posts in the HTML report: what the page holds, and that nothing of a post becomes markup."""
+"""Posts in the HTML report: content, and escaping of posts' text."""
 
 import json
 import re

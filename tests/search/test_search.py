@@ -1,4 +1,4 @@
-"""An index of photos: what is found, what is computed again, what a killed update leaves."""
+"""An index of photos: results, recomputation, and killed updates."""
 
 import json
 import os
@@ -183,7 +183,7 @@ def test_a_killed_update_leaves_the_index_as_it_was_and_goes_on(folder, photos, 
             index_photos(place, [str(folder)], model)
     assert "new.jpg" not in paths_of(place)
     with monkeypatch.context() as patch:
-        patch.setattr(ShardMapper, "_score", die)  # what the killed update computed is there already
+        patch.setattr(ShardMapper, "_score", die)  # results of the killed update exist already
         assert index_photos(place, [str(folder)], model).computed == 1
     assert "new.jpg" in paths_of(place)
 
