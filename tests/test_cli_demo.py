@@ -1,4 +1,4 @@
-"""`intclip demo`: predictions, a report, and commands that go on from there."""
+"""`intclip demo`: predictions, a report, and suggested commands."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What every command says of itself, and of what it cannot take. Nothing here loads a model."""
+"""Help and usage errors of every command, without loading a model."""
 
 import re
 import sys
@@ -11,7 +11,7 @@ from intclip.cli.main import app, main
 
 
 def commands(group, path=()):
-    """The words of every command, groups first."""
+    """Return the words of every command, groups first."""
     yield path
     for name, command in getattr(group, "commands", {}).items():
         yield from commands(command, (*path, name))
@@ -29,7 +29,7 @@ def test_help_teaches_line_by_line(words):
 
 
 def outputs(group):
-    """The words of every command with each of its options that name what it writes."""
+    """Return the words of every command, with each of its output options."""
     for words in commands(group):
         command = group
         for word in words:

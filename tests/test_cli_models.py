@@ -1,4 +1,4 @@
-"""`intclip models`: what is there, and the sizes that it promises."""
+"""`intclip models`: the list, and its stated sizes."""
 
 import json
 

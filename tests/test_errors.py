@@ -1,4 +1,4 @@
-"""Other libraries' errors as pieces of our lines."""
+"""Other libraries' errors within our one-line messages."""
 
 import pytest
 from pydantic import BaseModel, Field, ValidationError, field_validator

@@ -1,4 +1,4 @@
-"""Libraries that are imported when they are needed."""
+"""Libraries that are imported only when needed."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ socket.getaddrinfo = told
 
 
 def test_no_library_tells_others_what_is_converted(tmp_path):
-    """OpenVINO and NNCF would, in processes of their own; they spare continuous integration."""
+    """OpenVINO and NNCF would send telemetry in separate processes, except in continuous integration."""
     (tmp_path / "sitecustomize.py").write_text(TRAP)
     (tmp_path / "photos").mkdir()
     for number in range(2):

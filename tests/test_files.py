@@ -36,7 +36,7 @@ def test_atomic_path_keeps_the_old_file_when_writing_fails(tmp_path: Path):
 
 
 def test_a_file_with_two_names_keeps_the_old_content_under_the_other(tmp_path: Path):
-    """As a backup made of hard links must; a link, in contrast, is followed."""
+    """As required for backups by hard links; a symbolic link, in contrast, is followed."""
     write_text(tmp_path / "a", "old")
     (tmp_path / "b").hardlink_to(tmp_path / "a")
     write_text(tmp_path / "a", "new")

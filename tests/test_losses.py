@@ -1,4 +1,4 @@
-"""Losses against slow references, closed forms, limiting cases, and extreme inputs."""
+"""Losses, compared with slow references, closed forms and limiting cases, and with extreme inputs."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn, a slow copy of the published VOC procedure, closed forms and limiting cases."""
+"""Metrics, compared with scikit-learn, a slow version of the published VOC procedure, and closed forms."""
 
 import time
 
@@ -95,7 +95,7 @@ def test_voc_average_precision_follows_the_published_procedure() -> None:
 
 
 def test_hand_computed_average_precision() -> None:
-    # Ranked: +, −, +, +: exact (1 + 2/3 + 3/4) / 3; the envelope lifts 2/3 to 3/4.
+    # Ranked: +, −, +, +: exact (1 + 2/3 + 3/4) / 3; the envelope raises 2/3 to 3/4.
     table = multilabel_report([[0.9], [0.8], [0.7], [0.6]], [[1], [0], [1], [1]])["per_class"]
     assert table["AP"][0] == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
     assert table["AP_voc"][0] == pytest.approx((1 + 3 / 4 + 3 / 4) / 3)
@@ -147,7 +147,7 @@ def test_soft_targets_count_by_share_of_votes() -> None:
 
 @pytest.mark.parametrize("share", [0.1, 1 / 3, 0.35, 0.6, 0.7, 0.9, 0.95])
 def test_a_share_counts_from_itself_on(share: float) -> None:
-    """Also where it was kept in float32, as datasets do: 0.7 and 0.9 are less there."""
+    """Also in float32, as in datasets, where 0.7 and 0.9 are smaller."""
     scores, targets = problem()
     soft = np.where(targets > 0, share, np.nextafter(np.float32(share), np.float32(0)))
     for given in (soft, soft.astype(np.float32)):
@@ -281,7 +281,7 @@ def test_map_alone_equals_the_reports(ties: bool) -> None:
     assert mean_average_precision(scores, targets) == pytest.approx(
         multilabel_report(scores, targets)["mAP"], abs=1e-12
     )
-    targets[:, 2] = 0  # a class without a positive counts nowhere
+    targets[:, 2] = 0  # a class without a positive is left out
     without = mean_average_precision(scores, targets)
     assert without == pytest.approx(multilabel_report(scores, targets)["mAP"], abs=1e-12)
     assert without == pytest.approx(sk.average_precision_score(np.delete(targets, 2, 1), np.delete(scores, 2, 1)))
@@ -291,7 +291,7 @@ def test_map_alone_equals_the_reports(ties: bool) -> None:
 def test_differences_equal_those_of_reports_on_the_same_drawn_photos() -> None:
     first, targets = problem(images=60, classes=4, ties=True)
     second = np.clip(first + np.random.default_rng(1).normal(0, 0.2, first.shape), 0, 1)
-    targets = np.where(targets > 0, 2 / 3, 1 / 3)  # yes from a share of 0.6 on
+    targets = np.where(targets > 0, 2 / 3, 1 / 3)  # positive from a share of 0.6
     options = {"positive_share": 0.6}
     got = bootstrap_differences(first, second, targets, thresholds=(0.4, 0.3), n=50, seed=5, level=0.8, **options)
     drawn = np.random.default_rng(5).integers(0, 60, size=(50, 60))

@@ -1,4 +1,4 @@
-"""What the audit says of pip-audit's reports, without asking anybody."""
+"""The audit's handling of pip-audit's reports, offline."""
 
 import importlib.util
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Thresholds against brute force and the published protocol."""
+"""Thresholds, compared with brute force and the published protocol."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def problem(images: int = 300, classes: int = 6, seed: int = 0) -> tuple[np.ndar
 
 
 def published(scores: np.ndarray, targets: np.ndarray) -> float:
-    """Intentonomy's procedure: first of the best macro F1 over linspace(0.05, 0.95, 19), predicted strictly above."""
+    """Intentonomy's procedure: the first best macro F1 over linspace(0.05, 0.95, 19), predicting strictly above."""
     grid = np.linspace(0.05, 0.95, 19)
     return float(grid[np.argmax([f1_score(targets, scores > t, average="macro", zero_division=0) for t in grid])])
 
@@ -84,7 +84,7 @@ def test_unknown_and_soft_targets() -> None:
     unknown[:, 1] = np.nan
     others = [0, 2, 3, 4, 5]
     assert tune_threshold(scores, unknown) == tune_threshold(scores[:, others], targets[:, others])
-    scores[10:20, 3], unknown[10:20, 3] = 1, np.nan  # what is said of an unknown label is not wrong
+    scores[10:20, 3], unknown[10:20, 3] = 1, np.nan  # predictions of unknown labels are not errors
     rows = np.delete(np.arange(len(scores)), np.arange(10, 20))
     alone = tune_threshold(scores[rows, 3:4], targets[rows, 3:4], per_class=True)
     assert tune_threshold(scores[:, 3:4], unknown[:, 3:4], per_class=True) == alone
@@ -114,7 +114,7 @@ def test_bad_input_is_refused() -> None:
 @pytest.mark.parametrize("objective", ["micro_f1", "samples_f1", "mean_f1"])
 @pytest.mark.parametrize("seed", range(4))
 def test_every_objective_is_that_of_the_reports(objective: str, seed: int) -> None:
-    """Where the objectives disagree, each takes its own threshold; photos of which nothing is known count nowhere."""
+    """If objectives disagree, each has its own threshold; photos without known labels are ignored."""
     rng = np.random.default_rng(seed)
     scores = rng.random((40, 5)) ** np.linspace(0.3, 4, 5)
     targets = (rng.random((40, 5)) < scores).astype(float)
@@ -140,7 +140,7 @@ def test_a_class_of_one_positive_keeps_its_own_threshold_and_ties_go_to_the_firs
     first = tune_threshold(scores, targets, grid=grid, per_class=True, ties="first")
     np.testing.assert_allclose(first, [0.2, 0.2])
     shrunk = tune_threshold(scores, targets, grid=grid, per_class=True, ties="first", shrinkage=1.0)
-    # One positive of its own, and one imagined one that votes for the global threshold; two and one.
+    # One positive, and one pseudo-positive for the global threshold; then two and one.
     one = tune_threshold(scores, targets, grid=grid, ties="first")
     np.testing.assert_allclose(shrunk, [(0.2 + one) / 2, (2 * 0.2 + one) / 3])
     assert overall in grid

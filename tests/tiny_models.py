@@ -1,4 +1,4 @@
-"""Tiny trained models for the tests of this room."""
+"""Tiny models for tests."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ THRESHOLDS = [0.3, 0.5, 0.52, 0.6, 0.45]
 
 
 def tiny_intclip() -> Method:
-    """IntCLIP over the tiny backbone, its learned parts moved away from where they start."""
+    """Return IntCLIP on the tiny backbone, with learned parts changed from their initial values."""
     torch.manual_seed(1)
     method = build_method("intclip", TinyBackbone(), tiny_taxonomy(), OPTIONS)
     with torch.no_grad():
@@ -28,7 +28,7 @@ def tiny_intclip() -> Method:
 
 
 def write_bundle(path: Path, method: Method | None = None, *, checkpoint: Path | None = None, **changes) -> Path:
-    """A bundle of `tiny_intclip`, or of another method, over weights of one's own where a checkpoint is given."""
+    """Write a bundle of `tiny_intclip` or another method, optionally with given backbone weights."""
     method = method or tiny_intclip()
     method.backbone.given_checkpoint = None if checkpoint is None else str(checkpoint)
     arguments = {
@@ -54,7 +54,7 @@ def write_photos(folder: Path) -> list[Path]:
 
 
 def reference_probabilities(paths: list[Path]) -> np.ndarray:
-    """(N, K) by torch alone, photo by photo, through the backbone's own preprocessing."""
+    """Compute (N, K) with torch, photo by photo, with the backbone's own preprocessing."""
     method = tiny_intclip()
     backbone = method.backbone
     rows = []

@@ -1,4 +1,4 @@
-"""A service in a process of its own."""
+"""A service in its own process."""
 
 import json
 import os
@@ -35,13 +35,13 @@ run(create_api({{"a": model}}, settings), bind("127.0.0.1", asked["port"]), conn
 def running(
     folder: Path, *, delay: float = 0.0, key: str = "", port: int = 0, poison: int | None = None
 ) -> Iterator[tuple[subprocess.Popen, str, Path]]:
-    """A server over the model that costs nothing, and where it is; its log is a file.
+    """Start a server with the fake model; yield it with its address. Its log is a file.
 
     Args:
-        folder: For the log.
-        delay: Seconds a batch takes.
-        key: What clients must show.
-        port: 0 takes any that is free.
+        folder: Folder of the log.
+        delay: Seconds per batch.
+        key: API key of clients.
+        port: Port; 0 for any free one.
         poison: See `WatchedEngine`.
     """
     asked = json.dumps({"delay": delay, "key": key, "port": port, "poison": poison})
@@ -51,13 +51,13 @@ def running(
 
 @contextmanager
 def serving(folder: Path, *arguments: object) -> Iterator[tuple[subprocess.Popen, str, Path]]:
-    """Run Python with arguments that start a service; as `running`."""
+    """Run Python with arguments that start a service; see `running`."""
     log = folder / "log"
     with log.open("w") as stream:
         server = subprocess.Popen([sys.executable, *map(str, arguments)], stderr=stream, env=dict(os.environ))
     try:
         end = time.monotonic() + 120
-        # Before it, a model may tell that it is made ready.
+        # Before it, there may be a line about preparing a model.
         while not (lines := [line for line in log.read_text().splitlines() if '"url"' in line]):
             assert time.monotonic() < end
             assert server.poll() is None

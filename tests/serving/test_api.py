@@ -1,4 +1,4 @@
-"""The API in one process: what it answers, what it refuses, and that no request stops another."""
+"""The API in one process: answers, errors, and independence of requests."""
 
 import asyncio
 import base64
@@ -23,7 +23,7 @@ from intclip.serving.settings import Settings
 
 @pytest.fixture
 def serve(watched):
-    """Start an API over the watched model, with some settings."""
+    """Start an API with the watched model and some settings."""
     opened = []
 
     def start(models=None, **settings):
@@ -228,7 +228,7 @@ def test_a_photo_that_breaks_the_model_spoils_neither_its_request_nor_its_neighb
             for name, levels in asked.items()
         }
         batcher = client.app.state.batcher
-        while sum(watched.watched.asked) + len(batcher._queue) < 8:  # the one that is no photo has its answer already
+        while sum(watched.watched.asked) + len(batcher._queue) < 8:  # the non-photo is answered already
             time.sleep(0.005)
         watched.watched.gate.set()
         answers = {name: waiting.result(60) for name, waiting in sent.items()}
@@ -242,13 +242,13 @@ def test_a_photo_that_breaks_the_model_spoils_neither_its_request_nor_its_neighb
             else:
                 assert one["error"] is None
                 assert one["scores"]["class 0"] == pytest.approx(level / 255)
-    for name in ("guilty", "both bad"):  # nothing of theirs could be answered
+    for name in ("guilty", "both bad"):  # none of their photos could be scored
         assert answers[name].status_code == 500
         assert answers[name].headers["X-Request-Id"] in detail(answers[name])
     lines = [line for line in caplog.messages if "the model failed on a photo" in line]
     assert len(lines) == 3
     assert all(line.startswith("the model failed on a photo: RuntimeError at watched.py:") for line in lines)
-    assert "the engine broke" not in caplog.text  # an engine's words may quote what it was given
+    assert "the engine broke" not in caplog.text  # an engine's message may quote its input
     metrics = client.get("/metrics").text
     assert "intclip_model_failures_total 3.0" in metrics
     assert "intclip_unreadable_photos_total 1.0" in metrics

@@ -1,4 +1,4 @@
-"""The queue: every photo gets its own answer, bounds hold, nothing that was taken is lost."""
+"""The queue: every photo gets its own answer, limits hold, and no accepted photo is lost."""
 
 import signal
 import subprocess
@@ -130,7 +130,7 @@ def test_a_photo_that_breaks_its_batch_fails_alone(make, watched):
 
 
 def test_a_panic_in_reading_or_computing_leaves_its_room_and_ends_nothing(make, watched, monkeypatch, caplog):
-    class Panic(BaseException):  # as tokenizers and safetensors raise it
+    class Panic(BaseException):  # as raised by tokenizers and safetensors
         pass
 
     told: list[None] = []
@@ -144,7 +144,7 @@ def test_a_panic_in_reading_or_computing_leaves_its_room_and_ends_nothing(make, 
             patch.setattr(batcher_module, place, panic)
             with pytest.raises(ModelFailure) as failure:
                 batcher.submit(photo(1)).result(WAIT)
-        assert failure.value.__cause__ is failure.value.__context__ is None  # they would hold the photo
+        assert failure.value.__cause__ is failure.value.__context__ is None  # they would keep the photo in memory
         assert batcher.submit(photo(51)).result(WAIT).scores["class 0"] == pytest.approx(0.2)
     assert len(told) == len(caplog.messages) == 2
     assert all("Panic at test_batcher.py:" in line and "secret" not in line for line in caplog.messages)
@@ -240,7 +240,7 @@ def test_a_long_list_lets_single_photos_pass(make, watched, monkeypatch):
     go.set()
     for future in futures:
         future.result(WAIT)
-    assert order.index(single) == 4  # arrived as number 31; place 4 of the list counts as number 1 + 4 × 9
+    assert order.index(single) == 4  # arrived as number 31; place 4 of the list ranks as number 1 + 4 × 9
     assert [one for one in order if one != single] == many
 
 
@@ -266,7 +266,7 @@ def test_closing_while_others_submit_loses_nothing(watched):
 
 
 def test_a_process_that_ends_without_closing_finishes_what_was_taken():
-    """Torn down amid an engine's work, it would abort."""
+    """Ending during an engine's work would abort the process."""
     code = """
 import sys
 sys.path.append(sys.argv[1])

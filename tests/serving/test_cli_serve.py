@@ -1,4 +1,4 @@
-"""What `intclip serve` and `intclip app` refuse before they load a model."""
+"""Errors of `intclip serve` and `intclip app` before they load a model."""
 
 import sys
 

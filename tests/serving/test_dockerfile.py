@@ -1,4 +1,4 @@
-"""The image against what it is built from: hadolint (`make lint`) knows the language and not this project."""
+"""The Dockerfile matches this project; hadolint (`make lint`) checks only the language."""
 
 import inspect
 import re
@@ -58,7 +58,7 @@ def test_it_runs_without_root_and_listens_where_it_says():
     assert {word[2:].replace("-", "_") for word in entry + command if word.startswith("--")} <= set(options)
     (port,) = told("EXPOSE")
     assert int(port) == PORT
-    address = inspect.signature(Client).parameters["url"].default  # what the health check asks
+    address = inspect.signature(Client).parameters["url"].default  # the address of the health check
     assert urlsplit(address).port == int(port)
 
 

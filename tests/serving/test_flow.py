@@ -1,4 +1,4 @@
-"""Batches beside each other, and the one call by which the event loop hears of a batch."""
+"""Parallel batches, and the single call that notifies the event loop of a batch."""
 
 import asyncio
 import gc
@@ -18,7 +18,7 @@ WAIT = 60
 
 @pytest.fixture
 def held(watched):
-    """A queue whose engine holds back what it is asked."""
+    """A queue whose engine is blocked."""
     engine = watched.watched
     engine.gate.clear()
     batcher = Batcher({"a": watched}, max_batch=4)
@@ -55,7 +55,7 @@ def test_what_was_ready_before_a_batch_ended_is_begun_when_it_ends(held):
     batcher, engine = held
     futures = [batcher.submit(photo(1)) for _ in range(4)]
     assert engine.entered.wait(WAIT)
-    futures += [batcher.submit(photo(2)) for _ in range(6)]  # four go beside, two wait for less than a batch
+    futures += [batcher.submit(photo(2)) for _ in range(6)]  # four run in parallel, two wait to fill a batch
     ready(batcher, 2)
     engine.gate.set()
     found = [round(255 * float(future.result(WAIT).probabilities[0])) for future in futures]
@@ -77,7 +77,7 @@ def test_batches_of_any_size_lie_in_memory_that_is_used_again(watched, monkeypat
         found = [round(255 * float(future.result(WAIT).probabilities[0])) for future in futures]
         assert found == list(range(count))
     batcher.close()
-    assert len(places) <= 2  # one a worker
+    assert len(places) <= 2  # one per worker
 
 
 def test_seconds_of_batches_beside_each_other_are_counted_once(watched):
@@ -113,7 +113,7 @@ def test_the_loop_waits_for_all_of_them_however_they_end():
 
     asyncio.run(wait())
     assert all(future.done() for future in futures)
-    asyncio.run(all_done(futures))  # on another loop, with futures that are done
+    asyncio.run(all_done(futures))  # on another loop, with finished futures
 
 
 def test_futures_that_were_waited_for_go_without_the_collector():

@@ -1,4 +1,4 @@
-"""Which host names are answered, so that a page elsewhere cannot reach a local service by a name of its own."""
+"""Accepted host names, so that an external page cannot reach a local service by its own name (DNS rebinding)."""
 
 import http.client
 import json
@@ -69,7 +69,7 @@ def test_websockets_are_refused_too(named):
 
 @pytest.mark.parametrize("command", [["serve"], ["serve", "--page"]])
 def test_the_commands_refuse_them(command, tmp_path, monkeypatch):
-    """The real commands over a real socket, which know their names from --host and --allow-host."""
+    """The real commands on a real socket, with names from --host and --allow-host."""
     monkeypatch.setenv("INTCLIP_CACHE", "off")
     code = f"""
 import sys

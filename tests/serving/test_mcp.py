@@ -1,4 +1,4 @@
-"""`intclip mcp`: what an assistant can ask, and that it reads nothing outside of the folders that it may use."""
+"""`intclip mcp`: an assistant's calls, and no access outside the allowed folders."""
 
 import base64
 import io
@@ -28,7 +28,7 @@ def model():
 
 @pytest.fixture
 def home(tmp_path):
-    """An allowed folder with photos and traps, beside a folder with a secret photo."""
+    """An allowed folder with photos and traps, next to a folder with a secret photo."""
     allowed, secret = tmp_path / "allowed", tmp_path / "secret"
     (allowed / "trip").mkdir(parents=True)
     secret.mkdir()

@@ -1,4 +1,4 @@
-"""What the app's page asks of its server."""
+"""The app page's requests to its server."""
 
 import io
 import json
@@ -31,7 +31,7 @@ PIXELS = 50_000_000
 
 @pytest.fixture
 def page(tmp_path):
-    """The page over the model that costs nothing, with two photos and training."""
+    """The page with the fake model, two photos and training."""
     for name, red in (("a.png", 200), ("b.png", 10)):
         (tmp_path / name).write_bytes(photo(red))
     photos = [tmp_path / "a.png", tmp_path / "b.png"]
@@ -60,7 +60,7 @@ def test_the_page_knows_its_photos_and_the_colours_of_every_other_picture(page, 
     assert len(facts["palette"]) == 256
     answer = page.get("/app/photos/1")
     assert answer.content == (tmp_path / "b.png").read_bytes()
-    # Whatever the file holds, a browser must not run it.
+    # A browser must not run the file's content.
     assert answer.headers["content-type"] == "application/octet-stream"
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
     (tmp_path / "a.png").unlink()
@@ -111,7 +111,7 @@ def test_words_in_a_picture_are_read_for_its_caption(page, monkeypatch):
     found = read(stream.getvalue())
     assert found.status_code == 200
     assert found.json() == {"text": words}
-    broken = read(b"no photo")  # its prediction says what is wrong with it
+    broken = read(b"no photo")  # its prediction has the error
     assert (broken.status_code, broken.json()) == (200, {"text": ""})
 
     def missing(*_, **__):
@@ -124,7 +124,7 @@ def test_words_in_a_picture_are_read_for_its_caption(page, monkeypatch):
 
 
 def test_a_request_without_a_readable_photo_is_answered_to_the_page(page):
-    """Its console would name a refused request as an error."""
+    """A rejected request would be an error in the browser's console."""
     answer = page.post("/app/predict", files={"images": ("broken.jpg", b"no photo")}, data={"model": "other"})
     assert answer.status_code == 200
     (result,) = answer.json()["results"]
@@ -175,7 +175,7 @@ def test_a_photo_is_encoded_once_for_all_labels(monkeypatch):
 
 
 def corrected(count: int) -> tuple[list[dict], list[tuple]]:
-    """Rows as the page sends them, and their photos: red ones hold the first class, others none."""
+    """Return rows as the page sends them, and their photos: red ones have the first class, others none."""
     rng = np.random.default_rng(0)
     rows, files = [], []
     for number in range(count):

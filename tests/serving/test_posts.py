@@ -1,4 +1,4 @@
-"""Posts through the real service: photo, words and both, with a bundle that `intclip fit` made."""
+"""Posts through the real service: photo, text and both, with a bundle of `intclip fit`."""
 
 import base64
 import sys
@@ -26,7 +26,7 @@ from intclip.cli.main import main
 registry.BUILDERS["tiny"] = lambda name, checkpoint, split: TinyBackbone()
 main()
 """
-"""`intclip` that knows the tiny backbone."""
+"""`intclip` with the tiny backbone."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,7 +86,7 @@ def test_photo_words_and_both_are_what_the_predictor_says(home, service):
             for name, pair in expected.conflict.disputed.items():
                 assert one["disputed"][name] == pytest.approx(pair, abs=1e-4)
     assert [one.conflict is None for one in form] == [True, True, False, False]
-    assert form[2].conflict > form[3].conflict  # the photo burns, the words tell of the sea
+    assert form[2].conflict > form[3].conflict  # the photo shows fire, the words are about the sea
     assert set(form[2].disputed) == {"sea", "fire"}
 
 

@@ -14,9 +14,9 @@ from intclip.serving.api import create_api
 from intclip.serving.settings import Settings
 
 EXAMPLES = int(os.environ.get("INTCLIP_SCHEMA_EXAMPLES", "10"))
-"""Requests an operation; more of them for a longer look."""
+"""Requests per operation; increase for a longer test."""
 PHOTOS = [photo(200, 10, 10), photo(1, 2, 3, kind="JPEG"), photo(9, 9, 200, kind="WEBP")]
-# What a text must be beyond its type, to be a photo.
+# Requirements for a string to be a photo, beyond its type.
 schemathesis.openapi.format("byte", st.sampled_from([base64.b64encode(one).decode() for one in PHOTOS]))
 schemathesis.openapi.format("binary", st.sampled_from(PHOTOS))
 
@@ -25,7 +25,7 @@ api = create_api({"a": WatchedPredictor()}, Settings(max_photos=4))
 
 
 async def without_lifespan(scope, receive, send):
-    """The API; schemathesis would start and stop it for every operation, and a service that was stopped stays so."""
+    """Return the API without lifespan: schemathesis would stop it after every operation, and it cannot restart."""
     if scope["type"] == "http":
         await api(scope, receive, send)
 

@@ -1,4 +1,4 @@
-"""A real server in a process of its own: hostile and slow clients, the typed client, and how it ends."""
+"""A real server in its own process: hostile and slow clients, the typed client, and shutdown."""
 
 import io
 import json
@@ -27,7 +27,7 @@ def server(tmp_path_factory):
     """The process and its address."""
     with running(tmp_path_factory.mktemp("server")) as (process, url, log):
         yield process, url
-        # Whatever the tests sent, nothing failed unforeseen.
+        # No unexpected failure, whatever the tests sent.
         assert not [line for line in log.read_text().splitlines() if "Traceback" in line]
 
 
@@ -42,9 +42,9 @@ def connect(url: str) -> socket.socket:
 
 
 def say(url: str, *pieces: bytes) -> bytes:
-    """What the server answers to raw bytes, until it closes the connection.
+    """Return the server's answer to raw bytes, until it closes the connection.
 
-    Where it closes before all was said, the system may drop what it had answered: then this is empty, or a part of it.
+    If it closes before reading everything, the system may drop the answer: then this is empty or incomplete.
     """
     with connect(url) as line:
         answer = b""
@@ -81,7 +81,7 @@ def test_the_client_predicts_and_explains(service, tmp_path):
         assert len(finer.regions["fused"]) == 4 * len(found.regions["fused"])
         assert client.models()[0].name == "a"
         assert client.taxonomies()[0].levels["group"] == ["group 0", "group 1"]
-        odd = tmp_path / os.fsdecode(b"\xff.png")  # no UTF-8, as names from old archives are
+        odd = tmp_path / os.fsdecode(b"\xff.png")  # not UTF-8, like names from old archives
         odd.write_bytes(photo(255, 3))
         assert client.predict(odd).results[0].source == "?.png"
         with pytest.raises(ServiceError, match="uses only photos"):
@@ -104,7 +104,7 @@ def test_hostile_requests_are_refused_and_change_nothing_for_others(service):
             with pytest.raises(ServiceError) as refusal:
                 client.predict(bad)
             assert refusal.value.status == 422
-        polyglot = client.predict(jpeg + b"<script>alert(1)</script>" + png)  # read as what it begins with
+        polyglot = client.predict(jpeg + b"<script>alert(1)</script>" + png)  # read as the format of its beginning
         assert polyglot.results[0].scores.keys() == before.keys()
         with pytest.raises(ServiceError, match="larger than 1 MB") as large:
             client.predict(b"x" * 1_500_000)
@@ -117,7 +117,7 @@ def test_hostile_requests_are_refused_and_change_nothing_for_others(service):
         body = b"{" * 900_000
         lines = head("Content-Type: application/json", f"Content-Length: {len(body)}")
         assert b" 422 " in say(service, lines, body).split(b"\r\n")[0]
-        with connect(service) as line:  # and goes away
+        with connect(service) as line:  # and disconnects
             line.sendall(head("Content-Type: application/json", "Content-Length: 100") + b'{"images"')
         assert client.predict(png).results[0].scores == before
 
@@ -133,7 +133,7 @@ def zeros(megabytes: int) -> bytes:
 
 
 def many_frames(kind: str, mark: bytes, end: int, times: int) -> bytes:
-    """A red frame, then a blue one again and again; a frame begins with `mark`, `end` bytes follow the last."""
+    """Return a red frame and repeated blue frames; a frame starts with `mark`, `end` bytes follow the last."""
     stream = io.BytesIO()
     first, second = Image.new("RGB", (12, 10), (255, 0, 0)), Image.new("RGB", (12, 10), (0, 0, 255))
     first.save(stream, kind, save_all=True, append_images=[second], duration=40)
@@ -143,7 +143,7 @@ def many_frames(kind: str, mark: bytes, end: int, times: int) -> bytes:
 
 
 def many_scans(side: int, times: int) -> bytes:
-    """A progressive JPEG whose last scan comes again and again: some thirty bytes each, and a pass over all pixels."""
+    """Return a progressive JPEG with a repeated last scan: some thirty bytes each, and a pass over all pixels."""
     stream = io.BytesIO()
     Image.new("L", (side, side), 90).save(stream, "JPEG", progressive=True)
     content = stream.getvalue()
@@ -151,11 +151,11 @@ def many_scans(side: int, times: int) -> bytes:
 
 
 def used(pid: int) -> tuple[float, float]:
-    """Seconds of computing so far, and the most memory held so far in MB."""
+    """Return CPU seconds and peak memory in MB so far."""
     home = Path(f"/proc/{pid}")
     fields = (home / "stat").read_text().rpartition(")")[2].split()
     held = dict(line.split(":", 1) for line in (home / "status").read_text().splitlines())
-    peak = held.get("VmHWM", held["VmRSS"])  # not every kernel keeps the peak
+    peak = held.get("VmHWM", held["VmRSS"])  # not every kernel records the peak
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), int(peak.split()[0]) / 1e3
 
 
@@ -183,7 +183,7 @@ def test_bombs_cost_neither_time_nor_memory(server):
             with pytest.raises(ServiceError, match=r"damaged|scans") as refusal:
                 client.predict(bomb)
             assert refusal.value.status == 422, name
-        black = png[:begin] + chunk(b"IDAT", large) + chunk(b"IEND", b"")  # much more than its pixels take
+        black = png[:begin] + chunk(b"IDAT", large) + chunk(b"IEND", b"")  # much more than its pixels need
         assert client.predict(black).results[0].scores["class 0"] == 0
         for name, animation in animations.items():
             assert 100_000 < len(animation) < 950_000

@@ -1,4 +1,4 @@
-"""A model that costs nothing and can be watched, and photos as bytes. Nothing here needs torch: servers start fast."""
+"""A fake model that records its calls, and photos as bytes. Does not import torch, so servers start fast."""
 
 import io
 import threading
@@ -28,9 +28,9 @@ TAXONOMY = Taxonomy(
 
 
 class WatchedEngine:
-    """Probabilities that tell photos apart: their mean red, green and blue; it remembers sizes asked and answered.
+    """Probabilities are a photo's mean red, green and blue; records batch sizes asked and answered.
 
-    `gate` holds it back while it is clear; `entered` is set once it was called. A photo as red as `poison` breaks it.
+    It is blocked while `gate` is clear; `entered` is set once it was called. A photo as red as `poison` makes it fail.
     """
 
     name = "torch"
@@ -80,7 +80,7 @@ class WatchedPredictor(Predictor):
 
 
 def photo(red: int, green: int = 0, blue: int = 0, *, size=(12, 10), kind="PNG") -> bytes:
-    """An encoded photo of one colour."""
+    """Return an encoded photo of one colour."""
     stream = io.BytesIO()
     Image.new("RGB", size, (red, green, blue)).save(stream, kind)
     return stream.getvalue()

@@ -36,7 +36,7 @@ def figures(mean: float) -> dict:
 
 
 def fake_work(cell: Cell, threads: int) -> None:
-    """Stands in for a training run; what happens is told by the row."""
+    """Replaces a training run; the row's name determines its behaviour."""
     cell.out.mkdir(parents=True, exist_ok=True)
     (cell.out / f"started-{len(list(cell.out.iterdir()))}").touch()
     if cell.row == "Fails":
@@ -105,7 +105,7 @@ def test_a_row_changes_its_own_recipe_and_overrides_come_last():
     assert plain["Query2Label"].method.options["decoder"] == {"dim": 256, "feedforward": 1024}
     assert plain["Query2Label"].optim.weight_decay == load_recipe("query2label").optim.weight_decay
     assert {recipe.optim.ema for recipe in plain.values()} == {0.99}
-    # A fifth of the recipe's epochs is warm-up, and stays so.
+    # A fifth of the recipe's epochs is warm-up, also after the change.
     assert (plain["Query2Label"].schedule.epochs, plain["Query2Label"].schedule.warmup_epochs) == (
         3,
         pytest.approx(0.6),

@@ -1,4 +1,4 @@
-"""Start several processes of one run, as torchrun does."""
+"""Start several processes of one run, like torchrun."""
 
 import multiprocessing
 import os
@@ -25,7 +25,7 @@ def _one(rank: int, world: int, port: int, work: Callable[..., None], arguments:
 
 
 def together(world: int, work: Callable[..., None], *arguments: Any) -> list[int | None]:
-    """Call `work(rank, *arguments)` in `world` processes; their exit codes, below 0 a signal, None where one hangs."""
+    """Call `work(rank, *arguments)` in `world` processes; return exit codes, negative for signals, None if hanging."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""The page that says how to add a method is tried word by word: its code, its registry line, its recipe."""
+"""The page on adding a method works literally: its code, its registry line, its recipe."""
 
 import ast
 import json
@@ -28,14 +28,14 @@ QUICK = (
 
 
 def pieces() -> dict[str, str]:
-    """Path in the repository to the code block that stands under it."""
+    """Return the page's code blocks by path in the repository."""
     found = re.findall(r"^`(src/[^`]+)`[^\n]*\n\n```\w+\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)
     return dict(found)
 
 
 @pytest.fixture
 def added(tmp_path, monkeypatch) -> Path:
-    """The method of the page in place, its folder where `intclip.methods` looks; gives the recipe's file."""
+    """Install the page's method where `intclip.methods` looks; return the recipe's file."""
     code = pieces()
     folder = tmp_path / "methods" / NAME
     folder.mkdir(parents=True)
@@ -54,7 +54,7 @@ def added(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def table(tmp_path) -> Path:
-    """Photos with none, one or both of two labels, told by their colour, in three splits."""
+    """Photos with none, one or both of two labels, determined by colour, in three splits."""
     rng = np.random.default_rng(0)
     lines = ["path,labels,split"]
     for i in range(32):

@@ -1,4 +1,4 @@
-"""What stands beside a photo lies where the photo does."""
+"""Additional inputs of a photo are transformed like the photo."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ GEOMETRY = AugmentConfig(scale=(0.3, 0.9), cutout=0, operations=0)
 @pytest.mark.parametrize("kept_views", [0, 2])
 @pytest.mark.parametrize("epoch", [None, 1, 2])
 def test_a_mask_is_cropped_and_mirrored_as_its_photo(kept_views: int, epoch: int | None, tmp_path: Path) -> None:
-    """Each photo is its own mask, so that the pixels of every view must equal the mask that comes with it."""
+    """Each photo is its own mask, so the pixels of every view must equal its mask."""
     backbone = TinyBackbone()
     rng = np.random.default_rng(0)
     samples = []

@@ -1,4 +1,4 @@
-"""A feature cache filled by two processes: the bytes of one, and nobody left waiting, whatever happens to another."""
+"""A feature cache filled by two processes equals that of one, and no process waits forever if the other fails."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ BUILD = feature_cache._build
 
 
 def one_process(rank: int, photos: Path, out: Path, cache: str, fault: str = "") -> None:
-    """Open the three splits; tell, per process, the shards that it built, the sources it has, and standard error."""
+    """Open the three splits; record the process's built shards, its sources, and standard error."""
     out.mkdir(parents=True, exist_ok=True)
     os.dup2(os.open(out / f"told-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     if cache == "auto":
@@ -68,7 +68,7 @@ def built(out: Path) -> list[list[str]]:
 
 
 def told(out: Path) -> list[list[str]]:
-    """Lines on standard error by process, without the warnings of libraries."""
+    """Return lines on standard error by process, without warnings of libraries."""
     texts = [(out / f"told-{rank}.txt").read_text() for rank in range(2)]
     return [[line for line in text.splitlines() if line.startswith("intclip: ")] for text in texts]
 
@@ -87,7 +87,7 @@ def photos(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(photos) -> Path:
-    """Folder of a run by one process, and its cache."""
+    """Return the folder of a run by one process, and its cache."""
     out = photos.parent / "alone"
     assert together(1, one_process, photos, out, str(out / "cache")) == [0]
     assert [len(names) for names in built(out)] == [SHARDS]
@@ -98,7 +98,7 @@ def test_two_processes_leave_the_bytes_of_one_and_each_computes_half(photos, alo
     assert together(2, one_process, photos, tmp_path, str(tmp_path / "cache")) == [0, 0]
     assert content(tmp_path / "cache") == content(alone / "cache")
     first, second = built(tmp_path)
-    assert sorted(first + second) == sorted(built(alone)[0])  # none twice
+    assert sorted(first + second) == sorted(built(alone)[0])  # no duplicates
     assert abs(len(first) - len(second)) <= 3  # the last shard of each of three splits
 
 

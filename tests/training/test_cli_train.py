@@ -1,4 +1,4 @@
-"""`intclip train`, `evaluate` and `ablate` on a handful of photos with the embedded backbone, as a user types them."""
+"""The commands `intclip train`, `evaluate` and `ablate` on a few photos with the embedded backbone."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ COLOURS = {"red": (200, 40, 40), "blue": (40, 40, 200)}
 
 
 def intclip(*words: object) -> str:
-    """Output of a command that ends well; errors come out as they are raised."""
+    """Return the output of a successful command; errors are raised."""
     result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout
@@ -24,7 +24,7 @@ def intclip(*words: object) -> str:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """A folder with splits and one folder a label."""
+    """A folder with splits and one folder per label."""
     root = tmp_path_factory.mktemp("data") / "colours"
     rng = np.random.default_rng(0)
     for split, count in (("train", 6), ("val", 3), ("test", 3)):
@@ -65,7 +65,7 @@ def test_training_leaves_a_model_that_predicts_and_evaluates(photos, run, tmp_pa
 
 
 def test_evaluation_scores_the_split_that_the_training_kept(photos, tmp_path):
-    """Where the data has no split called test, the model's recipe says which one stands for it."""
+    """If the data has no split named test, the model's recipe determines the split."""
     words = [*options(photos), "--set", "data.val=null", "--set", "data.test=val", "--set", "schedule.epochs=1"]
     intclip("train", "tiny", *words, "--out", tmp_path / "run", "--cache", "off")
     ours = ["evaluate", tmp_path / "run", "--data-root", photos, "--engine", "torch", "--bootstrap", 0]
@@ -74,7 +74,7 @@ def test_evaluation_scores_the_split_that_the_training_kept(photos, tmp_path):
     with pytest.raises(DatasetError, match="no photos in split 'gone'"):
         intclip(*ours, "--split", "gone")
     elsewhere = ["evaluate", tmp_path / "run", "--data", photos, "--engine", "torch", "--bootstrap", 0]
-    assert ", test\n" in intclip(*elsewhere)  # a split of the recipe's data tells nothing of other data
+    assert ", test\n" in intclip(*elsewhere)  # a split of the recipe's data does not apply to other data
 
 
 def test_evaluation_tunes_thresholds_on_another_split_only(photos, run):
@@ -111,7 +111,7 @@ def test_the_data_are_read_with_options(photos, run, tmp_path):
 
 
 def test_photos_without_a_known_label_are_not_scored(photos, run, tmp_path):
-    """Neither as what is scored nor as what thresholds are tuned on."""
+    """They are used neither for scores nor for tuning thresholds."""
     rows = [f"{photos}/test/red/0.jpg,,test", f"{photos}/val/red/0.jpg,red,val", f"{photos}/val/blue/0.jpg,blue,val"]
     (tmp_path / "t.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
     words = ["evaluate", run, "--data", tmp_path / "t.csv", "--engine", "torch", "--bootstrap", 0]
@@ -121,7 +121,7 @@ def test_photos_without_a_known_label_are_not_scored(photos, run, tmp_path):
 
 
 def test_labels_that_exclude_each_other_do_so_without_training(photos, tmp_path):
-    """A column `label` with one a row makes the task single-label, whoever predicts."""
+    """A column `label` with one label per row makes the task single-label, for any predictor."""
     rows = [f"{photos}/test/{label}/{number}.jpg,{label}" for label in COLOURS for number in range(3)]
     (tmp_path / "t.csv").write_text("\n".join(["path,label", *rows]) + "\n")
     words = ["evaluate", "lite", "--data", tmp_path / "t.csv", "--split", "train", "--engine", "torch", "--json"]
@@ -133,7 +133,7 @@ def test_labels_that_exclude_each_other_do_so_without_training(photos, tmp_path)
 
 
 def test_a_label_of_the_model_may_hold_for_no_photo(photos, run, tmp_path):
-    """Files of one's own tell their labels by what is there; a part of them may lack one that the model learned."""
+    """A user's files define labels by their content; a subset may lack a label of the model."""
     (tmp_path / "t.csv").write_text(f"path,label\n{photos}/test/red/0.jpg,red\n{photos}/test/red/1.jpg,red\n")
     words = ["--split", "train", "--engine", "torch", "--bootstrap", 0, "--json"]
     report = json.loads(intclip("evaluate", run, "--data", tmp_path / "t.csv", *words))

@@ -1,4 +1,4 @@
-"""A student of a teacher: its targets, its thresholds, and the agreement that is reported."""
+"""Distillation: targets, thresholds, and the reported agreement."""
 
 import json
 

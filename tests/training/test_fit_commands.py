@@ -1,4 +1,4 @@
-"""Every command on what `intclip fit` writes: a table of command × channels that the model reads."""
+"""Every command on output of `intclip fit`: a table of command × channels."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from intclip.errors import IntclipError
 from labelled_posts import write_posts
 
 CHANNELS = {"photos": ["image"], "words": ["text"], "both": ["image", "text"]}
-# Command to what it prints or, where a model does not read what the command takes, a part of the refusal.
+# Expected output by command or, if the model does not support the command's input, a part of the error.
 COMMANDS = {
     "predict a photo": (["predict", "{p}/0.png", "-m", "{m}", "--json"], {"words": "no text"}),
     "predict words": (["predict", "--text", "a blue sea", "-m", "{m}", "--json"], {"photos": "uses only photos"}),

@@ -1,4 +1,4 @@
-"""From a table to a model to predictions: photos alone, words alone, both, by the embedded backbone."""
+"""From a table to a model to predictions: photos, text, or both, with the embedded backbone."""
 
 import csv
 import json
@@ -132,7 +132,7 @@ def test_conflict_of_photo_and_words(model, home):
     assert 0 <= same.conflict.score < against.conflict.score <= 1
     assert alone.conflict is by_words.conflict is None
     assert "conflict" not in alone.to_dict()
-    # What is told of each channel is what that channel says alone.
+    # The figures of each channel equal those of the channel alone.
     photo = model.predict(fire)[0]
     divergences = conflict(photo.probabilities[None], by_words.probabilities[None], exclusive=False)
     assert against.conflict.score == pytest.approx(float(divergences[0]), abs=1e-4)
@@ -165,7 +165,7 @@ def test_conflict_in_tables(model, home, tmp_path):
 
 
 def test_evidence_in_the_photo_lies_where_the_label_is(model, tmp_path):
-    """A photo of fire with a quarter of sea: what speaks for the sea is that quarter."""
+    """A photo of fire with a quarter of sea: that quarter is the evidence for the sea."""
     noise = np.random.default_rng(1).normal(scale=20, size=(224, 224, 3))
     noise += KINDS["fire"][0]
     noise[:112, :112] += np.array(KINDS["sea"][0]) - KINDS["fire"][0]

@@ -1,4 +1,4 @@
-"""Features computed in bf16 are never taken for those computed in fp32."""
+"""Features computed in bf16 are never confused with those in fp32."""
 
 from contextlib import nullcontext
 from functools import partial

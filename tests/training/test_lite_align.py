@@ -1,4 +1,4 @@
-"""The alignment of `lite`: its parts in closed form, and one small run end to end."""
+"""The alignment of `lite`: its parts in closed form, and a small run end to end."""
 
 import json
 import math
@@ -28,7 +28,7 @@ from intclip.training.lite_align import (
 
 
 def pairs(count=64, channels=30, dim=8):
-    """Photos whose caption is a fixed linear map of the roots of their features."""
+    """Return photos whose caption is a fixed linear map of the roots of their features."""
     generator = torch.Generator().manual_seed(0)
     features = torch.rand(count, 1, channels, generator=generator) * 6
     true_map = torch.randn(dim, channels, generator=generator)
@@ -37,7 +37,7 @@ def pairs(count=64, channels=30, dim=8):
 
 
 def no_classes(channels=30, dim=8):
-    """Classes that say nothing: the head is its linear map."""
+    """Return classes without effect: the head is its linear map."""
     return ImagenetClasses(torch.zeros(3, channels), torch.zeros(3), torch.zeros(3, dim))
 
 
@@ -119,7 +119,7 @@ def test_contrastive_loss_in_closed_form():
     eye = torch.eye(4)
     expected = math.log(math.exp(5) + 3) - 5  # own cosine 1, three others 0, at scale 5
     assert contrastive_loss(eye, eye, 5.0).item() == pytest.approx(expected, rel=1e-6)
-    # Pairs of one group share their text: of two equal positives each takes half of the mass.
+    # Pairs of one group share their text: two equal positives have half of the mass each.
     halves = torch.tensor([[1.0, 0], [1, 0], [0, 1]])
     first, last = 2 * math.exp(5) + 1, math.exp(5) + 2
     expected = (2 * (math.log(first) - 5) + math.log(last) - 5) / 3
@@ -154,7 +154,7 @@ def test_prototypes_of_few_photos_lie_in_their_span(threads):
         torch.set_num_threads(before)
     centred = (features - features.mean(dim=0)).double()
     away = (prototypes - features.mean(dim=0)).double()
-    # Σ^½ w lies in the span of the centred photos, whatever w is.
+    # Σ^½ w is in the span of the centred photos for any w.
     inside = away @ torch.linalg.pinv(centred) @ centred
     assert_close(inside, away, rtol=1e-3, atol=1e-5)
     assert_close(away.norm(dim=1), torch.ones(6, dtype=torch.float64), rtol=1e-4, atol=0)

@@ -67,7 +67,7 @@ def test_loop_learns_a_separable_toy_and_leaves_every_file(tmp_path):
     assert result.metrics["best"]["value"] == best["metrics"]["selection"]
     assert result.metrics["thresholds"] == best["metrics"]["threshold"]
     report = json.loads((result.out / "report-test.json").read_text())
-    # The frozen features of this backbone separate the first and the last class linearly, and not the second.
+    # This backbone's frozen features linearly separate the first and the last class, but not the second.
     assert [report["per_class"]["AP"][k] for k in (0, 2)] == [1.0, 1.0]
     assert report["macro_f1"] > 0.85
     assert report["intervals"]["mAP"][0] <= report["mAP"] <= report["intervals"]["mAP"][1]

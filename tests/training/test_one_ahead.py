@@ -18,7 +18,7 @@ def test_order_is_kept_and_one_job_runs_ahead():
     stream = one_ahead(lambda number=number: job(number) for number in range(5))
     assert started == []
     assert next(stream) == 0
-    assert ahead.wait(60)  # while the reader has the first, the second is made
+    assert ahead.wait(60)  # while the reader has the first, the second is computed
     assert 2 not in started
     assert list(stream) == [10, 20, 30, 40]
     assert started == [0, 1, 2, 3, 4]

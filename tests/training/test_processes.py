@@ -47,7 +47,7 @@ def one_process(rank: int, photos: Path, out: Path, kind: str, stop: int) -> Non
 
 
 def run(world: int, photos: Path, out: Path, kind: str = "sum", stop: int = 0) -> list[int | None]:
-    """Train in `world` processes; their exit codes."""
+    """Train in `world` processes; return their exit codes."""
     return together(world, one_process, photos, out, kind, stop)
 
 
@@ -68,7 +68,7 @@ def alone(photos) -> dict[str, TrainResult]:
 
 
 def assert_same(out: Path, other: Path) -> None:
-    """Weights, losses, metrics and probabilities of two runs agree, and every photo is scored once."""
+    """Assert equal weights, losses, metrics and probabilities of two runs, and that every photo is scored once."""
     weights, expected = (load_file(path / "bundle" / "weights.safetensors") for path in (out, other))
     assert weights.keys() == expected.keys()
     for key, value in expected.items():

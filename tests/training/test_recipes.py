@@ -10,7 +10,7 @@ from intclip.strict_yaml import parse_yaml
 from intclip.training.recipe import Recipe, builtin_recipes, load_recipe
 from intclip.training.recipe_file import RECIPES, dump_recipe, known_keys
 
-# Recipes of lite-align are of another kind, with tests of their own.
+# Recipes of lite-align are of another kind, with separate tests.
 FILES = [path for path in sorted(Path(intclip.__file__).parent.rglob("recipes/**/*.yaml")) if "align" not in path.parts]
 
 

@@ -33,7 +33,7 @@ TIMES = ("seconds", "seconds_left", "images_per_second")
 
 
 def run_slowly(photos: Path, out: Path) -> None:
-    """A whole run, each step held up so that a kill falls into the middle of it."""
+    """Do a whole run with slow steps, so that a kill hits the middle."""
     step = ToyMethod.after_step
     ToyMethod.after_step = lambda self: (step(self), time.sleep(0.03))[0]
     train(toy_recipe(*OVERRIDES), out, resume=True, dataset=toy_dataset(photos), backbone=TinyBackbone())
@@ -44,7 +44,7 @@ def timeless(path: Path) -> list[dict]:
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """All files of a finished run but its log and its times."""
+    """Return all files of a finished run, without log and times."""
     files = {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
     metrics = json.loads(files.pop("metrics.json"))
     metrics.pop("seconds")
@@ -71,7 +71,7 @@ def test_killed_run_equals_unbroken_one_bit_for_bit(tmp_path, unbroken):
         before = newest_time(out)
         child.start()
         if attempt < 5:
-            # Let it get past the next checkpoint, and a random part of a step further.
+            # Wait past the next checkpoint, and a random part of a step more.
             deadline = time.monotonic() + 60
             while newest_time(out) == before and child.is_alive() and time.monotonic() < deadline:
                 time.sleep(0.005)
@@ -96,7 +96,7 @@ def newest_time(out: Path) -> int:
 
 
 def stop_at(monkeypatch, step: int) -> None:
-    """Make the run fail at a step, as a full disk or a bug would."""
+    """Make the run fail at a step, like a full disk or a bug."""
     original = ToyMethod.after_step
 
     def after_step(self: ToyMethod) -> None:

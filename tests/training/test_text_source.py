@@ -1,4 +1,4 @@
-"""Texts in place of photos: moments against closed forms, what stands for what, and a whole run."""
+"""Texts in place of photos: moments in closed form, the features made from texts, and a whole run."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_moved_texts_have_the_mean_and_nearly_the_covariance_of_photos_before_th
     gap = modality_gap(texts, 3 * photos)
     moved = gap.photo_mean + (texts - gap.text_mean) @ gap.turn.T
     torch.testing.assert_close(moved.mean(dim=0), photos.mean(dim=0), rtol=0, atol=1e-4)
-    # Each covariance gets a share of its own mean variance in every direction before the one is turned into the other.
+    # A share of its mean variance is added to each covariance before the map is computed.
     text, photo = (torch.cov(rows.T) + torch.cov(rows.T).diagonal().mean() * torch.eye(6) for rows in (texts, photos))
     torch.testing.assert_close(gap.turn @ text @ gap.turn.T, photo, rtol=0, atol=1e-4)
     torch.testing.assert_close(gap(texts), 3 * F.normalize(moved, dim=1))
@@ -106,7 +106,7 @@ def test_train_on_texts_and_predict_photos(method: str, tmp_path, monkeypatch: p
     model = intclip.load(result.bundle, engine="torch")
     found = model.predict([sample.image for sample in splits["test"]])
     assert np.isfinite([prediction.probabilities for prediction in found]).all()
-    # Without a photo of its own the training split takes the validation photos for reference.
+    # A training split without photos uses the validation photos for reference.
     alone = [Sample(s.id, s.targets, text=s.text) for s in splits["train"]]
     dataset = Dataset("posts", tiny_taxonomy(5), "multilabel", splits | {"train": alone})
     assert train(recipe, tmp_path / "alone", dataset=dataset, progress=False).bundle.exists()

@@ -72,7 +72,7 @@ def test_onecycle_is_torchs():
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, torch.optim.Adam])
 @pytest.mark.parametrize("epochs", [1, 10])
 def test_onecycle_cycles_rate_and_momentum_as_torch_does(kind, epochs):
-    """Against torch's scheduler, whose settings are its defaults but for the share of the rise."""
+    """Compared with torch's scheduler, with default settings except the share of the rise."""
     recipe = load_recipe("tiny", [f"schedule={{name: onecycle, epochs: {epochs}, warmup_epochs: {0.3 * epochs}}}"])
     options = {"lr": 0.2} | ({"momentum": 0.9} if kind is torch.optim.SGD else {})
     theirs, ours = (kind([nn.Parameter(torch.zeros(2))], **options) for _ in range(2))

@@ -1,4 +1,4 @@
-"""A tiny dataset of drawn photos whose colour tells the labels, and recipes for it."""
+"""A tiny dataset of drawn photos whose colour determines the labels, and recipes for it."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ METHODS["toy_method"] = "toy_method:ToyMethod"
 
 
 def toy_dataset(folder: Path, *, train: int = 40, rest: int = 16, single: bool = False) -> Dataset:
-    """Photos of one colour with noise; label k holds where channel k is bright."""
+    """Make photos of one colour with noise; label k holds if channel k is bright."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     splits: dict[str, list[Sample]] = {}
@@ -34,7 +34,7 @@ def toy_dataset(folder: Path, *, train: int = 40, rest: int = 16, single: bool =
 
 
 def toy_recipe(*overrides: str) -> Recipe:
-    """The built-in "tiny" recipe on the toy set, quick and offline."""
+    """Return the built-in "tiny" recipe on the toy set, quick and offline."""
     base = (
         "data.val=val data.test=test data.limit=null backbone.name=tiny backbone.engine=torch cache.path=off "
         "optim.lr=0.05 schedule.epochs=3 schedule.warmup_epochs=0 train.batch_size=8 train.device=cpu train.workers=1 "

@@ -1,4 +1,4 @@
-"""A method that uses all that the loop offers: two views, dropout, groups, a sum over photos, hooks with randomness."""
+"""A method that uses all features of the loop: two views, dropout, groups, a sum over photos, hooks with randomness."""
 
 from collections.abc import Iterable, Sequence
 
