@@ -51,7 +51,9 @@ def test_agrees_with_scikit_learn(ties: bool, threshold: float) -> None:
     np.testing.assert_allclose(table["AP"], exact, atol=1e-12)
     assert report["mAP"] == pytest.approx(exact.mean(), abs=1e-12)
     np.testing.assert_array_equal(table["support"], targets.sum(axis=0))
+    assert table["support"].dtype == table["predicted"].dtype == np.int64
     np.testing.assert_array_equal(table["predicted"], predicted.sum(axis=0))
+    assert (report["images"], report["labels_per_image"]) == (200, targets.sum() / 200)
 
 
 def test_agrees_with_torchmetrics() -> None:

@@ -56,8 +56,8 @@ class TrainingError(IntclipError):
 
 
 def listed(names: Iterable[Any], most: int = 12, *, quoted: bool = False) -> str:
-    """Format names for a message: the first `most`, and how many more there are."""
-    words = [repr(name) if quoted else str(name) for name in names]
+    """Format names for a message: the first `most`, each in one shortened line, and how many more there are."""
+    words = [repr(name) if quoted else " ".join(str(name).split())[:100] for name in names]
     more = f" and {len(words) - most} more" if len(words) > most else ""
     return ", ".join(words[:most]) + more if words else "none"
 

@@ -78,7 +78,7 @@ def test_what_was_left_out_is_counted_by_kind(tmp_path, caplog):
 
 def test_nothing_is_said_where_nothing_is_left_out(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "intclip.data"):
-        photos_in(fill(tmp_path, "a.jpg", "b.jxl", "c.hif", "d.avif"))
+        photos_in(fill(tmp_path, "a.jpg", "b.jxl", "c.hif", "d.avif", "a.jpg.xmp", "b.XMP"))
     assert not caplog.records
 
 

@@ -118,6 +118,14 @@ def test_a_column_of_shares_and_others_is_refused(folder: Path) -> None:
         assert load_table(path, taxonomy=str(write(folder / "food.yaml", "- food\n"))).taxonomy.names == ("food",)
 
 
+def test_a_column_of_many_lines_is_named_in_one(tmp_path):
+    (tmp_path / "t.csv").write_text('"one\n\ntwo\n",{}\nx,y\n'.format("z" * 1000))
+    with pytest.raises(DatasetError, match=r"its columns: one two, z+; .*NAME") as error:
+        load_table(tmp_path / "t.csv")
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 700
+
+
 def test_columns_that_are_no_labels_are_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     text = ",image,pets,likes,taken,by\n0,a.jpg,1,300,2026-11-21,Ann\n1,b.jpg,0,,2026-11-22,\n2,c.jpg,-1,5,,Bo\n"
     path = write(folder / "x.csv", text)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fakes import TinyBackbone, TinyText
 from intclip.errors import TaxonomyError
 from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.aggregation import SightAssistedAggregation
+from intclip.methods.aggregation import GatedAttention, SightAssistedAggregation
 from intclip.methods.base import Output
 from intclip.methods.branches import Branch
 from intclip.methods.prompts import NEGATIVE, POSITIVE, PromptLearner, PromptOptions
@@ -202,6 +202,8 @@ def test_the_mean_region_counts_as_one_more() -> None:
     options = PoolingOptions()
     got = RegionPooling(options.model_copy(update={"mean_region": True}), 3)(regions, text)
     torch.testing.assert_close(got, RegionPooling(options, 3)(with_mean, text))
+    mean = regions.flatten(2).mean(dim=2, keepdim=True)
+    torch.testing.assert_close(RegionPooling(options, 3)(regions, text, mean), got)  # as a further region
 
 
 def test_sharp_weights_are_the_maximum_and_flat_ones_the_mean() -> None:
@@ -236,6 +238,13 @@ def slow_attention(module: nn.Module, queries: Tensor, keys: Tensor, values: Ten
         for j in range(values.shape[1]):
             out[:, i] += weights[j] * (wv @ values[:, j] + bv)
     return module.alpha * out
+
+
+@pytest.mark.parametrize(("dim", "inner"), [(4, 1), (8, 1), (16, 2), (512, 64)])
+def test_queries_and_keys_have_an_eighth_of_the_channels(dim: int, inner: int) -> None:
+    plain, scaled = GatedAttention(dim, scaled=False), GatedAttention(dim, scaled=True)
+    assert (plain.query.out_channels, plain.key.out_channels, plain.value.out_channels) == (inner, inner, dim)
+    assert (plain.scale, scaled.scale) == (1, inner**-0.5)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
@@ -178,7 +179,7 @@ def test_no_checkpoint_is_none(tmp_path):
     assert load_checkpoint(tmp_path) is None
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "text"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "text", "no sum", "no meta", "deep"])
 def test_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
     for number in range(3):
         save_checkpoint(tmp_path, {"w": torch.full((100,), float(number))}, {"number": number})
@@ -188,6 +189,9 @@ def test_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
         "flipped": content[:-9] + bytes([content[-9] ^ 4]) + content[-8:],
         "empty": b"",
         "text": b"no tensors here",
+        "no sum": content.replace(b"sha256", b"shi256"),
+        "no meta": content.replace(b"meta\\", b"mete\\"),
+        "deep": save({"w": torch.ones(1)}, metadata={"intclip": "[" * 100_000}),
     }
     (tmp_path / NEWEST).write_bytes(broken[damage])
     tensors, meta = load_checkpoint(tmp_path)

@@ -114,7 +114,8 @@ def find_columns(names: Sequence[str], columns: Mapping[str, str] | None, where:
     if columns:
         raise DatasetError(f"columns: unknown kind {next(iter(columns))!r}; choose from {', '.join(COLUMNS)}")
     if "image" not in found and "text" not in found:
-        example = loader_option("columns", {"image": names[0] if names else "NAME"})
+        short = names[0] if names and len(names[0]) < 50 and names[0].isprintable() else "NAME"
+        example = loader_option("columns", {"image": short})
         raise DatasetError(
             f"{where} has neither a photo column ({', '.join(COLUMNS['image'])}) nor a text column "
             f"({', '.join(COLUMNS['text'])}); its columns: {listed(names)}; rename one, or map it: {example}"

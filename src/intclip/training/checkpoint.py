@@ -77,13 +77,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Json]:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("intclip", "null"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({reason(error)}); {mend}") from error
     if not isinstance(header, dict) or header.get("version") != VERSION:
         raise CheckpointError(f"{path} is not a checkpoint of this version of intclip; {mend}")
-    if header["sha256"] != _digest(tensors):
+    meta = header.get("meta")
+    if header.get("sha256") != _digest(tensors) or not isinstance(meta, dict):
         raise CheckpointError(f"{path} is damaged (its checksum differs); {mend}")
-    meta: Json = header["meta"]
     return tensors, meta
 
 
