@@ -48,7 +48,7 @@ class Architecture:
         end_token: Id of the token at which a text is read; None means its highest id, as in OpenAI's models.
         registers: Tokens of a ViT between the class token and the patches.
         family: The family.
-        regions: What a ViT's patches give; see `region_block`.
+        regions: Region features of a ViT's patches; see `region_block`.
     """
 
     embed_dim: int
@@ -216,7 +216,7 @@ def _image_sizes(shape: "_Shapes", family: Family, *, is_vit: bool) -> tuple[int
     Raises:
         CheckpointError: Its positions are not those of a square.
     """
-    if family == "mobileclip":  # without positions: its weights fit any side, a configuration tells which
+    if family == "mobileclip":  # no positions: weights fit any side; a configuration has it
         return ARCHITECTURES["MobileCLIP2-S0"].image_size, shape("visual.stem.0.weight")[0], None
     patch = width = None
     if family == "mobileclip_vit":

@@ -197,7 +197,7 @@ class Backbone(nn.Module, ABC):
         split: Split between trunk and deep layers.
         given_activation: Activation passed to `load_backbone`, if not in a configuration.
         given_checkpoint: File, folder or hub repository passed to `load_backbone`.
-        regions: What the patches of a ViT give; see `load_backbone`.
+        regions: Region features of a ViT's patches; see `load_backbone`.
     """
 
     image_moments: tuple[Tensor, Tensor] | None = None

@@ -237,7 +237,7 @@ def run_cells(
                     process = context.Process(target=_run_cell, args=(cell, threads, sender, work))
                     try:
                         process.start()
-                    except (EOFError, OSError) as error:  # the server that begins them was killed
+                    except (EOFError, OSError) as error:  # the server that starts them was killed
                         raise TrainingError(
                             f"no process could be begun for row {cell.row!r}, seed {cell.seed} ({reason(error)}); free "
                             "memory and give the same command again"
@@ -286,7 +286,7 @@ def _run_cell(cell: Cell, threads: int, sender: Connection, work: Callable[[Cell
 
 
 def end_with_parent() -> None:
-    """Exit when the parent process is gone.
+    """Exit when the parent process has ended.
 
     A terminal's Ctrl-C reaches all processes; only the parent handles it, reports it in
     one line and ends the others.

@@ -104,7 +104,7 @@ def photo_views(backbone: Backbone, photos: Sequence[Path], window: int, progres
 
 
 class _LastMap(nn.Module):
-    """Return a backbone's frozen layers up to its last feature map, for an engine."""
+    """A backbone's frozen layers up to its last feature map, for an engine."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()

@@ -146,7 +146,7 @@ def connect(device: str = "auto") -> Processes:
         start = require("accelerate", "train").PartialState
         try:
             state = start(cpu=cpu, timeout=timedelta(hours=12))
-        except (ValueError, RuntimeError) as error:  # of the launcher's variables, of the network
+        except (ValueError, RuntimeError) as error:  # from the launcher's variables or the network
             why = f"cannot join the {_world()} processes of WORLD_SIZE: {reason(error)}"
             raise RecipeError(f"{why}; start with torchrun or accelerate launch, or unset WORLD_SIZE") from error
         return Processes(state.process_index, state.num_processes, state.device)

@@ -55,10 +55,10 @@ def fingerprint(dataset: Dataset, backbone: Backbone, *, masks: str | None, work
 
 
 def check_unchanged(out: Path, now: Fingerprint) -> None:
-    """Refuse to go on with a run on other data than it began with.
+    """Reject resuming a run on data that differ from its original data.
 
     Raises:
-        TrainingError: Something differs, and is named; or the run's own fingerprint is missing or damaged.
+        TrainingError: Data differ (the difference is named), or the run's own fingerprint is missing or damaged.
     """
     remedy = "resume with the data it began with, or choose another --out"
     try:

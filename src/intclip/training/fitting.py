@@ -1,4 +1,4 @@
-"""`intclip fit`: from a table of labelled posts to a model, with figures that were held out."""
+"""`intclip fit`: from a table of labelled posts to a model, with held-out figures."""
 
 import json
 import logging
@@ -35,7 +35,7 @@ from intclip.training.run import BUNDLE, METRICS, RECIPE
 FEWEST_POSTS = 20
 METHOD = "post_heads"
 SPLIT = "val"
-"""The split that the cross-validated figures are saved as; those of one channel alone have its name behind it."""
+"""Split name of the cross-validated figures; those of a single channel have its name as a suffix."""
 _BATCH = 32
 _NAMED = 3
 _log = logging.getLogger(__name__)

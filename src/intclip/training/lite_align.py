@@ -106,16 +106,17 @@ def load_align_recipe(path: Path | None = None) -> AlignRecipe:
 def class_prototypes(weight: Tensor, features: Tensor, scale: float) -> Tensor:
     """Estimate the mean features of each class, (K, C), from a classifier and ordinary photos.
 
-    Were the classifier a linear discriminant, w = Σ⁻¹ (μ_c − μ), the class would lie in the direction Σ w from the
-    mean photo; were the features white, in the direction w. The one between, Σ^½ w, comes nearest to real photos that
-    the classifier is sure of (lite_projection.md). Clamped at 0, as features are.
+    For a linear discriminant, w = Σ⁻¹ (μ_c − μ), the class mean lies in the direction Σ w from the mean photo; for
+    white features, in the direction w. The intermediate direction Σ^½ w is nearest to real photos that the classifier
+    is sure of (lite_projection.md). Prototypes are clamped at 0, like features.
 
     Args:
         weight: (K, C) of the classifier.
         features: (N, C) of ordinary photos, for μ and Σ.
         scale: Distance from μ, before clamping.
     """
-    # In double precision: of fewer photos than features Σ is singular, and MKL's single-precision solver may give NaN.
+    # In double precision: with fewer photos than features Σ is singular, and MKL's single-precision solver may give
+    # NaN.
     values, vectors = torch.linalg.eigh(torch.cov(features.T.double()))
     directions = (weight - weight.mean(dim=0)).double() @ vectors * values.clamp(min=0).sqrt() @ vectors.T
     return (features.mean(dim=0) + scale * F.normalize(directions, dim=1).to(features)).clamp(min=0)
@@ -231,7 +232,7 @@ def train_head(
 
 
 class _Batches:
-    """Yield batches of the first set in random order, with a fixed share of random photos of the second."""
+    """Batches of the first set in random order, with a fixed share of random photos of the second."""
 
     def __init__(self, data: AlignmentSet, recipe: AlignRecipe, generator: torch.Generator) -> None:
         self.data, self.generator = data, generator

@@ -61,7 +61,8 @@ class BackboneSection(Section, frozen=True):
         checkpoint: Weights file or folder, or "hf:owner/name"; None for the registry's.
         activation: Activation of the transformers' MLPs if no configuration file has it: "gelu" for most LAION models.
         split: Split between trunk and deep layers: "paper" or "released".
-        regions: What a ViT's patches give: "tokens", "values" (MaskCLIP) or "clear" (ClearCLIP); see `load_backbone`.
+        regions: Region features of a ViT's patches: "tokens", "values" (MaskCLIP) or "clear" (ClearCLIP); see
+            `load_backbone`.
         size: Side of the square input in pixels, for towers that accept several ("lite": multiples of 32).
         normalize: Normalise by the pretraining's mean and deviation; the released IntCLIP does not.
         crop: "center" or "squash" (resize both sides without cropping); None for the backbone's.

@@ -1,4 +1,4 @@
-"""Texts as images: features of a split made from its texts, so that a method learns without labelled photos.
+"""Texts as images: features of a split are made from its texts, to train a method without labelled photos.
 
 In the joint space a text is near the photos that it describes, but texts as a whole are apart from photos
 (the modality gap). Text embeddings t are therefore aligned to photos by first and second moments:
@@ -76,7 +76,7 @@ def _root(covariance: Tensor, power: float) -> Tensor:
 
 
 def text_reader(samples: Sequence[Sample], backbone: Backbone, needs: Sequence[FeatureName], photos: Features) -> Read:
-    """Features of texts instead of photos.
+    """Make a reader of features of texts instead of photos.
 
     The plain view of a sample is the mean over the lines of its text, an augmented one the mean of some of them.
 
@@ -129,7 +129,7 @@ def text_reader(samples: Sequence[Sample], backbone: Backbone, needs: Sequence[F
 
 
 class _Words:
-    """Words of texts as regions of a photo."""
+    """Words of texts arranged as regions of a photo."""
 
     def __init__(self, lines: Sequence[str], backbone: Backbone, regions: Tensor) -> None:
         vocabulary = list(dict.fromkeys(word for line in lines for word in line.split()))
