@@ -82,6 +82,6 @@ def first_problem(error: "ValidationError") -> tuple[str, str]:
     """Return the dotted place (empty for the whole object) and the message of the first problem of a pydantic error."""
     first = error.errors(include_input=False, include_url=False)[0]
     place, message = ".".join(map(str, first["loc"])), first["msg"].rstrip(".")
-    if first["type"] in ("value_error", "assertion_error"):  # our own words, behind a prefix of pydantic's
+    if first["type"] in ("value_error", "assertion_error"):  # our message after a prefix of pydantic
         return place, message.partition(", ")[2]
     return place, message[:1].lower() + message[1:]

@@ -8,7 +8,7 @@ from intclip.reports.entries import per_mille, thresholds_per_mille
 def test_a_label_holds_in_the_page_where_it_holds_by_the_model():
     generator = np.random.default_rng(0)
     thresholds = generator.uniform(0, 1, 10_000).astype(np.float32)
-    near = thresholds + generator.normal(0, 4e-4, 10_000).astype(np.float32)  # whole per mille would tell many wrongly
+    near = thresholds + generator.normal(0, 4e-4, 10_000).astype(np.float32)  # whole per mille would misplace many
     probabilities = np.clip(near, 0, 1)
     found, least = np.array(per_mille(probabilities, thresholds)), np.array(thresholds_per_mille(thresholds))
     np.testing.assert_array_equal(found >= least, probabilities >= thresholds)

@@ -1,6 +1,6 @@
-"""`python -m intclip.inference.make_ready`: write the graphs of `ready.py` again, after a tower or its weights changed.
+"""`python -m intclip.inference.make_ready`: rebuild the graphs of `ready.py` after a tower or its weights changed.
 
-Torch modules are converted with all weights as inputs of the graph; the bytes of a weight tell its place in a file.
+Torch modules are converted with all weights as inputs of the graph; a weight is located in a file by its bytes.
 Batch norms are folded, and queries, keys and values joined, inside the graph.
 """
 
