@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.ordinary import measure
 from intclip.backbones import load_backbone
-from intclip.backbones.lite import LiteBackbone
+from intclip.backbones.lite import LiteBackbone, LiteHead
 from intclip.evaluation.retrieval import retrieval_recall
 from intclip.inference.loading import SCENES_THRESHOLD
 from intclip.labels.reading import parse_taxonomy
@@ -31,7 +31,7 @@ def embedded(backbone: LiteBackbone, photos: list[Path]) -> Tensor:
     """Return embeddings (N, D), unnormalised."""
     whole = photo_views(backbone, photos, window=backbone.grid[0])[:, 0].float()
     with torch.no_grad():
-        return backbone.head.project(whole)
+        return cast(LiteHead, backbone.head).project(whole)
 
 
 def by_name(backbone: LiteBackbone, data: CaptionedPhotos, part: str) -> str:
@@ -60,7 +60,8 @@ def recall(backbone: LiteBackbone, data: CaptionedPhotos, part: str, limit: int)
     texts = [caption for caption, own in zip(data.captions, kept.tolist(), strict=True) if own]
     owner = torch.searchsorted(torch.tensor(rows), data.owner[kept])
     found = retrieval_recall(embedded(backbone, [data.photos[row] for row in rows]), backbone.embed_texts(texts), owner)
-    figures = (f"{way.replace('_', ' ')} R@1 {at['R@1']:.1f}, R@10 {at['R@10']:.1f}" for way, at in found.items())
+    ways = {"text to image": found["text_to_image"], "image to text": found["image_to_text"]}
+    figures = (f"{way} R@1 {at['R@1']:.1f}, R@10 {at['R@10']:.1f}" for way, at in ways.items())
     return f"{len(rows)} photos, {len(texts)} captions: {'; '.join(figures)}"
 
 

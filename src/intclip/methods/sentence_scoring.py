@@ -126,5 +126,5 @@ def encode_classes(backbone: Backbone, sentences: list[str], templates: tuple[st
 def encode_texts(backbone: Backbone, texts: Sequence[Sequence[str]]) -> Tensor:
     """Return unit text features (K, D) of K classes: the normalised mean of the unit features of a class's texts."""
     features = backbone.embed_texts([text for own in texts for text in own])
-    means = [part.mean(dim=0) for part in features.split([len(own) for own in texts])]
+    means = [part.mean(dim=0) for part in torch.split(features, [len(own) for own in texts])]
     return F.normalize(torch.stack(means), dim=1)
