@@ -1,12 +1,14 @@
 """Help and usage errors of every command, without loading a model."""
 
 import re
+import subprocess
 import sys
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+import intclip
 from intclip.cli.main import app, main
 
 
@@ -99,3 +101,8 @@ def test_what_cannot_be_is_told_before_any_work(words, said, monkeypatch, capsys
     assert leaving.value.code == 2
     assert capsys.readouterr().err == f"intclip: {said}\n"
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_the_package_runs_as_a_module():
+    asked = [sys.executable, "-m", "intclip", "--version"]
+    assert subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip() == intclip.__version__
