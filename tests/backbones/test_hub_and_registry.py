@@ -10,7 +10,9 @@ import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import save
@@ -204,7 +206,11 @@ class TestRepositories:
         assert load_backbone("hf:laion/small").grid == (3, 3)
         monkeypatch.delenv("HF_HUB_OFFLINE")
         monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+        monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the tries of one file
+        asked = Mock(wraps=huggingface_hub.hf_hub_download)
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", asked)
         assert load_backbone("hf:laion/small").grid == (3, 3)
+        assert asked.call_count == 1, "a hub that does not answer is asked for one file"
 
     def test_weights_in_parts(self, server):
         state = openai_state_dict(random_clip(SMALL_VIT, seed=9))

@@ -3,8 +3,9 @@
 A tracer records values that Python reads from the example as constants: batch size, order, branch. Such a graph is
 right only for the example, so each graph is tested with other sizes and photos.
 
-A graph is a backbone's tower with a method's head. Every tower, and every head on every family, is tested separately in
-OpenVINO; combined, and in ONNX, whose converter takes seconds per graph, each method is tested on one family.
+A graph is a backbone's tower with a method's head. Every tower, and every head on the families that differ, is tested
+separately in OpenVINO; combined, and in ONNX, whose converter takes seconds per graph, each method is tested on one
+family. `INTCLIP_WHOLE_TABLE=1` tests all combinations.
 """
 
 import functools
@@ -26,7 +27,7 @@ from intclip.inference.card import ATTENTION_OUTPUT, MAP_PREFIX
 from intclip.inference.conversion import to_onnx, to_openvino
 from intclip.inference.engines import OpenvinoEngine
 from intclip.inference.export import build_graph, convert_head, make_card, tower_features, trains_trunk
-from intclip.inference.exported import PREDICTION_OUTPUTS
+from intclip.inference.exported import PREDICTION_OUTPUTS, Tower
 from intclip.inference.graph import FeatureGraph, HeadGraph, PhotoGraph, example_pixels
 from intclip.methods.registry import METHODS, build_method, method_options
 
@@ -34,16 +35,14 @@ BATCHES = (1, 2, 3, 5, 8)
 TOLERANCE = 1e-4
 """Absolute for values up to 1, and relative to the largest value above."""
 WHOLE = bool(os.environ.get("INTCLIP_WHOLE_TABLE"))
-"""Whether to join every method with every family, in both formats; else with one family."""
-CELLS = [
-    (method, family)
-    for method in sorted(METHODS)
-    for family in FAMILIES
-    if WHOLE or family != "side by side"  # two towers of "lite": slow, and nothing but the number of channels is new
-]
-JOINED = (
-    CELLS if WHOLE else [(method, [*FAMILIES][place % len(FAMILIES)]) for place, method in enumerate(sorted(METHODS))]
-)
+"""Whether to test every method on every family, separately and combined, in both formats."""
+UNLIKE = ("CLIP ResNet", "CLIP ViT", "SigLIP", "MobileCLIP 2 S", "lite")
+"""Families whose features are computed in different ways; each method is tested on these and on one of the others."""
+_OTHERS = [family for family in FAMILIES if family not in UNLIKE]
+_METHODS = list(enumerate(sorted(METHODS)))
+EVERY = [(method, family) for _, method in _METHODS for family in FAMILIES]
+CELLS = EVERY if WHOLE else [(name, f) for place, name in _METHODS for f in (*UNLIKE, _OTHERS[place % len(_OTHERS)])]
+JOINED = EVERY if WHOLE else [(name, UNLIKE[place % len(UNLIKE)]) for place, name in _METHODS]
 
 
 def prepared_method(name, backbone):
@@ -105,8 +104,9 @@ def check_alone(model, module, inputs_of):
 def checked_tower(family, names):
     backbone = FAMILIES[family]()
     module = FeatureGraph(backbone, names)
-    model = to_openvino(module, example_pixels(backbone))
-    check_alone(model, module, lambda count: torch.from_numpy(photos(backbone, count)))
+    check_alone(
+        shared_tower(family, names, "openvino").model, module, lambda count: torch.from_numpy(photos(backbone, count))
+    )
 
 
 @pytest.mark.parametrize(("method", "family"), CELLS)
@@ -129,7 +129,7 @@ def test_openvino_gives_torch_s_numbers(method, family):
 @pytest.mark.parametrize("format", ["openvino", "onnx"])
 @pytest.mark.parametrize(("method", "family"), JOINED)
 def test_a_joined_graph_gives_torch_s_numbers(format, method, family):
-    check_joined(format, method, FAMILIES[family]())
+    check_joined(format, method, FAMILIES[family](), family)
 
 
 @pytest.mark.parametrize("format", ["openvino", "onnx"])
@@ -138,10 +138,21 @@ def test_other_regions_of_a_vit(format, regions):
     check_joined(format, "intclip", random_clip(replace(FAMILIES["CLIP ViT"]().architecture, regions=regions)))
 
 
-def check_joined(format, method, backbone):
+@functools.cache
+def shared_tower(family, names, format):
+    """Convert a family's tower once for all methods that need these features."""
+    backbone = FAMILIES[family]()
+    convert = to_openvino if format == "openvino" else to_onnx
+    model = convert(FeatureGraph(backbone, names), example_pixels(backbone))
+    return Tower(format, model if format == "openvino" else model.SerializeToString())
+
+
+def check_joined(format, method, backbone, family=None):
     built = prepared_method(method, backbone)
     card = make_card(built, model=method, thresholds=0.5)
-    graph = build_graph(built, card, format, maps=bool(card.maps))
+    shared = family is not None and not trains_trunk(built)
+    tower = shared_tower(family, tower_features(built), format) if shared else None
+    graph = build_graph(built, card, format, maps=bool(card.maps), tower=tower)
     module = PhotoGraph(built, exclusive=False, maps=bool(card.maps))
     maps = [MAP_PREFIX + name for name in card.maps] + [ATTENTION_OUTPUT] * card.attention
     engine = graph.engine((*PREDICTION_OUTPUTS, *maps))
@@ -155,6 +166,11 @@ def check_joined(format, method, backbone):
         found = engine(pixels)
         difference, output = largest_difference(found, {name: expected[name] for name in engine.outputs})
         assert difference <= TOLERANCE, f"{output} of {count}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_tower_gives_torch_s_numbers(family):
+    checked_tower(family, ("trunk", "regions", "pooled"))
 
 
 def test_every_registered_backbone_is_of_a_family_in_the_table():

@@ -82,7 +82,7 @@ def test_evaluation_tunes_thresholds_on_another_split_only(photos, run):
     assert json.loads(intclip(*words, "--split", "val"))["accuracy"] == 1.0
     with pytest.raises(DatasetError, match=r"thresholds cannot be tuned on the scored split 'val'"):
         intclip(*words, "--split", "val", "--thresholds", "val")
-    with pytest.raises(DatasetError, match=r"no photos in split 'dev'; its splits: train, val, test"):
+    with pytest.raises(DatasetError, match=r"no photos in split 'dev'; choose .*: train, val, test"):
         intclip(*words, "--split", "dev")
     with pytest.raises(RecipeError, match="a threshold is a probability"):
         intclip(*words, "--thresholds", "1.5")

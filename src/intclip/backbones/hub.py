@@ -79,7 +79,12 @@ def fetch_repository(spec: str, *, endpoint: str | None = None) -> Path:
     files = [HubFile(repo, name, revision) for name in WEIGHT_FILES]
     there = next((file for file in files if cached(file)), None)
     for name in SIDECARS:
-        _beside(HubFile(repo, name, revision), there is not None, endpoint)
+        try:
+            _download(HubFile(repo, name, revision), endpoint, large=False)
+        except CheckpointError:
+            if there is None:
+                raise
+            break  # the hub is unavailable, and asking for each file takes many seconds; use what is cached
     for file in [there] if there is not None else files:
         if path := _download(file, endpoint):
             _verify(file, path)
@@ -100,18 +105,6 @@ def cached_repository(spec: str) -> Path | None:
     """
     repo, revision = parse(spec)
     return next((path for name in WEIGHT_FILES if (path := cached(HubFile(repo, name, revision)))), None)
-
-
-def _beside(file: HubFile, weights_are_cached: bool, endpoint: str | None) -> None:
-    """Fetch a configuration file of the weights, if the repository has it.
-
-    If the hub is unavailable and the weights are cached, their configuration files were fetched with them.
-    """
-    try:
-        _download(file, endpoint, large=False)
-    except CheckpointError:
-        if not weights_are_cached:
-            raise
 
 
 def cached(file: HubFile) -> Path | None:
@@ -156,6 +149,8 @@ def _download(file: HubFile, endpoint: str | None, *, large: bool = True) -> Pat
         return Path(
             hub.hf_hub_download(file.repo, file.filename, revision=file.revision, cache_dir=cache, endpoint=endpoint)
         )
+    except errors.LocalEntryNotFoundError as error:  # an EntryNotFoundError too, of a hub that does not answer
+        raise CheckpointError(_how_to_supply(file, "the hub cannot be reached, and it is not in the cache")) from error
     except errors.EntryNotFoundError:
         return None
     except errors.RevisionNotFoundError as error:
