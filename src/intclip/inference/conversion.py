@@ -74,11 +74,11 @@ def to_openvino(
     """
     openvino = require("openvino")
     prepared = _prepare(module, example, others)
-    with _quiet(), torch.no_grad(), _constant(prepared.module):
+    with _quiet(), torch.no_grad():
         # Traced, not exported: torch.export takes several times as long and loses the dynamic shape in this converter.
-        # A function, not the module: tracing a module also compiles the submodules that it does not use.
+        # As a module, whose names int8 needs to tell the towers.
         trace: Callable[..., Any] = torch.jit.trace
-        traced = trace(lambda *batch: prepared.module(*batch), prepared.batch, check_trace=False)
+        traced = trace(prepared.module, prepared.batch, check_trace=False)
         shapes = [
             openvino.PartialShape(list(tensor.shape) if name in fixed else _free_shape(tensor))
             for name, tensor in zip(prepared.inputs, prepared.batch, strict=True)
@@ -229,19 +229,6 @@ def _noise(example: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
             batch.append(noise)
         batches.append(tuple(batch))
     return batches
-
-
-@contextlib.contextmanager
-def _constant(module: nn.Module) -> Iterator[None]:
-    """Turn off the gradients of a module's weights, which a traced function holds as constants."""
-    learned = [weight for weight in module.parameters() if weight.requires_grad]
-    for weight in learned:
-        weight.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for weight in learned:
-            weight.requires_grad_(True)
 
 
 @contextlib.contextmanager
