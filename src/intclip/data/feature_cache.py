@@ -44,8 +44,7 @@ from intclip.data.cache_shards import (
     seal,
     write_shard,
 )
-from intclip.data.images import read_image
-from intclip.data.loading import PixelBatch, pixel_batches, usable_cores
+from intclip.data.loading import PixelBatch, pixel_batches, read_for_model, usable_cores
 from intclip.data.sample import Sample
 from intclip.data.transforms import Augment
 from intclip.errors import ImageError, StorageError, reason
@@ -226,7 +225,7 @@ def open_or_build(
     hashes = photo_hashes([sample.image for sample in samples], workers)
     shards = plan(home, hashes, views, size, augmentation)
     if folder.crew.rank == 0:
-        _drop_mended(chain(*shards.values()), samples)
+        _drop_mended(chain(*shards.values()), samples, key.preprocess.size)
     load = partial(pixel_batches, samples, key.preprocess, batch_size, workers=workers)
 
     def build(shard: Shard) -> None:
@@ -251,14 +250,14 @@ def open_or_build(
     return FeatureCache(shapes, key.dtype, len(samples), size, shards, errors)
 
 
-def _drop_mended(shards: Iterable[Shard], samples: Sequence[Sample]) -> None:
+def _drop_mended(shards: Iterable[Shard], samples: Sequence[Sample], side: int) -> None:
     """Drop shards with a photo that could not be read and now can: with another extra, or after a fault of the disk."""
     for shard in shards:
         for row in read_manifest(shard).get("errors", {}):
             image = samples[shard.start + int(row)].image
             if image is not None:
-                with suppress(ImageError):
-                    read_image(image, min_side=64)
+                with suppress(ImageError, MemoryError, OSError):  # the cache may be read-only
+                    read_for_model(image, side)
                     shard.manifest.unlink()
                     break
 

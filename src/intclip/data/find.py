@@ -201,7 +201,7 @@ def list_paths(text: str, name: str, folder: Path, *, keep_missing: bool = False
     if not names:
         raise ImageError(f"{name} lists no photos; write one path per line")
     paths = [(row, path, _place(folder, path)) for row, path in names]
-    missing = [(row, path) for row, path, place in paths if not place.is_file()]
+    missing = [(row, path) for row, path, place in paths if not os.path.isfile(place)]  # noqa: PTH113 (as below)
     if missing and not (keep_missing and len(missing) < len(paths)):
         row, path = missing[0]
         raise ImageError(f"{name}, line {row}: no such photo: {path}; paths are relative to the list's folder")
@@ -217,7 +217,7 @@ def photo_beside(folder: Path, name: str) -> Path:
 
 def _place(folder: Path, name: str) -> Path:
     beside = photo_beside(folder, name)
-    return Path(name) if not beside.is_file() and Path(name).is_file() else beside
+    return Path(name) if not os.path.isfile(beside) and os.path.isfile(name) else beside  # noqa: PTH113 (as above)
 
 
 def _raise(error: OSError) -> None:

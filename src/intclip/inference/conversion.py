@@ -110,6 +110,10 @@ def _fold_constants(model: Any) -> None:
         inputs = [port.get_source_output().get_node() for port in node.inputs()]
         if not inputs or node.get_type_name() == "Result" or any(op.get_type_name() != "Constant" for op in inputs):
             continue
+        if node.get_type_name().startswith("Random") or any(
+            port.get_partial_shape().is_dynamic for port in node.outputs()
+        ):
+            continue
         found = [openvino.Tensor(port.get_element_type(), port.get_shape()) for port in node.outputs()]
         if node.evaluate(found, [openvino.Tensor(op.data) for op in inputs]):
             for port, value in zip(node.outputs(), found, strict=True):
