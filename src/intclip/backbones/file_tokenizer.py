@@ -25,7 +25,7 @@ class FileTokenizer:
 
     Args:
         path: A `tokenizer.json`; a `tokenizer_config.json` beside it names the padding token.
-        vocab_size: Of the text tower; a tokenizer with higher ids is rejected.
+        vocab_size: Vocabulary size of the text tower; a tokenizer with higher ids is rejected.
         ends: Ensure that each text ends with the end token and has no start token (SigLIP).
         clean: Clean texts first, as SigLIP does; see `canonical`.
         pad_id: Padding id, if the files do not name it.
@@ -116,7 +116,7 @@ class StandInTokenizer:
     """Tokenizer for towers with random weights, to try a pipeline: CLIP's ids, folded into the vocabulary.
 
     Args:
-        vocab_size: Of the text tower.
+        vocab_size: Vocabulary size of the text tower.
         start: Token before each text, if any.
         end: Token after each text, if any.
         pad_id: Padding id.
