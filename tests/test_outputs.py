@@ -79,6 +79,13 @@ def test_outputs_are_checked_without_writing(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
     with pytest.raises(StorageError, match="new/x: Permission denied"):
         check_target(tmp_path / "new" / "x")
+    check_target(tmp_path / "folder", folder=True)
+    with pytest.raises(StorageError, match="folder: Permission denied"):  # replacing it changes its parent
+        check_target(tmp_path / "folder", folder=True, replace=True)
+    monkeypatch.undo()
+    check_target(tmp_path / "folder", folder=True, replace=True)
+    with pytest.raises(StorageError, match="/proc"):
+        check_target("/proc", folder=True, replace=True)
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder", "a", "b"}
     assert (tmp_path / "file").read_text() == "mine"
 

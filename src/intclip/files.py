@@ -59,13 +59,18 @@ def is_stream(target: Target) -> bool:
     return _stream_opener(Path(target)) is not None
 
 
-def check_target(target: Target, *, folder: bool = False) -> None:
+def check_target(target: Target, *, folder: bool = False, replace: bool = False) -> None:
     """Check that a file, or with `folder` a directory, can be written, without creating anything.
 
     For commands, before long work: writing reports the same errors, but only afterwards.
 
+    Args:
+        target: A file or a directory.
+        folder: It is a directory.
+        replace: An existing directory is replaced as a whole (`atomic_directory`), which also changes its parent.
+
     Raises:
-        StorageError: As `atomic_path` and `make_directory`.
+        StorageError: As `atomic_path`, `make_directory` and `atomic_directory`.
     """
     target = Path(target)
     if is_stream(target):
@@ -81,6 +86,10 @@ def check_target(target: Target, *, folder: bool = False) -> None:
             number = errno.EEXIST if parent == place else errno.ENOTDIR
         elif not os.access(parent, os.W_OK | os.X_OK):
             number = errno.EACCES
+        elif replace and place.exists() and not os.access(place.absolute().parent, os.W_OK | os.X_OK):
+            number = errno.EACCES
+        elif replace and place.is_mount():
+            number = errno.EBUSY
         else:
             return
         raise OSError(number, os.strerror(number))

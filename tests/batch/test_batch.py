@@ -480,6 +480,24 @@ def test_sources_that_name_nothing(tmp_path, cli):
     assert not (tmp_path / "job").exists(), "no job was begun, so no folder of one is left"
 
 
+def test_a_job_without_a_readable_photo_fails_with_its_rows_written(tmp_path, bundle_path, photos, cli):
+    (tmp_path / "no.jpg").write_text("hello")
+    listing = tmp_path / "list.txt"
+    arguments = ["batch", listing, "--out", tmp_path / "job", "-m", bundle_path, "--engine", "torch"]
+    listing.write_text("no.jpg\ngone.jpg\n")
+    code, out, err = cli(*arguments)
+    assert code == 2
+    assert "2 photos" in out
+    assert "2 photos" in err
+    assert str(tmp_path / "job") in err
+    assert all(row["error"] for row in rows_of(tmp_path / "job"))
+    code, out, err = cli(*arguments, "--json")
+    assert (code, json.loads(out)["errors"]) == (2, 2)
+    listing.write_text(f"no.jpg\n{photos[0]}\n")
+    arguments[3] = tmp_path / "other"
+    assert cli(*arguments)[0] == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,6 +1,7 @@
 """A bundle finds its backbone's weights by content, or raises; caches detect relevant changes."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -113,12 +114,31 @@ def test_a_configuration_that_comes_later_is_another_backbone(tmp_path, change):
 @pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_config.json", "preprocessor_config.json"])
 def test_the_graph_cache_sees_every_file(tmp_path, name):
     one = write(tmp_path / "one", 1)
+    file = one / name
     key = weights_identity("ViT-B/32", one)
     assert weights_identity("ViT-B/32", str(one)) == key
-    content = (one / name).read_bytes() if (one / name).is_file() else b"{}"
-    (one / name).unlink(missing_ok=True)
-    (one / name).write_bytes(content)
+    before = file.read_bytes() if file.is_file() else b"{ }"
+    file.write_bytes(before)
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    key = weights_identity("ViT-B/32", one)
+    file.write_bytes(before[:-2] + b"\n" + before[-1:])
+    os.utime(file, ns=times)  # same size, same modification time
     assert weights_identity("ViT-B/32", one) != key
+
+
+def test_a_copied_file_system_has_the_same_identity(tmp_path, monkeypatch):
+    def identity(place):
+        (place / "cache").mkdir(parents=True, exist_ok=True)
+        monkeypatch.setenv("INTCLIP_CACHE", str(place / "cache"))
+        monkeypatch.setenv("INTCLIP_WEIGHTS", str(place / "weights"))
+        return weights_identity("ViT-B/32", None)
+
+    write(tmp_path / "image" / "weights" / "ViT-B-32", 1)
+    key = identity(tmp_path / "image")
+    copied = shutil.copytree(tmp_path / "image", tmp_path / "container", copy_function=shutil.copy)  # new times
+    assert identity(copied) == key
+    monkeypatch.setattr("intclip.inference.graph_cache.sha256_file", None)  # the second time the cache has it
+    assert identity(copied) == key
 
 
 def test_preprocessing_that_comes_later_changes_the_feature_caches_key(tmp_path):

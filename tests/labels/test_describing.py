@@ -141,6 +141,15 @@ def test_what_was_described_is_written_when_the_endpoint_goes(server, photos, tm
     assert [json.loads(line)["text"] for line in out.read_text().splitlines()] == ["one"]
 
 
+def test_without_a_description_no_table_is_claimed(server, tmp_path, capsys):
+    (tmp_path / "no.jpg").write_text("hello")
+    out = tmp_path / "posts.jsonl"
+    with pytest.raises(IntclipError, match=r"1 of 1 photos .*posts\.jsonl.*no\.jpg"):
+        invoke(tmp_path / "no.jpg", "--base-url", server.url, "--model", "fake", "--out", out)
+    assert not out.exists()
+    assert capsys.readouterr().out == ""
+
+
 def test_wrong_options_in_one_line(server, photos, tmp_path):
     with pytest.raises(IntclipError, match=r"jsonl or \.csv"):
         invoke(photos[0], "--model", "m", "--base-url", server.url, "--out", tmp_path / "o.txt")

@@ -37,6 +37,17 @@ def test_the_app_takes_no_empty_host_for_all_networks(monkeypatch, capsys):
     assert "no address ''" in capsys.readouterr().err
 
 
+def test_the_app_refuses_a_taxonomy_that_no_model_would_use(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["intclip", "app", "--model", "proxy", "--taxonomy", "mine.yaml", "--port", "0"])
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    err = capsys.readouterr().err
+    assert leaving.value.code == 2
+    assert "mine.yaml" in err
+    assert "proxy" in err
+    assert err.count("\n") == 1
+
+
 def test_a_blank_key_does_not_open_the_service(monkeypatch, capsys):
     monkeypatch.setenv("INTCLIP_API_KEY", "  ")
     monkeypatch.setattr(sys, "argv", ["intclip", "serve"])

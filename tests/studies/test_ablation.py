@@ -224,6 +224,42 @@ def test_a_process_that_cannot_begin_is_one_line_and_the_same_command_goes_on(tm
     assert run_cells(cells, jobs=2, work=fake_work, progress=False) == {}
 
 
+def fill_slowly(cells: list[Cell], threads: int) -> None:
+    write_text(cells[0].out.parent / "filling", str(os.getpid()))
+    time.sleep(600)
+
+
+def test_the_filling_of_caches_ends_with_the_run(tmp_path, monkeypatch):
+    from intclip.studies import ablation
+
+    recipe = load_recipe("tiny")
+    cells = [Cell("Plain", 0, recipe, tmp_path / "seed-0")]
+    place = tmp_path / "filling"
+
+    def interrupted(process, timeout=None):
+        while not place.exists():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ablation, "_fill_caches", fill_slowly)
+    with monkeypatch.context() as patch:
+        patch.setattr("multiprocessing.process.BaseProcess.join", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_cells(cells, jobs=1, progress=False)
+    number = int(place.read_text())
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{number}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{number}").exists()
+
+    def start(process):
+        raise EOFError("unexpected EOF")
+
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", start)
+    with pytest.raises(TrainingError, match="feature caches"):
+        run_cells(cells, jobs=1, progress=False)
+
+
 def wait_for_the_end(place: Path) -> None:
     end_with_parent()
     place.write_text(str(os.getpid()))

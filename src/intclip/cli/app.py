@@ -82,7 +82,7 @@ def app(
     from intclip.cli.common import name_models
     from intclip.data.demo_photos import demo_photos
     from intclip.data.images import find_images
-    from intclip.errors import MissingExtraError
+    from intclip.errors import IntclipError, MissingExtraError
     from intclip.extras import require
     from intclip.inference.loading import is_zero_shot, load
 
@@ -95,6 +95,8 @@ def app(
 
     with address.bind(7860) as listener:
         specs = name_models(model or ["lite", "proxy"])
+        if taxonomy is not None and not any(map(is_zero_shot, specs.values())):
+            raise IntclipError(f"--taxonomy {taxonomy}: {', '.join(specs)} have their own labels; add --model lite")
         models = {name: load(spec, taxonomy=taxonomy if is_zero_shot(spec) else None) for name, spec in specs.items()}
         if photos:
             shown = find_images(photos)

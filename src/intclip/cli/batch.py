@@ -62,7 +62,7 @@ def batch(
     """Predict any number of photos into Parquet shards.
 
     If interrupted, repeat the command to compute the missing shards. Photos that cannot be read become
-    rows with an error. Columns of a shard: row, path, probabilities, labels, error, and with --embedding embedding;
+    rows with an error; if none can be read, the exit code is 2. Columns of a shard: row, path, probabilities, labels, error, and with --embedding embedding;
     manifest.json has the names of the probabilities.
 
     Examples:
@@ -115,6 +115,8 @@ def batch(
     if ask.verify:
         found |= {"verified": asdict(verify_job(job))}
     _print(found, as_json, _summary_lines)
+    if found.get("photos") and found["errors"] == found["photos"]:
+        raise IntclipError(f"none of the {found['photos']:,} photos could be read; {out / 'shards'} has the reasons")
 
 
 def _print(content: dict[str, Any], as_json: bool, lines: Any) -> None:

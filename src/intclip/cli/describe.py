@@ -97,14 +97,17 @@ def describe(
     failed = [one for one in found if one.error is not None]
     fresh = sum(one.answer is not None and not one.answer.cached for one in found)
     if as_json:
-        facts = {"out": str(out), "described": len(rows), "asked": fresh, "cached": len(rows) - fresh}
+        facts = {"out": str(out) if rows else None, "described": len(rows), "asked": fresh, "cached": len(rows) - fresh}
         errors = {one.photo: one.error for one in failed}
         print(json.dumps(facts | {"cost_at_most": fresh * price.per_photo, "errors": errors}, ensure_ascii=False))
-    else:
+    elif rows:
         cost = f", at most {fresh * price.per_photo:.4f} spent" if price.per_photo else ""
         print_written(out, f"{len(rows)} descriptions, {len(rows) - fresh} of them from the cache{cost}")
     if failed:
-        raise IntclipError(f"{len(failed)} of {len(paths)} photos were not described; the first: {failed[0].error}")
+        kept = "" if rows else f"; {out} was not written"
+        raise IntclipError(
+            f"{len(failed)} of {len(paths)} photos were not described{kept}; the first: {failed[0].error}"
+        )
 
 
 def _check_own(out: Path) -> None:

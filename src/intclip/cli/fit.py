@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from intclip.cli.options import DataRoot, ReadText, writable_folder
+from intclip.cli.options import DataRoot, ReadText, replaceable_folder
 
 if TYPE_CHECKING:
     from intclip.training.fitting import Fitted
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def fit(
     data: Annotated[str, typer.Argument(help="A .csv, .jsonl or .parquet file, or the name of a dataset.")],
-    out: Annotated[Path, typer.Option(callback=writable_folder, help="Output folder for the model and its metrics.")],
+    out: Annotated[Path, typer.Option(callback=replaceable_folder, help="Output folder for the model and its metrics.")],
     taxonomy: Annotated[
         str | None,
         typer.Option(help="Labels with sentences: a built-in name or a YAML file; default: labels in the data."),

@@ -37,6 +37,14 @@ def writable_folder(path: Path | None) -> Path | None:
     return path
 
 
+def replaceable_folder(path: Path) -> Path:
+    """Check, as the callback of an option, that its folder can be created, or replaced as a whole."""
+    from intclip.files import check_target
+
+    check_target(path, folder=True, replace=True)
+    return path
+
+
 Exclude = Annotated[
     list[str] | None,
     typer.Option(

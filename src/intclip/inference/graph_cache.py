@@ -18,14 +18,16 @@ from typing import Any
 
 from intclip.backbones.sources import source_files
 from intclip.errors import BundleError, StorageError
-from intclip.files import atomic_directory, cache_home
+from intclip.files import atomic_directory, cache_home, digest, sha256_file
 from intclip.inference.exported import SUFFIXES, Graph, GraphFormat, Tower, open_graph, open_tower
 
 KEPT = 24
-"""Maximum number of cached graphs, and of towers: a tower takes 14 MB (`lite`) to 230 MB (RN101), a model
+"""Maximum number of cached graphs, of towers and of hashes: a tower takes 14 MB (`lite`) to 230 MB (RN101), a model
 without trained layers less than 1 MB."""
 _TOWER = "tower"
 """File with the key of a graph's tower."""
+_HASH = "sha256"
+"""File with the hash of other files' contents."""
 _CODE = ("backbones", "clip_tokens.py", "inference", "labels", "methods")
 
 
@@ -94,33 +96,52 @@ def keep_tower(key: str, tower: Tower) -> None:
 
 
 def weights_identity(backbone: str, checkpoint: str | os.PathLike[str] | None) -> Any:
-    """Return what identifies a backbone's weights, without reading or importing them.
+    """Return what identifies a backbone's weights, without importing them.
 
-    Files (the weights and those next to them) are identified by path, size, inode and times. Weights that
+    Files (the weights and those next to them) are identified by name and content. Weights that
     are not downloaded yet are identified by name: `backbones.hub` ensures their content.
     """
-    return [backbone, str(checkpoint), _stamps(source_files(backbone, checkpoint))]
+    return [backbone, str(checkpoint), _content(source_files(backbone, checkpoint))]
 
 
 @lru_cache(maxsize=1)
-def _code() -> list[tuple[str | int, ...]]:
-    return _stamps(Path(__file__).parents[1] / room for room in _CODE)
+def _code() -> str:
+    return _content(Path(__file__).parents[1] / room for room in _CODE)
 
 
-def _stamps(paths: Iterable[Path], *, code: bool = True) -> list[tuple[str | int, ...]]:
-    """Return path, size and times of files and of all files in folders."""
-    found: list[tuple[str | int, ...]] = []
-    for path in (path.resolve() for path in paths):
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
-        for file in files:
-            if file.is_file() and file.suffix != ".pyc" and (code or file.suffix != ".py"):
-                status = file.stat()
-                # Also st_ctime: copies may keep the modification time, but no program can set this one.
-                found.append((str(file), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
+def _content(paths: Iterable[Path]) -> str:
+    """Hash the names and contents of files and of all files in folders.
+
+    Not path and times: they change when a package or an image of a container is copied to another machine. But as
+    long as they stay, the cache remembers the hash, since weights may take a second to read.
+    """
+    files: list[tuple[str, Path]] = []
+    for path in paths:
+        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+        files += [
+            (file.relative_to(path.parent).as_posix(), file.resolve())
+            for file in inside
+            if file.is_file() and file.suffix != ".pyc"
+        ]
+    home = cache_home()
+    folder = None if home is None else home / "hashes" / digest([(name, *_stamp(file)) for name, file in files])
+    if folder is not None:
+        with suppress(OSError):
+            found = (folder / _HASH).read_text()
+            _used(folder)
+            return found
+    found = digest([(name, sha256_file(file)) for name, file in files])
+    _keep(folder, lambda partial: (partial / _HASH).write_text(found))
     return found
 
 
-def _keep(folder: Path | None, write: Callable[[Path], None]) -> None:
+def _stamp(file: Path) -> tuple[str | int, ...]:
+    status = file.stat()
+    # Also st_ctime: copies may keep the modification time, but no program can set this one.
+    return str(file), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def _keep(folder: Path | None, write: Callable[[Path], object]) -> None:
     if folder is None:
         return
     with suppress(StorageError):

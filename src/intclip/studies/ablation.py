@@ -222,11 +222,12 @@ def run_cells(
             # Each feature cache is filled once, before cells that share it start in parallel.
             bar.update(task, description="filling caches")
             filling = context.Process(target=_fill_caches, args=(_one_seed(pending), usable_cores()))
-            filling.start()
             try:
+                _start(filling, "the feature caches")
                 filling.join()
             finally:
-                filling.terminate()
+                if filling.is_alive():
+                    filling.terminate()
         running: dict[int, tuple[BaseProcess, Connection, Cell]] = {}
         try:
             while pending or running:
@@ -235,13 +236,7 @@ def run_cells(
                     bar.update(task, description=f"{cell.row}, seed {cell.seed}")
                     receiver, sender = context.Pipe(duplex=False)
                     process = context.Process(target=_run_cell, args=(cell, threads, sender, work))
-                    try:
-                        process.start()
-                    except (EOFError, OSError) as error:  # the server that starts them was killed
-                        raise TrainingError(
-                            f"no process could be begun for row {cell.row!r}, seed {cell.seed} ({reason(error)}); free "
-                            "memory and give the same command again"
-                        ) from error
+                    _start(process, f"row {cell.row!r}, seed {cell.seed}")
                     sender.close()
                     running[process.sentinel] = (process, receiver, cell)
                 for sentinel in wait(list(running)):
@@ -274,6 +269,15 @@ def _context() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOAD))
     return context
+
+
+def _start(process: BaseProcess, purpose: str) -> None:
+    try:
+        process.start()
+    except (EOFError, OSError) as error:  # the server that starts processes was killed
+        raise TrainingError(
+            f"no process could be started for {purpose} ({reason(error)}); free memory and repeat the command"
+        ) from error
 
 
 def _run_cell(cell: Cell, threads: int, sender: Connection, work: Callable[[Cell, int], None] | None) -> None:
