@@ -82,11 +82,10 @@ def check_target(target: Target, *, folder: bool = False, replace: bool = False)
         parent = place if folder else place.parent
         while not parent.exists() and parent != parent.parent:
             parent = parent.parent
+        changed = [place.absolute().parent] if replace and place.exists() else []
         if not parent.is_dir():
             number = errno.EEXIST if parent == place else errno.ENOTDIR
-        elif not os.access(parent, os.W_OK | os.X_OK):
-            number = errno.EACCES
-        elif replace and place.exists() and not os.access(place.absolute().parent, os.W_OK | os.X_OK):
+        elif not all(os.access(place, os.W_OK | os.X_OK) for place in (parent, *changed)):
             number = errno.EACCES
         elif replace and place.is_mount():
             number = errno.EBUSY

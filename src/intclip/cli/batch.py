@@ -62,8 +62,8 @@ def batch(
     """Predict any number of photos into Parquet shards.
 
     If interrupted, repeat the command to compute the missing shards. Photos that cannot be read become
-    rows with an error; if none can be read, the exit code is 2. Columns of a shard: row, path, probabilities, labels, error, and with --embedding embedding;
-    manifest.json has the names of the probabilities.
+    rows with an error; if none can be read, the exit code is 2. Columns of a shard: row, path, probabilities, labels,
+    error, and with --embedding embedding; manifest.json has the names of the probabilities.
 
     Examples:
 

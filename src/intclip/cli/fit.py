@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 def fit(
     data: Annotated[str, typer.Argument(help="A .csv, .jsonl or .parquet file, or the name of a dataset.")],
-    out: Annotated[Path, typer.Option(callback=replaceable_folder, help="Output folder for the model and its metrics.")],
+    out: Annotated[
+        Path, typer.Option(callback=replaceable_folder, help="Output folder for the model and its metrics.")
+    ],
     taxonomy: Annotated[
         str | None,
         typer.Option(help="Labels with sentences: a built-in name or a YAML file; default: labels in the data."),

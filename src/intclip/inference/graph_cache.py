@@ -115,22 +115,18 @@ def _content(paths: Iterable[Path]) -> str:
     Not path and times: they change when a package or an image of a container is copied to another machine. But as
     long as they stay, the cache remembers the hash, since weights may take a second to read.
     """
-    files: list[tuple[str, Path]] = []
+    files: list[tuple[Path, Path]] = []
     for path in paths:
-        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-        files += [
-            (file.relative_to(path.parent).as_posix(), file.resolve())
-            for file in inside
-            if file.is_file() and file.suffix != ".pyc"
-        ]
+        inside = sorted(path.rglob("*.*")) if path.is_dir() else [path]
+        files += [(file, path.parent) for file in inside if file.suffix != ".pyc" and file.is_file()]
     home = cache_home()
-    folder = None if home is None else home / "hashes" / digest([(name, *_stamp(file)) for name, file in files])
+    folder = None if home is None else home / "hashes" / digest([_stamp(file) for file, _ in files])
     if folder is not None:
         with suppress(OSError):
             found = (folder / _HASH).read_text()
             _used(folder)
             return found
-    found = digest([(name, sha256_file(file)) for name, file in files])
+    found = digest([(file.relative_to(parent).as_posix(), sha256_file(file)) for file, parent in files])
     _keep(folder, lambda partial: (partial / _HASH).write_text(found))
     return found
 
