@@ -9,10 +9,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import intclip
+from families import FAMILIES
 from intclip.cli.main import app
 from intclip.data import load_dataset
 from intclip.errors import DatasetError, IntclipError
 from intclip.inference.conflict import conflict
+from intclip.training import fitting
 from intclip.training.fitting import fit_dataset, usable_samples
 from labelled_posts import KINDS, write_posts
 
@@ -60,6 +62,18 @@ def test_fit_tells_how_many_posts_it_leaves_out(tmp_path, caplog):
     caplog.clear()
     usable_samples(load_dataset(write_posts(tmp_path, 24)), ["train"], ("text", "image"))
     assert caplog.messages == []
+
+
+def test_minilm_beside_another_backbone_stores_and_converts_its_texts(tmp_path, monkeypatch):
+    monkeypatch.setenv("INTCLIP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(fitting, "load_backbone", lambda name: FAMILIES["CLIP ViT"]())
+    converted = []
+    monkeypatch.setattr(fitting, "use_engine", converted.append)
+    dataset = load_dataset(write_posts(tmp_path, 24))
+    words = fit_dataset(dataset, folds=0, backbone="any").method.text_backbone.text
+    assert type(words) in map(type, converted)
+    monkeypatch.setattr(type(words), "forward", lambda *_: pytest.fail("encoded again"))
+    fit_dataset(dataset, folds=0, backbone="any")
 
 
 def test_photo_alone_words_alone_and_both(model, home):

@@ -18,22 +18,25 @@ Embed = Callable[[Sequence[str]], npt.NDArray[np.float32]]
 MINILM, OWN_TOWER = "minilm", "backbone"
 
 
+def text_backbone(name: str, backbone: Backbone) -> Backbone:
+    """Return the backbone with the text tower of an encoder: `lite` for "minilm", else the given one."""
+    return load_backbone("lite") if name == MINILM and backbone.name not in LITE_BACKBONES else backbone
+
+
 def sentence_encoder(name: str, backbone: Backbone) -> Embed:
     """Return an encoder for texts of any length.
 
     Args:
         name: "minilm"; "backbone", the backbone's own text tower; or the folder of a sentence-transformers model, which
             is read from disk, without network access.
-        backbone: The backbone for "backbone".
+        backbone: See `text_backbone`.
 
     Raises:
         IntclipError: The encoder is unknown.
         MissingExtraError: A folder is given and sentence-transformers is not installed.
     """
     if name in (MINILM, OWN_TOWER):
-        own = name == OWN_TOWER or backbone.name in LITE_BACKBONES
-        tower = backbone.text if own else load_backbone("lite").text
-        return lambda texts: tower.embed_texts(texts, long="average").cpu().numpy()
+        return lambda texts: backbone.embed_texts(texts, long="average").cpu().numpy()
     folder = Path(name)
     if not (folder / "modules.json").is_file():
         raise IntclipError(

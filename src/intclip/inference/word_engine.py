@@ -37,7 +37,7 @@ class WordEngine:
     ) -> None:
         self._method, self._exclusive, self._lock = method.eval(), exclusive, lock
         self._features: Engine | None = None
-        use_engine(method.backbone.text)
+        use_engine(method.text_backbone.text)
         if method.needs:
             graph = FeatureGraph(method.backbone, method.needs)
             self._features = TorchEngine(graph, device=device, precision=precision, threads=threads, lock=lock)

@@ -126,6 +126,11 @@ class Method(nn.Module, ABC):
         """Return the channels that suffice without the other."""
         return ("image",)
 
+    @property
+    def text_backbone(self) -> Backbone:
+        """Return the backbone whose text tower `read_texts` uses; its own by default."""
+        return self.backbone
+
     def read_texts(self, texts: Sequence[str | None]) -> Features:
         """Return the inputs of `forward` from the texts of posts, as additional entries of the features.
 

@@ -131,9 +131,10 @@ def fit_dataset(
     dataset = replace(dataset, taxonomy=taxonomy)
     clock = time.perf_counter()
     tower = load_backbone(backbone)
-    use_engine(tower.text)
-    use_store(tower)
     method = PostHeads(tower, taxonomy, options.model_copy(update={"channels": tuple(used)}))
+    for each in (tower, method.text_backbone) if "text" in used else (tower,):
+        use_engine(each.text)
+        use_store(each)
     method.encode_labels()
     inputs, kept = encode_samples(method, samples, progress)
     samples = [samples[row] for row in kept]

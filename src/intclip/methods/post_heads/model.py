@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from intclip.backbones.base import Backbone, Features
-from intclip.backbones.sentence_encoders import MINILM, Embed, sentence_encoder
+from intclip.backbones.sentence_encoders import MINILM, Embed, sentence_encoder, text_backbone
 from intclip.errors import RecipeError
 from intclip.labels.taxonomy import Taxonomy
 from intclip.losses import binary_cross_entropy_with_logits
@@ -203,8 +203,13 @@ class PostHeads(Method):
         return logits - logits[:, None].masked_fill(itself, -torch.inf).logsumexp(dim=2)
 
     @cached_property
+    def text_backbone(self) -> Backbone:
+        """Return `lite` for MiniLM beside another backbone."""
+        return text_backbone(self.options.text_encoder, self.backbone)
+
+    @cached_property
     def _embed(self) -> Embed:
-        return sentence_encoder(self.options.text_encoder, self.backbone)
+        return sentence_encoder(self.options.text_encoder, self.text_backbone)
 
     @property
     def _counts(self) -> WordCounts:
