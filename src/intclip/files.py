@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import IO, BinaryIO
 
 from intclip.errors import StorageError, reason
 
@@ -31,6 +31,7 @@ CACHE_VARIABLE = "INTCLIP_CACHE"
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")
 _NAMED = {STDOUT: 1, "/dev/stdout": 1, "/dev/stderr": 2}
 Target = str | os.PathLike[str]
+_Bytes = io.FileIO | BinaryIO
 
 
 def cache_home() -> Path | None:
@@ -114,8 +115,8 @@ def atomic_path(target: Target) -> Iterator[Path]:
             try:
                 yield partial
                 with opener() as stream, partial.open("rb") as content:
-                    shutil.copyfileobj(content, stream)
-                    stream.flush()
+                    while chunk := content.read(1 << 20):
+                        _write(stream, chunk)
             except BrokenPipeError:
                 raise
             except OSError as error:
@@ -142,7 +143,7 @@ def atomic_path(target: Target) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_text(target: Target) -> Iterator[IO[str]]:
+def atomic_text(target: Target) -> Iterator[io.TextIOBase]:
     """Yield a UTF-8 text file for `target`, like `atomic_path`; standard output and pipes receive text immediately."""
     if (opener := _stream_opener(Path(target))) is None:
         with atomic_path(target) as partial, partial.open("w", newline="", encoding="utf-8") as file:
@@ -150,12 +151,7 @@ def atomic_text(target: Target) -> Iterator[IO[str]]:
         return
     try:
         with opener() as stream:
-            file = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
-            try:
-                yield file
-                file.flush()
-            finally:
-                file.detach()
+            yield _DirectText(stream)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -297,8 +293,27 @@ def _descriptor(target: Target) -> int | None:
     return int(found[1]) if found else _NAMED.get(name)
 
 
-def _stream_opener(target: Path) -> Callable[[], AbstractContextManager[BinaryIO]] | None:
-    """Return how to open a target that is written directly; None for a regular file.
+class _DirectText(io.TextIOBase):
+    """UTF-8 text that reaches a stream at once, so that closing it never waits for a slow reader."""
+
+    def __init__(self, stream: _Bytes) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        _write(self._stream, text.encode())
+        return len(text)
+
+
+def _write(stream: _Bytes, content: bytes) -> None:
+    """Write all bytes: a signal may end an unbuffered write early."""
+    left = memoryview(content)
+    while left:
+        left = left[stream.write(left) :]
+    stream.flush()
+
+
+def _stream_opener(target: Path) -> Callable[[], AbstractContextManager[_Bytes]] | None:
+    """Return how to open a target that is written directly, unbuffered; None for a regular file.
 
     Raises:
         StorageError: It is a block device or a socket.
@@ -307,19 +322,19 @@ def _stream_opener(target: Path) -> Callable[[], AbstractContextManager[BinaryIO
     if number == 1:
         return _standard_output
     if number is not None:
-        return lambda: cast(BinaryIO, os.fdopen(os.dup(number), "wb"))
+        return lambda: os.fdopen(os.dup(number), "wb", buffering=0)
     try:
         mode = target.stat().st_mode
     except (OSError, ValueError):  # it does not exist yet, or writing it reports the error
         return None
     if stat.S_ISBLK(mode) or stat.S_ISSOCK(mode):
         raise StorageError(f"{target} is not a file but a {'device' if stat.S_ISBLK(mode) else 'socket'}; give a path")
-    return (lambda: target.open("wb")) if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) else None
+    return (lambda: target.open("wb", buffering=0)) if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) else None
 
 
-def _standard_output() -> AbstractContextManager[BinaryIO]:
+def _standard_output() -> AbstractContextManager[_Bytes]:
     sys.stdout.flush()
-    return nullcontext(cast(BinaryIO, sys.stdout.buffer))
+    return nullcontext(sys.stdout.buffer)
 
 
 def _followed(target: Path, *, folder: bool = False) -> Path:
