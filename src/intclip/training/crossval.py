@@ -1,11 +1,14 @@
 """Nested cross-validation of `intclip fit`: every fit and choice is repeated inside each outer fold."""
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
+from intclip.data.loading import usable_cores
 from intclip.data.splitting import stratified_folds
 from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.post_heads.fusion import probabilities
@@ -51,14 +54,20 @@ def nested(
     """
     target = np.asarray(targets, dtype=np.float64)
     found: dict[str, HeldOut] = {}
-    for done, (train, test) in enumerate(stratified_folds(target, folds, seed), start=1):
+
+    def fold(number: int, train: np.ndarray, test: np.ndarray) -> None:
         learned = {name: channel.take(train) for name, channel in inputs.items()}
-        fitted = fit_heads(learned, target[train], taxonomy, seed=seed + done, head=head)
+        fitted = fit_heads(learned, target[train], taxonomy, seed=seed + number, head=head)
         logits = fitted.logits({name: channel.take(test) for name, channel in inputs.items()})
         for mode, values in logits.items():
             held = found.setdefault(mode, HeldOut(np.zeros(target.shape), np.zeros(target.shape)))
             held.probabilities[test] = probabilities(values, exclusive=taxonomy.exclusive)
             held.thresholds[test] = fitted.thresholds[mode]
-        if report is not None:
-            report(done, folds)
+
+    splits = list(stratified_folds(target, folds, seed))
+    # The limit of `fit_heads`, for all of them together.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(usable_cores()) as pool:
+        for done, _ in enumerate(pool.map(fold, range(1, folds + 1), *zip(*splits, strict=True)), start=1):
+            if report is not None:
+                report(done, folds)
     return found

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from intclip.labels.taxonomy import Taxonomy
@@ -177,10 +178,12 @@ def fit_heads(
     module = LateFusion({name: list(blocks) for name, (blocks, _) in tensors.items()}, len(taxonomy))
     neighbours = siblings(taxonomy)
     choices: dict[str, Choice] = {}
-    for name, (blocks, anchors) in tensors.items():
-        channel = module.heads[name]
-        assert isinstance(channel, ChannelHead)
-        choices[name] = _fit_channel(channel, blocks, anchors.double().numpy(), target, neighbours, seed, head)
+    # Several threads wait for each other at every product of these small matrices.
+    with threadpool_limits(1, user_api="blas"):
+        for name, (blocks, anchors) in tensors.items():
+            channel = module.heads[name]
+            assert isinstance(channel, ChannelHead)
+            choices[name] = _fit_channel(channel, blocks, anchors.double().numpy(), target, neighbours, seed, head)
     modes = {name: [choice.scores] for name, choice in choices.items()}
     if len(modes) > 1:
         modes[BOTH] = [choice.scores for choice in choices.values()]
