@@ -278,7 +278,7 @@ def clustered(count: int, dim: int = 16) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-def test_inverted_lists_find_nearly_what_comparing_all_finds(tmp_path):
+def test_codes_find_nearly_what_comparing_all_finds(tmp_path):
     rows = clustered(4000)
     allowed = np.random.default_rng(1).random(4000) < 0.05
     exact = build_vectors(np.array_split(rows, 7), 4000, 16)
@@ -296,7 +296,7 @@ def test_inverted_lists_find_nearly_what_comparing_all_finds(tmp_path):
         ids, _ = nearest(large, query, 10, allowed)
         assert allowed[ids].all()
         filtered_hits += len(set(best) & set(ids.tolist()))
-    assert hits >= 0.9 * 400
+    assert hits >= 0.95 * 400
     assert filtered_hits >= 0.95 * 400
 
 
