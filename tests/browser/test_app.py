@@ -430,15 +430,23 @@ def test_corrections_train_a_model_that_the_page_switches_to(opened, tmp_path):
         assert f"{lite} %" in before
         scored(page)
         assert "Health" in page.locator("#grid .open").nth(1).locator(".top").inner_text()
+        page.reload()
+        page.locator("body[data-ready]").wait_for()
+        expect(page.locator("#agreement-text")).not_to_contain_text("in training")
+        page.locator("#model").select_option("mine")
+        expect(page.locator("#agreement-text")).to_contain_text(f"in training it reached {held} % (F1, 95 % interval ")
 
 
 def test_the_page_switches_only_to_a_model_that_agrees_at_least_as_well(opened):
     trained = {"state": "done", "model": "proxy", "folder": "models/mine", "photos": 8}
 
     def train(page, value):
-        status = trained | {"held_out": {"micro_f1": {"value": value, "low": 0, "high": 1}}}
-        page.unroute("**/training")
-        page.route("**/training", lambda route: route.fulfill(json=status))
+        models = page.request.get(page.url.replace("/app/", "/v1/models")).json()
+        held_out = {"micro_f1": {"value": value, "low": 0, "high": 1}}
+        models = [one | ({"held_out": held_out} if one["name"] == "proxy" else {}) for one in models]
+        for address, answer in (("**/training", trained), ("**/v1/models", models)):
+            page.unroute(address)
+            page.route(address, lambda route, answer=answer: route.fulfill(json=answer))
         page.evaluate("() => { state.trained = false; train(); }")
         page.wait_for_function("() => state.trained && !state.training")
 

@@ -224,11 +224,14 @@ def test_corrections_become_a_model_that_is_served(page, tmp_path):
     lines = ["image,labels", *(f"{row['name']},{row['labels'][0]}" for row in rows)]
     (tmp_path / "corrections.csv").write_text("\n".join(lines) + "\n")
     fitted = fit_dataset(load_table(tmp_path / "corrections.csv", task="multilabel"))
-    assert status["held_out"] == fitted.figures(fitted.mode)
+    *others, mine = page.get("/v1/models").json()
+    assert all(one["held_out"] == {} for one in others)
+    assert mine["held_out"] == fitted.figures(fitted.mode)
+    assert load(tmp_path / "models" / "mine").metrics == json.loads(json.dumps(fitted.metrics()))
     held_out = fitted.held_out["image"]
     targets, decided = fitted.targets > 0.5, held_out.probabilities >= held_out.thresholds
     micro = 2 * (targets & decided).sum() / (targets.sum() + decided.sum())
-    assert status["held_out"]["micro_f1"]["value"] == pytest.approx(micro)
+    assert mine["held_out"]["micro_f1"]["value"] == pytest.approx(micro)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +326,7 @@ def test_words_are_explained_by_a_model_that_reads_them_alone():
 
 def test_labels_of_a_taxonomy_are_trained_on_whole(page, tmp_path, monkeypatch):
     given = {}
-    monkeypatch.setattr(training, "_fit", lambda rows, home, taxonomy, out, tell: given.update(taxonomy=taxonomy) or {})
+    monkeypatch.setattr(training, "_fit", lambda rows, home, taxonomy, out, tell: given.update(taxonomy=taxonomy))
     monkeypatch.setattr(training, "load", lambda folder: WatchedPredictor())
     rows, files = corrected(2)
     data = {"name": "mine", "rows": json.dumps(rows), "model": "other"}

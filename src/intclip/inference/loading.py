@@ -62,6 +62,7 @@ class _Model:
         labels: Labels of a zero-shot model that reads scenes.
         channels: Channels that it uses.
         channel_thresholds: See `ModelCard`.
+        metrics: Metrics of the training by split.
     """
 
     name: str
@@ -71,6 +72,7 @@ class _Model:
     labels: Taxonomy | None = None
     channels: tuple[Channel, ...] = ("image",)
     channel_thresholds: dict[Channel, list[float]] = field(default_factory=dict)
+    metrics: dict[str, Any] | None = None
 
 
 def load(
@@ -135,7 +137,8 @@ def load(
     if name == "torch":
         method = model.build()
         card = _card(model, method)
-        return Predictor(card, engine=name, build=lambda: method, precision=precision, device=device, threads=threads)
+        how: dict[str, Any] = {"precision": precision, "device": device, "threads": threads}
+        return Predictor(card, engine=name, build=lambda: method, metrics=model.metrics, **how)
     return _load_graph(model, name, precision, threads)
 
 
@@ -160,7 +163,8 @@ def _load_graph(model: _Model, format: GraphFormat, precision: Precision, thread
         keep_graph(key, head, tower_key)
         # From the file, like every later load: the in-memory graph may differ in the last bits.
         graph = cached_graph(key, format) or (head if tower is None else tower.join(head))
-    return Predictor(graph.card, engine=format, graph=graph, build=model.build, precision=precision, threads=threads)
+    how: dict[str, Any] = {"precision": precision, "threads": threads, "metrics": model.metrics}
+    return Predictor(graph.card, engine=format, graph=graph, build=model.build, **how)
 
 
 def _ready_made(model: _Model, format: GraphFormat) -> tuple[str, Tower, Graph] | None:
@@ -266,6 +270,7 @@ def _bundle_model(spec: str, bundle: Bundle, checkpoint: str | os.PathLike[str] 
         lambda: bundle.build_method(checkpoint),
         channels=tuple(info.channels),
         channel_thresholds=info.channel_thresholds,
+        metrics=info.metrics,
     )
 
 

@@ -52,6 +52,7 @@ class Predictor:
         precision: Precision of the engine.
         device: Device for torch.
         threads: Compute threads; default: all cores.
+        metrics: Metrics of the training, as in its bundle.
 
     Attributes:
         card: Labels, preprocessing, thresholds.
@@ -59,6 +60,7 @@ class Predictor:
         thresholds: (K,) float32, for posts with all channels of the model.
         channels: Channels that the model uses: "image", "text", or both.
         alone: Channels that suffice without the other.
+        metrics: Metrics of the training by split, as in its bundle; empty if there are none.
         maps: Names of the evidence maps of `explain`: "sight", "semantic", "fused", or none.
         torch_lock: Held while the torch network computes, by engines and by other users of `method`.
     """
@@ -73,8 +75,10 @@ class Predictor:
         precision: Precision = "f32",
         device: str = "auto",
         threads: int | None = None,
+        metrics: Mapping[str, Any] | None = None,
     ) -> None:
         self.card = card
+        self.metrics = dict(metrics or {})
         self.taxonomy = card.read_taxonomy()
         self.thresholds = card.threshold_array()
         self.channels, self.alone = tuple(card.channels), tuple(card.alone)

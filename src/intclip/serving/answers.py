@@ -188,6 +188,20 @@ class Explanation(BaseModel):
         return None if self.picture is None else base64.b64decode(self.picture)
 
 
+class Figure(BaseModel):
+    """A metric with its 95 % interval.
+
+    Attributes:
+        value: The metric.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
 class ModelInfo(BaseModel):
     """A served model.
 
@@ -205,6 +219,8 @@ class ModelInfo(BaseModel):
         input_size: Side of its square input, in pixels.
         default: Whether it is the default model.
         note: One sentence that users of its answers should know; null if none.
+        held_out: Metric to its value on photos that a trained model did not learn from: those of the test split, else
+            of the validation split or of the cross-validation of `intclip fit`. Empty if unknown.
     """
 
     name: str
@@ -220,6 +236,7 @@ class ModelInfo(BaseModel):
     input_size: int
     default: bool
     note: str | None
+    held_out: dict[str, Figure] = {}
 
 
 class TaxonomyInfo(BaseModel):

@@ -14,7 +14,7 @@ from intclip.evidence.heat import overlay
 from intclip.evidence.words import WordEvidence
 from intclip.inference.prediction import Prediction
 from intclip.inference.predictor import Predictor
-from intclip.serving.answers import Box, Explanation, MapName, ModelInfo, PredictRequest, Result, TaxonomyInfo
+from intclip.serving.answers import Box, Explanation, Figure, MapName, ModelInfo, PredictRequest, Result, TaxonomyInfo
 from intclip.serving.batcher import Post
 
 PICTURE_SIDE = 1024
@@ -134,7 +134,18 @@ def describe_model(name: str, model: Predictor, default: bool) -> ModelInfo:
         input_size=card.preprocessing.size,
         default=default,
         note=model.note,
+        held_out=_held_out(model.metrics),
     )
+
+
+def _held_out(metrics: Mapping[str, Any]) -> dict[str, Figure]:
+    """Return a bundle's metrics with intervals; empty if they are missing or have another layout."""
+    try:
+        split = metrics.get("test") or metrics.get("val") or {}
+        bounds = split.get("intervals", {}).items()
+        return {name: Figure(value=split["headline"][name], low=low, high=high) for name, (low, high) in bounds}
+    except (AttributeError, KeyError, TypeError, ValueError):  # written by someone else
+        return {}
 
 
 def describe_taxonomies(models: Mapping[str, Predictor]) -> list[TaxonomyInfo]:

@@ -52,7 +52,6 @@ class Training(BaseModel):
         model: Name of the trained model in the service.
         folder: Folder of its bundle.
         photos: Number of training photos.
-        held_out: Metric to {"value", "low", "high"}, measured on unseen photos.
         error: Why it failed.
     """
 
@@ -63,7 +62,6 @@ class Training(BaseModel):
     model: str | None = None
     folder: str | None = None
     photos: int = 0
-    held_out: dict[str, dict[str, float]] = {}
     error: str | None = None
 
 
@@ -136,10 +134,10 @@ class Trainer:
         folder = self._folder / name
         try:
             with photos as home:
-                held_out = _fit(rows, Path(home), taxonomy, folder, self._tell)
+                _fit(rows, Path(home), taxonomy, folder, self._tell)
             self._batcher.models[name] = load(folder)
             self.status = self.status.model_copy(
-                update={"state": "done", "stage": "", "model": name, "folder": str(folder), "held_out": held_out}
+                update={"state": "done", "stage": "", "model": name, "folder": str(folder)}
             )
         except _Stopped:
             self._fail("the app was closed before training finished")
@@ -169,8 +167,8 @@ def _fit(
     taxonomy: Taxonomy | None,
     out: Path,
     tell: Callable[[str, int, int], None],
-) -> dict[str, dict[str, float]]:
-    """Run `intclip fit` on a table of these rows; return the held-out metrics of all channels together."""
+) -> None:
+    """Run `intclip fit` on a table of these rows."""
     from intclip.training.fitting import fit_dataset, write_fitted
 
     table = home / "corrections.jsonl"
@@ -181,4 +179,3 @@ def _fit(
     table.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     fitted = fit_dataset(load_table(table, taxonomy=taxonomy, task="multilabel"), progress=tell)
     write_fitted(fitted, out)
-    return fitted.figures(fitted.mode)

@@ -15,7 +15,7 @@ function reader() {
   if (own.length) {
     state.reader = {
       key: `own\n${own.join("\n")}`, set: setName("own intents", own), taxonomy: "own intents", names: own, levels: [["label", own]], parents: {},
-      thresholds: own.map(() => facts.own_threshold), exclusive: false, definitions: {}, evidence: true, reads: ["image"], own: true, note: facts.own_note,
+      thresholds: own.map(() => facts.own_threshold), exclusive: false, definitions: {}, evidence: true, reads: ["image"], own: true, note: facts.own_note, fitted: null,
     };
     return state.reader;
   }
@@ -25,7 +25,7 @@ function reader() {
   state.reader = {
     key: info.name, set: setName(labels.name, names), taxonomy: labels.name, names, levels, parents: labels.parents, exclusive: labels.exclusive,
     note: info.note, thresholds: names.map((name) => labels.thresholds[info.name][name]), definitions: labels.definitions, evidence: info.evidence,
-    reads: info.reads, own: false,
+    reads: info.reads, own: false, fitted: info.method === "post_heads" ? info.held_out.micro_f1 : null,
   };
   return state.reader;
 }

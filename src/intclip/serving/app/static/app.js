@@ -5,7 +5,7 @@ const answers = new Answers();
 const state = {
   photos: [], listed: [], photo: null, selected: new Set(), anchor: null, model: "", own: [], reader: null,
   label: null, order: "", moved: new Map(), evidence: false, branch: "fused", fine: false,
-  filter: "", sort: "added", openOnly: false, draft: null, chips: [], learned: new Map(), training: false, trained: false, unsaved: false, readText: false,
+  filter: "", sort: "added", openOnly: false, draft: null, chips: [], training: false, trained: false, unsaved: false, readText: false,
 };
 const BATCH = 8;
 const work = { running: 0, busy: new Set() };

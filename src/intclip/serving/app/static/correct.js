@@ -114,6 +114,8 @@ function agreementWith(who) {
   return { photos, share: model + mine ? (2 * hits) / (model + mine) : 1 };
 }
 
+const withInterval = (one) => `${percent(one.value, null, true)} % (F1, 95 % interval ${percent(one.low, null, true)} to ${percent(one.high, null, true)})`;
+
 function drawProgress() {
   const rows = answers.of(reader().set), here = state.photos.filter((photo) => rows.has(photo.key)).length;
   $("progress-text").textContent = `${here} of ${state.photos.length} answered`;
@@ -122,7 +124,9 @@ function drawProgress() {
   const away = rows.size - here, found = agreementWith(reader());
   const lines = [];
   if (found.photos) lines.push(`${reader().own ? "The model" : reader().key} agrees with you on ${percent(found.share, null, true)} % (F1 over ${found.photos} photo${found.photos === 1 ? "" : "s"}).`);
-  if (state.learned.has(reader().key)) lines.push("It was trained on these photos; the fair figure, on photos it had not seen, is below.");
+  // A model of `fit` may have learned from these answers; the service has its figure on photos that it had not seen.
+  const fitted = reader().fitted;
+  if (fitted) lines.push(`On photos that it had not seen in training it reached ${withInterval(fitted)}; if it learned from these answers, that is the fair figure.`);
   const other = [...answers.sets].reduce((sum, [set, more]) => sum + (set === reader().set ? 0 : more.size), 0);
   if (other) lines.push(`${other} answer${other === 1 ? "" : "s"} with other labels ${other === 1 ? "is" : "are"} stored; choose the model that has those labels to go on with them.`);
   if (away) lines.push(`${away} more answer${away === 1 ? " is" : "s are"} stored for photos that are not on the page.`);
@@ -165,12 +169,12 @@ async function train() {
     await readModels();
     state.trained = true;
     // A model that learned from these answers is compared by the figure of its own training.
-    const held = status.held_out.micro_f1, old = state.learned.get(who.key) ?? before.share, name = who.own ? "the model" : who.key;
-    state.learned.set(status.model, held?.value);
+    const held = facts.models.find((one) => one.name === status.model).held_out.micro_f1;
+    const old = who.fitted?.value ?? before.share, name = who.own ? "the model" : who.key;
     const better = !held || held.value >= old;
     note.textContent = [
       `Trained “${status.model}” on ${status.photos} photos.`,
-      held ? `On photos that it had not seen it agrees with you on ${percent(held.value, null, true)} % (F1, 95 % interval ${percent(held.low, null, true)} to ${percent(held.high, null, true)}); ${name} agreed on ${percent(old, null, true)} %.` : "",
+      held ? `On photos that it had not seen it agrees with you on ${withInterval(held)}; ${name} agreed on ${percent(old, null, true)} %.` : "",
       better ? "" : `The page stays with ${name}. Answer more photos and train again, or choose “${status.model}” under Model.`,
       `To use it later: intclip app --model ${status.folder}`,
     ].filter(Boolean).join(" ");
