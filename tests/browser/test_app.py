@@ -440,13 +440,16 @@ def test_corrections_train_a_model_that_the_page_switches_to(opened, tmp_path):
 def test_the_page_switches_only_to_a_model_that_agrees_at_least_as_well(opened):
     trained = {"state": "done", "model": "proxy", "folder": "models/mine", "photos": 8}
 
+    def replying(answer):
+        return lambda route: route.fulfill(json=answer)
+
     def train(page, value):
         models = page.request.get(page.url.replace("/app/", "/v1/models")).json()
         held_out = {"micro_f1": {"value": value, "low": 0, "high": 1}}
         models = [one | ({"held_out": held_out} if one["name"] == "proxy" else {}) for one in models]
         for address, answer in (("**/training", trained), ("**/v1/models", models)):
             page.unroute(address)
-            page.route(address, lambda route, answer=answer: route.fulfill(json=answer))
+            page.route(address, replying(answer))
         page.evaluate("() => { state.trained = false; train(); }")
         page.wait_for_function("() => state.trained && !state.training")
 

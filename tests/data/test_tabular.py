@@ -14,7 +14,7 @@ from makers import write_photo
 
 from intclip.data import load_dataset
 from intclip.data.sample import Dataset
-from intclip.data.tabular import load_table
+from intclip.data.tabular import TableLayout, load_table
 from intclip.errors import DatasetError
 
 NAN = float("nan")
@@ -205,13 +205,13 @@ def test_blanks_around_the_name_of_a_split_mean_nothing(folder: Path) -> None:
 
 def test_renamed_columns_and_other_folders(folder: Path) -> None:
     path = write(folder / "elsewhere.csv", "shot,why,note\nd.jpg,sea,x\n")
-    dataset = load_table(path, columns={"image": "shot", "labels": "why", "text": "note"}, images=folder / "sub")
+    dataset = load_table(path, layout=TableLayout({"image": "shot", "labels": "why", "text": "note"}, folder / "sub"))
     assert dataset.splits["train"][0].image == folder / "sub" / "d.jpg"
     assert dataset.splits["train"][0].text == "x"
     with pytest.raises(DatasetError, match="no column 'shoot'; its columns: shot, why, note"):
-        load_table(path, columns={"image": "shoot"})
+        load_table(path, layout=TableLayout({"image": "shoot"}))
     with pytest.raises(DatasetError, match="unknown kind 'photograph'"):
-        load_table(path, columns={"image": "shot", "photograph": "shot"})
+        load_table(path, layout=TableLayout({"image": "shot", "photograph": "shot"}))
 
 
 def test_encodings(folder: Path) -> None:
@@ -219,21 +219,21 @@ def test_encodings(folder: Path) -> None:
     for encoding in ("utf-8", "utf-8-sig"):
         assert load_table(write(folder / "x.csv", text, encoding)).taxonomy.names == ("schön",)
     path = write(folder / "x.csv", text, "latin-1")
-    assert load_table(path, encoding="latin-1").taxonomy.names == ("schön",)
+    assert load_table(path, layout=TableLayout(encoding="latin-1")).taxonomy.names == ("schön",)
     with pytest.raises(DatasetError, match=r"x\.csv, row 2: byte 0xf6 is not UTF-8; .*encoding='latin-1'") as error:
         load_table(path)
     one_line(error)
     assert "`--set encoding=latin-1` (intclip data" in str(error.value)
     assert "`--set data.options.encoding=latin-1` (intclip train)" in str(error.value)
     path = write(folder / "x.csv", text, "utf-16")
-    assert load_table(path, encoding="utf-16").taxonomy.names == ("schön",)
+    assert load_table(path, layout=TableLayout(encoding="utf-16")).taxonomy.names == ("schön",)
     with pytest.raises(DatasetError, match=r"x\.csv is UTF-16, not UTF-8; .*encoding=utf-16"):
         load_table(path)
     with pytest.raises(DatasetError, match=r"x\.csv, row 1: contains a NUL byte"):
-        load_table(path, encoding="latin-1")
+        load_table(path, layout=TableLayout(encoding="latin-1"))
     for encoding in ("utf-88", "undefined"):
         with pytest.raises(DatasetError, match="unknown encoding"):
-            load_table(path, encoding=encoding)
+            load_table(path, layout=TableLayout(encoding=encoding))
 
 
 @pytest.mark.parametrize("share", [0.0, -1.0, 1.5, NAN])

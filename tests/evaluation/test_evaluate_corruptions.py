@@ -59,8 +59,8 @@ def task(tmp_path: Path):
 
 def test_curves_hold_every_kind_and_strength(task, tmp_path):
     predictor, dataset = task
-    clean = evaluate(predictor, dataset, draws=0, progress=False)
-    curves = corruption_curves(predictor, dataset, "test", clean, progress=False)
+    clean = evaluate(predictor, dataset, draws=0)
+    curves = corruption_curves(predictor, dataset, "test", clean)
     assert curves["clean"]["mAP"] == 1.0
     assert list(curves["corrupted"]) == list(CORRUPTIONS)
     assert all(len(figures) == len(STRENGTHS) for figures in curves["corrupted"].values())
@@ -77,7 +77,7 @@ def test_curves_hold_every_kind_and_strength(task, tmp_path):
 def test_thresholds_are_those_of_the_clean_photos(task):
     predictor, dataset = task
     predictor.thresholds[:] = 0.99
-    clean = evaluate(predictor, dataset, draws=0, progress=False)
-    curves = corruption_curves(predictor, dataset, "test", clean, progress=False)
+    clean = evaluate(predictor, dataset, draws=0)
+    curves = corruption_curves(predictor, dataset, "test", clean)
     heavy = curves["corrupted"]["blur"][-1]
     assert heavy["micro_f1"] < 0.7  # at that threshold, no blurred photo is sharp

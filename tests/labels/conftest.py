@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from fake_llm import Server, serving
 
-from intclip.labels.llm import ChatClient
+from intclip.labels.llm import ChatClient, Retries
 
 
 @pytest.fixture(autouse=True)
@@ -25,9 +25,9 @@ def server() -> Iterator[Server]:
 def make_client(server: Server, tmp_path: Any) -> Iterator[Callable[..., ChatClient]]:
     made = []
 
-    def make(**options: Any) -> ChatClient:
-        settings = {"base_url": server.url, "cache": tmp_path / "answers", "timeout": 5, "attempts": 4}
-        client = ChatClient("fake", **{**settings, "backoff": 0.01, "max_wait": 0.05, **options})
+    def make(attempts: int = 4, longest: float = 0.05, **options: Any) -> ChatClient:
+        settings = {"base_url": server.url, "cache": tmp_path / "answers", "timeout": 5}
+        client = ChatClient("fake", retries=Retries(attempts, 0.01, longest), **{**settings, **options})
         made.append(client)
         return client
 

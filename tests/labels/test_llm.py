@@ -8,7 +8,7 @@ import pytest
 from fake_llm import cut_off, half_json, html, late, no_choices, says, status
 
 from intclip.errors import LanguageModelError
-from intclip.labels.llm import ChatClient
+from intclip.labels.llm import ChatClient, Retries
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -136,7 +136,7 @@ def test_refusals_are_not_tried_again(server, make_client, fault, message):
 
 
 def test_nobody_is_there():
-    client = ChatClient("fake", base_url="http://127.0.0.1:9/v1", attempts=2, backoff=0.01, timeout=1)
+    client = ChatClient("fake", base_url="http://127.0.0.1:9/v1", timeout=1, retries=Retries(2, 0.01))
     with pytest.raises(LanguageModelError, match="cannot be reached"):
         client.ask(HELLO)
 
@@ -144,7 +144,7 @@ def test_nobody_is_there():
 def test_retry_after_is_honoured_up_to_a_limit(server, make_client):
     server.script = [status(429, retry_after="3600"), says("patience")]
     started = time.monotonic()
-    assert make_client(max_wait=0.3).ask(HELLO).text == "patience"
+    assert make_client(longest=0.3).ask(HELLO).text == "patience"
     assert 0.3 <= time.monotonic() - started < 15
 
 

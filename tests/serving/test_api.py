@@ -272,7 +272,7 @@ def test_evidence_and_its_picture(serve, watched):
     assert plain["picture"] is None
     assert plain["regions"] == found["regions"]
     side = len(plain["regions"]["fused"])
-    fine = client.post("/v1/explain", json={"image": coded(file), "label": "class 1", "fine": True}).json()
+    fine = client.post("/v1/explain", json={"image": coded(file), "label": "class 1", "kind": "fine"}).json()
     wanted = watched.explain(file, "class 1", kind="fine").regions["fused"]
     assert wanted.shape == (4 * side, 4 * side)
     assert fine["regions"]["fused"] == [pytest.approx(row, abs=1e-6) for row in wanted.tolist()]

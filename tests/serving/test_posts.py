@@ -111,6 +111,6 @@ def test_evidence_in_a_post_s_photo(home, service):
     direct = intclip.load(home / "model").explain(home / "0.png", "sea")
     with Client(service) as client:
         found = client.explain(home / "0.png", "sea")
-        fine = client.explain(home / "0.png", "sea", fine=True)
+        fine = client.explain(home / "0.png", "sea", kind="fine")
     assert found.branches == fine.branches == ["fused"]
     np.testing.assert_allclose(found.regions["fused"], direct.regions["fused"], atol=1e-4)

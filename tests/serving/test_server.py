@@ -77,7 +77,7 @@ def test_the_client_predicts_and_explains(service, tmp_path):
         found = client.explain(file, "class 1", picture=True)
         assert found.picture_bytes().startswith(b"\xff\xd8")
         assert found.box.right == pytest.approx(32 / 3)
-        finer = client.explain(file, "class 1", fine=True)
+        finer = client.explain(file, "class 1", kind="fine")
         assert len(finer.regions["fused"]) == 4 * len(found.regions["fused"])
         assert client.models()[0].name == "a"
         assert client.taxonomies()[0].levels["group"] == ["group 0", "group 1"]

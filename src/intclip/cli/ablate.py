@@ -84,7 +84,7 @@ def ablate(
     fine = None if fine_taxonomy is None else str(fine_taxonomy)
     jobs = choose_jobs(jobs, base.train.device)
     cells = plan_cells(
-        chosen,
+        chosen.only(rows) if rows else chosen,
         content,
         out,
         parse_seeds(seeds),
@@ -92,7 +92,6 @@ def ablate(
         task=dataset.task,
         fine_taxonomy=fine,
         jobs=jobs,
-        only=rows or (),
     )
     if not keep_bundles:
         adopt_finished(cells, out.parent)

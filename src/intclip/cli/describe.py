@@ -58,7 +58,7 @@ def describe(
     from intclip.data.images import find_images
     from intclip.errors import IntclipError, StorageError
     from intclip.files import is_stream
-    from intclip.labels.llm import ChatClient
+    from intclip.labels.llm import ChatClient, Retries
 
     if out.suffix not in (".jsonl", ".csv") and not is_stream(out):
         raise StorageError(f"{out}: name a .jsonl or .csv file")
@@ -73,7 +73,7 @@ def describe(
         labels = list(load_taxonomy(taxonomy).names)
     paths = [str(path) for path in find_images(photos)]
     folder = cache or (Path("descriptions.cache") if is_stream(out) else out.with_name(f"{out.name}.cache"))
-    client = ChatClient(model, base_url=base_url, cache=folder, timeout=timeout, attempts=attempts)
+    client = ChatClient(model, base_url=base_url, cache=folder, timeout=timeout, retries=Retries(attempts))
     if not is_local(client.endpoint):
         print(privacy_statement(len(paths), client.endpoint, model), file=sys.stderr)
         if not yes:

@@ -1,11 +1,11 @@
 """`intclip evaluate`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from intclip.cli.options import DataRoot, writable_folder
+from intclip.cli.options import Checkpoint, DataRoot, Device, EngineOption, writable_folder
 
 
 def evaluate(
@@ -43,10 +43,10 @@ def evaluate(
         Path | None, typer.Option(callback=writable_folder, help="Also write report and predictions into this folder.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-    checkpoint: Annotated[Path | None, typer.Option(help="Your own weights of the backbone.")] = None,
-    engine: Annotated[str, typer.Option(help="auto, torch, openvino or onnx.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Photos computed at once.")] = 32,
+    checkpoint: Checkpoint = None,
+    engine: EngineOption = "auto",
+    device: Device = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Photos per batch.")] = 32,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode photos.")] = None,
 ) -> None:
     """Score a model on a labelled split: macro, micro and samples F1, mAP, every class, 95 % intervals.
@@ -101,24 +101,17 @@ def evaluate(
     if own_files and "taxonomy" not in chosen and set(dataset.taxonomy.names) < set(predictor.taxonomy.names):
         # Your own files contain only labels that occur; the model may know more.
         dataset = load_dataset(data, data_root, **chosen, taxonomy=predictor.taxonomy)
-    result = score(
-        predictor,
-        dataset,
-        split,
-        thresholds=levels,
-        per_class=per_class,
-        positive_share=positive_share,
-        batch_size=batch_size,
-        workers=workers,
-        draws=bootstrap,
-    )
+    if positive_share is not None:
+        dataset = replace(dataset, positive_share=positive_share)
+    how: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
+    result = score(predictor, dataset, split, thresholds=levels, per_class=per_class, draws=bootstrap, **how)
     title = f"{model} on {dataset.name}, {split}"
     if out is not None:
         write_report(out, f"report-{split}", result.report, result.task, title)
         write_predictions(out / f"predictions-{split}.parquet", result.scores, predictor.taxonomy.names)
     curves = None
     if corruptions:
-        curves = corruption_curves(predictor, dataset, split, result, batch_size=batch_size, workers=workers)
+        curves = corruption_curves(predictor, dataset, split, result, **how)
         if out is not None:
             write_text(out / f"corruptions-{split}.json", json.dumps(curves, indent=1) + "\n")
             write_text(out / f"corruptions-{split}.md", render_curves(curves, title))

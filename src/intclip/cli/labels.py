@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,9 @@ from intclip.cli.common import load_named_dataset, print_table, progress_bar
 from intclip.cli.options import DataRoot, writable_file
 
 if TYPE_CHECKING:
-    from intclip.evaluation.sentences import Progress, SentenceScores
+    import numpy as np
+    import numpy.typing as npt
+
     from intclip.labels.taxonomy import Taxonomy
 
 app = typer.Typer(name="labels", help="Taxonomies: show, check, score and write their sentences.", no_args_is_help=True)
@@ -152,10 +155,19 @@ def score(
     for wanted in form or []:
         if wanted != "all":
             taxonomy.sentences(wanted)  # reject an unknown form before loading anything
+    from intclip.backbones import load_backbone
+    from intclip.evaluation.sentences import score_dataset, score_texts
+
     with progress_bar("items") as on_progress:
-        scores = _scores(
-            taxonomy, data, labels, chosen, photos, split, data_root, options, (backbone, checkpoint), on_progress
-        )
+        if labels is None:
+            dataset = load_named_dataset(data, data_root, options)
+            towers = load_backbone(backbone, checkpoint=checkpoint)
+            scores = score_dataset(taxonomy, dataset, split, towers, chosen, photos=photos, on_progress=on_progress)
+        else:
+            texts, targets, unlabelled = _described(data, labels, taxonomy)
+            towers = load_backbone(backbone, checkpoint=checkpoint)
+            scores = score_texts(taxonomy, texts, targets, towers, chosen, on_progress=on_progress)
+            scores = replace(scores, left_out=unlabelled)
     if as_json:
         facts = {"taxonomy": taxonomy.name, "backbone": backbone, "items": scores.items, "left_out": scores.left_out}
         forms = [
@@ -183,31 +195,11 @@ def score(
         print_table(("AP of", "positives", *(s.form for s in scores.forms)), table)
 
 
-def _scores(
-    taxonomy: "Taxonomy",
-    data: str,
-    labels: Path | None,
-    forms: list[str],
-    photos: bool,
-    split: str,
-    root: str | None,
-    options: list[str] | None,
-    backbone: tuple[str, Path | None],
-    on_progress: "Progress | None",
-) -> "SentenceScores":
-    """Rank a JSON of descriptions if its labels are given, else a dataset."""
-    from intclip.backbones import load_backbone
-    from intclip.errors import DatasetError
-    from intclip.evaluation.sentences import score_dataset, score_texts
-
-    if labels is None:
-        dataset = load_named_dataset(data, root, options)
-        towers = load_backbone(backbone[0], checkpoint=backbone[1])
-        return score_dataset(taxonomy, dataset, split, towers, forms, photos=photos, on_progress=on_progress)
-    from dataclasses import replace
-
+def _described(data: str, labels: Path, taxonomy: "Taxonomy") -> "tuple[list[str], npt.NDArray[np.float32], int]":
+    """Return N descriptions of a JSON file, their targets (N, K), and the number of those without labels."""
     from intclip.data.intentonomy import read_annotations
     from intclip.data.reading import read_json
+    from intclip.errors import DatasetError
     from intclip.labels.score import join_descriptions
 
     descriptions = read_json(Path(data))
@@ -215,9 +207,7 @@ def _scores(
         raise DatasetError(f"{data} is not a JSON object of `id: description`; correct it, or omit --labels")
     known = {photo.id: photo.targets for photo in read_annotations(labels, taxonomy)}
     texts, targets = join_descriptions(descriptions, known, data)
-    towers = load_backbone(backbone[0], checkpoint=backbone[1])
-    scores = score_texts(taxonomy, texts, targets, towers, forms, on_progress=on_progress)
-    return replace(scores, left_out=len(descriptions) - len(texts))
+    return texts, targets, len(descriptions) - len(texts)
 
 
 @app.command()
@@ -263,7 +253,7 @@ def integrate(
     from intclip.files import is_stdout, is_stream, write_text
     from intclip.labels.hci import integrate as run
     from intclip.labels.lengths import WORD_RANGES
-    from intclip.labels.llm import ChatClient
+    from intclip.labels.llm import ChatClient, Retries
     from intclip.labels.writing import taxonomy_yaml
 
     taxonomy = _load(name)
@@ -279,7 +269,7 @@ def integrate(
         if is_stream(out)
         else out.with_name(f"{out.name}.answers")
     )
-    client = ChatClient(model, base_url=base_url, cache=kept, timeout=timeout, attempts=attempts)
+    client = ChatClient(model, base_url=base_url, cache=kept, timeout=timeout, retries=Retries(attempts))
     comments, report = [], []
     for form in wanted:
         with progress_bar(f"{form} words") as on_progress:

@@ -6,6 +6,7 @@ ResNet-18 features are.
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,7 @@ from intclip.data.reading import (
     require_keys,
 )
 from intclip.data.sample import Dataset, Sample
-from intclip.data.tabular import load_table
+from intclip.data.tabular import TableLayout, load_table
 from intclip.errors import DatasetError
 from intclip.labels import load_taxonomy
 
@@ -103,7 +104,8 @@ def _tables(folder: Path, labels: str, fold: int) -> Dataset:
     if fold:
         raise DatasetError(f"{folder} has only fold 0; omit fold={fold}, or add `splits_new/`")
     name = f"mdid-{labels}"
-    return load_table(folder, taxonomy=name, name=name, task="singlelabel", columns={"label": labels})
+    layout = TableLayout(columns={"label": labels})
+    return replace(load_table(folder, taxonomy=name, task="singlelabel", layout=layout), name=name)
 
 
 def mdid_features(root: str | os.PathLike[str] | None, samples: Sequence[Sample]) -> npt.NDArray[np.float32]:

@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 
 from intclip.data.reading import Missing, dataset_root
 from intclip.data.sample import Dataset
-from intclip.data.tabular import load_table
+from intclip.data.tabular import TableLayout, load_table
 
 
 def load_memes(
@@ -21,19 +22,13 @@ def load_memes(
         root: Folder with `train.jsonl`, `val.jsonl` and optionally `test.jsonl` (image, labels, text),
             with photos at the paths given there.
         missing: How to treat missing photos.
-        columns: Other column names, see `load_table`.
+        columns: Other column names, see `TableLayout`.
         encoding: Encoding of the tables.
 
     Raises:
         DatasetError: A file is missing or malformed, or photos are missing.
     """
     folder = dataset_root("memes", root, "memes")
-    return load_table(
-        folder,
-        taxonomy="persuasion",
-        name="memes",
-        task="multilabel",
-        missing=missing,
-        columns=columns,
-        encoding=encoding,
-    )
+    layout = TableLayout(columns=columns, encoding=encoding)
+    dataset = load_table(folder, taxonomy="persuasion", task="multilabel", missing=missing, layout=layout)
+    return replace(dataset, name="memes")

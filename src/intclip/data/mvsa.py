@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 
 from intclip.data.reading import Missing, dataset_root
 from intclip.data.sample import Dataset
-from intclip.data.tabular import load_table
+from intclip.data.tabular import TableLayout, load_table
 
 
 def load_mvsa(
@@ -21,19 +22,13 @@ def load_mvsa(
         root: Folder with `train.csv`, `val.csv` and optionally `test.csv` (columns image, label, text),
             with photos at the paths given there.
         missing: How to treat missing photos.
-        columns: Other column names, see `load_table`.
+        columns: Other column names, see `TableLayout`.
         encoding: Encoding of the tables.
 
     Raises:
         DatasetError: A file is missing or malformed, or photos are missing.
     """
     folder = dataset_root("mvsa", root, "mvsa")
-    return load_table(
-        folder,
-        taxonomy="sentiment3",
-        name="mvsa",
-        task="singlelabel",
-        missing=missing,
-        columns=columns,
-        encoding=encoding,
-    )
+    layout = TableLayout(columns=columns, encoding=encoding)
+    dataset = load_table(folder, taxonomy="sentiment3", task="singlelabel", missing=missing, layout=layout)
+    return replace(dataset, name="mvsa")

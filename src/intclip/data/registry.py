@@ -3,7 +3,7 @@
 import inspect
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -105,33 +105,33 @@ def load_dataset(name: str | os.PathLike[str], root: str | os.PathLike[str] | No
             raise DatasetError(f"no dataset or file {text!r}: {hint}give a path or one of {', '.join(DATASETS)}")
         kind, arguments = kind_of(Path(text)), (text,)
     load = DATASETS[kind].load
-    known = [p for p in inspect.signature(load).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    for option in options:
-        if option not in {p.name for p in known}:
-            near = get_close_matches(option, [p.name for p in known], n=1)
+    parameters = [p for p in inspect.signature(load).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    groups: dict[str, Any] = {p.name: p.annotation for p in parameters if is_dataclass(p.annotation)}
+    known = {p.name: p.annotation for p in parameters if p.name not in groups}
+    known |= {field.name: field.type for group in groups.values() for field in fields(group)}
+    for option, value in options.items():
+        if option not in known:
+            near = get_close_matches(option, known, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
-            raise DatasetError(
-                f"{kind} has no option {option!r}: {hint}it takes {', '.join(p.name for p in known) or 'none'}"
-            )
-    for parameter in known:
-        if parameter.name in options:
-            _check_option(parameter, options[parameter.name])
+            raise DatasetError(f"{kind} has no option {option!r}: {hint}it takes {', '.join(known) or 'none'}")
+        _check_option(option, known[option], value)
+    for name, group in groups.items():
+        given = {field.name for field in fields(group)} & options.keys()
+        options[name] = group(**{field: options.pop(field) for field in given})
     return load(*arguments, **options)
 
 
-def _check_option(parameter: inspect.Parameter, value: Any) -> None:
+def _check_option(name: str, kind: Any, value: Any) -> None:
     """Check that an option from the command line or a recipe has the type that its loader expects."""
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     if isinstance(value, Taxonomy):
         return
     try:
-        TypeAdapter(parameter.annotation, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(
-            value, strict=True
-        )
+        TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value, strict=True)
     except ValidationError as error:
         asked = "; ".join(dict.fromkeys(fault["msg"] for fault in error.errors(include_url=False)))
-        raise DatasetError(f"option {parameter.name}={value!r:.60}: {asked[0].lower()}{asked[1:]}") from error
+        raise DatasetError(f"option {name}={value!r:.60}: {asked[0].lower()}{asked[1:]}") from error
 
 
 def kind_of(path: Path) -> str:

@@ -10,7 +10,7 @@ could lose or invent labels.
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -42,20 +42,33 @@ _LABEL_KINDS = ("labels", "label", "shares")
 _log = logging.getLogger("intclip.data")
 
 
+@dataclass(frozen=True)
+class TableLayout:
+    """How a table is written.
+
+    Attributes:
+        columns: Kind of a column (a key of `COLUMNS`) to its name in the file.
+        images: Folder that the photos' paths are relative to; default: the table's folder.
+        encoding: Encoding of CSV and JSON lines.
+        separator: Separator of labels in a cell: ";", "," or "|"; default: detected, see `split_label_cells`.
+    """
+
+    columns: Mapping[str, str] | None = None
+    images: str | os.PathLike[str] | None = None
+    encoding: str = "utf-8-sig"
+    separator: str | None = None
+
+
 def load_table(
     root: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]],
     *,
     taxonomy: str | Taxonomy | None = None,
-    name: str | None = None,
     task: Literal["multilabel", "singlelabel"] | None = None,
-    images: str | os.PathLike[str] | None = None,
-    columns: Mapping[str, str] | None = None,
-    encoding: str = "utf-8-sig",
     missing: Missing = "error",
     shares: Mapping[str, float] | None = None,
     seed: int = 0,
     positive_share: float = 0.5,
-    separator: str | None = None,
+    layout: TableLayout = TableLayout(),
 ) -> Dataset:
     """Load a dataset from a table, or from one table per split.
 
@@ -64,29 +77,25 @@ def load_table(
     Args:
         root: A .csv, .tsv, .jsonl or .parquet file; a folder with `train.*`, `val.*`, `test.*`; or split name to file.
         taxonomy: Name or file of the taxonomy; default: the labels found, in alphabetical order.
-        name: Name of the dataset; default: the file's or folder's.
         task: "singlelabel" if exactly one label applies; default: by the taxonomy and the rows.
-        images: Folder that the photos' paths are relative to; default: the table's folder.
-        columns: Kind of a column (a key of `COLUMNS`) to its name in the file.
-        encoding: Encoding of CSV and JSON lines.
         missing: How to treat missing photos.
         shares: Proportions for splitting a table without a split column, such as {"train": 0.8, "test": 0.2}; otherwise
             all is "train".
         seed: Seed of that deal.
         positive_share: From which share of votes on a label counts.
-        separator: Separator of labels in a cell: ";", "," or "|"; default: detected, see `split_label_cells`.
+        layout: How the table is written; `load_dataset` takes its fields as options.
 
     Raises:
         DatasetError: A file is missing or malformed, or a column or label is wrong.
     """
     files = table_files(root)
     where = str(root) if not isinstance(root, Mapping) else ", ".join(map(str, files.values()))
-    tables = {split: read_rows(path, columns=columns, encoding=encoding) for split, path in files.items()}
-    bases = {split: Path(images) if images is not None else path.parent for split, path in files.items()}
+    tables = {split: read_rows(path, columns=layout.columns, encoding=layout.encoding) for split, path in files.items()}
+    bases = {split: path.parent if layout.images is None else Path(layout.images) for split, path in files.items()}
     first = next(iter(files.values()))
     dataset = dataset_from_rows(
-        tables, bases, name=name or (first.stem if len(files) == 1 else first.parent.name), where=where,
-        taxonomy=taxonomy, task=task, positive_share=positive_share, separator=separator,
+        tables, bases, name=first.stem if len(files) == 1 else first.parent.name, where=where,
+        taxonomy=taxonomy, task=task, positive_share=positive_share, separator=layout.separator,
     )  # fmt: skip
     splits = deal(dataset.splits, shares, seed, where)
     return replace(dataset, splits=settle_missing(splits, missing, where, "correct the paths"))

@@ -25,7 +25,6 @@ def corruption_curves(
     *,
     batch_size: int = 32,
     workers: int | None = None,
-    progress: bool = True,
 ) -> Curves:
     """Score a split again under every corruption and strength, with the thresholds of the clean evaluation.
 
@@ -36,7 +35,6 @@ def corruption_curves(
         clean: Result of `evaluate` on clean photos.
         batch_size: Photos per batch.
         workers: Threads that decode photos.
-        progress: Show a progress bar for every pass when standard error is a terminal.
 
     Returns:
         JSON values: "task", "clean" (headline metrics) and "corrupted": kind to its metrics by strength, from 1 to 5.
@@ -54,7 +52,6 @@ def corruption_curves(
                 change=Corruption(kind, strength),
                 batch_size=batch_size,
                 workers=workers,
-                progress=progress,
             )
             thresholds = clean.report.get("thresholds", 0.5)
             report = make_report(scores, clean.task, predictor.taxonomy, thresholds, positive_share=share)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 
 from intclip.data.images import ImageInput
-from intclip.data.sample import Dataset, Sample, check_labelled, check_positive_share
+from intclip.data.sample import Dataset, Sample, check_labelled
 from intclip.data.transforms import PhotoChange
 from intclip.errors import DatasetError
 from intclip.evaluation.scoring import Report, Scores, Task, Thresholds, make_report
@@ -42,36 +42,29 @@ def evaluate(
     *,
     thresholds: float | str | None = None,
     per_class: bool = False,
-    positive_share: float | None = None,
     batch_size: int = 32,
     workers: int | None = None,
     draws: int = 1000,
-    seed: int = 0,
-    progress: bool = True,
 ) -> Evaluation:
     """Score a model on a split.
 
     Args:
         predictor: The model.
-        dataset: Its labels must be the model's, in any order.
+        dataset: Its labels must be the model's, in any order; targets are positive from its `positive_share`.
         split: The split to score.
         thresholds: None for the model's; a number for all labels; or the name of another split, on which they are tuned
             for macro F1.
         per_class: Tune one threshold per label.
-        positive_share: Smallest positive target, in (0, 1]; None for the dataset's.
         batch_size: Photos per batch.
         workers: Threads that decode photos; default: the number of usable cores.
         draws: Bootstrap draws for 95 % intervals; 0 for none.
-        seed: Seed of the bootstrap.
-        progress: Show a progress bar if standard error is a terminal.
 
     Raises:
         DatasetError: The split is missing or has no known label, its labels are not the model's, thresholds
-            would be tuned on the scored split, `positive_share` is out of range, or no photo can be read.
+            would be tuned on the scored split, or no photo can be read.
     """
     task: Task = "singlelabel" if predictor.taxonomy.exclusive else "multilabel"
-    share = dataset.positive_share if positive_share is None else positive_share
-    check_positive_share(share)
+    share = dataset.positive_share
 
     def score_split(name: str) -> tuple[Scores, Thresholds]:
         if not dataset.splits.get(name):
@@ -81,14 +74,8 @@ def evaluate(
             )
         samples = dataset.splits[name]
         check_labelled(samples, dataset.name, name)
-        return score_photos(
-            predictor,
-            samples,
-            align_targets(dataset.targets(name), dataset.taxonomy, predictor.taxonomy),
-            batch_size=batch_size,
-            workers=workers,
-            progress=progress,
-        )
+        targets = align_targets(dataset.targets(name), dataset.taxonomy, predictor.taxonomy)
+        return score_photos(predictor, samples, targets, batch_size=batch_size, workers=workers)
 
     levels: Thresholds = 0.5
     if isinstance(thresholds, str):
@@ -101,7 +88,7 @@ def evaluate(
     scores, own = score_split(split)
     if thresholds is None:
         levels = own
-    report = make_report(scores, task, predictor.taxonomy, levels, positive_share=share, draws=draws, seed=seed)
+    report = make_report(scores, task, predictor.taxonomy, levels, positive_share=share, draws=draws)
     return Evaluation(task, scores, report)
 
 
@@ -113,7 +100,6 @@ def score_photos(
     change: PhotoChange | None = None,
     batch_size: int = 32,
     workers: int | None = None,
-    progress: bool = True,
 ) -> tuple[Scores, Thresholds]:
     """Score samples with the model's engine, each by the channels that it has and the model uses.
 
@@ -124,7 +110,6 @@ def score_photos(
         change: Applied to every photo first, such as a `Corruption`.
         batch_size: Photos per batch.
         workers: Decoding threads.
-        progress: Show a progress bar if standard error is a terminal.
 
     Returns: The scores, and the model's thresholds: one for all labels, (K,), or (N, K) if samples have channels with
     different thresholds.
@@ -139,7 +124,7 @@ def score_photos(
         total=len(samples),
         console=Console(stderr=True),
         transient=True,
-        disable=not (progress and sys.stderr.isatty()),
+        disable=not sys.stderr.isatty(),
     )
     there, unreadable, probabilities, levels = list[int](), list[str](), [], []
     for row, scored in enumerate(shown):

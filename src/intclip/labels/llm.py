@@ -47,6 +47,21 @@ class Answer:
     cached: bool = False
 
 
+@dataclass(frozen=True)
+class Retries:
+    """How failed requests are repeated: after 429, 5xx, lost connections and unusable answers.
+
+    Attributes:
+        attempts: Attempts per request.
+        backoff: Seconds before the second attempt, doubled each time, with jitter.
+        longest: Maximum delay in seconds, even if the endpoint requests a longer one.
+    """
+
+    attempts: int = 5
+    backoff: float = 1
+    longest: float = 60
+
+
 class _Unusable(Exception):
     """The endpoint's answer was not a chat completion; a retry may help."""
 
@@ -61,9 +76,7 @@ class ChatClient:
         api_key: Default: `$OPENAI_API_KEY`; local servers need none.
         cache: Folder of answers, one JSON file each; None disables it.
         timeout: Timeout of a request in seconds.
-        attempts: Attempts per request; 429, 5xx, lost connections and unusable answers are retried.
-        backoff: Seconds before the second attempt, doubled each time, with jitter.
-        max_wait: Maximum delay, even if the endpoint requests a longer one.
+        retries: How failed requests are repeated.
         temperature: Sampling temperature; 0 is greedy.
 
     Raises:
@@ -79,9 +92,7 @@ class ChatClient:
         api_key: str | None = None,
         cache: str | os.PathLike[str] | None = None,
         timeout: float = 60,
-        attempts: int = 5,
-        backoff: float = 1,
-        max_wait: float = 60,
+        retries: Retries = Retries(),
         temperature: float = 0,
     ) -> None:
         self._openai = require("openai", "llm")
@@ -90,7 +101,7 @@ class ChatClient:
         self.endpoint = base_url or os.environ.get("OPENAI_BASE_URL") or ""
         self.cache = None if cache is None else Path(cache)
         self.temperature = temperature
-        self._attempts, self._backoff, self._max_wait = attempts, backoff, max_wait
+        self._retries = retries
         key = api_key or os.environ.get("OPENAI_API_KEY")
         if not key and not self.endpoint:
             raise LanguageModelError(
@@ -165,10 +176,10 @@ class ChatClient:
         return Answer(**fields, cached=True)
 
     def _complete(self, request: Mapping[str, Any]) -> Any:
-        """Request a chat completion with text, with up to `attempts` attempts."""
+        """Request a chat completion with text, with up to `Retries.attempts` attempts."""
         tenacity = self._tenacity
         retrying = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(self._attempts),
+            stop=tenacity.stop_after_attempt(self._retries.attempts),
             retry=tenacity.retry_if_exception(self._worth_another_try),
             wait=self._pause,
             reraise=True,
@@ -198,11 +209,11 @@ class ChatClient:
         return isinstance(error, openai.APIConnectionError | openai.APIResponseValidationError | _Unusable | ValueError)
 
     def _pause(self, state: Any) -> float:
-        """Return the delay before the next attempt: Retry-After, else exponential with jitter; at most `max_wait`."""
+        """Return the delay before the next attempt: Retry-After, else exponential with jitter; at most `longest`."""
         error = state.outcome.exception()
         asked = str(error.response.headers.get("retry-after", "")) if hasattr(error, "response") else ""
-        growing = self._backoff * 2.0 ** (int(state.attempt_number) - 1) * (1 + random.random() / 4)
-        return min(max(growing, float(asked) if asked.isdecimal() else 0.0), self._max_wait)
+        growing = self._retries.backoff * 2.0 ** (int(state.attempt_number) - 1) * (1 + random.random() / 4)
+        return min(max(growing, float(asked) if asked.isdecimal() else 0.0), self._retries.longest)
 
     def _explain(self, error: Exception) -> LanguageModelError:
         openai = self._openai

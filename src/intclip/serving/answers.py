@@ -9,6 +9,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 MapName = Literal["fused", "sight", "semantic"]
 """A map of evidence."""
+MapKind = Literal["regions", "fine"]
+"""A kind of evidence in a photo: the model's own map, or a finer one from ten passes; see `intclip.evidence.kinds`."""
 
 
 def check_key(key: str) -> None:
@@ -86,7 +88,7 @@ class ExplainRequest(_Asked):
         model: Model name; default: the first of `/v1/models`.
         picture: Return the photo with the map overlaid.
         branch: Map to draw.
-        fine: Also use enlarged parts of the photo, for a finer map; ten passes instead of one.
+        kind: "regions", or "fine" to also use enlarged parts of the photo, for a finer map; ten passes instead of one.
     """
 
     image: Base64Photo | None = None
@@ -95,7 +97,7 @@ class ExplainRequest(_Asked):
     model: str | None = None
     picture: Switch = False
     branch: MapName = "fused"
-    fine: Switch = False
+    kind: MapKind = "regions"
 
     @model_validator(mode="after")
     def _has_one(self) -> "ExplainRequest":

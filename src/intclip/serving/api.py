@@ -236,7 +236,7 @@ async def explain_one(
         words = batcher.explain_words(asked.text or "", asked.label, model=name)
         return make_word_explanation(name, await answer_one(words, "the text", settings))
     source = next((name for name in names if name), "the photo")
-    found = batcher.explain(asked.image, asked.label, model=name, fine=asked.fine)
+    found = batcher.explain(asked.image, asked.label, model=name, kind=asked.kind)
     evidence = await answer_one(found, source, settings)
     picture = None
     if asked.picture:

@@ -183,7 +183,7 @@ class Batcher:
         return [job.future for job in jobs]
 
     def explain(
-        self, image: ImageInput, label: str, *, model: str | None = None, fine: bool = False
+        self, image: ImageInput, label: str, *, model: str | None = None, kind: str = "regions"
     ) -> "Future[Evidence]":
         """Compute the evidence for a label in a photo, from the same pixels as `submit`.
 
@@ -191,7 +191,7 @@ class Batcher:
             image: The photo.
             label: Name or alias of a label.
             model: Model name; default: the first.
-            fine: Evidence of kind "fine", ten passes, instead of "regions".
+            kind: As for `Predictor.explain`.
 
         Raises:
             TaxonomyError: The label is unknown.
@@ -199,7 +199,7 @@ class Batcher:
         """
         predictor = self.find(model)[1]
         predictor.taxonomy.index(label)
-        return self.run(partial(_explain, predictor, image, label, self._max_pixels, fine=fine))
+        return self.run(partial(_explain, predictor, image, label, self._max_pixels, kind))
 
     def explain_words(self, text: str, label: str, *, model: str | None = None) -> "Future[WordEvidence]":
         """Compute the evidence for a label in a text.
@@ -407,9 +407,9 @@ def _read(image: ImageInput, predictor: Predictor, max_pixels: int) -> npt.NDArr
     return preprocess.resize(photo)
 
 
-def _explain(predictor: Predictor, image: ImageInput, label: str, max_pixels: int, *, fine: bool) -> "Evidence":
+def _explain(predictor: Predictor, image: ImageInput, label: str, max_pixels: int, kind: str) -> "Evidence":
     # A photo already at the input size passes preprocessing unchanged; only the box refers to the whole photo.
-    evidence = predictor.explain(_read(image, predictor, max_pixels), label, kind="fine" if fine else "regions")
+    evidence = predictor.explain(_read(image, predictor, max_pixels), label, kind=kind)
     size = read_image(image, max_pixels=max_pixels).size
     return replace(evidence, box=predictor.card.preprocessing.source_box(size), source=_source(image))
 

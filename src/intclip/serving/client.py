@@ -16,7 +16,7 @@ import tenacity
 from pydantic import TypeAdapter, ValidationError
 
 from intclip.errors import IntclipError, reason
-from intclip.serving.answers import Explanation, MapName, ModelInfo, PredictAnswer, TaxonomyInfo, check_key
+from intclip.serving.answers import Explanation, MapKind, MapName, ModelInfo, PredictAnswer, TaxonomyInfo, check_key
 from intclip.version import __version__
 
 PhotoSource = str | os.PathLike[str] | bytes
@@ -129,7 +129,7 @@ class Client:
         model: str | None = None,
         picture: bool = False,
         branch: MapName = "fused",
-        fine: bool = False,
+        kind: MapKind = "regions",
     ) -> Explanation:
         """Return the evidence for a label in a photo.
 
@@ -139,14 +139,13 @@ class Client:
             model: Model name; default: the service's first.
             picture: Also return the photo with the map.
             branch: Map to draw.
-            fine: A finer map, ten passes instead of one.
+            kind: "fine" for a finer map, ten passes instead of one.
 
         Raises:
             ServiceError: The request is rejected, or the photo cannot be read.
             IntclipError: The file cannot be read.
         """
-        switches = {name: "true" for name, on in {"picture": picture, "fine": fine}.items() if on}
-        fields = {"label": label, "model": model, "branch": branch, **switches}
+        fields = {"label": label, "model": model, "picture": str(picture).lower(), "branch": branch, "kind": kind}
         return self._send("/v1/explain", [_file("image", photo, 1)], fields, Explanation)
 
     def models(self) -> list[ModelInfo]:

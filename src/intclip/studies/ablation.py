@@ -68,7 +68,6 @@ def plan_cells(
     task: str = "multilabel",
     fine_taxonomy: str | None = None,
     jobs: int = 1,
-    only: Sequence[str] = (),
 ) -> list[Cell]:
     """Plan the cells of a study, row by row.
 
@@ -81,17 +80,13 @@ def plan_cells(
         seeds: Seeds; one cell per row and seed.
         fine_taxonomy: Taxonomy file of the rows that need one.
         jobs: Parallel runs; they share the cores.
-        only: Names of the rows to run; default: all.
 
     Raises:
-        RecipeError: No row can be run, a row is unknown, or a row does not fit the recipe.
+        RecipeError: No row can be run, or a row does not fit the recipe.
     """
-    names = [row.name for row in study.rows]
-    if unknown := [name for name in only if name not in names]:
-        raise RecipeError(f"no row {unknown[0]!r} in this study; rows: {'; '.join(names)}")
     cells = []
     for row in study.rows:
-        if not is_run(row, fine_taxonomy) or (only and row.name not in only):
+        if not is_run(row, fine_taxonomy):
             continue
         content = base if row.recipe is None else _with_training(base, method_training(row.recipe))
         changed = merge(_on_clip(content, study.clip, overrides), study.set)

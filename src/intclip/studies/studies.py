@@ -1,6 +1,6 @@
 """The papers' studies, read from `studies.yaml`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,6 +73,17 @@ class Study(BaseModel, frozen=True, extra="forbid"):
                 if figures is not None and len(figures) != width:
                     raise ValueError(f"row {row.name!r} has {len(figures)} figures for {width} columns")
         return self
+
+    def only(self, names: Sequence[str]) -> "Study":
+        """Return the study with only these rows.
+
+        Raises:
+            RecipeError: A row is unknown.
+        """
+        known = [row.name for row in self.rows]
+        if unknown := [name for name in names if name not in known]:
+            raise RecipeError(f"no row {unknown[0]!r} in this study; rows: {'; '.join(known)}")
+        return self.model_copy(update={"rows": [row for row in self.rows if row.name in names]})
 
     def published(self, row: StudyRow, dataset: str) -> dict[str, float]:
         """Return published figures of a row by metric, in percent, possibly for a dataset."""

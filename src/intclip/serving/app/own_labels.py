@@ -15,6 +15,7 @@ from intclip.inference.loading import zero_shot_options, zero_shot_threshold
 from intclip.inference.prediction import Prediction
 from intclip.labels.reading import parse_taxonomy
 from intclip.labels.taxonomy import Taxonomy
+from intclip.serving.answers import MapKind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,18 +76,18 @@ class OwnLabels:
         """
         with self._lock:
             method = self._method(labels)
-            logits = method(self._features(method.backbone, photo, fine=False)).logits[0]
+            logits = method(self._features(method.backbone, photo, "regions")).logits[0]
         thresholds = np.full(len(labels), zero_shot_threshold(self.backbone_name), dtype=np.float32)
         return Prediction(logits.sigmoid().numpy().astype(np.float32), thresholds, labels, NAME)
 
-    def explain(self, photo: bytes, labels: Taxonomy, label: str, *, fine: bool = False) -> "Evidence":
+    def explain(self, photo: bytes, labels: Taxonomy, label: str, *, kind: MapKind = "regions") -> "Evidence":
         """Return the evidence for a label in an encoded photo.
 
         Args:
             photo: The photo file.
             labels: The labels scored.
             label: One of them.
-            fine: Evidence of kind "fine" instead of "regions".
+            kind: Kind of evidence.
 
         Raises:
             ImageError: The photo cannot be read.
@@ -98,9 +99,9 @@ class OwnLabels:
         index = labels.index(label)
         with self._lock:
             method = self._method(labels)
-            output = method(self._features(method.backbone, photo, fine=fine), maps=True)
+            output = method(self._features(method.backbone, photo, kind), maps=True)
         maps = {name: values[:, index].numpy() for name, values in output.maps.items()}
-        regions = {name: join_views(values) if fine else values[0] for name, values in maps.items()}
+        regions = {name: join_views(values) if kind == "fine" else values[0] for name, values in maps.items()}
         preprocess = method.backbone.preprocess
         return make_evidence(
             labels.names[index],
@@ -109,7 +110,7 @@ class OwnLabels:
             size=preprocess.size,
             box=preprocess.source_box(read_image(photo, max_pixels=self._max_pixels).size),
             source=NAME,
-            kind="fine" if fine else "regions",
+            kind=kind,
         )
 
     def _method(self, labels: Taxonomy) -> "Method":
@@ -123,11 +124,11 @@ class OwnLabels:
             )
         return self._methods[labels.names]
 
-    def _features(self, backbone: "Backbone", photo: bytes, *, fine: bool) -> "Features":
-        kept, key = self._views if fine else self._photos, hashlib.sha256(photo).digest()
+    def _features(self, backbone: "Backbone", photo: bytes, kind: MapKind) -> "Features":
+        kept, key = self._views if kind == "fine" else self._photos, hashlib.sha256(photo).digest()
         if key not in kept:
             pixels = self._pixels(backbone, photo)
-            if fine:
+            if kind == "fine":
                 import torch
 
                 from intclip.evidence.views import photo_views

@@ -212,7 +212,7 @@ def _add_answers(page: APIRouter, state: Any) -> None:
             if not asked.labels:
                 return await explain_one(batcher, asked, names, state.settings)
             labels = make_taxonomy(asked.labels)
-            work = partial(own.explain, _photo_of(asked.image), labels, asked.label, fine=asked.fine)
+            work = partial(own.explain, _photo_of(asked.image), labels, asked.label, kind=asked.kind)
             evidence = await answer_one(batcher.run(work), "the photo", state.settings)
         return make_explanation(own.backbone_name, evidence)
 

@@ -162,7 +162,7 @@ async function drawEvidence(photo, found) {
   try {
     if (!photo.maps.has(key)) {
       $("evidence-note").textContent = "Computing the evidence…";
-      const fields = [["image", await photo.read()], ["label", label], ["fine", String(state.fine)], ...whoReads(who)];
+      const fields = [["image", await photo.read()], ["label", label], ["kind", state.fine ? "fine" : "regions"], ...whoReads(who)];
       photo.maps.set(key, await post("explain", fields));
     }
     const { size } = await photo.show();
