@@ -46,12 +46,12 @@ def test_a_file_with_two_names_keeps_the_old_content_under_the_other(tmp_path: P
 def test_a_cache_folder_that_is_a_file_is_named_with_its_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file"))
-    with pytest.raises(StorageError, match=f"{CACHE_VARIABLE} names .*file"):
+    with pytest.raises(StorageError, match=f"{CACHE_VARIABLE}.*file"):
         cache_home()
 
 
 def test_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path):
-    with pytest.raises(StorageError, match=r"cannot write .*No space left.*free space"), atomic_path(tmp_path / "a"):
+    with pytest.raises(StorageError, match=r"/a: .*No space left"), atomic_path(tmp_path / "a"):
         Path("/dev/full").write_bytes(b"x" * 10)
     assert not list(tmp_path.iterdir())
 
@@ -98,9 +98,9 @@ def test_a_directory_that_cannot_be_made_is_one_line(tmp_path: Path):
     make_directory(tmp_path / "a" / "b")
     make_directory(tmp_path / "a" / "b")
     write_text(tmp_path / "file", "")
-    with pytest.raises(StorageError, match=r"cannot write .*file: File exists; "):
+    with pytest.raises(StorageError, match=r"/file: File exists"):
         make_directory(tmp_path / "file")
-    with pytest.raises(StorageError, match=r"cannot write .*deep: Not a directory; "):
+    with pytest.raises(StorageError, match=r"/deep: Not a directory"):
         make_directory(tmp_path / "file" / "deep")
 
 
@@ -111,5 +111,5 @@ def test_sha256_file(tmp_path: Path):
 
 
 def test_a_missing_extra_is_named():
-    with pytest.raises(MissingExtraError, match=r"no_such_library is not installed; .*intclip\[ray\]"):
+    with pytest.raises(MissingExtraError, match=r"no_such_library.*intclip\[ray\]"):
         require("no_such_library.part", "ray")

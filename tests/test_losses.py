@@ -126,7 +126,7 @@ def test_reductions() -> None:
 @pytest.mark.parametrize("loss", [asymmetric_loss, asymmetric_loss_with_logits, binary_cross_entropy])
 @pytest.mark.parametrize("shape", [(3,), (2, 1), (1, 3), (2, 3, 1)])
 def test_targets_of_another_shape_are_not_spread(loss: Callable[..., torch.Tensor], shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"predictions \(2, 3\) and targets .* must match"):
+    with pytest.raises(ValueError, match=r"\(2, 3\)"):
         loss(PROBABILITIES, torch.ones(shape))
 
 

@@ -180,9 +180,7 @@ def test_bad_input_is_refused(scores: npt.NDArray[np.float64], targets: npt.NDAr
         multilabel_report(scores, targets)
 
 
-@pytest.mark.parametrize(
-    ("thresholds", "message"), [([0.1, 0.2, 0.3], "one for each of 7 classes"), (float("nan"), "a threshold is NaN")]
-)
+@pytest.mark.parametrize(("thresholds", "message"), [([0.1, 0.2, 0.3], r"\b7\b"), (float("nan"), "a threshold is NaN")])
 def test_bad_thresholds_are_refused(thresholds: list[float] | float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         multilabel_report(*problem(), thresholds=thresholds)

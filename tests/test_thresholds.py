@@ -103,9 +103,9 @@ def test_bad_input_is_refused() -> None:
         tune_threshold(np.zeros((2, 2)), np.zeros((2, 2)), per_class=True, shrinkage=np.inf)
     with pytest.raises(ValueError, match="a score is NaN"):
         tune_threshold([[float("nan"), 0.1]], [[1, 0]])
-    with pytest.raises(ValueError, match="unknown objective 'f1'"):
+    with pytest.raises(ValueError, match="'f1'"):
         tune_threshold([[0.1]], [[1]], objective="f1")
-    with pytest.raises(ValueError, match="unknown ties 'last'"):
+    with pytest.raises(ValueError, match="'last'"):
         tune_threshold([[0.1]], [[1]], ties="last")
     with pytest.raises(ValueError, match="per class"):
         tune_threshold([[0.1]], [[1]], per_class=True, objective="micro_f1")

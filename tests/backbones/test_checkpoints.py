@@ -130,13 +130,13 @@ def test_missing_left_over_and_misshapen_tensors_are_named(state):
 
 
 def test_long_lists_are_counted(state):
-    with pytest.raises(CheckpointError, match=r"unexpected: extra00, extra01, .*, extra11 and 8 more$"):
+    with pytest.raises(CheckpointError, match=r"extra00, extra01, .*, extra11 .*8"):
         from_openai_state_dict({**state, **{f"extra{i:02}": torch.zeros(1) for i in range(20)}})
 
 
 def test_an_image_tower_alone_is_refused(state):
     visual = {key: tensor for key, tensor in state.items() if key.startswith("visual.")}
-    with pytest.raises(CheckpointError, match=r"complete image and text tower: ln_final.weight is missing"):
+    with pytest.raises(CheckpointError, match=r"ln_final\.weight"):
         from_openai_state_dict(visual)
 
 
@@ -148,9 +148,9 @@ def test_a_key_of_hugging_faces_that_has_no_partner_is_named():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"fc.weight": torch.zeros(1)}, "layout of OpenAI, open_clip or Hugging Face .* it has fc.weight"),
+        ({"fc.weight": torch.zeros(1)}, r"OpenAI, open_clip or Hugging Face.*fc\.weight"),
         ({}, "this one has nothing in it"),
-        ({"visual.x": 3}, "this one has visual.x"),
+        ({"visual.x": 3}, r"visual\.x"),
     ],
 )
 def test_other_dictionaries_are_refused(content, message):
@@ -246,7 +246,7 @@ class TestFiles:
                 read_state_dict(index)
 
     def test_folders(self, tmp_path):
-        with pytest.raises(CheckpointError, match=r"no weights in .*open_clip_model\.safetensors"):
+        with pytest.raises(CheckpointError, match=r"open_clip_model\.safetensors"):
             find_weights(tmp_path)
         with pytest.raises(CheckpointError, match="no such checkpoint: "):
             find_weights(tmp_path / "missing.pt")

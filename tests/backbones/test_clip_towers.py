@@ -214,12 +214,12 @@ def test_random_weights_depend_on_the_seed_alone():
 
 
 def test_random_backbone_knows_the_names():
-    with pytest.raises(CheckpointError, match=r"unknown CLIP 'RN18'; known: RN50, RN101"):
+    with pytest.raises(CheckpointError, match=r"'RN18'.*RN50, RN101"):
         random_backbone("RN18")
 
 
 def test_heads_must_divide_the_width():
-    with pytest.raises(CheckpointError, match="width 32 cannot have 0 heads"):
+    with pytest.raises(CheckpointError, match=r"32.*\b0 heads"):
         random_clip(replace(SMALL_VIT, vision_width=32))
     with pytest.raises(CheckpointError, match="attention pool of width 96"):
         random_clip(replace(SMALL_RESNET, vision_width=3))
@@ -280,11 +280,11 @@ class TestText:
         )
 
     def test_too_long_is_refused_and_can_be_cut(self, text):
-        with pytest.raises(IntclipError, match=r"'word word .*…' has 102 tokens, more than 77; shorten it"):
+        with pytest.raises(IntclipError, match=r"'word word .*…'.*102.*77"):
             text.tokenize(["word " * 100])
         cut = text.tokenize(["word " * 100, "a cat"], truncate=True)
         assert cut.shape == (2, 77)
         assert cut[0, -1] == 49407
         assert text.lengths(cut).tolist() == [77, 4]
-        with pytest.raises(IntclipError, match="78 tokens is longer than this text tower's 77"):
+        with pytest.raises(IntclipError, match=r"78.*77"):
             text.encode_embeddings(torch.zeros(1, 78, text.width), torch.tensor([78]))

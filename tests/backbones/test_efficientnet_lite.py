@@ -178,9 +178,9 @@ def test_checkpoints_are_loaded_strictly(lite0_state):
         load_layers(trunk, deep, state)
 
     missing = {key: value for key, value in lite0_state.items() if key != "_blocks.3._bn1.bias"}
-    with pytest.raises(CheckpointError, match=r"lacks: _blocks\.3\._bn1\.bias"):
+    with pytest.raises(CheckpointError, match=r"_blocks\.3\._bn1\.bias"):
         load(missing)
     with pytest.raises(CheckpointError, match=r"unknown tensors: extra"):
         load({**lite0_state, "extra": torch.zeros(1)})
-    with pytest.raises(CheckpointError, match=r"_conv_stem\.weight is \(32, 3, 5, 5\), not \(32, 3, 3, 3\)"):
+    with pytest.raises(CheckpointError, match=r"_conv_stem\.weight.*\(32, 3, 5, 5\).*\(32, 3, 3, 3\)"):
         load({**lite0_state, "_conv_stem.weight": torch.zeros(32, 3, 5, 5)})

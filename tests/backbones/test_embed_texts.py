@@ -67,7 +67,7 @@ def test_unknown_share():
 @pytest.mark.parametrize("text", ["婚礼", "свадьба", "عرس", "사랑", "😀"])
 def test_texts_of_unknown_words_are_refused(text):
     lite = load_backbone("lite")
-    with pytest.raises(IntclipError, match=f"lite .*{text}.*write English"):
+    with pytest.raises(IntclipError, match=f"lite .*{text}"):
         check_known(lite, ["a dog", text], "write English")
     check_known(lite, ["a party 🎉", "Größe", "café", "naïve ♥ love"], "")
     check_known(clip(), [text], "")

@@ -108,26 +108,26 @@ class TestFetch:
         record = path.with_name("model.safetensors.sha256")
         assert record.read_text() == DIGEST + "\n"
         path.resolve().write_bytes(b"replaced")
-        with pytest.raises(CheckpointError, match=rf"not the expected {DIGEST}: it is damaged or was replaced"):
+        with pytest.raises(CheckpointError, match=DIGEST):
             fetch(FILE)
 
     def test_what_the_hub_announces_is_compared_at_the_first_use(self, server):
         server.corrupt = True
-        with pytest.raises(CheckpointError, match=f"not the expected {DIGEST}"):
+        with pytest.raises(CheckpointError, match=DIGEST):
             fetch(FILE)
 
     def test_a_pin_is_compared_and_nothing_recorded(self, server):
         path = fetch(replace(FILE, sha256=DIGEST))
         assert not path.with_name("model.safetensors.sha256").exists()
-        with pytest.raises(CheckpointError, match=f"not the expected {'0' * 64}"):
+        with pytest.raises(CheckpointError, match="0" * 64):
             fetch(replace(FILE, sha256="0" * 64))
 
     @pytest.mark.parametrize(
         ("file", "reason"),
         [
-            (replace(FILE, filename="other.bin"), "the repository has no such file"),
-            (replace(FILE, revision="v2"), "no such revision: v2"),
-            (replace(FILE, repo="nobody/nothing"), "no such repository"),
+            (replace(FILE, filename="other.bin"), r"other\.bin"),
+            (replace(FILE, revision="v2"), r"\bv2\b"),
+            (replace(FILE, repo="nobody/nothing"), "nobody/nothing"),
             (replace(FILE, repo="a/b/c"), "Repo id must"),
         ],
     )
@@ -171,7 +171,7 @@ class TestRepositories:
         assert parse("hf:owner/na.me-1") == ("owner/na.me-1", None)
         assert parse("hf:owner/name@abc") == ("owner/name", "abc")
         for wrong in ("hf:name", "hf:a/b/c", "hf:", "hf:a b/c"):
-            with pytest.raises(CheckpointError, match="is not a hub repository; write hf:owner/name"):
+            with pytest.raises(CheckpointError, match="hf:owner/name"):
                 parse(wrong)
 
     def test_activation_comes_from_the_configuration(self, server):
@@ -224,7 +224,7 @@ class TestRepositories:
 
     def test_a_repository_without_weights(self, server):
         server.files["owner/empty/README.md"] = b"nothing"
-        with pytest.raises(CheckpointError, match=r"owner/empty has none of open_clip_model\.safetensors, model"):
+        with pytest.raises(CheckpointError, match=r"owner/empty.*open_clip_model\.safetensors"):
             fetch_repository("hf:owner/empty")
 
 
@@ -254,7 +254,7 @@ class TestByName:
         monkeypatch.setenv("HOME", str(tmp_path))
         assert torch.equal(load_backbone("ViT-B/32", checkpoint="~/snapshot").logit_scale, original.logit_scale)
         monkeypatch.setenv("INTCLIP_WEIGHTS", str(shelf / "missing"))
-        with pytest.raises(CheckpointError, match=r"INTCLIP_WEIGHTS is .*missing, which is not a folder"):
+        with pytest.raises(CheckpointError, match=r"INTCLIP_WEIGHTS.*missing"):
             load_backbone("ViT-B/32")
         monkeypatch.setenv("INTCLIP_WEIGHTS", str(shelf))
         assert torch.equal(load_backbone("ViT-B/32").encode_image(pixels(SMALL_VIT)), expected)
@@ -270,13 +270,13 @@ class TestByName:
     def test_another_architecture_is_refused(self, tmp_path):
         path = tmp_path / "RN50.safetensors"
         path.write_bytes(weights(random_clip(SMALL_VIT)))
-        with pytest.raises(CheckpointError, match=r"RN50\.safetensors has a CLIP of the kind ViT-B/32, not RN50"):
+        with pytest.raises(CheckpointError, match=r"RN50\.safetensors.*ViT-B/32.*RN50"):
             load_backbone("RN50", checkpoint=path)
 
     def test_unknown_names(self):
-        with pytest.raises(CheckpointError, match=r"'ViT-B32', did you mean ViT-B/32; known: lite, lite2, lite\+lite2"):
+        with pytest.raises(CheckpointError, match=r"'ViT-B32'.*did you mean ViT-B/32.*lite, lite2, lite\+lite2"):
             load_backbone("ViT-B32")
-        with pytest.raises(CheckpointError, match="unknown split 'papers'; choose paper, released"):
+        with pytest.raises(CheckpointError, match=r"'papers'.*paper, released"):
             load_backbone("lite", split="papers")
 
     def test_lite_takes_no_checkpoint(self):
@@ -315,5 +315,5 @@ def test_random_weights_have_a_name_that_loads_them_again():
     first, second = (load_backbone("RN50@random", split="released") for _ in range(2))
     assert first.name == "RN50@random"
     assert torch.equal(first.head.regions(torch.ones(1, 2048, 7, 7)), second.head.regions(torch.ones(1, 2048, 7, 7)))
-    with pytest.raises(CheckpointError, match="unknown CLIP 'RN5'"):
+    with pytest.raises(CheckpointError, match="'RN5'"):
         load_backbone("RN5@random")

@@ -68,7 +68,7 @@ def test_gradients_reach_prompts(minilm):
 
 def test_long_texts_are_refused_with_their_start(minilm):
     assert minilm.tokenize(["word " * 254]).shape == (1, 256)
-    with pytest.raises(IntclipError, match=r"257 tokens, over 256: 'word word"):
+    with pytest.raises(IntclipError, match=r"257.*256.*'word word"):
         minilm.tokenize(["word " * 255])
 
 
@@ -77,7 +77,7 @@ def test_checkpoints_are_loaded_strictly(folder):
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     missing = dict(state)
     del missing["encoder.layer.2.output.dense.bias"]
-    with pytest.raises(CheckpointError, match=r"lacks: encoder\.layer\.2\.output\.dense\.bias"):
+    with pytest.raises(CheckpointError, match=r"encoder\.layer\.2\.output\.dense\.bias"):
         minilm_from_state_dict(missing, tokenizer)
     with pytest.raises(CheckpointError, match="unknown tensors: extra"):
         minilm_from_state_dict({**state, "extra": torch.zeros(1)}, tokenizer)

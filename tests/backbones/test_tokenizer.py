@@ -43,7 +43,7 @@ def test_documented_example_and_a_single_text():
 
 def test_the_longest_text_that_fits():
     assert tokenize(["cat " * 75])[0].tolist() == [START, *[2368] * 75, END]
-    with pytest.raises(IntclipError, match=r"has 78 tokens, more than 77; shorten it, or pass truncate=True"):
+    with pytest.raises(IntclipError, match=r"78.*77.*truncate=True"):
         tokenize(["cat " * 76])
     assert tokenize(["cat " * 76], truncate=True)[0].tolist() == [START, *[2368] * 75, END]
 

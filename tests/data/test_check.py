@@ -242,16 +242,16 @@ def test_check_command(table: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
-        (["data", "show", "no-such.csv"], "no dataset or file"),
-        (["data", "check", "intentonomy", "--root", "/nowhere/at/all"], "no such file or folder"),
-        (["data", "prepare", "mvsa", "--root", "x"], "cannot be downloaded"),
-        (["data", "show", "mvsa", "--set", "missing"], "write key=value"),
-        (["data", "show", "mvsa", "--set", "root=elsewhere"], "its folder with --root"),
+        (["data", "show", "no-such.csv"], "'no-such.csv'"),
+        (["data", "check", "intentonomy", "--root", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["data", "prepare", "mvsa", "--root", "x"], "mvsa"),
+        (["data", "show", "mvsa", "--set", "missing"], "key=value"),
+        (["data", "show", "mvsa", "--set", "root=elsewhere"], "--root"),
         (["data", "show", "mvsa", "--set", "mising=skip"], "did you mean missing"),
-        (["data", "show", "table", "--root", "x.csv", "--set", "encoding=3"], "option encoding=3: .*valid string"),
-        (["data", "show", "table", "--root", "x.csv", "--set", "shares=abc"], "option shares='abc': .*dictionary"),
-        (["data", "show", "table", "--root", "x.csv", "--set", "task=multi"], "option task='multi': .*'singlelabel'"),
-        (["data", "show", "table", "--root", "x.csv", "--set", "positive_share=half"], "positive_share.*valid number"),
+        (["data", "show", "table", "--root", "x.csv", "--set", "encoding=3"], "encoding=3: .*string"),
+        (["data", "show", "table", "--root", "x.csv", "--set", "shares=abc"], "shares='abc': .*dictionary"),
+        (["data", "show", "table", "--root", "x.csv", "--set", "task=multi"], "task='multi': .*'singlelabel'"),
+        (["data", "show", "table", "--root", "x.csv", "--set", "positive_share=half"], "positive_share='half'"),
     ],
 )
 def test_wrong_input_is_one_line(arguments: list[str], fault: str) -> None:

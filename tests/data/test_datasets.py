@@ -110,7 +110,7 @@ def test_intentonomy_binary_label_matrix(intentonomy: Path) -> None:
 
 @pytest.mark.parametrize(
     ("matrix", "fault"),
-    [(np.zeros((2, 28)), "2 rows for 3"), (np.zeros((3, 27)), "expected 0 and 1"), (np.full((3, 28), 0.5), "0 and 1")],
+    [(np.zeros((2, 28)), r"\b2 .*\b3\b"), (np.zeros((3, 27)), "0 and 1"), (np.full((3, 28), 0.5), "0 and 1")],
 )
 def test_intentonomy_wrong_label_matrix(intentonomy: Path, matrix: np.ndarray, fault: str) -> None:
     np.save(intentonomy / "train_label_vectors_intentonomy2020.npy", matrix)
@@ -158,9 +158,9 @@ def test_intentonomy_malformed_annotations(intentonomy: Path) -> None:
         ({"images": [image, {**image, "filename": "low/v1.jpg"}]}, r"image 2: id 'v0' is there already \(.*image 1\)"),
         ({"annotations": [{"image_id": "v0", "category_ids": [28]}]}, "annotation 1: category 28"),
         ({"annotations": [{"image_id": "v0"}]}, "category_ids_softprob"),
-        ({"annotations": [{"category_ids": [1]}]}, "no 'image_id'"),
-        ({"annotations": [{"image_id": "v0", "category_ids": [1]}] * 2}, "annotation 2: photo 'v0' is annotated twice"),
-        ({"annotations": [{"image_id": "v0", "category_ids_softprob": [1]}]}, "1 shares for 28"),
+        ({"annotations": [{"category_ids": [1]}]}, "'image_id'"),
+        ({"annotations": [{"image_id": "v0", "category_ids": [1]}] * 2}, "annotation 2: .*'v0'"),
+        ({"annotations": [{"image_id": "v0", "category_ids_softprob": [1]}]}, r"\b1 .*\b28\b"),
         ({"annotations": [{"image_id": "v0", "category_ids_softprob": [3] * 28}]}, "not a share"),
         ({"annotations": ["x"]}, "expected an object"),
         ({"annotations": {}}, "wrong type"),
@@ -169,7 +169,7 @@ def test_intentonomy_malformed_annotations(intentonomy: Path) -> None:
         ({"images": [{"id": "v0", "filename": "../../etc/passwd"}]}, "file name"),
         ({"images": [{"id": "v0", "filename": "/etc/passwd"}]}, "file name"),
         ({"images": [{"id": "v0", "filename": 3}]}, "wrong type"),
-        ({"images": [image]}, "annotation 2: photo .v1. is not among"),
+        ({"images": [image]}, "annotation 2: .*v1"),
     ]
     for changes, fault in cases:
         path.write_text(json.dumps({**good, **changes}))
@@ -192,10 +192,10 @@ def test_without_annotations_or_root(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(DatasetError, match=r"annotations.*intentonomy_train2020"):
         load_intentonomy(tmp_path)
     monkeypatch.delenv("INTCLIP_DATA", raising=False)
-    with pytest.raises(DatasetError, match="set INTCLIP_DATA"):
+    with pytest.raises(DatasetError, match="INTCLIP_DATA"):
         load_intentonomy()
     monkeypatch.setenv("INTCLIP_DATA", str(tmp_path / "nothing"))
-    with pytest.raises(DatasetError, match=r"INTCLIP_DATA names .*nothing"):
+    with pytest.raises(DatasetError, match=r"INTCLIP_DATA.*nothing"):
         load_intentonomy()
     monkeypatch.setenv("INTCLIP_DATA", str(tmp_path))
     with pytest.raises(DatasetError, match="no such file or folder"):
@@ -322,7 +322,7 @@ def test_abstract(tmp_path: Path) -> None:
     assert row[votes.taxonomy.index("amusement")] == pytest.approx(5 / 8)
     assert row.sum() == pytest.approx(1)
     for text, fault in (
-        (header + "'a.jpg',5,1\n", "row 2: 3 cells"),
+        (header + "'a.jpg',5,1\n", "row 2: 3 "),
         (header + "'a.jpg',5,1,0,0,0,0,0,many\n", "row 2: 'many'"),
         (header.replace("Awe", "Ave") + rows[0], "header.*awe"),
         (header.replace("Awe", "Fear") + rows[0], "7 of 8"),
@@ -363,7 +363,7 @@ def test_emotion6(tmp_path: Path) -> None:
     assert len(found(labels="votes")) == 4  # wholly neutral is left out
     assert found(labels="keyword")["fear/1.jpg"] == [0, 0, 1, 0, 0, 0]
     path.write_text(header + "disgust/1.jpg\t2.5\n")
-    with pytest.raises(DatasetError, match="row 2: 2 cells"):
+    with pytest.raises(DatasetError, match="row 2: 2 "):
         load_emotion6(tmp_path)
     path.write_text(header + rows[0].replace("0.7", "7"))
     with pytest.raises(DatasetError, match="not a share"):
@@ -402,7 +402,7 @@ def test_mdid(tmp_path: Path) -> None:
     features = mdid_features(tmp_path, dataset.splits["train"])
     assert features.shape == (7, 512)
     assert features[:, 0].tolist() == [len(v) for v in verbs]
-    with pytest.raises(DatasetError, match=r"features of fold3\.jpg"):
+    with pytest.raises(DatasetError, match=r"fold3\.jpg"):
         mdid_features(tmp_path, dataset.splits["test"])
     with pytest.raises(DatasetError, match="fold"):
         load_mdid(tmp_path, fold=5)
@@ -495,9 +495,9 @@ def test_every_named_dataset_has_a_taxonomy_and_asks_for_its_root(
 def test_wrong_names_and_options() -> None:
     for arguments, fault in (
         (("intentonomi",), "did you mean intentonomy"),
-        (("none.csv",), "no dataset or file"),
+        (("none.csv",), r"none\.csv"),
         (("intentonomi", "/tmp"), "did you mean intentonomy"),
-        (("/tmp", "/tmp"), "/tmp is a path"),
+        (("/tmp", "/tmp"), "/tmp"),
     ):
         with pytest.raises(DatasetError, match=fault) as error:
             load_dataset(*arguments)

@@ -128,7 +128,7 @@ def test_numbers_beyond_float16_are_refused_by_name(tmp_path, samples):
     def extract(pixels):
         return {name: array + 1e5 * (name == "pooled") for name, array in CountingExtract()(pixels).items()}
 
-    with pytest.raises(StorageError, match=r"feature pooled of photos 0 to 7 .* float16; cache in float32"):
+    with pytest.raises(StorageError, match=r"pooled.*0 to 7 .*float16.*float32"):
         build(tmp_path / "cache", samples, replace(KEY, dtype="float16"), extract)
     assert not list((tmp_path / "cache").rglob("*.npy"))
 
@@ -292,7 +292,7 @@ def test_a_photo_that_could_not_be_read_for_a_while_is_computed(tmp_path, sample
 
 def test_size_limit_is_checked_before_anything_is_computed(tmp_path, samples):
     extract = CountingExtract()
-    with pytest.raises(StorageError, match=r"needs 0\.00 GB more \(11 photo views of 0\.2 kB\).*raise the limit"):
+    with pytest.raises(StorageError, match=r"0\.00 GB.*11 .*0\.2 kB"):
         build(tmp_path / "cache", samples, extract=extract, limit=11 * BYTES - 1)
     assert extract.photos == 1
     assert not (tmp_path / "cache").exists()

@@ -97,7 +97,7 @@ def test_a_list_may_name_photos_that_are_gone(tmp_path):
 
 
 def test_addresses_are_told_from_paths():
-    with pytest.raises(ImageError, match=r"https://x\.org/a\.jpg is a URL.*batch"):
+    with pytest.raises(ImageError, match=r"https://x\.org/a\.jpg.*batch"):
         find_images("https://x.org/a.jpg")
 
 

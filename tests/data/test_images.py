@@ -269,7 +269,7 @@ def test_a_jpeg_of_very_many_scans_is_refused_and_a_progressive_one_is_read() ->
     assert content.count(b"\xff\xda") > 5
     assert close(read_image(content), read_image(encode(photo(), "JPEG")), 1)
     scan = content[content.rfind(b"\xff\xda") : -2]
-    with pytest.raises(ImageError, match=rf"has \d+ scans, the limit is {MAX_SCANS}; save") as error:
+    with pytest.raises(ImageError, match=rf"\d+ scans.*{MAX_SCANS}") as error:
         read_image(content[:-2] + MAX_SCANS * scan + content[-2:])
     one_line(error)
 
@@ -401,7 +401,7 @@ def test_lists(tmp_path: Path) -> None:
     listing.write_text(f"b.jpg\n\nsub/c.JPEG\r\n{tmp_path / 'a.png'}\n", encoding="utf-8-sig")
     assert names(find_images(listing), tmp_path) == ["b.jpg", "sub/c.JPEG", "a.png"]
     listing.write_text("b.jpg\nmissing.jpg\n")
-    with pytest.raises(ImageError, match=r"line 2: no such photo: missing\.jpg") as error:
+    with pytest.raises(ImageError, match=r"line 2.*missing\.jpg") as error:
         find_images(listing)
     one_line(error)
     listing.write_bytes(b"\xff\xfe\x00b")

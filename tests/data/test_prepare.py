@@ -239,11 +239,11 @@ def test_annotations_are_copied_from_a_folder_or_fetched_and_verified(
     report = prepare(tmp_path / "root", annotations=given)
     assert report.fetched == 1
     assert (tmp_path / "root" / "intentonomy_val2020.json").is_file()
-    with pytest.raises(DatasetError, match=r"has no intentonomy_train2020\.json"):
+    with pytest.raises(DatasetError, match=r"intentonomy_train2020\.json"):
         prepare(tmp_path / "root", annotations=given, splits=["train"])
 
     monkeypatch.setitem(prepare_module.ANNOTATIONS, "val", f"{server.url}/gone-file")
-    with pytest.raises(DatasetError, match=r"could not be downloaded .*status 404.*--annotations"):
+    with pytest.raises(DatasetError, match=r"404.*--annotations"):
         prepare(tmp_path / "new")
     monkeypatch.setitem(prepare_module.ANNOTATIONS, "val", f"{server.url}/page-file")
     with pytest.raises(DatasetError, match="not the expected file"):
@@ -255,7 +255,7 @@ def test_annotations_are_copied_from_a_folder_or_fetched_and_verified(
 
     content = (given / "intentonomy_val2020.json").read_bytes()
     monkeypatch.setattr(Fetcher, "fetch", lambda self, url, accept=(): content)
-    with pytest.raises(DatasetError, match="does not list 498 photos"):
+    with pytest.raises(DatasetError, match="498 photos"):
         prepare(tmp_path / "new")
     monkeypatch.setitem(prepare_module.COUNTS, "val", 1)
     monkeypatch.setattr(prepare_module, "_run", lambda *_: None)
@@ -275,7 +275,7 @@ def test_file_names_that_leave_the_folder_are_refused(tmp_path: Path, server: Ph
 
 
 def test_unknown_split_and_photo_without_address(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="no split 'dev'"):
+    with pytest.raises(DatasetError, match="'dev'"):
         prepare(tmp_path, splits=["dev"])
     path = annotate(tmp_path, "", ["good-1"]) / "intentonomy_val2020.json"
     content = json.loads(path.read_text())
@@ -320,7 +320,7 @@ def test_fetcher_alone(server: PhotoServer) -> None:
         assert read_image(fetcher.fetch(f"{server.url}/good-1")).size == (400, 300)
         with pytest.raises(Gone):
             fetcher.fetch(f"{server.url}/gone-1")
-        with pytest.raises(Failed, match="status 403"):
+        with pytest.raises(Failed, match="403"):
             fetcher.fetch(f"{server.url}/forbidden-1")
     with pytest.raises(Failed, match="interrupted"):
         fetcher.fetch(f"{server.url}/good-1")

@@ -62,7 +62,7 @@ def test_a_folder_is_remembered_and_compared_by_content(tmp_path, monkeypatch):
     assert bundle.build_method(one).backbone.identity() == identity
     moved = shutil.copytree(one, tmp_path / "moved")
     assert bundle.build_method(moved).backbone.identity() == identity
-    with pytest.raises(BundleError, match=r"pass them as checkpoint \(one\)"):
+    with pytest.raises(BundleError, match=r"checkpoint \(one\)"):
         bundle.build_method()
     with pytest.raises(BundleError, match=r"two .*\(one\)"):
         bundle.build_method(two)

@@ -178,7 +178,7 @@ def test_a_tensor_missing_from_manifest_and_file_is_found_by_the_method(copy):
     del weights["tensors"]["aggregation.attention.alpha"]
     edit_json(copy, weights=weights)
     edit_weights(copy, lambda state: state.pop("aggregation.attention.alpha"))
-    with pytest.raises(BundleError, match=r"missing tensors: aggregation\.attention\.alpha"):
+    with pytest.raises(BundleError, match=r"aggregation\.attention\.alpha"):
         load_bundle(copy).build_method()
 
 
@@ -313,7 +313,7 @@ def test_a_temperature_is_given_once_and_leaves_thresholds_of_0_and_1(tmp_path):
     path = write_bundle(tmp_path / "bundle", thresholds=[0, 1, 0.5, 0.5, 0.5])
     set_temperature(path, 3.0)
     np.testing.assert_array_equal(load_bundle(path).thresholds, np.float32([0, 1, 0.5, 0.5, 0.5]))
-    with pytest.raises(BundleError, match="already has a temperature, 3;"):
+    with pytest.raises(BundleError, match=r"temperature.*\b3\b"):
         set_temperature(path, 2.0)
     info = json.loads((path / "bundle.json").read_text())
     edit_json(path, task="singlelabel", temperature=1.0, taxonomy=info["taxonomy"] | {"exclusive": True})

@@ -221,7 +221,7 @@ def test_files_that_are_no_exports(files, tmp_path):
     stranger = onnx.load(files["onnx"])
     del stranger.metadata_props[:]
     onnx.save(stranger, tmp_path / "stranger.onnx")
-    with pytest.raises(BundleError, match=r"stranger\.onnx .*not exported by intclip"):
+    with pytest.raises(BundleError, match=r"stranger\.onnx"):
         intclip.load(tmp_path / "stranger.onnx")
     lonely = tmp_path / "lonely.xml"
     lonely.write_bytes(files["openvino"].read_bytes())

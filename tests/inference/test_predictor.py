@@ -107,7 +107,7 @@ def test_bad_photos_are_named(model, photos, bad):
     with pytest.raises(ImageError, match=r"image 2.*float32"):
         model.predict([photos[0], np.zeros((4, 4, 3), np.float32)])
     for nothing in (float("nan"), 0, [photos[0]]):  # a gap in a column of a table; a number is no open file
-        with pytest.raises(ImageError, match=rf"^image 2: {type(nothing).__name__} .* is not a photo; give a path"):
+        with pytest.raises(ImageError, match=rf"^image 2: {type(nothing).__name__} "):
             model.predict([photos[0], nothing])
 
 
@@ -285,7 +285,7 @@ def test_without_a_writable_cache_it_works_all_the_same(bundle_path, photos, mon
 def test_specs_that_lead_nowhere(bundle_path, tmp_path):
     with pytest.raises(IntclipError, match="did you mean 'lite'"):
         intclip.load("lit")
-    with pytest.raises(IntclipError, match="no model 'x/y/z'"):
+    with pytest.raises(IntclipError, match="'x/y/z'"):
         intclip.load("x/y/z")
     with pytest.raises(BundleError, match=r"no bundle\.json|not a bundle"):
         intclip.load(tmp_path)
@@ -297,7 +297,7 @@ def test_specs_that_lead_nowhere(bundle_path, tmp_path):
         intclip.load("zero-shot:RN1O1", taxonomy=tiny_taxonomy())
     with pytest.raises(IntclipError, match="unknown engine"):
         intclip.load(bundle_path, engine="tpu")
-    with pytest.raises(IntclipError, match="unknown precision 'f8'; choose f32, bf16, f16"):
+    with pytest.raises(IntclipError, match=r"'f8'.*f32, bf16, f16"):
         intclip.load(bundle_path, precision="f8")
     with pytest.raises(IntclipError, match="threads=0"):
         intclip.load(bundle_path, threads=0)
@@ -310,7 +310,7 @@ def test_a_bundle_whose_backbone_is_unknown_here(bundle_path, tmp_path, monkeypa
 
     monkeypatch.delitem(registry.BUILDERS, "tiny")
     copy = shutil.copytree(bundle_path, tmp_path / "copy")
-    with pytest.raises(IntclipError, match="unknown backbone 'tiny'"):
+    with pytest.raises(IntclipError, match="'tiny'"):
         intclip.load(copy, engine="torch", device="cpu")
 
 

@@ -114,14 +114,14 @@ def test_a_table_that_was_labelled_is_not_written_over(server, photos, tmp_path,
     )
     text = text if name.endswith("jsonl") else "image,text,labels\nphotos/0.jpg,Mine.,sea\n"
     out.write_text(text)
-    with pytest.raises(StorageError, match=r"has other columns \(labels\); choose another --out to keep it"):
+    with pytest.raises(StorageError, match=r"labels.*--out"):
         invoke(photos[0].parent, "--base-url", server.url, "--model", "fake", "--out", out)
     assert out.read_text() == text
     assert not server.requests
 
 
 def test_no_photo_leaves_this_machine_without_yes(photos, tmp_path, capsys):
-    with pytest.raises(IntclipError, match="nothing was sent; add --yes"):
+    with pytest.raises(IntclipError, match="--yes"):
         invoke(photos[0], "--base-url", "http://far.invalid/v1", "--model", "m", "--out", tmp_path / "o.jsonl")
     assert not (tmp_path / "o.jsonl").exists()
     assert is_local("http://localhost:1/v1")
@@ -153,7 +153,7 @@ def test_without_a_description_no_table_is_claimed(server, tmp_path, capsys):
 def test_wrong_options_in_one_line(server, photos, tmp_path):
     with pytest.raises(IntclipError, match=r"jsonl or \.csv"):
         invoke(photos[0], "--model", "m", "--base-url", server.url, "--out", tmp_path / "o.txt")
-    with pytest.raises(IntclipError, match="needs --prices"):
+    with pytest.raises(IntclipError, match="--prices"):
         invoke(
             photos[0],
             "--model",

@@ -53,7 +53,7 @@ def test_a_taxonomy_without_levels_has_one_stage(server, make_client):
 
 
 def test_an_unknown_length_is_refused(make_client):
-    with pytest.raises(TaxonomyError, match="no sentence length '7'; choose one of: 3-5, 6-9, 11-15, 16-20"):
+    with pytest.raises(TaxonomyError, match=r"'7'.*3-5, 6-9, 11-15, 16-20"):
         integrate(TREE, make_client(), "7")
 
 
@@ -132,7 +132,7 @@ def test_a_cut_off_answer_is_asked_again_with_more_room(server, make_client):
 
 def test_nonsense_ends_after_some_rounds_and_is_not_kept(server, make_client, tmp_path):
     server.otherwise = says("no")
-    with pytest.raises(LanguageModelError, match=r"fake gave no valid text for 8 classes in 3 rounds, such as 'amuse"):
+    with pytest.raises(LanguageModelError, match=r"fake .*8 classes.*3 rounds.*'amuse"):
         integrate(TREE, make_client(), rounds=3)
     assert len(server.requests) == 3
     assert not list((tmp_path / "answers").iterdir())
@@ -142,9 +142,7 @@ def test_one_class_that_never_fits_ends_it_with_its_reason(server, make_client):
     server.otherwise = edited(
         lambda t, r: t.update({n: "too short" for n in t if n == "awe"}) if word_range(r) else None
     )
-    with pytest.raises(
-        LanguageModelError, match=r"1 classes in 4 rounds, such as 'awe' \(it has 2 words; use 11 to 15"
-    ):
+    with pytest.raises(LanguageModelError, match=r"1 classes.*4 rounds.*'awe'.*2 words.*11 to 15"):
         integrate(TREE, make_client())
 
 

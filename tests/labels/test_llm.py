@@ -92,11 +92,11 @@ def test_a_late_answer_is_tried_again(server, make_client):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (status(429, "slow down"), "failed with HTTP 429: .*slow down.*; try again later"),
-        (status(500), "failed with HTTP 500"),
+        (status(429, "slow down"), "HTTP 429: .*slow down"),
+        (status(500), "HTTP 500"),
         (cut_off, "cannot be reached; is the server running"),
         (half_json, "gave no usable answer"),
-        (html, "gave no usable answer .*hotel.*OpenAI-compatible"),
+        (html, "hotel"),
         (no_choices, "gave no usable answer \\(an answer without choices"),
         (says(""), "an empty answer"),
     ],
@@ -113,18 +113,18 @@ def test_tries_are_bounded(server, make_client, tmp_path, fault, message):
 
 def test_always_late(server, make_client):
     server.otherwise = late(30)
-    with pytest.raises(LanguageModelError, match="did not answer in time; raise --timeout"):
+    with pytest.raises(LanguageModelError, match="--timeout"):
         make_client(attempts=2, timeout=0.1).ask(HELLO)
 
 
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (status(401, "bad key sk-123"), "rejects the API key; set OPENAI_API_KEY"),
-        (status(403), "rejects the API key"),
-        (status(404), "has no model 'fake'.*check --model and --base-url"),
-        (status(400, "too long"), "failed with HTTP 400: .*too long"),
-        (status(429, "pay first", kind="insufficient_quota"), "failed with HTTP 429: .*pay first"),
+        (status(401, "bad key sk-123"), "OPENAI_API_KEY"),
+        (status(403), "OPENAI_API_KEY"),
+        (status(404), "'fake'.*--model.*--base-url"),
+        (status(400, "too long"), "HTTP 400: .*too long"),
+        (status(429, "pay first", kind="insufficient_quota"), "HTTP 429: .*pay first"),
     ],
     ids=["401", "403", "404", "400", "quota"],
 )
@@ -159,7 +159,7 @@ def test_the_key_travels_and_is_not_stored(server, make_client, tmp_path, monkey
 
 
 def test_openai_itself_needs_a_key():
-    with pytest.raises(LanguageModelError, match="no API key; set OPENAI_API_KEY, or name your own server"):
+    with pytest.raises(LanguageModelError, match="OPENAI_API_KEY"):
         ChatClient("gpt")
 
 

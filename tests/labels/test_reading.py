@@ -186,8 +186,8 @@ LONG = " ".join(["wonderful"] * 80)
         ("classes: [a, b]\nsentences: {3-5: [one two three, One two three]}", "class 2 'b': .*3-5 .*'a'"),
         # subsets
         ("classes: [a, b]\nsubsets: {s: {x: [a], y: [c]}}", "subsets: s: 'c'"),
-        ("classes: [a, b]\nsubsets: {s: {x: [a]}}", "subsets: s: 'b' is not in any part"),
-        ("classes: [a, b]\nsubsets: {s: {x: [a, b], y: [b]}}", "subsets: s: duplicate 'b'"),
+        ("classes: [a, b]\nsubsets: {s: {x: [a]}}", "subsets: s: 'b'"),
+        ("classes: [a, b]\nsubsets: {s: {x: [a, b], y: [b]}}", "subsets: s: .*'b'"),
         # not YAML, or not plain YAML
         ("- [a\n", "line 2, column 1: .* line 1"),
         ("- !!python/object/apply:os.system [echo]\n", "python/object"),
@@ -207,21 +207,21 @@ def test_long_sentences_are_for_the_text_tower_to_refuse(tmp_path):
     assert any("'a' has 80 CLIP tokens" in line for line in advise(taxonomy))
     lite, clip = load_backbone("lite"), load_backbone("RN50@random")
     build_method("zero_shot", lite, taxonomy, {})  # with a context of 256 tokens
-    with pytest.raises(IntclipError, match="82 tokens, more than 77"):
+    with pytest.raises(IntclipError, match=r"82.*77"):
         build_method("zero_shot", clip, taxonomy, {})
 
 
 def test_no_such_taxonomy(tmp_path):
-    with pytest.raises(TaxonomyError, match="no taxonomy 'intentonmy': did you mean 'intentonomy'"):
+    with pytest.raises(TaxonomyError, match=r"'intentonmy'.*did you mean 'intentonomy'"):
         load_taxonomy("intentonmy")
-    with pytest.raises(TaxonomyError, match="must be a YAML file or one of: ekman6"):
+    with pytest.raises(TaxonomyError, match="ekman6"):
         load_taxonomy(tmp_path / "nowhere.yaml")
 
 
 def test_not_utf8(tmp_path):
     path = tmp_path / "latin.yaml"
     path.write_bytes("- Größe\n".encode("latin-1"))
-    with pytest.raises(TaxonomyError, match=r"is not UTF-8 .*save it as UTF-8"):
+    with pytest.raises(TaxonomyError, match="UTF-8"):
         load_taxonomy(path)
 
 

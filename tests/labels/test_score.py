@@ -74,13 +74,13 @@ def test_a_class_without_positives_is_left_out_of_the_mean(five_classes, problem
 
 def test_nothing_is_labelled(five_classes, problem):
     items, targets, encode = problem
-    with pytest.raises(DatasetError, match="no item has a label of tiny; check that the ids"):
+    with pytest.raises(DatasetError, match="tiny"):
         score_forms(five_classes, items, np.zeros_like(targets), encode, ["6-9"])
 
 
 def test_an_unknown_form(five_classes, problem):
     items, targets, encode = problem
-    with pytest.raises(TaxonomyError, match="no sentences in form 'long'"):
+    with pytest.raises(TaxonomyError, match="'long'"):
         score_forms(five_classes, items, targets, encode, ["long"])
 
 
@@ -89,7 +89,7 @@ def test_join_descriptions():
     texts, targets = join_descriptions({"b": "two", "a": ["one", "more"], "c": "no labels", "d": " "}, labels, "d.json")
     assert texts == ["two", "one more"]
     np.testing.assert_array_equal(targets, [[0, 1], [1, 0]])
-    with pytest.raises(DatasetError, match=r"d.json: 'a' has 7 instead of a text"):
+    with pytest.raises(DatasetError, match=r"d\.json.*'a'.*7"):
         join_descriptions({"a": 7}, labels, "d.json")
     with pytest.raises(DatasetError, match="none of its 1 ids has a label"):
         join_descriptions({"z": "text"}, labels, "d.json")
@@ -146,13 +146,13 @@ def test_texts_of_a_dataset_and_classes_in_another_order(five_classes, tiny_back
 
 
 def test_wrong_splits_and_labels(five_classes, tiny_backbone, dataset):
-    with pytest.raises(DatasetError, match="four has no split 'test'; choose one of: val"):
+    with pytest.raises(DatasetError, match=r"four.*'test'.* val"):
         score_dataset(five_classes, dataset, "test", tiny_backbone, ["fine"], photos=True)
     other = type(five_classes)(**{**vars(five_classes), "names": ("x", *five_classes.names[1:])})
-    with pytest.raises(TaxonomyError, match="taxonomy tiny has no label 'x'"):
+    with pytest.raises(TaxonomyError, match=r"tiny.*'x'"):
         score_dataset(other, dataset, "val", tiny_backbone, ["fine"], photos=True)
     textless = Dataset("t", five_classes, "multilabel", {"val": [Sample("a", np.ones(5, np.float32))]})
-    with pytest.raises(DatasetError, match="t has no texts in split val; score its photos"):
+    with pytest.raises(DatasetError, match=r"^t .*val"):
         score_dataset(five_classes, textless, "val", tiny_backbone, ["fine"], photos=False)
 
 

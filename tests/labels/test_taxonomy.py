@@ -24,22 +24,22 @@ def test_index_takes_names_and_aliases_in_any_case(label, index):
 
 
 def test_index_suggests_the_nearest_name():
-    with pytest.raises(TaxonomyError, match="no label 'Natural beuty'; did you mean 'Natural beauty'"):
+    with pytest.raises(TaxonomyError, match=r"'Natural beuty'.*did you mean 'Natural beauty'"):
         TREE.index("Natural beuty")
-    with pytest.raises(TaxonomyError, match=r"; its labels: 'Attractive, fastidious', .* and 18 more$"):
+    with pytest.raises(TaxonomyError, match=r"'Attractive, fastidious', .*18"):
         TREE.index("qqq")
-    with pytest.raises(TaxonomyError, match=r"; its labels: 'negative', 'neutral', 'positive'$"):
+    with pytest.raises(TaxonomyError, match=r"'negative', 'neutral', 'positive'$"):
         load_taxonomy("sentiment3").index("joy")
 
 
 def test_unknown_form_and_level_are_named():
-    with pytest.raises(TaxonomyError, match="no sentences in form '7-8'; choose one of: fine, consolidated"):
+    with pytest.raises(TaxonomyError, match=r"'7-8'.*fine, consolidated"):
         TREE.sentences("7-8")
-    with pytest.raises(TaxonomyError, match="no level 'genus'; its levels are: 0 intent, 1 group, 2 super-category"):
+    with pytest.raises(TaxonomyError, match=r"'genus'.*0 intent, 1 group, 2 super-category"):
         TREE.lift(np.zeros((1, 28)), "genus")
-    with pytest.raises(TaxonomyError, match="choose one of: max, noisy-or, sum"):
+    with pytest.raises(TaxonomyError, match="max, noisy-or, sum"):
         TREE.lift(np.zeros((1, 28)), 1, "mean")
-    with pytest.raises(TaxonomyError, match=r"needs \(N, 28\) probabilities, got \(2, 3\)"):
+    with pytest.raises(TaxonomyError, match=r"\(N, 28\).*\(2, 3\)"):
         TREE.lift(np.zeros((2, 3)), 1)
 
 
@@ -100,12 +100,12 @@ def test_round_trip_through_json(name):
     [
         (lambda d: d.pop("parents"), "incomplete or malformed"),
         (lambda d: d.update(levels=[]), "incomplete or malformed"),
-        (lambda d: d.update(layout=99), "layout 99 is newer"),
-        (lambda d: d["sentences"]["11-15"].pop(), "form 11-15 has 27 sentences for 28 classes"),
-        (lambda d: d["parents"].pop("Harmony"), "class 'Harmony' has ancestors"),
-        (lambda d: d["parents"].update(Harmony=["Finances", "Self-fulfill"]), "'Finances' is under both"),
-        (lambda d: d["levels"][1]["classes"].append("Finances"), "level group has a duplicate class"),
-        (lambda d: d["aliases"].update(Nat="Nature"), "alias 'Nat' refers to 'Nature', which is not a class"),
+        (lambda d: d.update(layout=99), "layout 99"),
+        (lambda d: d["sentences"]["11-15"].pop(), "11-15.* 27 .* 28 "),
+        (lambda d: d["parents"].pop("Harmony"), "'Harmony'"),
+        (lambda d: d["parents"].update(Harmony=["Finances", "Self-fulfill"]), "'Finances'"),
+        (lambda d: d["levels"][1]["classes"].append("Finances"), "group"),
+        (lambda d: d["aliases"].update(Nat="Nature"), "'Nat'.*'Nature'"),
     ],
 )
 def test_a_damaged_dict_is_refused(change, message):

@@ -200,10 +200,10 @@ def test_the_encoder_of_labels_is_a_choice(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stages": [4, 3]}, "option stages of method mccl: .*choose some of the stages"),
-        ({"stages": [2, 3]}, "train: deep only changes stage 4"),
-        ({"pool": {"prototypes": 4}}, "pool.prototypes 4 is below the number of classes, 5"),
-        ({"decoder": {}}, "option decoder of method mccl: .*set decoder.dim"),
+        ({"stages": [4, 3]}, "stages.*mccl"),
+        ({"stages": [2, 3]}, "deep.*stage 4"),
+        ({"pool": {"prototypes": 4}}, "pool.prototypes 4.* 5"),
+        ({"decoder": {}}, "mccl.*decoder.dim"),
     ],
 )
 def test_wrong_options_are_told(options: dict[str, object], message: str, tiny_backbone: TinyBackbone) -> None:

@@ -103,7 +103,7 @@ def test_prototypes_are_chosen_by_stage_label_and_seed(bundle: Path) -> None:
     chosen = choose_prototypes(method, stage=2, label="class 4")[2]
     assert chosen
     assert all(int(method.stages[2].pool.owner[index]) == 4 for index in chosen)
-    with pytest.raises(IntclipError, match="uses stages 2, 3, not 1"):
+    with pytest.raises(IntclipError, match=r"2, 3.*1"):
         choose_prototypes(method, stage=1)
 
 

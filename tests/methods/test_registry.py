@@ -21,17 +21,17 @@ def test_registered_names_are_folders() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("intclpi", {}, "unknown method 'intclpi'; did you mean intclip?"),
-        ("zzz", {}, "unknown method 'zzz'; known: prior"),
-        ("intclip", {"agregation": "paper"}, "no option 'agregation'; did you mean aggregation?"),
-        ("intclip", {"aggregation": "papre"}, "option aggregation of method intclip: .*'paper'"),
-        ("intclip", {"loss": {"margin": 2}}, "option loss.margin of method intclip: .*less than 1 .*got 2"),
+        ("intclpi", {}, "'intclpi'.*did you mean intclip"),
+        ("zzz", {}, "'zzz'.*prior"),
+        ("intclip", {"agregation": "paper"}, "'agregation'.*did you mean aggregation"),
+        ("intclip", {"aggregation": "papre"}, "aggregation.*intclip.*'paper'"),
+        ("intclip", {"loss": {"margin": 2}}, "loss.margin.*intclip.* 1.* 2"),
         (
             "coop",
             {"loss": {"reduction": "none"}},
-            "option loss.reduction of method coop: .*'mean'",
+            "loss.reduction.*coop.*'mean'",
         ),  # no number to learn by
-        ("zero-shot", {"templates": "foto"}, "unknown template set 'foto'"),
+        ("zero-shot", {"templates": "foto"}, "'foto'"),
         ("zero_shot", {"templates": ["a photo"]}, "each template must hold"),
     ],
 )

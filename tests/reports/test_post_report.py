@@ -71,7 +71,7 @@ def test_a_post_is_shown_with_its_words_their_weights_and_the_conflict(model, tm
 
 
 def test_words_need_a_model_that_reads_them(model, tmp_path):
-    with pytest.raises(IntclipError, match="lite uses only photos"):
+    with pytest.raises(IntclipError, match="lite"):
         write_folder_report(
             [model[1] / "0.png"], intclip.load("lite", engine="torch"), tmp_path / "r.html", texts=["sea"]
         )

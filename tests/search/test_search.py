@@ -199,7 +199,7 @@ def test_a_batch_job_is_indexed_without_computing(folder, photos, model, tmp_pat
     ways = [PhotoIndex(tmp_path / name).by_text("old books") for name in ("index", "direct")]
     assert [hit.path for hit in ways[0]] == [hit.path for hit in ways[1]]
     bare = plan_job(tmp_path / "bare", [str(folder)], JobOptions(model=model))
-    with pytest.raises(StorageError, match="has no embeddings; run it with --embedding"):
+    with pytest.raises(StorageError, match="--embedding"):
         index_photos(tmp_path / "other", [str(bare.folder)], model)
 
 
@@ -220,7 +220,7 @@ def test_another_model_is_refused(folder, model, tmp_path, bundle_path):
 def test_nothing_readable_is_no_index(tmp_path, model):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "bad.jpg").write_text("no photo")
-    with pytest.raises(StorageError, match="none of the 1 photos could be read"):
+    with pytest.raises(StorageError, match="1 photos"):
         index_photos(tmp_path / "index", [str(tmp_path / "photos")], model)
     assert not (tmp_path / "index" / "index.json").exists()
 
@@ -228,7 +228,7 @@ def test_nothing_readable_is_no_index(tmp_path, model):
 def test_a_folder_that_is_something_else_is_left_alone(folder, tmp_path, model):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "manifest.json").write_text("{}")
-    with pytest.raises(StorageError, match="mine has other files"):
+    with pytest.raises(StorageError, match=r"/mine\b"):
         index_photos(tmp_path / "mine", [str(folder)], model)
     assert [path.name for path in (tmp_path / "mine").glob("[!.]*")] == ["manifest.json"]
 
@@ -236,7 +236,7 @@ def test_a_folder_that_is_something_else_is_left_alone(folder, tmp_path, model):
 @pytest.mark.parametrize("name", ["work", "g-family", "g-000001"])
 def test_a_user_s_folder_is_not_taken_for_the_index_s_own(folder, tmp_path, model, name):
     photos = shutil.copytree(folder, tmp_path / "trip" / name)
-    with pytest.raises(StorageError, match="trip has other files"):
+    with pytest.raises(StorageError, match=r"/trip\b"):
         index_photos(tmp_path / "trip", [str(photos)], model)
     assert len(list(photos.iterdir())) == 6
     assert [path.name for path in photos.parent.iterdir()] == [name]
@@ -250,7 +250,7 @@ def test_what_lies_beside_an_index_stays(folder, tmp_path, model):
     assert index_photos(place, [str(folder)], model).removed == 1
     assert len(list(beside.iterdir())) == 6
     beside.rename(place / "work")
-    with pytest.raises(StorageError, match="index has other files"):
+    with pytest.raises(StorageError, match=r"/index\b"):
         index_photos(place, [str(folder)], model)
     assert len(list((place / "work").iterdir())) == 6
 
@@ -263,11 +263,11 @@ def test_a_folder_without_photos_leaves_nothing_behind(tmp_path, model):
 
 
 def test_a_model_that_is_not_there_leaves_nothing_behind(folder, tmp_path):
-    with pytest.raises(IntclipError, match="no model 'gone'"):
+    with pytest.raises(IntclipError, match="'gone'"):
         index_photos(tmp_path / "new" / "index", [str(folder)], ModelOptions(spec="gone"))
     assert not (tmp_path / "new").exists()
     (tmp_path / "mine").mkdir()
-    with pytest.raises(IntclipError, match="no model 'gone'"):
+    with pytest.raises(IntclipError, match="'gone'"):
         index_photos(tmp_path / "mine", [str(folder)], ModelOptions(spec="gone"))
     assert (tmp_path / "mine").exists(), "a folder that was there stays"
 

@@ -93,10 +93,10 @@ def test_photo_words_and_both_are_what_the_predictor_says(home, service):
 def test_wrong_posts_are_refused_in_one_line(home, service):
     with Client(service) as client:
         for photos, texts, said in (
-            ([home / "0.png"], [SEA, FIRE], "1 images and 2 texts; send one text per photo"),
-            ([home / "0.png", home / "1.png"], [SEA], "2 images and 1 texts; send one text per photo"),
+            ([home / "0.png"], [SEA, FIRE], "1 images.* 2 texts"),
+            ([home / "0.png", home / "1.png"], [SEA], "2 images.* 1 texts"),
             ([None], [" "], "neither photo nor text"),
-            ([None], ["sea " * 1251], "5004 characters; shorten it to at most 5000"),
+            ([None], ["sea " * 1251], "5004.*5000"),
         ):
             with pytest.raises(ServiceError, match=said) as refusal:
                 client.predict(photos, texts=texts)

@@ -71,7 +71,7 @@ def test_evaluation_scores_the_split_that_the_training_kept(photos, tmp_path):
     ours = ["evaluate", tmp_path / "run", "--data-root", photos, "--engine", "torch", "--bootstrap", 0]
     assert ", val\n" in intclip(*ours)
     assert ", train\n" in intclip(*ours, "--split", "train")
-    with pytest.raises(DatasetError, match="no photos in split 'gone'"):
+    with pytest.raises(DatasetError, match="'gone'"):
         intclip(*ours, "--split", "gone")
     elsewhere = ["evaluate", tmp_path / "run", "--data", photos, "--engine", "torch", "--bootstrap", 0]
     assert ", test\n" in intclip(*elsewhere)  # a split of the recipe's data does not apply to other data
@@ -82,18 +82,18 @@ def test_evaluation_tunes_thresholds_on_another_split_only(photos, run):
     assert json.loads(intclip(*words, "--split", "val"))["accuracy"] == 1.0
     with pytest.raises(DatasetError, match=r"thresholds cannot be tuned on the scored split 'val'"):
         intclip(*words, "--split", "val", "--thresholds", "val")
-    with pytest.raises(DatasetError, match=r"no photos in split 'dev'; choose .*: train, val, test"):
+    with pytest.raises(DatasetError, match=r"'dev'.* train, val, test"):
         intclip(*words, "--split", "dev")
     with pytest.raises(RecipeError, match="a threshold is a probability"):
         intclip(*words, "--thresholds", "1.5")
-    with pytest.raises(DatasetError, match="positive_share=0: choose a share"):
+    with pytest.raises(DatasetError, match="positive_share=0"):
         intclip(*words, "--positive-share", "0")
 
 
 def test_options_that_would_do_nothing_are_refused(photos, run):
     words = ["evaluate", run, "--data", photos, "--engine", "torch", "--bootstrap", 0]
     for more in ([], ["--thresholds", "0.5"]):
-        with pytest.raises(RecipeError, match="--per-class tunes thresholds; name the split"):
+        with pytest.raises(RecipeError, match="--per-class"):
             intclip(*words, "--per-class", *more)
     with pytest.raises(IntclipError, match="has its own labels"):
         intclip(*words, "--taxonomy", "intentonomy")
@@ -103,10 +103,10 @@ def test_the_data_are_read_with_options(photos, run, tmp_path):
     rows = [f"{photos}/test/red/0.jpg,red,test", f"{photos}/test/blue/gone.jpg,blue,test"]
     (tmp_path / "t.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
     words = ["evaluate", run, "--data", tmp_path / "t.csv", "--engine", "torch", "--bootstrap", 0, "--json"]
-    with pytest.raises(DatasetError, match=r"gone\.jpg.*--set missing=skip` \(intclip data, evaluate"):
+    with pytest.raises(DatasetError, match=r"gone\.jpg.*--set missing=skip`"):
         intclip(*words)
     assert json.loads(intclip(*words, "--set", "missing=skip"))["images"] == 1
-    with pytest.raises(DatasetError, match="--set root: not a dataset option"):
+    with pytest.raises(DatasetError, match="--set root"):
         intclip(*words, "--set", "root=here")
 
 
@@ -116,7 +116,7 @@ def test_photos_without_a_known_label_are_not_scored(photos, run, tmp_path):
     (tmp_path / "t.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
     words = ["evaluate", run, "--data", tmp_path / "t.csv", "--engine", "torch", "--bootstrap", 0]
     for more in ([], ["--split", "val", "--thresholds", "test"]):
-        with pytest.raises(DatasetError, match="none of the 1 samples of t, test, has a known label"):
+        with pytest.raises(DatasetError, match=r"1 samples of t, test,.* label"):
             intclip(*words, *more)
 
 
@@ -156,7 +156,7 @@ def test_a_second_start_needs_resume(photos, run):
         intclip("train", "tiny", *options(photos), "--out", run, "--cache", "off")
     metrics = json.loads(intclip("train", "tiny", *options(photos), "--out", run, "--resume", "--json"))
     assert metrics == json.loads((run / "metrics.json").read_text())
-    with pytest.raises(TrainingError, match=r"another schedule \(epochs: 3 there, 4 here\)"):
+    with pytest.raises(TrainingError, match=r"schedule.*epochs.*3.*4"):
         intclip("train", "tiny", *options(photos), "--set", "schedule.epochs=4", "--out", run, "--resume")
 
 

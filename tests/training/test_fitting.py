@@ -103,7 +103,7 @@ def test_what_cannot_be_read(model, home):
     found = model.predict([home[0] / "no.png", None], texts=["sea", "sea"], errors="collect")
     assert "no.png" in found[0].error
     assert found[1].error is None
-    with pytest.raises(IntclipError, match=r"lite uses only photos"):
+    with pytest.raises(IntclipError, match="lite"):
         intclip.load("lite", engine="torch").predict(home[0] / "0.png", texts=["sea"])
 
 

@@ -228,9 +228,9 @@ def test_bad_input_is_named(tmp_path, tiny_backbone):
     captions = write_photos(tmp_path)
     for content, message in (
         ([], "expected photo names with their captions"),
-        ({"p0": "one text"}, "'p0' needs a list of captions"),
-        ({"p0": []}, "'p0' needs a list of captions"),
-        ({**captions, "p9": ["gone"]}, r"no photo .*p9\.jpg"),
+        ({"p0": "one text"}, "'p0'"),
+        ({"p0": []}, "'p0'"),
+        ({**captions, "p9": ["gone"]}, r"p9\.jpg"),
     ):
         (tmp_path / "c.json").write_text(json.dumps(content))
         with pytest.raises(DatasetError, match=message):
@@ -239,7 +239,7 @@ def test_bad_input_is_named(tmp_path, tiny_backbone):
     with pytest.raises(ImageError, match=r"p1\.jpg"):
         photo_views(tiny_backbone, read_captions(tmp_path, "captions_train.json").photos, 2)
     (tmp_path / "recipe.yaml").write_text("epoch: 3\n")
-    with pytest.raises(RecipeError, match="unknown key 'epoch'; did you mean 'epochs'"):
+    with pytest.raises(RecipeError, match=r"'epoch'.*did you mean 'epochs'"):
         load_align_recipe(tmp_path / "recipe.yaml")
     with pytest.raises(DatasetError, match="at least two photos"):
         train_head(pairs(count=1), no_classes(), NO_FORMS, small_recipe())

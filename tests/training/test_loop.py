@@ -189,7 +189,7 @@ def test_products_are_rounded_in_steps_and_not_in_scoring(tmp_path, monkeypatch)
 
 
 def test_infinite_loss_stops_the_run_with_a_remedy(tmp_path):
-    with pytest.raises(TrainingError, match=r"not finite in epoch 1, by step 2 of 5: lower optim.lr"):
+    with pytest.raises(TrainingError, match=r"epoch 1, .*step 2 of 5.*optim\.lr"):
         fit(tmp_path, "method.name=toy_method", "method.options.diverge=true")
     assert not (tmp_path / "run" / "metrics.json").exists()
 
@@ -225,7 +225,7 @@ def test_no_readable_photo_is_an_error(tmp_path):
     dataset = toy_dataset(tmp_path / "photos")
     for path in (tmp_path / "photos").glob("val-*"):
         path.write_bytes(b"")
-    with pytest.raises(DatasetError, match="none of the 16 photos could be read"):
+    with pytest.raises(DatasetError, match="16 photos"):
         fit(tmp_path, dataset=dataset)
 
 
@@ -276,10 +276,10 @@ def test_missing_validation_split_is_held_out_of_train(tmp_path):
 
 def test_missing_splits_and_photos_are_named(tmp_path):
     dataset = toy_dataset(tmp_path / "photos")
-    with pytest.raises(DatasetError, match=r"no photos in split 'dev'; its splits: test, train, val"):
+    with pytest.raises(DatasetError, match=r"'dev'.*test, train, val"):
         choose_splits(dataset, load_recipe("tiny", ["data.test=dev"]).data)
     dataset.splits["test"] = [Sample("only-labels", dataset.splits["test"][0].targets)]
-    with pytest.raises(DatasetError, match="none of the 1 samples of toy, test, has a photo"):
+    with pytest.raises(DatasetError, match=r"1 samples of toy, test,.* photo"):
         choose_splits(dataset, load_recipe("tiny", ["data.test=test"]).data)
 
 
@@ -297,7 +297,7 @@ def test_a_split_that_is_not_there_is_told(tmp_path, caplog):
 
 @pytest.mark.parametrize("override", ["data.train=val", "data.train=test", "data.test=val"])
 def test_one_split_is_not_used_as_two(tmp_path, override):
-    with pytest.raises(DatasetError, match=r"data\..* and data\..* are both '(val|test)'"):
+    with pytest.raises(DatasetError, match=r"data\..*data\..*'(val|test)'"):
         choose_splits(toy_dataset(tmp_path / "photos"), toy_recipe(override).data)
 
 
@@ -306,7 +306,7 @@ def test_a_split_without_a_known_label_is_refused(tmp_path, split):
     dataset = toy_dataset(tmp_path / "photos")
     unknown = np.full(len(dataset.taxonomy), np.nan, dtype=np.float32)
     dataset.splits[split] = [replace(sample, targets=unknown) for sample in dataset.splits[split]]
-    with pytest.raises(DatasetError, match=f"none of the .* samples of toy, {split}, has a known label"):
+    with pytest.raises(DatasetError, match=f"samples of toy, {split},.* label"):
         choose_splits(dataset, toy_recipe().data)
 
 
@@ -375,7 +375,7 @@ def test_another_taxonomy_of_the_same_classes_may_give_the_sentences(tmp_path):
     path = tmp_path / "words.yaml"
     path.write_text("classes:\n" + "".join(f"  - {{name: {n}, sentence: words {n}}}\n" for n in dataset.taxonomy.names))
     assert choose_taxonomy(dataset, str(path)).sentences("11-15")[0] == "words class 0"
-    with pytest.raises(DatasetError, match="does not have the 3 classes of toy"):
+    with pytest.raises(DatasetError, match=r"3 classes.*toy"):
         choose_taxonomy(dataset, "intentonomy")
 
 

@@ -73,41 +73,40 @@ def test_protocols_hold_what_paper_and_code_say():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optim.learning_rat=1", "unknown key 'optim.learning_rat'"),
-        ("optim.momntum=0.9", "unknown key 'optim.momntum'; did you mean 'optim.momentum'?"),
-        ("schdule.epochs=3", "unknown key 'schdule'; did you mean 'schedule'?"),
-        ("lr=3", "unknown key 'lr'; did you mean 'optim.lr'?"),
-        ("train.lr=3", "unknown key 'train.lr'; did you mean 'optim.lr'?"),
-        ("augment.flp=0.5", "unknown key 'augment.flp'; did you mean 'augment.flip'?"),
+        ("optim.learning_rat=1", "'optim.learning_rat'"),
+        ("optim.momntum=0.9", "'optim.momntum'.*did you mean 'optim.momentum'"),
+        ("schdule.epochs=3", "'schdule'.*did you mean 'schedule'"),
+        ("lr=3", "'lr'.*did you mean 'optim.lr'"),
+        ("train.lr=3", "'train.lr'.*did you mean 'optim.lr'"),
+        ("augment.flp=0.5", "'augment.flp'.*did you mean 'augment.flip'"),
         (
             "method.options.agregation=sum",
-            "unknown key 'method.options.agregation'; did you mean 'method.options.aggregation'",
+            "'method.options.agregation'.*did you mean 'method.options.aggregation'",
         ),
-        ("method.options.loss.gama_neg=3", "did you mean 'method.options.loss.gamma_neg'?"),
-        ("method.name=intclp", "unknown method 'intclp'; did you mean intclip?"),
-        ("optim.lr=-1", "optim.lr: input should be greater than 0, not -1"),
-        ("optim.lr=.inf", "optim.lr: input should be a finite number, not inf"),
-        ("optim.betas=[1, 0.9]", "optim.betas.0: input should be less than 1, not 1"),
-        ("optim.multipliers.deep=-1", "optim.multipliers.deep: input should be greater than or equal to 0, not -1"),
-        ("optim.name=lion", "optim.name: input should be 'sgd', 'adam' or 'adamw', not 'lion'"),
+        ("method.options.loss.gama_neg=3", "'method.options.loss.gamma_neg'"),
+        ("method.name=intclp", "'intclp'.*did you mean intclip"),
+        ("optim.lr=-1", "optim.lr.* 0.*-1"),
+        ("optim.lr=.inf", "optim.lr.*inf$"),
+        ("optim.betas=[1, 0.9]", "optim.betas.0.* 1.* 1"),
+        ("optim.multipliers.deep=-1", "optim.multipliers.deep.* 0.*-1"),
+        ("optim.name=lion", "optim.name.*'sgd', 'adam' or 'adamw'.*'lion'"),
         ("schedule.warmup_epochs=99", "warmup_epochs 99"),
-        ("train=3", "train: input should be"),
-        ("optim.lr", "--set 'optim.lr' must have the form section.key=value"),
-        ("optim..lr=3", "must have the form"),
+        ("train=3", "^train"),
+        ("optim.lr", "--set 'optim.lr'.*section.key=value"),
+        ("optim..lr=3", "section.key=value"),
         ("optim.lr=[", "the value is not valid YAML"),
         ("method.options.sentence_form=*a", "the value is not valid YAML"),
     ],
 )
 def test_wrong_overrides_say_what_and_how_to_mend(override, message):
-    with pytest.raises(RecipeError) as error:
+    with pytest.raises(RecipeError, match=message) as error:
         load_recipe("clean", [override])
-    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("claen", "did you mean 'clean'?"), ("zzz", "built in: .*clean"), ("nowhere.yaml", "no recipe file nowhere.yaml")],
+    [("claen", "did you mean 'clean'?"), ("zzz", r"'zzz'.*\bclean\b"), ("nowhere.yaml", r"nowhere\.yaml")],
 )
 def test_unknown_recipe_names_the_nearest(name, message):
     with pytest.raises(RecipeError, match=message):

@@ -129,12 +129,12 @@ def test_finished_run_is_returned_as_it_is(unbroken):
 
 
 def test_directory_of_a_run_is_refused_without_resume(unbroken):
-    with pytest.raises(StorageError, match="already has a run; continue with --resume"):
+    with pytest.raises(StorageError, match="--resume"):
         train(toy_recipe(*OVERRIDES), unbroken)
 
 
 def test_other_recipe_is_refused_and_named(unbroken):
-    with pytest.raises(TrainingError, match=r"another optim \(lr: 0.05 there, 0.5 here\)"):
+    with pytest.raises(TrainingError, match=r"optim.*lr.*0\.05.*0\.5"):
         train(toy_recipe(*OVERRIDES, "optim.lr=0.5"), unbroken, resume=True)
 
 
@@ -164,7 +164,7 @@ def other_photo(dataset: Dataset) -> Dataset:
 
 
 CHANGES = {
-    r"labels differ \(label 3 is 'class 2' there, 'another name' here\)": renamed,
+    r"label 3.*'class 2'.*'another name'": renamed,
     "targets of train": flipped_target,
     "taxonomy": other_sentences,
     "photo ids of train": lambda d: with_train(d, d.splits["train"][::-1]),

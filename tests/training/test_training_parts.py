@@ -198,7 +198,7 @@ def test_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
     assert meta == {"number": 1}
     assert torch.equal(tensors["w"], torch.ones(100))
     (tmp_path / PREVIOUS).unlink()
-    with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors is"):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors"):
         load_checkpoint(tmp_path)
 
 
@@ -245,13 +245,13 @@ def test_optimizer_state_of_another_model_is_refused():
 
 def test_unknown_parameter_group_names_the_nearest():
     recipe = load_recipe("tiny", ["optim.multipliers={wieght: 0.1}"])
-    with pytest.raises(RecipeError, match="no parameter group 'wieght'; did you mean 'weight'"):
+    with pytest.raises(RecipeError, match=r"'wieght'.*did you mean 'weight'"):
         build_optimizer(recipe.optim, [ParameterGroup("weight", [torch.nn.Parameter(torch.zeros(1))])])
 
 
 def test_unknown_device_is_refused():
     assert pick_device("cpu").type == "cpu"
-    with pytest.raises(RecipeError, match="device 'warp:9' is not on this machine"):
+    with pytest.raises(RecipeError, match="'warp:9'"):
         pick_device("warp:9")
 
 

@@ -36,11 +36,11 @@ def ablate(
     show: Annotated[bool, typer.Option("--show", help="Print the rows and what they change, and exit.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Run a study of the paper on any dataset and backbone, next to the paper's figures.
+    """Run a study of the paper on any dataset and backbone.
 
-    Trains every row of the table with every seed. Repeat the command to continue:
-    finished runs are kept, interrupted ones resume, and runs of other studies next to --out are reused. Writes
-    STUDY.md, STUDY.csv, STUDY.png and cells/, one training run each.
+    Trains every row of the table with every seed, and shows the paper's figures beside yours. Repeat the command to
+    continue: finished runs are kept, interrupted ones resume, and runs of other studies next to --out are reused.
+    Writes STUDY.md, STUDY.csv, STUDY.png and cells/, one training run each.
 
     Examples:
 
@@ -54,7 +54,7 @@ def ablate(
 
     intclip ablate methods-lite --recipe proxy-lite --set data.limit=1000
 
-    intclip ablate table5 --recipe proxy-lite --set data.name=memes --out on-memes
+    intclip ablate table5 --recipe proxy-lite --set data.name=memes --out memes
     """
     from intclip.cli.common import parse_seeds, shell_command
     from intclip.cli.train import place_overrides

@@ -69,9 +69,9 @@ def app(
     ] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
-    """View photos, intents and evidence in the browser; correct labels and train a model on them.
+    """View photos, intents and evidence in the browser.
 
-    Nothing leaves this machine. See docs/app.md.
+    Correct labels and train a model on your corrections. Nothing leaves this machine. See docs/app.md.
 
     intclip app
 

@@ -35,10 +35,11 @@ def benchmark(
         Path | None, typer.Option(callback=writable_file, help="Write the report to this JSON file.")
     ] = None,
 ) -> None:
-    """Measure a model's speed on this machine: loading, photos/s on each engine, one photo, and from JPEG files.
+    """Measure a model's speed on this machine.
 
-    Close other programs first: they slow everything down. `load s` is the time from a cold start to the first
-    answer; `photos/s` and `one photo ms` are computation only; `from files/s` includes reading and resizing.
+    Measures loading, and for each engine photos/s, one photo, and reading from files. Close other programs first:
+    they slow everything down. `load s` is the time from a cold start to the first answer; `photos/s` and `one photo
+    ms` are computation only; `from files/s` includes reading and resizing.
 
     Examples:
 

@@ -33,7 +33,7 @@ def calibrate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Measure and improve calibration: calibration error, label sets, thresholds per label.
+    """Measure and improve calibration, label sets and thresholds.
 
     Fits on one half of a split's photos and reports on the other: expected calibration error and Brier score
     uncalibrated, with a temperature, and with isotonic regression; coverage and size of conformal label sets; F1 with a

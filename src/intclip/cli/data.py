@@ -47,7 +47,9 @@ def list_datasets(as_json: AsJson = False) -> None:
 
 @app.command()
 def show(name: Name, data_root: DataRoot = None, options: Options = None, as_json: AsJson = False) -> None:
-    """Show a dataset's splits, labels and some samples, and whether its photos exist, without reading them.
+    """Show a dataset's splits, labels, missing photos and samples.
+
+    Does not read the photos.
 
     intclip data show my-photos.csv
 
@@ -152,9 +154,9 @@ def check(
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find missing, damaged, duplicate and leaking photos; count labels, and compare splits.
+    """Find missing, damaged, duplicate and leaking photos.
 
-    A photo leaks if it or a near duplicate is in two splits.
+    Also counts labels and compares splits. A photo leaks if it or a near duplicate is in two splits.
 
     intclip data check intentonomy --root data/intentonomy --plots checks/
     """

@@ -11,7 +11,9 @@ from intclip.cli.options import writable_folder
 def demo(
     out: Annotated[Path, typer.Option(callback=writable_folder, help="Folder for the report.")] = Path("demo"),
 ) -> None:
-    """Predict why photos were taken and write a report, offline, on photos from installed packages.
+    """Try intclip on photos from installed packages, offline.
+
+    Predicts why they were taken and writes a report.
 
     intclip demo --out demo
     """

@@ -34,10 +34,11 @@ def describe(
     yes: Annotated[bool, typer.Option("--yes", help="Agree to send the photos.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object about the run.")] = False,
 ) -> None:
-    """Describe each photo with a vision-language model: content, mood, likely purpose.
+    """Describe each photo with a vision-language model.
 
-    Photos are sent to the endpoint. The command first prints what it would send, and sends nothing without --yes
-    unless the server runs on this machine. Answers are cached by photo and prompt: run again to continue.
+    Descriptions cover content, mood and likely purpose. Photos are sent to the endpoint. The command first prints
+    what it would send, and sends nothing without --yes unless the server runs on this machine. Answers are cached by
+    photo and prompt: run again to continue.
 
     export OPENAI_BASE_URL=http://localhost:11434/v1
 

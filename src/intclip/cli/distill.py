@@ -26,7 +26,7 @@ def distill(
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Distill a large model into a small one on your own unlabelled photos.
+    """Distill a large model into a small one on unlabelled photos.
 
     The teacher scores every photo once; the student learns its probabilities and inherits its thresholds. A tenth
     of the photos is held out to measure their agreement.

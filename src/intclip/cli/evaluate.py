@@ -49,8 +49,9 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Photos per batch.")] = 32,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode photos.")] = None,
 ) -> None:
-    """Score a model on a labelled split: macro, micro and samples F1, mAP, every class, 95 % intervals.
+    """Score a model on a labelled split.
 
+    Reports macro, micro and samples F1, mAP, every class, and 95 % intervals.
     Thresholds are the model's (tuned on validation during training), a number, or tuned on
     another split of the dataset, never on the scored one.
 

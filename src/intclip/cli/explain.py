@@ -121,7 +121,7 @@ def explain(
 
     intclip explain photo.jpg -m proxy --kind gradcam --neighbours photos/
 
-    intclip explain --text "sunset over the sea, at last" --label "Natural beauty"
+    intclip explain --text "sunset over the sea" --label "Natural beauty"
 
     intclip explain photo.jpg --text "what a great day" --model models/mine
     """

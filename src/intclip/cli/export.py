@@ -26,9 +26,9 @@ def export(
     *,
     labels: LabelOptions,
 ) -> None:
-    """Export a model to a file that runs without intclip and includes labels, preprocessing and thresholds.
+    """Export a model to a file that runs without intclip.
 
-    See examples/predict_onnx.py.
+    The file includes labels, preprocessing and thresholds. See examples/predict_onnx.py.
 
     intclip export lite --out lite.onnx
 

@@ -78,10 +78,10 @@ def show(
 
 @app.command()
 def check(name: Name, as_json: AsJson = False) -> None:
-    """Check a taxonomy file: errors exit with code 2, suggestions are printed.
+    """Check a taxonomy file for errors, and print suggestions.
 
-    Errors: a cycle, an orphan, a duplicate name, a wrong number of sentences, a sentence outside its range
-    of words or over 77 CLIP tokens. Suggestions: missing forms, long sentences and nearly equal sentences.
+    Errors (exit code 2): a cycle, an orphan, a duplicate name, a wrong number of sentences, a sentence outside its
+    range of words or over 77 CLIP tokens. Suggestions: missing forms, long sentences and nearly equal sentences.
 
     intclip labels check my-intents.yaml
     """
@@ -137,10 +137,11 @@ def score(
     per_class: Annotated[bool, typer.Option("--per-class", help="Also print each class's average precision.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how well a taxonomy's texts rank photos or descriptions, without training.
+    """Measure how well a taxonomy's texts rank photos.
 
-    Each class ranks the items by cosine. mAP is the mean of exact average precisions; F1 is taken where
-    precision equals recall; ranking is label ranking average precision. Values are percentages, in JSON fractions.
+    Ranks photos or descriptions without training. Each class ranks the items by cosine. mAP is the mean of exact
+    average precisions; F1 is taken where precision equals recall; ranking is label ranking average precision. Values
+    are percentages, in JSON fractions.
 
     intclip labels score intentonomy descriptions.json --labels annotations.json
 
@@ -237,13 +238,13 @@ def integrate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Have a language model write a taxonomy's sentences (Hierarchical Class Integration).
+    """Have a language model write a taxonomy's sentences.
 
-    Stage 1 merges the levels of each class and drops repetition; stage 2 writes one sentence of the
-    given length. Missing, duplicate and wrong-length sentences are requested again. Every answer is cached with model,
-    prompt hash and date: an interrupted run continues where it stopped, and repeating the command with --overwrite
-    sends no requests. The key is $OPENAI_API_KEY; local servers need none. Class names and definitions are sent to
-    BASE_URL.
+    Uses Hierarchical Class Integration (HCI). Stage 1 merges the levels of each class and drops repetition; stage 2
+    writes one sentence of the given length. Missing, duplicate and wrong-length sentences are requested again. Every
+    answer is cached with model, prompt hash and date: an interrupted run continues where it stopped, and repeating
+    the command with --overwrite sends no requests. The key is $OPENAI_API_KEY; local servers need none. Class names
+    and definitions are sent to BASE_URL.
 
     export OPENAI_BASE_URL=http://localhost:11434/v1
 

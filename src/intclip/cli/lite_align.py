@@ -27,10 +27,10 @@ def lite_align(
     seed: Annotated[int | None, typer.Option(help="Seed; default: the recipe's.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Train the projection that aligns an embedded image tower with sentence embeddings, on captioned photos.
+    """Align an embedded image tower with sentence embeddings.
 
-    Uses pairs of photos and captions, and the names of ImageNet's classes; the towers
-    stay frozen. This reproduces the packaged projection, or makes one for your own photos.
+    Trains a projection on captioned photos. Uses pairs of photos and captions, and the names of ImageNet's classes;
+    the towers stay frozen. This reproduces the packaged projection, or makes one for your own photos.
 
     Examples:
 
@@ -38,7 +38,7 @@ def lite_align(
 
     intclip lite-align --root flickr8k --backbone lite2 --out lite2.safetensors
 
-    intclip lite-align --root my --train texts.json --val "" --out my.safetensors
+    intclip lite-align --root my --train all.json --val "" --out my.safetensors
     """
     from dataclasses import asdict
 

@@ -40,7 +40,7 @@ def prototypes(
     checkpoint: Checkpoint = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw the patches nearest to some prototypes, to see whether they show one concept.
+    """Draw patches nearest to prototypes: do they show one concept?
 
     Examples:
 
@@ -97,7 +97,7 @@ def attention(
     checkpoint: Checkpoint = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw the attention of contrasting labels in a photo, to see whether it differs.
+    """Draw the attention of contrasting labels in a photo.
 
     Examples:
 
@@ -143,15 +143,15 @@ def momentum(
     cache: Annotated[str | None, typer.Option(help="Feature cache: auto, off, or a folder.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train with several prototype momenta, and report scores, stability and collapse.
+    """Train with several prototype momenta.
 
-    Repeat the command to continue; finished runs are kept.
+    Reports scores, stability and collapse. Repeat the command to continue; finished runs are kept.
 
     Examples:
 
     intclip mccl momentum --data-root intentonomy
 
-    intclip mccl momentum --recipe proxy-lite --values 0.9,0.999,0.99999 --seeds 0
+    intclip mccl momentum --recipe proxy-lite --values 0.9,0.999 --seeds 0
     """
     from dataclasses import asdict
 

@@ -185,10 +185,11 @@ def mcp(
     *,
     choice: ModelChoice,
 ) -> None:
-    """Let an assistant predict, explain and search photos in some folders (Model Context Protocol).
+    """Let an assistant use the photos in some folders.
 
-    The assistant starts this command and communicates over standard input and output. Photos outside the
-    folders cannot be read, not even through links. The search index is stored in the cache folder.
+    It can predict, explain and search them through the Model Context Protocol (MCP). The assistant starts this
+    command and communicates over standard input and output. Photos outside the folders cannot be read, not even
+    through links. The search index is stored in the cache folder.
 
     intclip mcp ~/Pictures/holiday
 

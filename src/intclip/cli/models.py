@@ -42,9 +42,10 @@ class Found:
 
 
 def models(as_json: AsJson = False) -> None:
-    """List available models: embedded, downloaded, or on the hub, with sizes and uses.
+    """List available models with their sizes and uses.
 
-    Downloads nothing. Your own models (`intclip train`, `intclip fit`) are folders; pass their path.
+    Models are embedded, downloaded, or on the hub. Downloads nothing. Your own models (`intclip train`, `intclip
+    fit`) are folders; pass their path.
 
     intclip models
 

@@ -132,7 +132,7 @@ class Reading:
     )
     batch_size: Annotated[int, typer.Option(min=1, help="Photos per batch.")] = 32
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads that decode photos; processes with --runner ray.")
+        int | None, typer.Option(min=1, help="Threads that decode photos; with Ray, worker processes.")
     ] = None
 
 

@@ -12,9 +12,9 @@ def push(
     license: Annotated[str | None, typer.Option(help="Licence for the model card, such as cc-by-4.0.")] = None,
     message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
 ) -> None:
-    """Upload a trained model to the Hugging Face hub, with a generated model card.
+    """Upload a trained model to the Hugging Face hub.
 
-    Log in once with `hf auth login`. Every command accepts the model as hf://OWNER/NAME.
+    A model card is generated. Log in once with `hf auth login`. Every command accepts the model as hf://OWNER/NAME.
 
     Examples:
 

@@ -45,7 +45,7 @@ def report(
         str | None, typer.Option("--data-root", "--root", help="With --evaluation: folder of that dataset.")
     ] = None,
 ) -> None:
-    """Write one offline page with photos, their intents by level and the evidence.
+    """Write an offline page with photos, intents and evidence.
 
     With --evaluation the page is about a model: metrics per label, curves over thresholds, precision and recall,
     calibration, confusion and co-occurrence, best and worst photos, and a comparison with another model.

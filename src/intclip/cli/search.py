@@ -29,10 +29,10 @@ def index(
     choice: ModelChoice,
     reading: Reading,
 ) -> None:
-    """Index photos for `intclip search`: their embeddings and the probabilities of their intents.
+    """Index photos for `intclip search`.
 
-    Run it again after adding, changing or removing photos: only new and changed ones are computed. If interrupted,
-    repeat the command to continue.
+    Stores embeddings and the probabilities of intents. Run it again after adding, changing or removing photos: only
+    new and changed ones are computed. If interrupted, repeat the command to continue.
 
     Examples:
 
@@ -40,7 +40,7 @@ def index(
 
     intclip index more/ --out photos.index --add
 
-    intclip index intents/ --out photos.index  # a batch job, without recomputing
+    intclip index intents/ --out photos.index  # a batch job
     """
     import json
     from dataclasses import asdict

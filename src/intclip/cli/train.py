@@ -25,11 +25,11 @@ def train(
     list_recipes: Annotated[bool, typer.Option("--list", help="List the built-in recipes and exit.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:
-    """Train a model from a recipe and score it once on the test split.
+    """Train a model from a recipe, and score it on the test split.
 
     A recipe sets everything: data, backbone, method, optimiser, protocol. `--set` changes a key
     for one run; unknown keys are errors. An interrupted run continues with `--resume` and, on a CPU, ends with the same
-    model bit for bit.
+    model, bit for bit.
 
     The output folder gets recipe.yaml, log.jsonl (losses, rates, speed, validation), bundle/ (the model, for
     `intclip predict --model RUN`), a report and the predictions of every scored split, and metrics.json.
