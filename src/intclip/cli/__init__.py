@@ -1,4 +1,4 @@
-"""The command line: one file a command group; heavy imports happen inside commands."""
+"""The command line: one file per command group; heavy imports happen inside commands."""
 
 from intclip.cli.main import main
 

@@ -69,7 +69,7 @@ DATASETS: dict[str, Entry] = {
     "memes": Entry(load_memes, "memes, 22 persuasion techniques", "persuasion", _RESEARCH),
     "openmoji": Entry(load_openmoji, "OpenMoji drawings, Unicode's subcategories", "openmoji", "CC BY-SA 4.0"),
     "table": Entry(load_table, "your CSV, JSON lines or Parquet", None, "yours"),
-    "folder": Entry(load_folder, "your photos, one folder a label", None, "yours"),
+    "folder": Entry(load_folder, "your photos, one folder per label", None, "yours"),
     "coco": Entry(load_coco, "your COCO-style JSON", None, "yours"),
     "webdataset": Entry(load_webdataset, "your WebDataset tars", None, "yours"),
 }

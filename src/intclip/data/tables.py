@@ -7,7 +7,7 @@ Columns are recognised by name, ignoring case (`columns` maps other names):
     labels  labels, tags                             a list, or names joined by ';'
     label   label, class, category                   the same; where every row has exactly one, the task is single-label
     shares  soft_labels, votes, probabilities        label to share of votes, or K shares in the taxonomy's order
-    or one column a label, with 0, 1, a share of votes, or nothing (or −1) for unknown
+    or one column per label, with 0, 1, a share of votes, or nothing (or −1) for unknown
     split   split                                    train, val, test or another name
     id      id, post_id
 
