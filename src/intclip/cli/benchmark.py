@@ -37,9 +37,9 @@ def benchmark(
 ) -> None:
     """Measure a model's speed on this machine.
 
-    Measures loading, and for each engine photos/s, one photo, and reading from files. Close other programs first:
-    they slow everything down. `load s` is the time from a cold start to the first answer; `photos/s` and `one photo
-    ms` are computation only; `from files/s` includes reading and resizing.
+    Reports loading time and, for each engine, photos/s, the time of one photo, and photos/s from files. Close other
+    programs first: they slow everything down. `load s` is the time from a cold start to the first answer;
+    `photos/s` and `one photo ms` are computation only; `from files/s` includes reading and resizing.
 
     Examples:
 

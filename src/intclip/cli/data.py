@@ -53,7 +53,7 @@ def show(name: Name, data_root: DataRoot = None, options: Options = None, as_jso
 
     intclip data show my-photos.csv
 
-    intclip data show intentonomy --root data/intentonomy --set positive_share=0.6
+    intclip data show intentonomy --set positive_share=0.6
     """
     dataset = load_named_dataset(name, data_root, options)
     from intclip.data.check import check_dataset
