@@ -143,7 +143,7 @@ class TestFetch:
 
     def test_offline_mode(self, monkeypatch):
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        with pytest.raises(CheckpointError, match="offline mode is on and it is not in the cache") as caught:
+        with pytest.raises(CheckpointError, match="offline") as caught:
             load_backbone("RN101")
         assert "timm/resnet101_clip.openai" in str(caught.value)
         assert_says_how_to_go_on(caught.value)
@@ -196,7 +196,7 @@ class TestRepositories:
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         assert load_backbone(spec).identity() == first.identity()
         assert load_backbone("CLIP", checkpoint=spec).identity() == first.identity()
-        with pytest.raises(CheckpointError, match="offline mode is on"):
+        with pytest.raises(CheckpointError, match="laion/other"):
             load_backbone("hf:laion/other")
 
     def test_weights_that_another_program_cached_load_offline(self, server, monkeypatch):

@@ -172,7 +172,7 @@ def test_a_folder_of_photos_and_tars_gives_all_of_them(photos, tmp_path):
 def test_a_pipe_that_is_called_a_tar_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.tar")
     (found,) = references([str(tmp_path)])
-    with pytest.raises(ImageError, match="not a regular file"):
+    with pytest.raises(ImageError, match=r"pipe\.tar"):
         read_image(found.image())
 
 
@@ -342,14 +342,14 @@ def test_status_of_a_job_that_runs_stops_and_ends(listing, options, tmp_path):
 
 def test_one_process_at_a_time(listing, options, tmp_path):
     job = plan_job(tmp_path / "job", [str(listing)], options)
-    with hold_lock(job.folder / LOCK, "held"), pytest.raises(StorageError, match="another process is using"):
+    with hold_lock(job.folder / LOCK, "held"), pytest.raises(StorageError, match=str(job.folder)):
         run_job(job)
     assert run_job(job).computed == 8
 
 
 def test_one_process_at_a_time_begins_a_job(listing, photos, options, tmp_path):
     def lines():
-        with pytest.raises(StorageError, match="another process is using"):
+        with pytest.raises(StorageError, match=str(tmp_path / "job")):
             plan_job(tmp_path / "job", [str(photos[0].parent)], options)
         yield from references([str(listing)])
 

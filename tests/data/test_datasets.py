@@ -198,7 +198,7 @@ def test_without_annotations_or_root(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(DatasetError, match=r"INTCLIP_DATA.*nothing"):
         load_intentonomy()
     monkeypatch.setenv("INTCLIP_DATA", str(tmp_path))
-    with pytest.raises(DatasetError, match="no such file or folder"):
+    with pytest.raises(DatasetError, match=str(tmp_path)):
         load_intentonomy()
     write_photo(tmp_path / "mvsa" / "a.jpg")
     (tmp_path / "mvsa" / "train.csv").write_text("image,label,text\na.jpg,positive,hi\n")
@@ -299,7 +299,7 @@ def test_artphoto(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="boredom"):
         load_artphoto(tmp_path)
     (tmp_path / "hollow").mkdir()
-    with pytest.raises(DatasetError, match="no photos"):
+    with pytest.raises(DatasetError, match="hollow"):
         load_artphoto(tmp_path / "hollow")
 
 
@@ -473,7 +473,7 @@ def test_openmoji(tmp_path: Path) -> None:
 
 def test_openmoji_needs_a_writable_cache(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="cannot write"):
+    with pytest.raises(StorageError, match=str(tmp_path / "file")):
         load_openmoji(tmp_path / "file", count=20, size=16)
 
 

@@ -46,7 +46,7 @@ def files(model, tmp_path_factory):
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_a_loaded_export_gives_the_model_s_numbers(files, photos, format, batch_size):
     exported = intclip.load(files[format])
-    with pytest.raises(IntclipError, match="has its own weights; omit checkpoint"):
+    with pytest.raises(IntclipError, match=str(files[format])):
         intclip.load(files[format], checkpoint="RN101.pt")
     np.testing.assert_array_equal(exported.thresholds, np.float32(THRESHOLDS))
     assert exported.taxonomy == tiny_taxonomy()
@@ -175,7 +175,7 @@ def test_unknown_format(model, tmp_path):
 def test_what_cannot_be_written_leaves_nothing(files, format):
     graph = intclip.load(files[format])._graph
     target = "/proc/nowhere/x.onnx" if format == "onnx" else "/proc/nowhere/x.xml"
-    with pytest.raises(StorageError, match="cannot write"):
+    with pytest.raises(StorageError, match=target):
         graph.export(target, maps=False)
 
 
@@ -191,7 +191,7 @@ def no_space():
 @pytest.mark.parametrize("name", ["x.onnx", "x.xml"])
 def test_a_full_disk_is_told_and_leaves_nothing(files, tmp_path, no_space, name):
     graph = intclip.load(files["onnx" if name == "x.onnx" else "openvino"])._graph
-    with pytest.raises(StorageError, match="free space"):
+    with pytest.raises(StorageError, match=name):
         graph.export(tmp_path / "new" / "folder" / name, maps=False)
     assert list(tmp_path.iterdir()) == []
 
@@ -205,18 +205,18 @@ def test_a_model_that_the_cache_has_no_space_for_predicts_all_the_same(bundle_pa
 def test_a_folder_of_the_file_s_name_leaves_the_weights_beside_it(model, tmp_path):
     (tmp_path / "x.xml").mkdir()
     (tmp_path / "x.bin").write_bytes(b"of another model")
-    with pytest.raises(StorageError, match="is a folder"):
+    with pytest.raises(StorageError, match=r"x\.xml"):
         model.export(tmp_path / "x.xml", "openvino")
     assert (tmp_path / "x.bin").read_bytes() == b"of another model"
 
 
 def test_files_that_are_no_exports(files, tmp_path):
-    with pytest.raises(BundleError, match="no such exported model"):
+    with pytest.raises(BundleError, match=r"gone\.onnx"):
         intclip.load(tmp_path / "gone.onnx")
     for name in ("noise.onnx", "noise.xml"):
         (tmp_path / name).write_bytes(b"noise")
         (tmp_path / name).with_suffix(".bin").write_bytes(b"")
-        with pytest.raises(BundleError, match="not a readable"):
+        with pytest.raises(BundleError, match=name):
             intclip.load(tmp_path / name)
     stranger = onnx.load(files["onnx"])
     del stranger.metadata_props[:]
@@ -225,7 +225,7 @@ def test_files_that_are_no_exports(files, tmp_path):
         intclip.load(tmp_path / "stranger.onnx")
     lonely = tmp_path / "lonely.xml"
     lonely.write_bytes(files["openvino"].read_bytes())
-    with pytest.raises(BundleError, match="has no weights"):
+    with pytest.raises(BundleError, match="lonely"):
         intclip.load(lonely)
 
 

@@ -287,15 +287,15 @@ def test_specs_that_lead_nowhere(bundle_path, tmp_path):
         intclip.load("lit")
     with pytest.raises(IntclipError, match="'x/y/z'"):
         intclip.load("x/y/z")
-    with pytest.raises(BundleError, match=r"no bundle\.json|not a bundle"):
+    with pytest.raises(BundleError, match=str(tmp_path)):
         intclip.load(tmp_path)
-    with pytest.raises(IntclipError, match="has its own labels"):
+    with pytest.raises(IntclipError, match=str(bundle_path)):
         intclip.load(bundle_path, taxonomy="intentonomy")
     with pytest.raises(IntclipError, match="has its own labels; sentences are for zero-shot models"):
         intclip.load(bundle_path, sentences="fine")
-    with pytest.raises(IntclipError, match="unknown backbone"):
+    with pytest.raises(IntclipError, match="RN1O1"):
         intclip.load("zero-shot:RN1O1", taxonomy=tiny_taxonomy())
-    with pytest.raises(IntclipError, match="unknown engine"):
+    with pytest.raises(IntclipError, match="'tpu'"):
         intclip.load(bundle_path, engine="tpu")
     with pytest.raises(IntclipError, match=r"'f8'.*f32, bf16, f16"):
         intclip.load(bundle_path, precision="f8")

@@ -213,7 +213,7 @@ def test_another_model_is_refused(folder, model, tmp_path, bundle_path):
 
     index_photos(tmp_path / "index", [str(folder)], model)
     other = write_bundle(tmp_path / "other", thresholds=[0.1] * 5)
-    with pytest.raises(StorageError, match="indexed with another model"):
+    with pytest.raises(StorageError, match=str(tmp_path / "index")):
         index_photos(tmp_path / "index", [str(folder)], ModelOptions(spec=str(other), engine="torch"))
 
 
@@ -257,7 +257,7 @@ def test_what_lies_beside_an_index_stays(folder, tmp_path, model):
 
 def test_a_folder_without_photos_leaves_nothing_behind(tmp_path, model):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(IntclipError, match="no photos"):
+    with pytest.raises(IntclipError, match=str(tmp_path / "empty")):
         index_photos(tmp_path / "index", [str(tmp_path / "empty")], model)
     assert not (tmp_path / "index").exists()
 

@@ -84,7 +84,7 @@ def test_evaluation_tunes_thresholds_on_another_split_only(photos, run):
         intclip(*words, "--split", "val", "--thresholds", "val")
     with pytest.raises(DatasetError, match=r"'dev'.* train, val, test"):
         intclip(*words, "--split", "dev")
-    with pytest.raises(RecipeError, match="a threshold is a probability"):
+    with pytest.raises(RecipeError, match=r"1\.5"):
         intclip(*words, "--thresholds", "1.5")
     with pytest.raises(DatasetError, match="positive_share=0"):
         intclip(*words, "--positive-share", "0")
@@ -95,7 +95,7 @@ def test_options_that_would_do_nothing_are_refused(photos, run):
     for more in ([], ["--thresholds", "0.5"]):
         with pytest.raises(RecipeError, match="--per-class"):
             intclip(*words, "--per-class", *more)
-    with pytest.raises(IntclipError, match="has its own labels"):
+    with pytest.raises(IntclipError, match=str(run)):
         intclip(*words, "--taxonomy", "intentonomy")
 
 
@@ -152,7 +152,7 @@ def test_a_model_of_other_labels_is_refused(run, tmp_path):
 
 
 def test_a_second_start_needs_resume(photos, run):
-    with pytest.raises(StorageError, match="already has a run"):
+    with pytest.raises(StorageError, match=str(run)):
         intclip("train", "tiny", *options(photos), "--out", run, "--cache", "off")
     metrics = json.loads(intclip("train", "tiny", *options(photos), "--out", run, "--resume", "--json"))
     assert metrics == json.loads((run / "metrics.json").read_text())

@@ -319,7 +319,7 @@ def test_a_recipe_that_cannot_be_built_leaves_nothing(tmp_path):
 
 def test_two_processes_cannot_train_in_one_directory(tmp_path, monkeypatch):
     def train_again(self: ToyMethod) -> None:
-        with pytest.raises(TrainingError, match="another process is training in"):
+        with pytest.raises(TrainingError, match=str(tmp_path / "run")):
             train(recipe, tmp_path / "run", resume=True, dataset=dataset, backbone=TinyBackbone())
         raise StorageError("tried")
 
@@ -353,7 +353,7 @@ def test_training_leaves_the_callers_random_state_alone():
 
 
 def test_unknown_device_leaves_nothing(tmp_path):
-    with pytest.raises(RecipeError, match="is not on this machine"):
+    with pytest.raises(RecipeError, match="cuda:99"):
         fit(tmp_path, "train.device=cuda:99")
     assert not (tmp_path / "run").exists()
 
