@@ -189,7 +189,7 @@ def test_too_large_an_answer_is_given_up(tmp_path: Path, server: PhotoServer, mo
 
 def test_no_server_at_all_ends_soon_with_one_line(tmp_path: Path) -> None:
     annotate(tmp_path, "http://127.0.0.1:1", [f"good-{i}" for i in range(400)])
-    with pytest.raises(DatasetError, match=r"127\.0\.0\.1:1") as error:
+    with pytest.raises(DatasetError, match="cannot be reached") as error:
         prepare(tmp_path, attempts=1)
     assert "\n" not in str(error.value)
     assert len(json.loads((tmp_path / REPORT).read_text())["failed"]) < 100
