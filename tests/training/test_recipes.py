@@ -91,7 +91,7 @@ def test_protocols_hold_what_paper_and_code_say():
         ("optim.multipliers.deep=-1", "optim.multipliers.deep.* 0.*-1"),
         ("optim.name=lion", "optim.name.*'sgd', 'adam' or 'adamw'.*'lion'"),
         ("schedule.warmup_epochs=99", "warmup_epochs 99"),
-        ("train=3", "^train"),
+        ("train=3", "clean: train: "),
         ("optim.lr", "--set 'optim.lr'.*section.key=value"),
         ("optim..lr=3", "section.key=value"),
         ("optim.lr=[", "the value is not valid YAML"),
