@@ -138,6 +138,13 @@ def test_an_export_can_be_exported_again(files, tmp_path, photos):
         intclip.load(files["openvino"]).export(tmp_path / "again.onnx")
 
 
+def test_the_command_converts_to_the_format_asked_for_only(cli, bundle_path, own_cache, tmp_path, monkeypatch):
+    monkeypatch.setattr("intclip.inference.export.to_openvino", lambda *_, **__: pytest.fail("converted for OpenVINO"))
+    code, out, _ = cli("export", bundle_path, "--out", tmp_path / "model.onnx")
+    assert code == 0
+    assert "model.onnx" in out
+
+
 def test_maps_that_are_not_there_are_not_left_out_in_silence(model, tmp_path):
     plain = intclip.load(model.export(tmp_path / "plain.xml", "openvino"))
     with pytest.raises(IntclipError, match="without evidence maps"):

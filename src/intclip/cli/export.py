@@ -46,7 +46,9 @@ def export(
         raise IntclipError("--int8 writes OpenVINO (*.xml) and needs --calibrate FOLDER with a few hundred photos")
     if calibrate is not None and not int8:
         raise IntclipError("--calibrate needs --int8; add it, or remove --calibrate for float32")
-    predictor = load_model(model, labels, engine="openvino" if int8 else "auto", device="cpu")
+    # Torch where the format allows: with another engine the model would be converted for that one as well.
+    in_torch = wanted == "onnx" and Path(model).suffix not in SUFFIXES
+    predictor = load_model(model, labels, engine="openvino" if int8 else "torch" if in_torch else "auto", device="cpu")
     if int8 and calibrate is not None:
         predictor = predictor.quantize(calibrate)
     predictor.export(out, wanted, maps=maps)
