@@ -21,6 +21,11 @@ from intclip.inference.text_engine import PAYS_FROM, use_engine
 WORDS = ("photo", "friends", "beach", "sunset", "people", "share", "moment", "family", "remarkable", "of", "the")
 
 
+def made_texts(rng: random.Random, count: int) -> list[str]:
+    """Return texts of 60 to 140 words."""
+    return [" ".join(rng.choices(WORDS, k=rng.randint(60, 140))) for _ in range(count)]
+
+
 def rate(tower: TextTower, texts: list[str]) -> float:
     """Return texts per CPU second."""
     start = time.process_time()
@@ -35,8 +40,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    rng = random.Random(0)
-    texts = [" ".join(rng.choices(WORDS, k=rng.randint(60, 140))) for _ in range(arguments.texts)]
+    texts = made_texts(random.Random(0), arguments.texts)
     plain, fast = load_backbone("lite").text, load_backbone("lite").text
     use_engine(fast)
     for _ in range(2):  # the second call converts
