@@ -14,7 +14,7 @@ demo: $(CORE)
 
 # A worker a core, each with one thread: with more they wait for each other
 test: $(ALL)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(ALL)
 	$(BIN)/ruff check .

@@ -9,13 +9,6 @@ from fakes import TinyBackbone, tiny_taxonomy
 from intclip.labels.taxonomy import Taxonomy
 
 
-def pytest_collection_modifyitems(items):
-    """Keep a file's tests on one worker, where they share fixtures, unless they have a group of their own."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
-
-
 @pytest.fixture
 def tiny_backbone() -> TinyBackbone:
     return TinyBackbone()

@@ -41,11 +41,6 @@ ONNX_CELLS = (
 )
 
 
-def by_family(cells):
-    """A family's cells go to one worker, where they share its tower; the table, half of all tests' time, to several."""
-    return [pytest.param(*cell, marks=pytest.mark.xdist_group(f"engine table, {cell[1]}")) for cell in cells]
-
-
 def prepared_method(name, backbone):
     """Return a method on a tiny backbone, with learned parts changed from their initial values."""
     torch.manual_seed(1)
@@ -80,12 +75,12 @@ def largest_difference(found, expected):
     return worst
 
 
-@pytest.mark.parametrize(("method", "family"), by_family(CELLS))
+@pytest.mark.parametrize(("method", "family"), CELLS)
 def test_openvino_gives_torch_s_numbers(method, family):
     check("openvino", method, FAMILIES[family](), family)
 
 
-@pytest.mark.parametrize(("method", "family"), by_family(ONNX_CELLS))
+@pytest.mark.parametrize(("method", "family"), ONNX_CELLS)
 def test_onnx_gives_torch_s_numbers(method, family):
     check("onnx", method, FAMILIES[family](), family)
 
