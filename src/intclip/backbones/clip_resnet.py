@@ -138,7 +138,7 @@ def build_resnet(architecture: Architecture, split: Split) -> tuple[nn.Sequentia
     """Build trunk, deep layers and head of a ModifiedResNet; weights are loaded later.
 
     Args:
-        architecture: Of a ResNet.
+        architecture: Sizes of a ResNet.
         split: "paper": the trunk is the stem and layer1–3, deep is layer4; "released": deep is layer3–4.
     """
     if not isinstance(architecture.vision_layers, tuple):

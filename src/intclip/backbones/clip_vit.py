@@ -16,7 +16,7 @@ class PatchEmbedding(nn.Module):
     """Embeds pixels as tokens with positions: class token and registers, if any, then patches.
 
     Args:
-        architecture: Of a ViT.
+        architecture: Sizes of a ViT.
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -57,7 +57,7 @@ class VitHead(ImageHead):
     """The last norm and the projection, applied to every token.
 
     Args:
-        architecture: Of a ViT whose class token is its image embedding.
+        architecture: Sizes of a ViT whose class token is its image embedding.
     """
 
     def __init__(self, architecture: Architecture) -> None:

@@ -152,7 +152,7 @@ def build_fastvit(architecture: Architecture, split: Split) -> tuple[nn.Sequenti
     """Build trunk, deep layers and head of a FastViT; weights are loaded later.
 
     Args:
-        architecture: Of a FastViT.
+        architecture: Sizes of a FastViT.
         split: "paper": deep is the last stage with its attention, and the last convolution; "released": the last two
             stages, as for a ResNet.
     """

@@ -29,7 +29,7 @@ class HubFile:
         repo: Owner and name.
         filename: Path in the repository.
         revision: Commit; None means the main branch at the first download.
-        sha256: Of the content; None means the one recorded at first use.
+        sha256: Hash of the content; None means the hash recorded at first use.
     """
 
     repo: str

@@ -47,7 +47,7 @@ def build_vit(architecture: Architecture) -> tuple[nn.Sequential, nn.Sequential,
     """Build trunk (embedding and first blocks), deep layers (last quarter) and head; weights are loaded later.
 
     Args:
-        architecture: Of a ViT.
+        architecture: Sizes of a ViT.
     """
     if architecture.patch_size is None or not isinstance(architecture.vision_layers, int):
         raise ValueError("a ViT has patches and a number of blocks")

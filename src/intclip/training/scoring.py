@@ -68,7 +68,7 @@ def choose_thresholds(
     """Return the protocol's thresholds, tuned on these scores if it tunes any.
 
     Args:
-        scores: Of the validation split; None uses the fixed threshold.
+        scores: Scores of the validation split; None uses the fixed threshold.
         task: Thresholds are not used for "singlelabel".
         protocol: The recipe's.
         positive_share: Smallest positive target.
