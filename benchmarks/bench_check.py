@@ -3,8 +3,9 @@
     make bench-check                              # compare; exit code 1 if a ratio is worse by more than 10 %
     python -m benchmarks.bench_check --write      # commit today's ratios as docs/figures/bench_check.json
 
-Only ratios of CPU seconds are compared, not times, because they depend little on the machine and its load. A ratio is
-the speed-up of the first over the second; larger is better.
+Only ratios of CPU seconds are compared, not times, because they depend little on the load. They do depend on the
+processor's instructions, so each set of instructions has its own. A ratio is the speed-up of the first over the second;
+larger is better.
 """
 
 import argparse
@@ -90,11 +91,17 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="commit these ratios instead of comparing")
     parser.add_argument("--turns", type=int, default=5)
     arguments = parser.parse_args()
+    machine = describe_machine()
+    instructions = machine["instructions"][-1] if machine["instructions"] else machine["processor"]
+    reports = json.loads(COMMITTED.read_text(encoding="utf-8"))
+    if not arguments.write and instructions not in reports:
+        known = ", ".join(reports)
+        sys.exit(f"{COMMITTED} has ratios for {known}, not for {instructions}; measure a trusted revision with --write")
     found = {name: round(ratio(*make(), arguments.turns), 2) for name, make in CHECKS.items()}
     if arguments.write:
-        report = {"machine": describe_machine(), "ratios": found}
-        COMMITTED.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    committed = json.loads(COMMITTED.read_text(encoding="utf-8"))["ratios"]
+        reports[instructions] = {"machine": machine, "ratios": found}
+        COMMITTED.write_text(json.dumps(reports, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    committed = reports[instructions]["ratios"]
     slower = [name for name, value in found.items() if value < (1 - WORSE) * committed[name]]
     for name, value in found.items():
         mark = "slower" if name in slower else "ok"

@@ -78,8 +78,8 @@ class Sample:
     Attributes:
         id: Unique within its dataset.
         image: Location of the photo; None for text only.
-        text: Caption, post or description; None if there is
-        none. targets: (K,) float32 in [0, 1]: a share of votes or 0/1; NaN where unknown.
+        text: Caption, post or description; None if there is none.
+        targets: (K,) float32 in [0, 1]: a share of votes or 0/1; NaN where unknown.
         where: File and row that name it, for messages; empty if it was found in a folder.
     """
 
