@@ -135,6 +135,16 @@ def test_files_are_written_though_nobody_reads_standard_output(exported, many, t
     assert len((tmp_path / "all.csv").read_text().splitlines()) == 41
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell")
+def test_files_are_written_though_all_standard_streams_are_closed(exported, photos, tmp_path):
+    """A file that is opened would get the number of a closed stream, and then all that is printed."""
+    words = [sys.executable, "-m", "intclip.cli", "predict", str(photos[0]), "-m", str(exported), "--csv", "out.csv"]
+    shell = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *words]
+    assert subprocess.run(shell, cwd=tmp_path, timeout=120).returncode == 0
+    assert (tmp_path / "out.csv").read_text().splitlines()[0].startswith("source,error,labels")
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 2
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="a short pipe")
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGHUP])
 def test_a_process_that_is_told_to_end_leaves_nothing(exported, many, tmp_path, sign):

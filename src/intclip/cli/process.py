@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -34,7 +35,8 @@ class Stopped(BaseException):
 
 
 def prepare_process() -> None:
-    """Set up encoding, logging to standard error, and clean exit on signals."""
+    """Set up standard streams, their encoding, logging to standard error, and clean exit on signals."""
+    _open_closed_streams()
     codecs.register_error("intclip.escape", _escape)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -46,6 +48,16 @@ def prepare_process() -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _stop)
+
+
+def _open_closed_streams() -> None:
+    """Connect standard streams that the caller closed (`>&-`, some services) to the null device.
+
+    Otherwise Python has no such stream, and the next file that is opened gets its number.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 (stays open)
 
 
 def run_to_exit(action: Callable[[], object]) -> NoReturn:
