@@ -4,37 +4,13 @@ import json
 
 import pytest
 import torch
-import torch.nn.functional as F
-from hf_models import randomised
 from safetensors.torch import save_file
 from seeded import values
-from tokenizers import Tokenizer, models, pre_tokenizers
+from siglip_models import SMALL_TEXT, SMALL_VISION, regions, saved, words_tokenizer
 from torch.testing import assert_close
-from transformers import SiglipConfig, SiglipModel
 
 from intclip.backbones import load_backbone
 from intclip.errors import CheckpointError, IntclipError
-from intclip.methods.prompts import PromptLearner, PromptOptions
-
-SMALL_VISION = {"hidden_size": 96, "num_attention_heads": 3, "num_hidden_layers": 5, "intermediate_size": 200,
-                "image_size": 64, "patch_size": 16}  # fmt: skip
-SMALL_TEXT = {"hidden_size": 96, "num_attention_heads": 4, "num_hidden_layers": 3, "intermediate_size": 160,
-              "vocab_size": 120, "max_position_embeddings": 64}  # fmt: skip
-
-
-def saved(folder, vision, text):
-    model = randomised(SiglipModel(SiglipConfig(vision_config=vision, text_config=text)))
-    model.save_pretrained(folder)
-    return model
-
-
-def regions(model, x):
-    """The query's values at each patch, by hand from the model's modules."""
-    head = model.vision_model.head.attention
-    hidden = model.vision_model(pixel_values=x).last_hidden_state  # behind the last norm
-    width = hidden.shape[-1]
-    value = F.linear(hidden, head.in_proj_weight[2 * width :], head.in_proj_bias[2 * width :])
-    return F.normalize(head.out_proj(value), dim=-1)
 
 
 def compare(model, backbone, batch=2):
@@ -159,16 +135,6 @@ def test_open_clips_layout_is_the_same_tower(tmp_path):
         load_backbone("SigLIP2-B/16", checkpoint=folder)
 
 
-def words_tokenizer(folder, *, pad, end, vocabulary=("a", "photo", "of", "dog", "<unk>")):
-    """A word tokenizer as `tokenizer.json`, with these special tokens first."""
-    ids = {token: index for index, token in enumerate(dict.fromkeys([pad, end, *vocabulary]))}
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": pad, "eos_token": {"content": end}}))
-    return ids
-
-
 @pytest.mark.parametrize(("pad", "end"), [("</s>", "</s>"), ("<pad>", "<eos>")])
 def test_texts_are_cleaned_ended_and_read_at_the_last_place(tmp_path, pad, end):
     model = saved(tmp_path, SMALL_VISION, SMALL_TEXT)
@@ -200,21 +166,3 @@ def test_another_tokenizer_is_refused_and_none_is_said(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
         load_backbone("SigLIP-B/16", checkpoint=tmp_path)
-
-
-def test_a_prompt_gives_the_same_features_in_any_batch(tmp_path):
-    saved(tmp_path, SMALL_VISION, SMALL_TEXT)
-    words_tokenizer(tmp_path, pad="<pad>", end="<eos>")
-    text = load_backbone("SigLIP-B/16", checkpoint=tmp_path).text
-    sentences = ["a dog", "a photo of a dog of a photo of a dog"]
-    both = PromptLearner(text, sentences, PromptOptions(context_length=4))
-    alone = PromptLearner(text, sentences[:1], PromptOptions(context_length=4))
-    with torch.no_grad():
-        alone.context.copy_(both.context[:, :1])
-        assert_close(alone.encode(text)[:, 0], both.encode(text)[:, 0], rtol=1e-5, atol=1e-5)
-    for position in ("middle", "front"):
-        learner = PromptLearner(text, sentences, PromptOptions(context_length=4), class_token_position=position)
-        embeddings, lengths = learner.embeddings()
-        assert lengths.tolist() == [7, 16] * 2  # words, context and the end token
-        end = text.embed(torch.tensor([[1]]))[0, 0]
-        assert torch.equal(embeddings[0, 6], end)

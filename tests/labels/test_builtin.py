@@ -39,7 +39,7 @@ def test_sizes_and_sources(name):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_sentences(name):
-    """One per class and form: distinct, within the word range, short enough for a learned prompt."""
+    """One per class and form: distinct, in the word range, short enough for 16 contexts in a tower of 64 tokens."""
     taxonomy = load_taxonomy(name)
     assert tuple(taxonomy.sentence_forms) == FORMS
     for form in FORMS:
@@ -47,7 +47,7 @@ def test_sentences(name):
         assert len(sentences) == len(taxonomy)
         assert len({s.casefold() for s in sentences}) == len(taxonomy)
         for sentence in sentences:
-            assert count_clip_tokens(sentence) <= 77 - 18 + 2, sentence
+            assert count_clip_tokens(sentence) + 16 <= 64, sentence
             if form in WORD_RANGES:
                 least, most = WORD_RANGES[form]
                 assert least <= count_words(sentence) <= most, sentence

@@ -80,7 +80,7 @@ def no_text(texts, request):
 WRONG = [
     (drop_one, "awe: it is missing"),
     (too_long, "awe: it has 19 words; use 11 to 15"),
-    (too_many_tokens, "awe: it has .* CLIP tokens; use at most 61"),
+    (too_many_tokens, "awe: it has .* CLIP tokens; use at most 46"),
     (repeat, "awe: it is the same as that of 'anger'"),
     (no_text, "awe: it is missing"),
 ]

@@ -205,6 +205,10 @@ def test_what_is_wrong_is_told_in_one_line(tmp_path, text, message):
 def test_long_sentences_are_for_the_text_tower_to_refuse(tmp_path):
     taxonomy = load_taxonomy(write(tmp_path, f"a: {LONG}\n"))
     assert any("'a' has 80 CLIP tokens" in line for line in advise(taxonomy))
+    for count in (46, 47):  # beside 16 context vectors, start and end, in SigLIP's 64
+        sentence = " ".join(["dog"] * count)
+        lines = advise(load_taxonomy(write(tmp_path, f"a: {sentence}\n")))
+        assert any(f"'a' has {count} CLIP tokens" in line for line in lines) == (count > 46)
     lite, clip = load_backbone("lite"), load_backbone("RN50@random")
     build_method("zero_shot", lite, taxonomy, {})  # with a context of 256 tokens
     with pytest.raises(IntclipError, match=r"82.*77"):

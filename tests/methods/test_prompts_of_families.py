@@ -4,11 +4,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fakes import tiny_taxonomy
 from families import FAMILIES
 from intclip.backbones.padded_text import PaddedText
+from intclip.errors import TaxonomyError
 from intclip.methods.prompts import PromptLearner, PromptOptions
-from intclip.methods.registry import build_method
 
 SHORT, LONG = "a dog", "a dog that runs along the wide grey beach in the rain"
 
@@ -40,15 +39,17 @@ def test_a_prompt_that_spells_a_text_is_that_text(family):
     assert_close(spelled.encode(text)[0], text(text.tokenize([whole])), rtol=1e-4, atol=1e-5)
 
 
-def test_zero_shot_over_siglip_is_its_own_sigmoid():
-    """p = σ(e^s cos + b), Zhai et al., 2023."""
-    backbone = FAMILIES["SigLIP"]()
-    method = build_method("zero_shot", backbone, tiny_taxonomy(), {"sentence_form": "fine", "templates": ["{}"]}).eval()
-    photos = torch.randn(3, backbone.embed_dim, generator=torch.Generator().manual_seed(0))
-    texts = backbone.encode_text(backbone.tokenize(tiny_taxonomy().sentences("fine")))
-    cosines = torch.nn.functional.cosine_similarity(photos[:, None], texts[None], dim=2)
-    wanted = backbone.logit_scale.exp() * cosines + backbone.logit_bias
-    assert_close(method({"pooled": photos}).logits, wanted, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompt_may_fill_the_context_and_not_exceed_it(family):
+    """Sentences are counted by the tower's own tokens and length: 64 for SigLIP and TIPS, not CLIP's 77."""
+    text = FAMILIES[family]().text
+    room = text.context_length - 3 - text.start_tokens - text.end_tokens
+    fits = " ".join(["dog"] * room)
+    full = learner(text, [fits])
+    assert full.lengths.tolist() == [text.context_length]
+    assert full.encode(text).isfinite().all()
+    with pytest.raises(TaxonomyError, match=f"{fits} dog.*{text.context_length - 2} tokens"):
+        learner(text, [fits, f"{fits} dog"])
 
 
 def test_the_padding_of_a_padded_tower_is_part_of_it():

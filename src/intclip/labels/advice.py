@@ -2,7 +2,7 @@
 
 from itertools import combinations
 
-from intclip.labels.lengths import CONTEXT_LENGTH, PROMPT_TOKENS, WORD_RANGES, count_clip_tokens
+from intclip.labels.lengths import CONTEXT_LENGTH, PROMPT_TOKENS, SENTENCE_TOKENS, WORD_RANGES, count_clip_tokens
 from intclip.labels.taxonomy import Taxonomy
 
 ALIKE = 0.75
@@ -17,13 +17,15 @@ def advise(taxonomy: Taxonomy) -> list[str]:
             f"no sentences of {', '.join(missing)} words, so other texts are used; "
             "write them, or use `intclip labels integrate`"
         )
-    free = CONTEXT_LENGTH - PROMPT_TOKENS
     for form, sentences in taxonomy.sentence_forms.items():
         for name, sentence in zip(taxonomy.names, sentences, strict=True):
             if (tokens := count_clip_tokens(sentence) - 2) > CONTEXT_LENGTH - 2:
                 advice.append(f"{form}: {name!r} has {tokens} CLIP tokens; CLIP reads {CONTEXT_LENGTH - 2}, lite more")
-            elif tokens > free:
-                advice.append(f"{form}: {name!r} has {tokens} CLIP tokens; prompts of 16 context vectors leave {free}")
+            elif tokens > SENTENCE_TOKENS:
+                advice.append(
+                    f"{form}: {name!r} has {tokens} CLIP tokens; beside 16 context vectors, "
+                    f"SigLIP and TIPS read {SENTENCE_TOKENS}, CLIP {CONTEXT_LENGTH - PROMPT_TOKENS}"
+                )
     for form in taxonomy.written:
         words = [set(sentence.casefold().replace(",", "").split()) for sentence in taxonomy.sentence_forms[form]]
         for (first, a), (second, b) in combinations(zip(taxonomy.names, words, strict=True), 2):

@@ -13,12 +13,10 @@ from string import Template
 from typing import Any
 
 from intclip.errors import LanguageModelError, TaxonomyError
-from intclip.labels.lengths import CONTEXT_LENGTH, PROMPT_TOKENS, WORD_RANGES, count_clip_tokens, count_words
+from intclip.labels.lengths import SENTENCE_TOKENS, WORD_RANGES, count_clip_tokens, count_words
 from intclip.labels.llm import Answer, ChatClient
 from intclip.labels.taxonomy import FORMS, Taxonomy
 
-MOST_TOKENS = CONTEXT_LENGTH - PROMPT_TOKENS + 2
-"""Maximum CLIP tokens of a sentence, including start and end, so that 16 context vectors fit before it."""
 MERGED_WORDS = 12
 """Maximum words of a merged label, as requested by stage 1's prompt."""
 
@@ -203,8 +201,8 @@ def _sentence_complaint(least: int, most: int) -> Complaint:
         words = count_words(text)
         if not least <= words <= most:
             return f"it has {words} words; use {least} to {most}"
-        if (tokens := count_clip_tokens(text)) > MOST_TOKENS:
-            return f"it has {tokens} CLIP tokens; use at most {MOST_TOKENS}, with simpler words"
+        if (tokens := count_clip_tokens(text) - 2) > SENTENCE_TOKENS:
+            return f"it has {tokens} CLIP tokens; use at most {SENTENCE_TOKENS}, with simpler words"
         if text.casefold() == name.casefold():
             return "it only repeats the name"
         return _twice(text, texts)

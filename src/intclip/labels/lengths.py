@@ -6,6 +6,8 @@ CONTEXT_LENGTH = 77
 """Context length of CLIP's text tower, including start and end tokens."""
 PROMPT_TOKENS = 18
 """Tokens of a learned prompt besides its sentence: 16 context vectors, start and end."""
+SENTENCE_TOKENS = 64 - PROMPT_TOKENS
+"""Maximum CLIP tokens of a sentence, without start and end, whose prompt also fits SigLIP's and TIPS's 64 tokens."""
 
 
 def count_words(text: str) -> int:
