@@ -121,13 +121,25 @@ def main() -> None:
     root, run = str(given.work / "intentonomy"), str(given.work / "run")
     url = f"http://127.0.0.1:{server.server_address[1]}"
     counts = annotations(data / "intentonomy", Path(root), url, given.limit)
-    prepare = ("data", "prepare", "intentonomy", "--root", root, "--split", "val", "--split", "test", "--rate", "200")
+    prepare = (
+        "data",
+        "prepare",
+        "intentonomy",
+        "--data-root",
+        root,
+        "--split",
+        "val",
+        "--split",
+        "test",
+        "--rate",
+        "200",
+    )
     changes = ["backbone.name=RN101@random", "schedule.epochs=1", "schedule.warmup_epochs=0", "data.train=val"]
     changes += ["data.val=null", "data.options.missing=skip", "cache.path=off"]
     steps = [
         command(*prepare),
         command(*prepare),
-        command("data", "check", "intentonomy", "--root", root),
+        command("data", "check", "intentonomy", "--data-root", root),
         command("train", "paper", "--data-root", root, "--out", run, *(x for c in changes for x in ("--set", c))),
         command("evaluate", run, "--data-root", root, "--split", "test"),
     ]

@@ -30,6 +30,17 @@ def test_help_teaches_line_by_line(words):
         assert len(re.findall(r"(?<![\w`'])intclip [a-z]", line)) <= 1, "each example has a line of its own"
 
 
+def test_only_the_help_of_long_commands_has_panels():
+    for command, long in (("predict", True), ("evaluate", True), ("train", False)):
+        text = CliRunner().invoke(app, [command, "--help"]).stdout
+        panels = [line for line in text.splitlines() if re.fullmatch(r"[A-Z]\w+:", line)]
+        assert ("Output:" in panels) is long
+        assert "Arguments:" in panels
+        assert "Options:" in panels
+        options = typer.main.get_command(app).commands[command].params
+        assert all(text.count(f" {option.opts[0]} ") for option in options if option.param_type_name == "option")
+
+
 def outputs(group):
     """Return the words of every command, with each of its output options."""
     for words in commands(group):

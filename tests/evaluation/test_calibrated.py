@@ -208,7 +208,7 @@ def test_what_cannot_be_calibrated_is_told(tmp_path):
         calibration_report(predictions(3))
     with pytest.raises(DatasetError, match="positive_share=0"):
         calibration_report(predictions(8), positive_share=0)
-    refused = CliRunner().invoke(app, ["calibrate", str(tmp_path), "--shrinkage", "inf"])
+    refused = CliRunner().invoke(app, ["calibrate", str(tmp_path), "--miss-rate", "inf"])
     assert refused.exit_code == 2
-    assert "--shrinkage" in refused.output
+    assert "--miss-rate" in refused.output
     assert not list(tmp_path.iterdir())

@@ -33,7 +33,7 @@ def test_list(run):
 
 
 def test_show(run):
-    code, out, _ = run("show", "intentonomy", "--form", "3-5")
+    code, out, _ = run("show", "intentonomy", "--sentences", "3-5")
     assert code == 0
     lines = out.splitlines()
     assert "Openness to experience" in lines
@@ -81,13 +81,13 @@ def tiny(monkeypatch, tiny_backbone):
 
 def test_score_descriptions(run, files, tiny):
     words = ("score", "sentiment3", files / "texts.json", "--labels", files / "labels.json", "--backbone", "tiny")
-    code, out, err = run(*words, "--form", "all", "--per-class")
+    code, out, err = run(*words, "--sentences", "all", "--per-class")
     assert (code, err) == (0, "")
     assert "9 items (1 left out)" in out
     for form in FORMS:
         assert f"\n{form} " in out
     assert "\npositive " in out
-    report = json.loads(run(*words, "--form", "3-5", "--form", "fine", "--json")[1])
+    report = json.loads(run(*words, "--sentences", "3-5", "--sentences", "fine", "--json")[1])
     assert [row["form"] for row in report["forms"]] == ["fine", "3-5"]
     assert set(report["forms"][0]["per_class"]) == {"negative", "neutral", "positive"}
     assert 0 < report["forms"][0]["mAP"] <= 1
@@ -105,7 +105,7 @@ def test_score_a_table_of_texts(run, tmp_path, tiny):
 def test_bad_input_is_one_line(run, files, tiny):
     cases = [
         (("score", "sentimnt", "x"), "did you mean 'sentiment3'"),
-        (("score", "sentiment3", "x", "--form", "9"), "no sentences in form '9'"),
+        (("score", "sentiment3", "x", "--sentences", "9"), "no sentences in form '9'"),
         (("score", "sentiment3", "nowhere.csv"), "no dataset or file 'nowhere.csv'"),
         (("score", "mikels8", files / "texts.json", "--labels", files / "labels.json"), "negative"),
         (("score", "sentiment3", files / "labels.json", "--labels", files / "labels.json"), "instead of a text"),
@@ -171,7 +171,16 @@ def test_sentences_rank_descriptions_better_than_names(run, tmp_path):
     (tmp_path / "t.json").write_text(json.dumps(ids))
     content = {"categories": categories, "images": images, "annotations": labels}
     (tmp_path / "l.json").write_text(json.dumps(content))
-    words = ("score", "intentonomy", tmp_path / "t.json", "--labels", tmp_path / "l.json", "--form", "all", "--json")
+    words = (
+        "score",
+        "intentonomy",
+        tmp_path / "t.json",
+        "--labels",
+        tmp_path / "l.json",
+        "--sentences",
+        "all",
+        "--json",
+    )
     code, out, err = run(*words)
     assert (code, err) == (0, "")
     forms = {row["form"]: row for row in json.loads(out)["forms"]}

@@ -176,7 +176,7 @@ def test_momentum_command_trains_and_tells(
     options = json.dumps(OPTIONS)
     arguments = [part for item in [*sets.split(), f"method.options={options}"] for part in ("--set", item)]
     out = tmp_path / "momentum"
-    base = ["mccl", "momentum", "--recipe", "tiny", "--cache", "off", "--out", out, "--seeds", "0", *arguments]
+    base = ["mccl", "momentum", "--recipe", "tiny", "--set", "cache.path=off", "--out", out, "--seeds", "0", *arguments]
     code, text, _ = cli(*base, "--values", "0.5,1", "--json")
     assert code == 0
     results = json.loads(text)

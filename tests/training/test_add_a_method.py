@@ -77,7 +77,7 @@ def run(*words: object) -> str:
 def test_the_method_of_the_page_trains_evaluates_bundles_loads_and_predicts(added, table, tmp_path):
     out = tmp_path / "run"
     sets = [word for override in QUICK.replace("=table", f"={table}").split() for word in ("--set", override)]
-    metrics = json.loads(run("train", added, *sets, "--cache", "off", "--out", out, "--json"))
+    metrics = json.loads(run("train", added, *sets, "--set", "cache.path=off", "--out", out, "--json"))
     assert metrics["method"] == NAME
     assert metrics["learnable_parameters"] == 1 + 2
     words = ["evaluate", out, "--data", table, "--engine", "torch", "--split", "test", "--bootstrap", 0, "--json"]

@@ -48,7 +48,7 @@ def options(photos: Path) -> list[str]:
 def run(photos, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "tiny"
     cache = out.parent / "cache"
-    text = intclip("train", "tiny", *options(photos), "--out", out, "--cache", cache)
+    text = intclip("train", "tiny", *options(photos), "--out", out, "--set", f"cache.path={cache}")
     assert "linear_probe on lite, colours: epoch" in text
     assert f"intclip predict PHOTO --model {out}" in text
     assert list(cache.rglob("*.npy"))
@@ -67,7 +67,7 @@ def test_training_leaves_a_model_that_predicts_and_evaluates(photos, run, tmp_pa
 def test_evaluation_scores_the_split_that_the_training_kept(photos, tmp_path):
     """If the data has no split named test, the model's recipe determines the split."""
     words = [*options(photos), "--set", "data.val=null", "--set", "data.test=val", "--set", "schedule.epochs=1"]
-    intclip("train", "tiny", *words, "--out", tmp_path / "run", "--cache", "off")
+    intclip("train", "tiny", *words, "--out", tmp_path / "run", "--set", "cache.path=off")
     ours = ["evaluate", tmp_path / "run", "--data-root", photos, "--engine", "torch", "--bootstrap", 0]
     assert ", val\n" in intclip(*ours)
     assert ", train\n" in intclip(*ours, "--split", "train")
@@ -153,7 +153,7 @@ def test_a_model_of_other_labels_is_refused(run, tmp_path):
 
 def test_a_second_start_needs_resume(photos, run):
     with pytest.raises(StorageError, match=str(run)):
-        intclip("train", "tiny", *options(photos), "--out", run, "--cache", "off")
+        intclip("train", "tiny", *options(photos), "--out", run, "--set", "cache.path=off")
     metrics = json.loads(intclip("train", "tiny", *options(photos), "--out", run, "--resume", "--json"))
     assert metrics == json.loads((run / "metrics.json").read_text())
     with pytest.raises(TrainingError, match=r"schedule.*epochs.*3.*4"):
@@ -162,7 +162,7 @@ def test_a_second_start_needs_resume(photos, run):
 
 def test_study_runs_from_the_command_line_and_is_not_run_twice(photos, run, tmp_path):
     words = ["ablate", "table6", "--recipe", "proxy-lite", *options(photos), "--set", "schedule.epochs=2"]
-    words += ["--set", "augment=null", "--set", "backbone.engine=torch", "--cache", "off"]
+    words += ["--set", "augment=null", "--set", "backbone.engine=torch", "--set", "cache.path=off"]
     words += ["--seeds", "0", "--jobs", 1, "--row", "IntCLIP", "--out", tmp_path / "a"]
     text = intclip(*words)
     assert "| IntCLIP | – / " in text

@@ -204,7 +204,7 @@ def test_the_command_writes_a_projection_that_loads(tmp_path, monkeypatch):
     out = tmp_path / "mine.safetensors"
     args = [
         "lite-align",
-        "--root",
+        "--data-root",
         str(tmp_path),
         "--also",
         str(tmp_path),

@@ -5,36 +5,30 @@ from typing import Annotated
 
 import typer
 
-from intclip.cli.options import DataRoot, writable_folder
+from intclip.cli.options import AsJson, DataRoot, Overrides, writable_folder
 
 
 def ablate(
     study: Annotated[
-        str | None,
-        typer.Argument(help="table2 … table6, table-note (losses), methods (Table 1), methods-lite."),
+        str | None, typer.Argument(help="table2 … table6, table-note (losses), methods (Table 1), methods-lite.")
     ] = None,
     recipe: Annotated[str, typer.Option(help="Base recipe of all rows: a name or a file.")] = "clean",
     data_root: DataRoot = None,
     out: Annotated[
-        Path | None,
-        typer.Option(callback=writable_folder, help="The study's directory; ablations/STUDY-RECIPE by default."),
+        Path | None, typer.Option(callback=writable_folder, help="Output folder; default: ablations/STUDY-RECIPE.")
     ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas; every row runs once with each.")] = "0,1,2",
     rows: Annotated[
         list[str] | None, typer.Option("--row", metavar="NAME", help="Run only this row; may be repeated.")
     ] = None,
     jobs: Annotated[int, typer.Option(min=0, help="Parallel runs; 0: one per core, or one on a GPU.")] = 0,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe for all rows; may be repeated."),
-    ] = None,
-    cache: Annotated[str | None, typer.Option(help="Feature cache: auto, off, or a folder.")] = None,
+    overrides: Overrides = None,
     fine_taxonomy: Annotated[
         Path | None, typer.Option(help="Taxonomy written by `labels integrate --fine-only`, for the row HCI-FG.")
     ] = None,
     keep_bundles: Annotated[bool, typer.Option("--keep-bundles", help="Keep the trained model of every run.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Print the rows and what they change, and exit.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run a study of the paper on any dataset and backbone.
 
@@ -57,7 +51,7 @@ def ablate(
     intclip ablate table5 --recipe proxy-lite --set data.name=memes --out memes
     """
     from intclip.cli.common import parse_seeds, shell_command
-    from intclip.cli.train import place_overrides
+    from intclip.cli.train import with_data_root
     from intclip.data.registry import load_dataset
     from intclip.errors import RecipeError, TrainingError
     from intclip.studies.ablation import adopt_finished, choose_jobs, plan_cells, run_cells
@@ -75,7 +69,7 @@ def ablate(
         _print_studies([study])
         return
     load_study(study)  # an unknown study is reported before a recipe or a dataset is read
-    chosen_overrides = place_overrides(data_root, cache) + (overrides or [])
+    chosen_overrides = with_data_root(data_root, overrides)
     content = read_recipe(recipe, chosen_overrides)
     base = validate_recipe(content, recipe)
     dataset = load_dataset(base.data.name, base.data.root, **base.data.options)

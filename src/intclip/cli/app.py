@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from intclip.cli.options import with_options
+from intclip.cli.options import Labels, with_options
 
 LOOPBACK = "127.0.0.1"
 MODULES = ("fastapi", "fastapi_offline", "uvicorn", "python_multipart", "structlog", "prometheus_client", "cachetools")
@@ -63,7 +63,7 @@ def app(
             "the first is selected when the page opens. Default: lite and proxy.",
         ),
     ] = None,
-    taxonomy: Annotated[str | None, typer.Option(help="Labels of the zero-shot models: a name or a YAML file.")] = None,
+    taxonomy: Labels = None,
     photos: Annotated[
         list[str] | None, typer.Option(help="Photos to open instead of the examples; may be repeated.")
     ] = None,

@@ -2,12 +2,11 @@
 
 import json
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from intclip.cli.options import Checkpoint, Device, Labels, PrecisionOption, writable_file
+from intclip.cli.options import AsJson, BatchSize, Checkpoint, Device, PrecisionOption, Threads
 
 _COLUMNS = {
     "load_s": "load s",
@@ -23,17 +22,13 @@ def benchmark(
         list[str] | None, typer.Option("--photos", help="Photos, folders or patterns; default: generated JPEGs.")
     ] = None,
     engines: Annotated[str, typer.Option(help="Engines to compare, separated by commas; default: all installed.")] = "",
-    taxonomy: Labels = None,
     checkpoint: Checkpoint = None,
     device: Device = "auto",
     precision: PrecisionOption = "f32",
-    batch_size: Annotated[int, typer.Option(min=1, help="Photos per batch.")] = 32,
+    batch_size: BatchSize = 32,
     seconds: Annotated[float, typer.Option(min=0.1, help="Approximate measuring time per figure.")] = 3.0,
-    threads: Annotated[int | None, typer.Option(min=1, help="Compute threads; default: all cores.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-    out: Annotated[
-        Path | None, typer.Option(callback=writable_file, help="Write the report to this JSON file.")
-    ] = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a model's speed on this machine.
 
@@ -47,11 +42,10 @@ def benchmark(
 
     intclip benchmark zero-shot:RN101 --checkpoint RN101.pt --engines torch,onnx
 
-    intclip benchmark runs/my-model --photos album/ --out speed.json
+    intclip benchmark runs/my-model --photos album/ --json > speed.json
     """
     from intclip.data.images import find_images
     from intclip.errors import IntclipError
-    from intclip.files import is_stdout, write_text
     from intclip.inference.loading import load
     from intclip.inference.speed import installed_engines, measure
 
@@ -60,13 +54,7 @@ def benchmark(
         raise IntclipError(f"unknown engine {unknown[0]!r}: choose torch, openvino or onnx")
     report = measure(
         lambda engine: load(
-            model,
-            taxonomy=taxonomy,
-            checkpoint=checkpoint,
-            engine=engine,
-            device=device,
-            precision=precision,
-            threads=threads,
+            model, checkpoint=checkpoint, engine=engine, device=device, precision=precision, threads=threads
         ),
         chosen,
         photos=find_images(photos) if photos else (),
@@ -75,12 +63,9 @@ def benchmark(
         announce=_announce,
     )
     report = {"model": model, "precision": precision, **report}
-    text = json.dumps(report, indent=2, ensure_ascii=False)
-    if out is not None:
-        write_text(out, text + "\n")
     if as_json:
-        print(text)
-    elif out is None or not is_stdout(out):
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+    else:
         _print_table(report)
 
 

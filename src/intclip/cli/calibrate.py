@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from intclip.cli.options import writable_folder
+from intclip.cli.options import AsJson, writable_folder
 
 
 def calibrate(
@@ -15,11 +15,6 @@ def calibrate(
     miss_rate: Annotated[
         float, typer.Option("--miss-rate", min=0.001, max=0.999, help="Share of true labels that label sets may miss.")
     ] = 0.1,
-    shrinkage: Annotated[
-        float,
-        typer.Option(min=0, max=1e6, help="Pseudo-positives that shrink a label's threshold towards the global one."),
-    ] = 10,
-    bins: Annotated[int, typer.Option(min=2, help="Bins of the calibration error and of the plot.")] = 15,
     positive_share: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Smallest share of votes of a positive label; default: the run's."),
@@ -31,7 +26,7 @@ def calibrate(
     out: Annotated[
         Path | None, typer.Option(callback=writable_folder, help="Folder for report and plot; default: the run's.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure and improve calibration, label sets and thresholds.
 
@@ -76,14 +71,7 @@ def calibrate(
         raise DatasetError(f"{run} has no bundle; --write needs the folder of a training run")
     share = positive_share if positive_share is not None else positive_share_of(path)
     predictions = read_predictions(path)
-    report = calibration_report(
-        predictions,
-        miss_rate=miss_rate,
-        shrinkage=shrinkage,
-        bins=bins,
-        positive_share=share,
-        seed=seed,
-    )
+    report = calibration_report(predictions, miss_rate=miss_rate, positive_share=share, seed=seed)
     title = f"{path.parent.name}, {name}"
     draw_calibration(report, folder / f"calibration-{name}.png", title)
     write_text(folder / f"calibration-{name}.md", render_calibration(report, title))

@@ -53,7 +53,7 @@ def parse_options(options: list[str] | None) -> dict[str, Any]:
             chosen[key] = value
     if taken := {"name", "root"} & chosen.keys():
         raise DatasetError(
-            f"--set {min(taken)}: not a dataset option; give the dataset by name or path, and its folder with --root"
+            f"--set {min(taken)}: not a dataset option; give the dataset as argument, its folder with --data-root"
         )
     return chosen
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from intclip.cli.common import load_named_dataset, print_table, progress_bar
-from intclip.cli.options import DataRoot, writable_folder
+from intclip.cli.options import AsJson, DataOptions, DataRoot, writable_folder
 
 if TYPE_CHECKING:
     from intclip.data.check import Check
@@ -17,11 +17,6 @@ app = typer.Typer(name="data", help="List, prepare and check datasets.", no_args
 _SHOWN = 10
 
 Name = Annotated[str, typer.Argument(help="A dataset's name (see `intclip data list`), or your own file or folder.")]
-Options = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Loader option key=value; may be repeated.", metavar="K=V"),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
 
 
 @app.command("list")
@@ -46,7 +41,7 @@ def list_datasets(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def show(name: Name, data_root: DataRoot = None, options: Options = None, as_json: AsJson = False) -> None:
+def show(name: Name, data_root: DataRoot = None, options: DataOptions = None, as_json: AsJson = False) -> None:
     """Show a dataset's splits, labels, missing photos and samples.
 
     Does not read the photos.
@@ -96,16 +91,14 @@ def show(name: Name, data_root: DataRoot = None, options: Options = None, as_jso
 @app.command()
 def prepare(
     name: Annotated[str, typer.Argument(help="intentonomy, the only dataset whose photos can be downloaded.")],
-    root: Annotated[Path, typer.Option("--data-root", "--root", help="Output folder.")],
+    data_root: Annotated[Path, typer.Option(help="Output folder.")],
     annotations: Annotated[
-        Path | None, typer.Option(help="Folder with the annotation files; default: ROOT, else downloaded.")
+        Path | None, typer.Option(help="Folder with the annotation files; default: the output folder, else downloaded.")
     ] = None,
     split: Annotated[list[str] | None, typer.Option(help="train, val or test; may be repeated; default: all.")] = None,
     width: Annotated[int, typer.Option(min=16, help="Largest width of a photo, in pixels.")] = 640,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Parallel downloads.")] = 8,
     rate: Annotated[float, typer.Option(min=0.1, help="Maximum requests per second.")] = 20,
-    attempts: Annotated[int, typer.Option(min=1, help="Attempts per photo, with growing delays.")] = 5,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds without data before an attempt fails.")] = 20,
     retry_gone: Annotated[
         bool, typer.Option("--retry-gone", help="Retry photos that an earlier run found gone.")
     ] = False,
@@ -114,10 +107,10 @@ def prepare(
     """Download Intentonomy's annotations and photos.
 
     Photos are downloaded from the URLs in the annotations, resized to WIDTH (about 1 GB instead of 20),
-    verified, and written atomically. Run it again to fetch missing photos. ROOT/prepare-report.json lists the photos
-    that no longer exist; training skips them.
+    verified, and written atomically. Run it again to fetch missing photos. prepare-report.json in the output folder
+    lists the photos that no longer exist; training skips them.
 
-    intclip data prepare intentonomy --root data/intentonomy
+    intclip data prepare intentonomy --data-root data/intentonomy
     """
     from intclip.data.fetch import Fetcher
     from intclip.data.prepare import prepare_intentonomy
@@ -125,12 +118,9 @@ def prepare(
 
     if name != "intentonomy":
         raise DatasetError(f"{name} cannot be downloaded, only intentonomy; docs/datasets.md says where to get {name}")
-    with (
-        Fetcher(rate=rate, attempts=attempts, timeout=timeout, connections=workers) as fetcher,
-        progress_bar("photos") as on_progress,
-    ):
+    with Fetcher(rate=rate, connections=workers) as fetcher, progress_bar("photos") as on_progress:
         report = prepare_intentonomy(
-            root,
+            data_root,
             fetcher,
             annotations=annotations,
             splits=split or ("train", "val", "test"),
@@ -145,7 +135,7 @@ def prepare(
 def check(
     name: Name,
     data_root: DataRoot = None,
-    options: Options = None,
+    options: DataOptions = None,
     photos: Annotated[bool, typer.Option(help="Read every photo; --no-photos checks labels only.")] = True,
     plots: Annotated[
         Path | None,
@@ -158,7 +148,7 @@ def check(
 
     Also counts labels and compares splits. A photo leaks if it or a near duplicate is in two splits.
 
-    intclip data check intentonomy --root data/intentonomy --plots checks/
+    intclip data check intentonomy --data-root data/intentonomy --plots checks/
     """
     dataset = load_named_dataset(name, data_root, options)
     from intclip.data.check import check_dataset

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from intclip.cli.options import writable_file
+from intclip.cli.options import AsJson, writable_file
 
 
 def describe(
@@ -19,8 +19,7 @@ def describe(
         str | None, typer.Option("--base-url", help="Such as http://localhost:11434/v1; default: $OPENAI_BASE_URL.")
     ] = None,
     taxonomy: Annotated[
-        str | None,
-        typer.Option(help="Include these labels in the prompt; do not evaluate them on such descriptions."),
+        str | None, typer.Option(help="Include these labels in the prompt; do not evaluate them on such descriptions.")
     ] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder of cached answers; default: OUT.cache.")] = None,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Parallel requests.")] = 4,
@@ -30,9 +29,8 @@ def describe(
     ] = (0.0, 0.0),
     max_cost: Annotated[float | None, typer.Option(min=0, help="Cost limit; needs --prices.")] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Timeout of a request in seconds.")] = 60,
-    attempts: Annotated[int, typer.Option(min=1, help="Attempts per photo.")] = 5,
     yes: Annotated[bool, typer.Option("--yes", help="Agree to send the photos.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object about the run.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Describe each photo with a vision-language model.
 
@@ -49,13 +47,7 @@ def describe(
     import json
 
     from intclip.cli.common import print_written, progress_bar
-    from intclip.data.describing import (
-        Price,
-        describe_photos,
-        is_local,
-        photo_prompt,
-        privacy_statement,
-    )
+    from intclip.data.describing import Price, describe_photos, is_local, photo_prompt, privacy_statement
     from intclip.data.images import find_images
     from intclip.errors import IntclipError, StorageError
     from intclip.files import is_stream
@@ -74,7 +66,7 @@ def describe(
         labels = list(load_taxonomy(taxonomy).names)
     paths = [str(path) for path in find_images(photos)]
     folder = cache or (Path("descriptions.cache") if is_stream(out) else out.with_name(f"{out.name}.cache"))
-    client = ChatClient(model, base_url=base_url, cache=folder, timeout=timeout, retries=Retries(attempts))
+    client = ChatClient(model, base_url=base_url, cache=folder, timeout=timeout, retries=Retries())
     if not is_local(client.endpoint):
         print(privacy_statement(len(paths), client.endpoint, model), file=sys.stderr)
         if not yes:

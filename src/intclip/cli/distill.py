@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from intclip.cli.options import Device, EngineOption, Labels, writable_folder
+from intclip.cli.options import AsJson, Device, EngineOption, Labels, Overrides, writable_folder
 
 
 def distill(
@@ -16,15 +16,12 @@ def distill(
         typer.Option(callback=writable_folder, help="Folder of the student's run; `predict --model OUT` loads it."),
     ],
     recipe: Annotated[str, typer.Option(help="Recipe of the student: a built-in name or a YAML file.")] = "distill",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe; may be repeated."),
-    ] = None,
+    overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     taxonomy: Labels = None,
     engine: EngineOption = "auto",
     device: Device = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Distill a large model into a small one on unlabelled photos.
 

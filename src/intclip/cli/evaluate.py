@@ -1,11 +1,11 @@
 """`intclip evaluate`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from intclip.cli.options import Checkpoint, DataRoot, Device, EngineOption, writable_folder
+from intclip.cli.options import AsJson, Checkpoint, DataOptions, DataRoot, Device, EngineOption, writable_folder
 
 
 def evaluate(
@@ -17,9 +17,7 @@ def evaluate(
         str | None, typer.Option(help="Dataset: a name, a table, or a folder; default: the training dataset.")
     ] = None,
     data_root: DataRoot = None,
-    options: Annotated[
-        list[str] | None, typer.Option("--set", help="Dataset option key=value, in addition to the training's.")
-    ] = None,
+    options: DataOptions = None,
     split: Annotated[
         str | None, typer.Option(help="Split to score; default: the training's test split, else test.")
     ] = None,
@@ -35,19 +33,16 @@ def evaluate(
     ] = None,
     taxonomy: Annotated[str | None, typer.Option(help="Labels of a zero-shot model; default: the dataset's.")] = None,
     corruptions: Annotated[
-        bool,
-        typer.Option("--corruptions", help="Also score compressed, blurred, noisy, small photos and screenshots."),
+        bool, typer.Option("--corruptions", help="Also score compressed, blurred, noisy, small photos and screenshots.")
     ] = False,
     bootstrap: Annotated[int, typer.Option(min=0, help="Bootstrap draws for the 95 % intervals; 0 for none.")] = 1000,
     out: Annotated[
         Path | None, typer.Option(callback=writable_folder, help="Also write report and predictions into this folder.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    as_json: AsJson = False,
     checkpoint: Checkpoint = None,
     engine: EngineOption = "auto",
     device: Device = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Photos per batch.")] = 32,
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode photos.")] = None,
 ) -> None:
     """Score a model on a labelled split.
 
@@ -104,15 +99,14 @@ def evaluate(
         dataset = load_dataset(data, data_root, **chosen, taxonomy=predictor.taxonomy)
     if positive_share is not None:
         dataset = replace(dataset, positive_share=positive_share)
-    how: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
-    result = score(predictor, dataset, split, thresholds=levels, per_class=per_class, draws=bootstrap, **how)
+    result = score(predictor, dataset, split, thresholds=levels, per_class=per_class, draws=bootstrap)
     title = f"{model} on {dataset.name}, {split}"
     if out is not None:
         write_report(out, f"report-{split}", result.report, result.task, title)
         write_predictions(out / f"predictions-{split}.parquet", result.scores, predictor.taxonomy.names)
     curves = None
     if corruptions:
-        curves = corruption_curves(predictor, dataset, split, result, **how)
+        curves = corruption_curves(predictor, dataset, split, result)
         if out is not None:
             write_text(out / f"corruptions-{split}.json", json.dumps(curves, indent=1) + "\n")
             write_text(out / f"corruptions-{split}.md", render_curves(curves, title))

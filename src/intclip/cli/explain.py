@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO, cast
 import typer
 
 from intclip.cli.options import (
-    MODELS,
     AsJson,
     Device,
     EngineOption,
     LabelOptions,
+    ModelOption,
     load_model,
     with_options,
     writable_file,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from intclip.inference.predictor import Predictor
 
 MapName = Literal["fused", "sight", "semantic"]
+WordMethod = Literal["occlusion", "shapley"]
 DrawnKind = Literal["regions", "fine", "prompts", "positive", "negative", "gradcam", "rollout"]
 """Kinds of `intclip.evidence.kinds`, and `prompts`, which draws positive and negative."""
 
@@ -54,8 +55,7 @@ class Drawing:
         ),
     ] = "regions"
     neighbours: Annotated[
-        str | None,
-        typer.Option(help="Also list the nearest photos of a folder or an index of `intclip index`."),
+        str | None, typer.Option(help="Also list the nearest photos of a folder or an index of `intclip index`.")
     ] = None
     plain: Annotated[bool, typer.Option("--plain", help="Draw photo and map without a legend.")] = False
 
@@ -74,7 +74,7 @@ class Drawing:
 class ExplainedModel(LabelOptions):
     """A model and its engine, in full precision."""
 
-    model: Annotated[str, typer.Option("--model", "-m", help=MODELS)] = "lite"
+    model: ModelOption = "lite"
     engine: EngineOption = "auto"
     device: Device = "auto"
 
@@ -97,8 +97,8 @@ def explain(
     label: Annotated[str | None, typer.Option(help="Label; default: the most probable one.")] = None,
     *,
     drawing: Drawing,
-    how: Annotated[
-        str,
+    words: Annotated[
+        WordMethod,
         typer.Option(
             help="How words are weighed: occlusion, or shapley (slower; repeated words share their weight, and all "
             "weights add up)."
@@ -146,7 +146,7 @@ def explain(
         spare_inputs(picture[0], [photo])
     predictor = choice.load()
     label = label or _most_probable(predictor, source, text)
-    words = None if text is None else predictor.explain_words(text, label, how=how)
+    weights = None if text is None else predictor.explain_words(text, label, how=words)
     facts: dict[str, object] = {}
     messages = sys.stderr if out is not None and is_stdout(out) else sys.stdout
     if source is not None and image is not None and picture is not None:
@@ -154,14 +154,14 @@ def explain(
         facts = {"photo": photo} | _draw(image, evidence, other, drawing, *picture)
         if not as_json:
             _print_evidence(facts, evidence, drawing.branch, messages)
-    if words is not None:
+    if weights is not None:
         if photo is None and out is not None:
-            write_text(out, words_page(words))
+            write_text(out, words_page(weights))
             facts["out"] = str(out)
-        found = words.to_dict()
-        facts |= {"label": found.pop("label"), "text": found}
+        of_text = weights.to_dict()
+        facts |= {"label": of_text.pop("label"), "text": of_text}
         if not as_json and messages is sys.stdout:
-            print_words(words)
+            print_words(weights)
     if as_json:
         print(json.dumps(facts, ensure_ascii=False), file=messages)
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from intclip.cli.options import DataRoot, ReadText, replaceable_folder
+from intclip.cli.options import AsJson, DataOptions, DataRoot, Overwrite, ReadText, replaceable_folder
 
 if TYPE_CHECKING:
     from intclip.training.fitting import Fitted
@@ -20,12 +20,11 @@ def fit(
         str | None,
         typer.Option(help="Labels with sentences: a built-in name or a YAML file; default: labels in the data."),
     ] = None,
-    split: Annotated[list[str] | None, typer.Option(help="Split to fit on; default: train. May be repeated.")] = None,
-    channel: Annotated[list[str] | None, typer.Option(help="text or image; default: both. May be repeated.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="Split to fit on; default: train; may be repeated.")] = None,
+    channel: Annotated[list[str] | None, typer.Option(help="text or image; default: both; may be repeated.")] = None,
     backbone: Annotated[str, typer.Option(help="Backbone for the photos.")] = "lite",
     text_encoder: Annotated[
-        str,
-        typer.Option(help="minilm, backbone (its text tower), or the folder of a sentence-transformers model."),
+        str, typer.Option(help="minilm, backbone (its text tower), or the folder of a sentence-transformers model.")
     ] = "minilm",
     head: Annotated[
         str | None,
@@ -34,10 +33,10 @@ def fit(
     folds: Annotated[int, typer.Option(min=0, help="Folds of the nested cross-validation; 0 skips it.")] = 5,
     seed: Annotated[int, typer.Option(help="Seed of the folds.")] = 0,
     data_root: DataRoot = None,
-    options: Annotated[list[str] | None, typer.Option("--set", help="Dataset option, as key=value.")] = None,
+    options: DataOptions = None,
     read_text: ReadText = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train on a few hundred labelled posts: photos, text, or both.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from intclip.cli.common import load_named_dataset, print_table, progress_bar
-from intclip.cli.options import DataRoot, writable_file
+from intclip.cli.options import AsJson, Checkpoint, DataOptions, DataRoot, Overwrite, writable_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 app = typer.Typer(name="labels", help="Taxonomies: show, check, score and write their sentences.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(metavar="TAXONOMY", help="A built-in taxonomy's name, or a YAML file.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
 
 
 @app.command("list")
@@ -43,20 +42,18 @@ def list_taxonomies(as_json: AsJson = False) -> None:
 @app.command()
 def show(
     name: Name,
-    form: Annotated[
-        str, typer.Option("--sentences", "--form", help="Class text to print: fine, template, 11-15 …")
-    ] = "11-15",
+    sentences: Annotated[str, typer.Option(help="Class text to print: fine, template, 11-15 …")] = "11-15",
     as_json: AsJson = False,
 ) -> None:
     """Print a taxonomy as a tree with the text of each class.
 
-    intclip labels show intentonomy --form 6-9
+    intclip labels show intentonomy --sentences 6-9
     """
     taxonomy = _load(name)
     if as_json:
         print(json.dumps(taxonomy.to_dict(), indent=1, ensure_ascii=False))
         return
-    sentences = dict(zip(taxonomy.names, taxonomy.sentences(form), strict=True))
+    texts = dict(zip(taxonomy.names, taxonomy.sentences(sentences), strict=True))
     print(f"{taxonomy.name}: {_levels(taxonomy)}. {taxonomy.source}".rstrip())
     levels = list(taxonomy.levels.values())
     places = [{label: place for place, label in enumerate(names)} for names in levels]
@@ -72,7 +69,7 @@ def show(
             if line[: depth + 1] != above[: depth + 1]:
                 print("  " * depth + ancestor)
         above = line
-        text = "" if sentences[label] == label else f": {sentences[label]}"
+        text = "" if texts[label] == label else f": {texts[label]}"
         print("  " * len(line) + f"{taxonomy.names.index(label)} {label}{text}")
 
 
@@ -115,25 +112,18 @@ def score(
         str, typer.Argument(help="A dataset (see `intclip data list`), your own file, or a JSON of id: description.")
     ],
     labels: Annotated[
-        Path | None,
-        typer.Option(help="Annotation file with the labels of a JSON of descriptions."),
+        Path | None, typer.Option(help="Annotation file with the labels of a JSON of descriptions.")
     ] = None,
-    form: Annotated[
+    sentences: Annotated[
         list[str] | None,
-        typer.Option(
-            "--sentences",
-            "--form",
-            help="fine, consolidated, template, 3-5 … 16-20 or all; may be repeated.",
-        ),
+        typer.Option(help="Class text: fine, consolidated, template, 3-5 … 16-20 or all; may be repeated."),
     ] = None,
     photos: Annotated[bool, typer.Option("--photos/--texts", help="Rank a dataset's photos or its texts.")] = True,
     split: Annotated[str, typer.Option(help="Split of the dataset.")] = "val",
     data_root: DataRoot = None,
-    options: Annotated[
-        list[str] | None, typer.Option("--set", help="Loader option key=value; may be repeated.", metavar="K=V")
-    ] = None,
+    options: DataOptions = None,
     backbone: Annotated[str, typer.Option(help="Backbone that embeds texts and photos.")] = "lite",
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights of the backbone, a file or folder.")] = None,
+    checkpoint: Checkpoint = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="Also print each class's average precision.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -145,17 +135,17 @@ def score(
 
     intclip labels score intentonomy descriptions.json --labels annotations.json
 
-    intclip labels score proxy-intents proxy-intents --form all --per-class
+    intclip labels score proxy-intents proxy-intents --sentences all --per-class
 
-    intclip labels score my.yaml my-photos.csv --split train --form 11-15
+    intclip labels score my.yaml my-photos.csv --split train --sentences 11-15
     """
     from intclip.labels import FORMS
 
     taxonomy = _load(name)
-    chosen = [f for f in FORMS if not form or "all" in form or f in form]
-    for wanted in form or []:
-        if wanted != "all":
-            taxonomy.sentences(wanted)  # reject an unknown form before loading anything
+    chosen = [form for form in FORMS if not sentences or "all" in sentences or form in sentences]
+    for form in sentences or []:
+        if form != "all":
+            taxonomy.sentences(form)  # reject an unknown form before loading anything
     from intclip.backbones import load_backbone
     from intclip.evaluation.sentences import score_dataset, score_texts
 
@@ -231,11 +221,10 @@ def integrate(
         bool, typer.Option("--fine-only", help="Use class names without their levels (HCI-FG).")
     ] = False,
     cache: Annotated[Path | None, typer.Option(help="Folder of the model's answers; default: OUT.answers.")] = None,
-    batch: Annotated[int, typer.Option(min=1, max=64, help="Classes per request.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, max=64, help="Classes per request.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="Requests per batch, including retries of invalid sentences.")] = 4,
     timeout: Annotated[float, typer.Option(min=0.1, help="Timeout of a request in seconds.")] = 120,
-    attempts: Annotated[int, typer.Option(min=1, help="Attempts per request, with growing delays.")] = 5,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Have a language model write a taxonomy's sentences.
@@ -270,11 +259,13 @@ def integrate(
         if is_stream(out)
         else out.with_name(f"{out.name}.answers")
     )
-    client = ChatClient(model, base_url=base_url, cache=kept, timeout=timeout, retries=Retries(attempts))
+    client = ChatClient(model, base_url=base_url, cache=kept, timeout=timeout, retries=Retries())
     comments, report = [], []
     for form in wanted:
         with progress_bar(f"{form} words") as on_progress:
-            done = run(taxonomy, client, form, fine_only=fine_only, batch=batch, rounds=rounds, on_progress=on_progress)
+            done = run(
+                taxonomy, client, form, fine_only=fine_only, batch=batch_size, rounds=rounds, on_progress=on_progress
+            )
         taxonomy = done.taxonomy
         last = done.answers[-1]
         comments.append(

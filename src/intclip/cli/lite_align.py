@@ -7,13 +7,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from intclip.cli.options import writable_file
+from intclip.cli.options import AsJson, writable_file
 
 
 def lite_align(
-    root: Annotated[
-        Path, typer.Option("--data-root", "--root", help="Folder with caption files, and photos in images/.")
-    ],
+    data_root: Annotated[Path, typer.Option(help="Folder with caption files, and photos in images/.")],
     out: Annotated[Path, typer.Option(callback=writable_file, help="The projection to write, a safetensors file.")],
     backbone: Annotated[Literal["lite", "lite2", "lite+lite2"], typer.Option(help="Image towers to align.")] = "lite",
     recipe: Annotated[Path | None, typer.Option(help="YAML file that overrides the built-in recipe.")] = None,
@@ -24,8 +22,7 @@ def lite_align(
     also: Annotated[
         Path | None, typer.Option(help="A second folder of captioned photos, mixed in by the recipe.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed; default: the recipe's.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Align an embedded image tower with sentence embeddings.
 
@@ -34,11 +31,11 @@ def lite_align(
 
     Examples:
 
-    intclip lite-align --root flickr8k --also wide --out lite.safetensors
+    intclip lite-align --data-root flickr8k --also wide --out lite.safetensors
 
-    intclip lite-align --root flickr8k --backbone lite2 --out lite2.safetensors
+    intclip lite-align --data-root flickr8k --backbone lite2 --out lite2.safetensors
 
-    intclip lite-align --root my --train all.json --val "" --out my.safetensors
+    intclip lite-align --data-root my --train all.json --val "" --out my.safetensors
     """
     from dataclasses import asdict
 
@@ -47,15 +44,13 @@ def lite_align(
     from intclip.training.lite_align import align, load_align_recipe
 
     chosen = load_align_recipe(recipe)
-    if seed is not None:
-        chosen = chosen.model_copy(update={"seed": seed})
     with ExitStack() as bars:
 
         def bar(what: str) -> Progress | None:
             bars.close()
             return bars.enter_context(progress_bar(what))
 
-        report = align(root, out, chosen, files=(train, val or None), also=also, name=backbone, progress=bar)
+        report = align(data_root, out, chosen, files=(train, val or None), also=also, name=backbone, progress=bar)
     if as_json:
         print(json.dumps(asdict(report), indent=1))
         return

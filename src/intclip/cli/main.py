@@ -22,6 +22,7 @@ from intclip.cli.lite_align import lite_align
 from intclip.cli.mccl import app as mccl_app
 from intclip.cli.mcp import mcp
 from intclip.cli.models import models
+from intclip.cli.options import PanelledCommand
 from intclip.cli.predict import predict
 from intclip.cli.process import prepare_process, run_to_exit
 from intclip.cli.push import push
@@ -78,9 +79,11 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 for _panel, _members in PANELS.items():
     for _member in _members:
         if isinstance(_member, typer.Typer):
+            for _command in _member.registered_commands:
+                _command.cls = PanelledCommand
             app.add_typer(_member, rich_help_panel=_panel)
         else:
-            app.command(rich_help_panel=_panel)(_member)
+            app.command(rich_help_panel=_panel, cls=PanelledCommand)(_member)
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from intclip.cli.options import DataRoot, writable_file, writable_folder
+from intclip.cli.options import AsJson, Checkpoint, DataRoot, Overrides, writable_file, writable_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,8 +20,6 @@ app = typer.Typer(
 )
 
 Run = Annotated[str, typer.Argument(help="Folder of a trained MCCL: a run or its bundle.")]
-Checkpoint = Annotated[Path | None, typer.Option(help="Your own weights of the backbone.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -35,7 +33,6 @@ def prototypes(
     label: Annotated[str | None, typer.Option(help="Only prototypes of this label.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Number of prototypes, drawn at random.")] = 10,
     nearest: Annotated[int, typer.Option(min=1, help="Patches per prototype, each from a different photo.")] = 5,
-    limit: Annotated[int, typer.Option(min=1, help="Maximum number of photos to search.")] = 500,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draw.")] = 0,
     checkpoint: Checkpoint = None,
     as_json: AsJson = False,
@@ -52,7 +49,7 @@ def prototypes(
     from intclip.data.images import find_images
     from intclip.evidence.prototypes import choose_prototypes, draw_prototypes, nearest_patches
 
-    paths = find_images(photos)[:limit]
+    paths = find_images(photos)
     method = _load(run, checkpoint)
     chosen = choose_prototypes(method, stage=stage, label=label, count=count, seed=seed)
     with progress_bar("searching photos") as tell:
@@ -136,11 +133,7 @@ def momentum(
     ] = Path("ablations/momentum"),
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
     jobs: Annotated[int, typer.Option(min=0, help="Parallel runs; 0: one per core, or one on a GPU.")] = 0,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe for all runs; may be repeated."),
-    ] = None,
-    cache: Annotated[str | None, typer.Option(help="Feature cache: auto, off, or a folder.")] = None,
+    overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Train with several prototype momenta.
@@ -156,7 +149,7 @@ def momentum(
     from dataclasses import asdict
 
     from intclip.cli.common import parse_seeds, shell_command
-    from intclip.cli.train import place_overrides
+    from intclip.cli.train import with_data_root
     from intclip.errors import RecipeError, TrainingError
     from intclip.files import write_text
     from intclip.studies.ablation import choose_jobs, plan_cells, run_cells
@@ -168,7 +161,7 @@ def momentum(
         momenta = [float(value) for value in values.split(",")]
     except ValueError as error:
         raise RecipeError(f"--values {values!r}: give numbers separated by commas, such as 0.9,0.99999") from error
-    content = read_recipe(recipe, place_overrides(data_root, cache) + (overrides or []))
+    content = read_recipe(recipe, with_data_root(data_root, overrides))
     jobs = choose_jobs(jobs, validate_recipe(content, recipe).train.device)
     cells = plan_cells(momentum_study(momenta), content, out, parse_seeds(seeds), jobs=jobs)
     failures = run_cells(cells, jobs=jobs, keep_bundles=True)

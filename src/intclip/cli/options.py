@@ -16,6 +16,19 @@ if TYPE_CHECKING:
 
 Engine = Literal["auto", "torch", "openvino", "onnx"]
 Precision = Literal["f32", "bf16", "f16"]
+PANELS = {
+    "Data": "data data_root options split positive_share exclude lenient read_text",
+    "Model": "model taxonomy sentences checkpoint backbone text_encoder",
+    "Computing": "engine device precision threads batch_size workers",
+    "Map": "kind branch neighbours plain",
+    "Job": "runner shard_size status verify retry_errors",
+    "Network": "host port allow_host allow_origin api_key_file",
+    "Requests": "capacity max_photos max_megapixels max_request_mb upload_seconds answer_seconds connections",
+    "Output": "out overwrite as_json csv parquet xmp top threshold level embedding dedupe",
+}
+"""Panels of the help, and the names of their parameters."""
+SHORT = 8
+"""Most options of a command whose help has no panels."""
 MODELS = "lite, lite2, lite+lite2, zero-shot:RN101, proxy, a bundle's folder, an exported file, or hf://owner/name."
 
 
@@ -65,24 +78,48 @@ ReadText = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-Labels = Annotated[str | None, typer.Option("--taxonomy", help="Labels of a zero-shot model: a name or a YAML file.")]
-DataRoot = Annotated[
-    str | None, typer.Option("--data-root", "--root", help="Folder of the dataset; default: inside $INTCLIP_DATA.")
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
+DataRoot = Annotated[str | None, typer.Option(help="Folder of the dataset; default: inside $INTCLIP_DATA.")]
+DataOptions = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Option of the dataset; may be repeated.")
 ]
-Sentences = Annotated[
-    str,
+Overrides = Annotated[
+    list[str] | None,
     typer.Option(
-        "--sentences",
-        "--form",
-        help="Class text of a zero-shot model: fine, consolidated, 3-5, 6-9, 11-15 or 16-20.",
+        "--set", metavar="KEY=VALUE", help="Change a key of the recipe, such as optim.lr=0.01; may be repeated."
     ),
 ]
+
+Labels = Annotated[str | None, typer.Option("--taxonomy", help="Labels of a zero-shot model: a name or a YAML file.")]
+Sentences = Annotated[
+    str, typer.Option(help="Class text of a zero-shot model: fine, consolidated, 3-5, 6-9, 11-15 or 16-20.")
+]
 Checkpoint = Annotated[Path | None, typer.Option(help="Your own weights of the backbone.")]
+ModelOption = Annotated[str, typer.Option("--model", "-m", help=MODELS)]
 EngineOption = Annotated[Engine, typer.Option("--engine", help="Inference engine.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 PrecisionOption = Annotated[Precision, typer.Option("--precision", help="Arithmetic precision.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Compute threads; default: all cores.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Photos per batch.")]
+
+
+class PanelledCommand(typer.core.TyperCommand):
+    """List the options of a long command by panel; Typer only does so with Rich, which is slow to import."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write arguments, options without a panel, then one section per panel."""
+        parameters = self.get_params(ctx)
+        options = [p for p in parameters if p.param_type_name == "option" and p.name != "help"]
+        panels = {name: panel for panel, names in PANELS.items() for name in names.split()}
+        rows: dict[str, list[tuple[str, str]]] = {title: [] for title in ("Arguments", "Options", *PANELS)}
+        for parameter in parameters:
+            panel = panels.get(parameter.name, "Options") if len(options) > SHORT else "Options"
+            row = parameter.get_help_record(ctx)
+            if row is not None:
+                rows["Arguments" if parameter.param_type_name == "argument" else panel].append(row)
+        for title in filter(rows.get, rows):
+            with formatter.section(title):
+                formatter.write_dl(rows[title])
 
 
 @dataclass(frozen=True)
@@ -98,7 +135,7 @@ class LabelOptions:
 class ModelChoice(LabelOptions):
     """A model and its engine."""
 
-    model: Annotated[str, typer.Option("--model", "-m", help=MODELS)] = "lite"
+    model: ModelOption = "lite"
     engine: EngineOption = "auto"
     device: Device = "auto"
     precision: PrecisionOption = "f32"
@@ -130,7 +167,7 @@ class Reading:
     lenient: Annotated[bool, typer.Option("--lenient", help="Also read truncated photos; missing parts are grey.")] = (
         False
     )
-    batch_size: Annotated[int, typer.Option(min=1, help="Photos per batch.")] = 32
+    batch_size: BatchSize = 32
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads that decode photos; with Ray, worker processes.")
     ] = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from intclip.cli.common import can_print, open_console, print_note, printable, spare_inputs
-from intclip.cli.options import Threshold, writable_file
+from intclip.cli.options import AsJson, Threshold, writable_file
 from intclip.cli.process import silence_stdout
 from intclip.errors import IntclipError, StorageError
 from intclip.files import is_stdout
@@ -39,7 +39,7 @@ class Display:
 class Outputs:
     """Where predictions go."""
 
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array with one object per photo.")] = False
+    as_json: AsJson = False
     csv: Annotated[
         Path | None,
         typer.Option(callback=writable_file, help="CSV file to write, one row per photo; - is standard output."),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from intclip.cli.options import Exclude, Sentences, writable_file
+from intclip.cli.options import Exclude, Labels, ModelOption, Sentences, writable_file
 
 if TYPE_CHECKING:
     from intclip.data.sample import ImageSource
@@ -24,10 +24,8 @@ def report(
         ),
     ],
     out: Annotated[Path, typer.Option(callback=writable_file, help="HTML file to write.")] = Path("report.html"),
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="lite, proxy, a bundle's folder, an exported file, …")
-    ] = "lite",
-    taxonomy: Annotated[str | None, typer.Option(help="Labels of a zero-shot model: a name or a YAML file.")] = None,
+    model: ModelOption = "lite",
+    taxonomy: Labels = None,
     exclude: Exclude = None,
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Why these photos were taken",
     sentences: Sentences = "11-15",
@@ -41,9 +39,7 @@ def report(
     data: Annotated[
         str | None, typer.Option(help="With --evaluation: dataset of the photos; default: the training dataset.")
     ] = None,
-    data_root: Annotated[
-        str | None, typer.Option("--data-root", "--root", help="With --evaluation: folder of that dataset.")
-    ] = None,
+    data_root: Annotated[str | None, typer.Option(help="With --evaluation: folder of that dataset.")] = None,
 ) -> None:
     """Write an offline page with photos, intents and evidence.
 

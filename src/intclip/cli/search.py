@@ -16,8 +16,7 @@ def index(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE…",
-            help="As for `intclip batch`, or the folder of a finished batch job with embeddings.",
+            metavar="SOURCE…", help="As for `intclip batch`, or the folder of a finished batch job with embeddings."
         ),
     ],
     out: Annotated[Path, typer.Option(callback=writable_folder, help="Folder of the index.")],
@@ -80,7 +79,7 @@ def search(
         typer.Option(help='Only photos such as "Natural beauty>0.5" or "Enjoy life" (at its threshold); repeatable.'),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of results.")] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array with one object per photo.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Find photos in an index by a sentence, a photo or an intent.
 

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from intclip.cli.app import MODULES, Address
-from intclip.cli.options import Device, EngineOption, LabelOptions, PrecisionOption, load_model, with_options
+from intclip.cli.options import (
+    BatchSize,
+    Device,
+    EngineOption,
+    LabelOptions,
+    PrecisionOption,
+    Threads,
+    load_model,
+    with_options,
+)
 
 if TYPE_CHECKING:
     from intclip.serving.settings import Settings
@@ -36,10 +45,9 @@ class Limits:
     """Limits and timeouts of the service."""
 
     capacity: Annotated[int, typer.Option(min=2, help="Photos in progress; more get status 429.")] = 256
-    max_batch: Annotated[int, typer.Option(min=1, help="Photos per batch.")] = 32
+    batch_size: BatchSize = 32
     max_photos: Annotated[int, typer.Option(min=1, help="Photos per request.")] = 32
     max_megapixels: Annotated[float, typer.Option(min=0.01, max=178, help="Megapixels per photo.")] = 50
-    max_characters: Annotated[int, typer.Option(min=1, help="Characters per text.")] = 5000
     max_request_mb: Annotated[float, typer.Option(min=0.01, max=512, help="Megabytes per request.")] = 32
     upload_seconds: Annotated[float, typer.Option(min=0.1, max=DAY, help="Timeout of an upload in seconds.")] = 30
     answer_seconds: Annotated[float, typer.Option(min=0.1, max=DAY, help="Timeout of an answer in seconds.")] = 60
@@ -58,10 +66,9 @@ class Limits:
 
         values = {
             "capacity": self.capacity,
-            "max_batch": self.max_batch,
+            "max_batch": self.batch_size,
             "max_photos": self.max_photos,
             "max_pixels": round(1e6 * self.max_megapixels),
-            "max_characters": self.max_characters,
             "max_body_bytes": round(1e6 * self.max_request_mb),
             "upload_seconds": self.upload_seconds,
             "answer_seconds": self.answer_seconds,
@@ -82,7 +89,7 @@ class Computing:
     engine: EngineOption = "auto"
     device: Device = "auto"
     precision: PrecisionOption = "f32"
-    threads: Annotated[int | None, typer.Option(min=1, help="Compute threads; default: all cores.")] = None
+    threads: Threads = None
 
 
 @with_options

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from intclip.cli.options import DataRoot, writable_folder
+from intclip.cli.options import AsJson, DataRoot, Overrides, writable_folder
 
 
 def train(
@@ -14,16 +14,11 @@ def train(
     out: Annotated[
         Path | None, typer.Option(callback=writable_folder, help="Output folder; default: runs/RECIPE.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one key, such as optim.lr=0.01; may be repeated."),
-    ] = None,
+    overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint, if any.")] = False,
-    cache: Annotated[str | None, typer.Option(help="Feature cache: auto, off, or a folder.")] = None,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard events.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Print the whole recipe, defaults included, and exit.")] = False,
     list_recipes: Annotated[bool, typer.Option("--list", help="List the built-in recipes and exit.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a model from a recipe, and score it on the test split.
 
@@ -61,7 +56,7 @@ def train(
         return
     if recipe is None:
         raise RecipeError(f"give a recipe: {', '.join(builtin_recipes())}, or a YAML file; see `intclip train --help`")
-    chosen = load_recipe(recipe, place_overrides(data_root, cache, tensorboard=tensorboard) + (overrides or []))
+    chosen = load_recipe(recipe, with_data_root(data_root, overrides))
     if show:
         print(dump_recipe(chosen.model_dump(mode="json")), end="")
         return
@@ -79,10 +74,9 @@ def train(
     print(f"\nModel: {result.bundle}   try: intclip predict PHOTO --model {result.out}")
 
 
-def place_overrides(data_root: str | None, cache: str | None, *, tensorboard: bool = False) -> list[str]:
-    """Return the overrides for `--data-root`, `--cache` and `--tensorboard`; `--set` takes precedence."""
+def with_data_root(data_root: str | None, overrides: list[str] | None) -> list[str]:
+    """Return the overrides of `--data-root` and `--set`; `--set` takes precedence."""
     import json
 
-    pairs = [("data.root", data_root), ("cache.path", cache)]
-    overrides = [f"{key}={json.dumps(value)}" for key, value in pairs if value is not None]
-    return overrides + (["train.tensorboard=true"] if tensorboard else [])
+    root = [] if data_root is None else [f"data.root={json.dumps(data_root)}"]
+    return root + (overrides or [])
