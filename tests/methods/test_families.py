@@ -29,7 +29,7 @@ def test_two_steps_and_maps(name, family):
         ("text", (6, backbone.text.embed_dim)),
         ("words", (6, 3, backbone.text.embed_dim)),
     ):
-        if extra in method.beside:
+        if extra in method.extra_inputs:
             features[extra] = torch.rand(shape, generator=generator)
     method.prepare([(features, targets)])
     learned = [parameter for parameter in method.learnable_parameters() if parameter.requires_grad]

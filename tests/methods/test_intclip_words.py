@@ -14,9 +14,9 @@ from intclip.backbones import registry
 from intclip.backbones.base import Features
 from intclip.data.sample import Dataset, Sample
 from intclip.methods.aggregation import GatedAttention
-from intclip.methods.beside import MOST_WORDS, word_table
 from intclip.methods.intclip.model import IntCLIP
 from intclip.methods.intclip_words.model import IntclipWords
+from intclip.methods.post_text import MOST_WORDS, word_table
 from intclip.methods.registry import build_method
 from intclip.training import load_recipe, train
 

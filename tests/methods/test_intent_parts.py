@@ -287,7 +287,7 @@ def test_localisation_loss_counts_evidence_on_the_wrong_side() -> None:
 def test_localisation_trains_unless_its_maps_are_detached(gradient: bool, tiny_backbone: TinyBackbone) -> None:
     options = {"objects": ["class 0"], "contexts": ["class 1"], "cam_gradient": gradient}
     method = build_method("intentonomy", tiny_backbone, tiny_taxonomy(), options).train()
-    assert method.beside == ("mask",)
+    assert method.extra_inputs == ("mask",)
     features = tiny_backbone.features(torch.randn(4, 3, 24, 24), method.needs)
     assert list(method.training_loss([features], TARGETS)) == ["classification"]
     masks = torch.rand(4, 1, 24, 24)
@@ -305,12 +305,12 @@ def test_intentonomy_knows_its_object_and_context_classes(tiny_backbone: TinyBac
     assert method.get_buffer("object").tolist() == [0, 3, 10, 11, 12, 16, 23]
     assert method.get_buffer("context").tolist() == [7, 8]
     plain = build_method("intentonomy", tiny_backbone, tiny_taxonomy(), {})
-    assert plain.beside == ()
+    assert plain.extra_inputs == ()
 
 
 def test_words_are_added_where_there_are_any(tiny_backbone: TinyBackbone) -> None:
     method = build_method("intentonomy", tiny_backbone, tiny_taxonomy(), {"hashtags": True}).eval()
-    assert method.beside == ("text",)
+    assert method.extra_inputs == ("text",)
     features = tiny_backbone.features(torch.randn(4, 3, 24, 24), method.needs)
     words = torch.randn(4, 8)
     words[3] = 0

@@ -213,7 +213,7 @@ def test_a_wrapped_method_reads_what_stands_beside_the_photos(tiny_backbone: Tin
     torch.manual_seed(1)
     options = {"objects": ["class 0"], "contexts": [], "hashtags": True, "text_dropout": 0}
     wrapped = build_method("multiguard", tiny_backbone, tiny_taxonomy(), {"method": "intentonomy", "options": options})
-    assert wrapped.beside == wrapped.inner.beside == ("mask", "text")
+    assert wrapped.extra_inputs == wrapped.inner.extra_inputs == ("mask", "text")
     photos = {"pixels": torch.randn(2, 3, 24, 24)}
     beside = {"mask": torch.zeros(2, 1, 24, 24), "text": torch.randn(2, 8)}
     terms = wrapped.training_loss([photos | beside], torch.ones(2, 5))

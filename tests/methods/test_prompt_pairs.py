@@ -206,7 +206,7 @@ def test_fdil_without_rerank_and_teacher_is_the_mlp_probe(tiny_backbone: TinyBac
     theirs.layers.load_state_dict(ours.student.state_dict())
     features = photos(tiny_backbone)
     torch.testing.assert_close(ours(features).logits, theirs(features).logits)
-    assert ours.beside == ()
+    assert ours.extra_inputs == ()
 
 
 def test_fdil_learns_from_a_teacher_of_the_words_where_there_are_any(tiny_backbone: TinyBackbone) -> None:

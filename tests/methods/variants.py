@@ -99,11 +99,11 @@ def batch(method: Method, photos: int = 6, seed: int = 0) -> tuple[Features, Ten
     targets[1] = 1
     targets[0, 0] = float("nan")
     features = method.backbone.features(pixels, method.needs)
-    if "mask" in method.beside:
+    if "mask" in method.extra_inputs:
         features["mask"] = torch.rand(photos, 1, 24, 24, generator=generator)
         features["mask"][2] = torch.nan
-    if "text" in method.beside:
+    if "text" in method.extra_inputs:
         features["text"] = torch.randn(photos, 8, generator=generator)
-    if "words" in method.beside:
+    if "words" in method.extra_inputs:
         features["words"] = torch.randn(photos, 3, 8, generator=generator)
     return features, targets

@@ -36,7 +36,7 @@ def write_duplicates(job: Job) -> dict[str, int]:
 
 
 def find_duplicates(
-    contents: npt.NDArray[np.bytes_], looks: npt.NDArray[np.uint64] | None
+    contents: npt.NDArray[np.bytes_], hashes: npt.NDArray[np.uint64] | None
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Return the earliest photo of every photo's group.
 
@@ -45,7 +45,7 @@ def find_duplicates(
 
     Args:
         contents: (N,) content hashes, empty for unreadable photos.
-        looks: (N, 2) perceptual hashes, zeros if there is none; None compares only contents.
+        hashes: (N, 2) perceptual hashes, zeros if there is none; None compares only contents.
 
     Returns: (N,) the earliest row of each row's group, possibly itself; and (N,) whether a row's bytes equal an earlier
     row's.
@@ -54,9 +54,9 @@ def find_duplicates(
     _, starts, groups = np.unique(contents, return_index=True, return_inverse=True)
     same = np.where(contents == b"", rows, starts[groups])
     first = same.copy()
-    if looks is not None:
+    if hashes is not None:
         candidates = np.flatnonzero(same == rows)
-        _, starts, groups = np.unique(near_groups(looks[candidates]), return_index=True, return_inverse=True)
+        _, starts, groups = np.unique(near_groups(hashes[candidates]), return_index=True, return_inverse=True)
         first[candidates] = candidates[starts[groups]]
         first = first[same]
     return first, same != rows
@@ -65,12 +65,12 @@ def find_duplicates(
 def _hashes(job: Job) -> tuple[npt.NDArray[np.bytes_], npt.NDArray[np.uint64] | None]:
     perceptual = job.manifest.options.dedupe == "perceptual"
     contents = np.zeros(job.manifest.photos, dtype="S64")
-    looks = np.zeros((job.manifest.photos, 2), dtype=np.uint64) if perceptual else None
+    hashes = np.zeros((job.manifest.photos, 2), dtype=np.uint64) if perceptual else None
     for number, part in enumerate(job.manifest.shards):
-        table = read_shard(job.shard_path(number), ["content", "look"])
+        table = read_shard(job.shard_path(number), ["content", "perceptual_hash"])
         # In hex, because NumPy's byte strings drop trailing zeros.
         contents[part.start : part.stop] = [(value or b"").hex() for value in table["content"].to_pylist()]
-        if looks is not None:
-            blobs = b"".join(value or bytes(16) for value in table["look"].to_pylist())
-            looks[part.start : part.stop] = np.frombuffer(blobs, dtype=">u8").reshape(-1, 2)
-    return contents, looks
+        if hashes is not None:
+            blobs = b"".join(value or bytes(16) for value in table["perceptual_hash"].to_pylist())
+            hashes[part.start : part.stop] = np.frombuffer(blobs, dtype=">u8").reshape(-1, 2)
+    return contents, hashes

@@ -54,9 +54,9 @@ class ShardMapper:
         job, part = self._job, self._job.manifest.shards[number]
         options = job.manifest.options
         inputs = job.inputs(number)
-        looks = self._look(inputs) if options.dedupe != "off" else None
+        hashed = self._hash(inputs) if options.dedupe != "off" else None
         rows: list[PhotoRow] = []
-        for row in self._score(inputs) if looks is None else self._score_unique(inputs, looks):
+        for row in self._score(inputs) if hashed is None else self._score_unique(inputs, hashed):
             rows.append(row)
             if on_progress is not None and len(rows) % options.batch_size == 0:
                 on_progress(len(rows))
@@ -90,29 +90,31 @@ class ShardMapper:
             embedding = np.array(photo.outputs[EMBEDDING]) if options.embedding else None
             yield PhotoRow(reference.path, probabilities, labels, embedding)
 
-    def _score_unique(self, inputs: Sequence[Reference], looks: Sequence[PhotoRow]) -> Iterator[PhotoRow]:
+    def _score_unique(self, inputs: Sequence[Reference], hashed: Sequence[PhotoRow]) -> Iterator[PhotoRow]:
         """Compute a shard's rows with photos of equal bytes computed once."""
         firsts: dict[bytes, int] = {}
-        for position, look in enumerate(looks):
-            if look.content is not None:
-                firsts.setdefault(look.content, position)
+        for position, photo in enumerate(hashed):
+            if photo.content is not None:
+                firsts.setdefault(photo.content, position)
         scored = self._score([inputs[position] for position in firsts.values()])
         found: dict[bytes, PhotoRow] = {}
-        for position, look in enumerate(looks):
-            if look.content is None:
-                yield look
+        for position, photo in enumerate(hashed):
+            if photo.content is None:
+                yield photo
                 continue
-            if firsts[look.content] == position:
-                found[look.content] = next(scored)
-            first = found[look.content]
-            error = first.error and first.error.replace(first.path, look.path)
-            yield replace(first, path=look.path, error=error, content=look.content, look=look.look)
+            if firsts[photo.content] == position:
+                found[photo.content] = next(scored)
+            first = found[photo.content]
+            error = first.error and first.error.replace(first.path, photo.path)
+            yield replace(
+                first, path=photo.path, error=error, content=photo.content, perceptual_hash=photo.perceptual_hash
+            )
 
-    def _look(self, inputs: Sequence[Reference]) -> list[PhotoRow]:
+    def _hash(self, inputs: Sequence[Reference]) -> list[PhotoRow]:
         """Return rows with hashes, or with errors for unreadable photos."""
         perceptual = self._job.manifest.options.dedupe == "perceptual"
         with ThreadPoolExecutor(self._workers) as pool:
-            return list(pool.map(lambda reference: _look(reference, perceptual), inputs))
+            return list(pool.map(lambda reference: _hash(reference, perceptual), inputs))
 
 
 def done_shard(job: Job, number: int) -> ShardInfo | None:
@@ -124,7 +126,7 @@ def done_shard(job: Job, number: int) -> ShardInfo | None:
     return info
 
 
-def _look(reference: Reference, perceptual: bool) -> PhotoRow:
+def _hash(reference: Reference, perceptual: bool) -> PhotoRow:
     try:
         data = read_bytes(reference.image())
     except ImageError as error:
@@ -133,7 +135,7 @@ def _look(reference: Reference, perceptual: bool) -> PhotoRow:
     if perceptual:
         try:
             halves = perceptual_hash(read_image(data, min_side=HASH_SIDE))
-            row.look = b"".join(half.to_bytes(8, "big") for half in halves)
+            row.perceptual_hash = b"".join(half.to_bytes(8, "big") for half in halves)
         except ImageError:
             pass  # scoring will report the error
     return row

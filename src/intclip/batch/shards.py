@@ -28,7 +28,7 @@ class PhotoRow:
         embedding: Unit vector (D,), if requested and the photo could be read.
         error: Why the photo could not be read.
         content: SHA-256 of the photo's bytes, with deduplication.
-        look: 128-bit perceptual hash (16 bytes), with perceptual deduplication.
+        perceptual_hash: 128-bit perceptual hash (16 bytes), with perceptual deduplication.
     """
 
     path: str
@@ -37,7 +37,7 @@ class PhotoRow:
     embedding: npt.NDArray[np.float32] | None = None
     error: str | None = None
     content: bytes | None = None
-    look: bytes | None = None
+    perceptual_hash: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ def write_shard(path: Path, rows: Sequence[PhotoRow], *, labels: Sequence[str], 
     """Write a shard atomically.
 
     Columns: row (int64, the input's position), path, probabilities (K float32), labels, error, optional embedding (D
-    float16), and with `dedupe` content and look. The schema's metadata has the names of the K labels under "labels".
+    float16), and with `dedupe` content and perceptual_hash. The schema's metadata has the names of the K labels under
+    "labels".
 
     Raises:
         StorageError: It cannot be written.
@@ -81,7 +82,7 @@ def write_shard(path: Path, rows: Sequence[PhotoRow], *, labels: Sequence[str], 
         columns["embedding"] = _vectors([row.embedding for row in rows], width, arrow.float16())
     if dedupe:
         columns["content"] = arrow.array([row.content for row in rows], arrow.binary(32))
-        columns["look"] = arrow.array([row.look for row in rows], arrow.binary(16))
+        columns["perceptual_hash"] = arrow.array([row.perceptual_hash for row in rows], arrow.binary(16))
     meta = {_META: json.dumps(vars(info)), b"labels": json.dumps(list(labels), ensure_ascii=False)}
     table = arrow.table(columns).replace_schema_metadata(meta)
     with atomic_path(path) as partial:

@@ -27,7 +27,7 @@ class JobOutputs:
 
 
 @dataclass(frozen=True)
-class Ask:
+class JobActions:
     """What to do with an existing job."""
 
     status: Annotated[bool, typer.Option("--status", help="Print the job's progress and exit.")] = False
@@ -55,8 +55,8 @@ def batch(
     as_json: AsJson = False,
     *,
     choice: ModelChoice,
-    kept: JobOutputs,
-    ask: Ask,
+    stored: JobOutputs,
+    actions: JobActions,
     reading: Reading,
 ) -> None:
     """Predict any number of photos into Parquet shards.
@@ -88,13 +88,13 @@ def batch(
 
     if out is None:
         raise IntclipError("give the output folder: --out DIR")
-    if ask.status:
+    if actions.status:
         _print(read_status(out), as_json, _status_lines)
         return
     found: dict[str, Any] = {"out": str(out)}
     if sources:
         options = JobOptions(
-            model=choice.options(), **asdict(kept), batch_size=reading.batch_size, lenient=reading.lenient
+            model=choice.options(), **asdict(stored), batch_size=reading.batch_size, lenient=reading.lenient
         )
         job = plan_job(out, sources, options, inputs=references(sources, exclude=reading.exclude or ()))
         # Ray prints to standard output when workers die, which would corrupt the report.
@@ -103,16 +103,16 @@ def batch(
                 job,
                 runner=runner,
                 workers=reading.workers,
-                retry_errors=ask.retry_errors,
-                check=ask.verify,
+                retry_errors=actions.retry_errors,
+                check=actions.verify,
                 on_progress=report,
             )
         found |= asdict(summary)
-    elif not ask.verify:
+    elif not actions.verify:
         raise IntclipError("give the photos: intclip batch SOURCE --out DIR; or use --status or --verify")
     else:
         job = read_job(out)
-    if ask.verify:
+    if actions.verify:
         found |= {"verified": asdict(verify_job(job))}
     _print(found, as_json, _summary_lines)
     if found.get("photos") and found["errors"] == found["photos"]:

@@ -49,7 +49,7 @@ def calibrate(
     intclip calibrate report/predictions-val.parquet --out report
     """
     from intclip.errors import DatasetError
-    from intclip.evaluation.calibrated import (
+    from intclip.evaluation.calibration_report import (
         calibration_report,
         draw_calibration,
         fitted_temperature,

@@ -105,20 +105,20 @@ def attention(
     from intclip.evidence.label_attention import contrasting, draw_attention, label_attention, overlap
 
     method = _load(run, checkpoint)
-    looks = label_attention(method, photo)
-    chosen = [looks[method.taxonomy.index(label)] for label in labels] if labels else contrasting(looks)
+    attentions = label_attention(method, photo)
+    chosen = [attentions[method.taxonomy.index(label)] for label in labels] if labels else contrasting(attentions)
     draw_attention(method, photo, chosen, out)
     pairs = [(a, b, overlap(a, b)) for i, a in enumerate(chosen) for b in chosen[i + 1 :]]
     if as_json:
         _print_json(
             {
                 "picture": str(out),
-                "labels": {look.label: look.probability for look in chosen},
+                "labels": {item.label: item.probability for item in chosen},
                 "overlap": [[a.label, b.label, shared] for a, b, shared in pairs],
             }
         )
         return
-    print(f"{out}: {', '.join(f'{look.label} {look.probability:.2f}' for look in chosen)}")
+    print(f"{out}: {', '.join(f'{item.label} {item.probability:.2f}' for item in chosen)}")
     for a, b, shared in pairs:
         print(f"{a.label} and {b.label} share {shared:.0%} of their attention")
 

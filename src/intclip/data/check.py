@@ -105,20 +105,20 @@ def _look_at_photos(
     dataset: Dataset, check: Check, workers: int, on_progress: Callable[[int, int], None] | None
 ) -> None:
     listed = [(split, sample) for split, samples in dataset.splits.items() for sample in samples if sample.image]
-    looks: list[tuple[str, str, str, tuple[int, int]]] = []
+    hashed: list[tuple[str, str, str, tuple[int, int]]] = []
     with ThreadPoolExecutor(workers) as pool:
         found = pool.map(lambda pair: _look(pair[1]), listed)
-        for done, ((split, sample), look) in enumerate(zip(listed, found, strict=True), 1):
-            if isinstance(look, ImageError):
-                problem = Problem(split, sample.id, f"{look}{sample.where and f' ({sample.where})'}")
+        for done, ((split, sample), photo_hash) in enumerate(zip(listed, found, strict=True), 1):
+            if isinstance(photo_hash, ImageError):
+                problem = Problem(split, sample.id, f"{photo_hash}{sample.where and f' ({sample.where})'}")
                 gone = sample.image is not None and not is_there(sample.image)
                 (check.missing if gone else check.corrupt).append(problem)
             else:
-                looks.append((split, sample.id, *look))
+                hashed.append((split, sample.id, *photo_hash))
             if on_progress is not None:
                 on_progress(done, len(listed))
-    same = _groups(looks, [digest for _, _, digest, _ in looks])
-    alike = _alike_groups(looks)
+    same = _groups(hashed, [digest for _, _, digest, _ in hashed])
+    alike = _alike_groups(hashed)
     check.leaks = [group for group in alike if len({split for split, _ in group}) > 1]
     check.duplicates = [group for group in same if len({split for split, _ in group}) == 1]
     exact = {frozenset(group) for group in same}
@@ -138,25 +138,25 @@ def _look(sample: Sample) -> tuple[str, tuple[int, int]] | ImageError:
 
 
 def _groups(
-    looks: Sequence[tuple[str, str, str, tuple[int, int]]], keys: Sequence[object]
+    hashed: Sequence[tuple[str, str, str, tuple[int, int]]], keys: Sequence[object]
 ) -> list[list[tuple[str, str]]]:
     members: dict[object, list[tuple[str, str]]] = defaultdict(list)
-    for (split, name, _, _), key in zip(looks, keys, strict=True):
+    for (split, name, _, _), key in zip(hashed, keys, strict=True):
         members[key].append((split, name))
     return [group for group in members.values() if len(group) > 1]
 
 
-def _alike_groups(looks: Sequence[tuple[str, str, str, tuple[int, int]]]) -> list[list[tuple[str, str]]]:
+def _alike_groups(hashed: Sequence[tuple[str, str, str, tuple[int, int]]]) -> list[list[tuple[str, str]]]:
     """Group samples by equal content or near hashes."""
-    if not looks:
+    if not hashed:
         return []
-    near = near_groups(np.array([hashed for *_, hashed in looks], dtype=np.uint64))
-    _, content = np.unique([digest for _, _, digest, _ in looks], return_inverse=True)
-    links = coo_array((np.ones(len(looks), dtype=bool), (near, near.max() + 1 + content)))
+    near = near_groups(np.array([near_hash for *_, near_hash in hashed], dtype=np.uint64))
+    _, content = np.unique([digest for _, _, digest, _ in hashed], return_inverse=True)
+    links = coo_array((np.ones(len(hashed), dtype=bool), (near, near.max() + 1 + content)))
     size = max(links.shape)
     links.resize((size, size))
     _, components = connected_components(links, directed=False)
-    return _groups(looks, components[near].tolist())
+    return _groups(hashed, components[near].tolist())
 
 
 def _count_labels(dataset: Dataset, check: Check) -> None:

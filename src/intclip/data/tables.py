@@ -84,12 +84,12 @@ def read_rows(path: Path, *, columns: Mapping[str, str] | None = None, encoding:
     return [make_row(where, record, found) for where, record in records]
 
 
-def make_row(where: str, record: Mapping[str, Any], found: Mapping[str, str]) -> Row:
-    """Divide a record into recognised columns (`found`: kind to name) and others."""
-    named = set(found.values())
+def make_row(where: str, record: Mapping[str, Any], columns: Mapping[str, str]) -> Row:
+    """Divide a record into recognised columns (`columns`: kind to name) and others."""
+    named = set(columns.values())
     return Row(
         where,
-        {kind: record.get(column) for kind, column in found.items()},
+        {kind: record.get(column) for kind, column in columns.items()},
         {column: value for column, value in record.items() if column not in named},
     )
 

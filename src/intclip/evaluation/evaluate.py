@@ -149,19 +149,19 @@ def _photo(sample: Sample) -> ImageInput | None:
     return None if gone and sample.text else sample.image
 
 
-def align_targets(targets: npt.NDArray[np.float32], given: Taxonomy, wanted: Taxonomy) -> npt.NDArray[np.float32]:
-    """Reorder the columns of targets (N, K) to another taxonomy.
+def align_targets(targets: npt.NDArray[np.float32], own: Taxonomy, model: Taxonomy) -> npt.NDArray[np.float32]:
+    """Reorder the columns of a dataset's targets (N, K) from its own taxonomy to the model's.
 
     Raises:
         DatasetError: Their labels differ.
     """
-    if given.names == wanted.names:
+    if own.names == model.names:
         return targets
-    missing, extra = set(wanted.names) - set(given.names), set(given.names) - set(wanted.names)
+    missing, extra = set(model.names) - set(own.names), set(own.names) - set(model.names)
     if missing or extra:
         examples = ", ".join(repr(name) for name in sorted(missing | extra)[:3])
         raise DatasetError(
-            f"the dataset's labels ({given.name}, {len(given.names)}) are not the model's ({wanted.name}, "
-            f"{len(wanted.names)}), such as {examples}; use a dataset and a model with the same taxonomy"
+            f"the dataset's labels ({own.name}, {len(own.names)}) are not the model's ({model.name}, "
+            f"{len(model.names)}), such as {examples}; use a dataset and a model with the same taxonomy"
         )
-    return targets[:, [given.names.index(name) for name in wanted.names]]
+    return targets[:, [own.names.index(name) for name in model.names]]

@@ -54,9 +54,9 @@ def overlap(first: LabelAttention, second: LabelAttention) -> float:
     return float(np.minimum(first.attention, second.attention).sum())
 
 
-def contrasting(looks: Sequence[LabelAttention], top: int = 5) -> list[LabelAttention]:
+def contrasting(attentions: Sequence[LabelAttention], top: int = 5) -> list[LabelAttention]:
     """Return the two probable labels whose attention overlaps least, the more probable first."""
-    likely = sorted(looks, key=lambda look: -look.probability)[: max(top, 2)]
+    likely = sorted(attentions, key=lambda item: -item.probability)[: max(top, 2)]
     pairs = [(overlap(a, b), i, j) for i, a in enumerate(likely) for j, b in enumerate(likely) if i < j]
     if not pairs:
         return likely
@@ -65,7 +65,7 @@ def contrasting(looks: Sequence[LabelAttention], top: int = 5) -> list[LabelAtte
 
 
 def draw_attention(
-    method: MCCL, photo: Path, looks: Sequence[LabelAttention], path: Path, *, height: int = 360
+    method: MCCL, photo: Path, attentions: Sequence[LabelAttention], path: Path, *, height: int = 360
 ) -> None:
     """Draw the photo, and the photo with the attention of labels, as PNG or JPEG.
 
@@ -76,16 +76,16 @@ def draw_attention(
     image = read_image(photo)
     preprocess = method.backbone.preprocess
     tiles = [("photo", image)]
-    for look in looks:
+    for item in attentions:
         evidence = make_evidence(
-            look.label,
-            look.probability,
-            {"fused": look.attention},
+            item.label,
+            item.probability,
+            {"fused": item.attention},
             size=preprocess.size,
             box=preprocess.source_box(image.size),
             source=str(photo),
         )
-        tiles.append((f"{look.label}  {look.probability:.2f}", overlay(image, evidence.fused, evidence.box)))
+        tiles.append((f"{item.label}  {item.probability:.2f}", overlay(image, evidence.fused, evidence.box)))
     width, caption, gap = max(round(image.width * height / image.height), 1), 24, 8
     canvas = Image.new("RGB", (gap + len(tiles) * (width + gap), height + caption + 2 * gap), PAPER)
     draw = ImageDraw.Draw(canvas)

@@ -159,7 +159,7 @@ def _load_graph(model: _Model, format: GraphFormat, precision: Precision, thread
     key = graph_key(model=model.name, **model.identity)
     graph = cached_graph(key, format)
     if graph is None:
-        tower_key, tower, head = _ready_made(model, format) or _converted(model, format)
+        tower_key, tower, head = _prebuilt(model, format) or _converted(model, format)
         keep_graph(key, head, tower_key)
         # From the file, like every later load: the in-memory graph may differ in the last bits.
         graph = cached_graph(key, format) or (head if tower is None else tower.join(head))
@@ -167,17 +167,17 @@ def _load_graph(model: _Model, format: GraphFormat, precision: Precision, thread
     return Predictor(graph.card, engine=format, graph=graph, build=model.build, **how)
 
 
-def _ready_made(model: _Model, format: GraphFormat) -> tuple[str, Tower, Graph] | None:
+def _prebuilt(model: _Model, format: GraphFormat) -> tuple[str, Tower, Graph] | None:
     """Return the same as `_converted` without torch, if the package has the model's graphs."""
     if format != "openvino" or model.labels is None:
         return None
-    from intclip.inference.ready import find_ready
+    from intclip.inference.prebuilt import find_prebuilt
 
-    ready = find_ready(model.identity["backbone"])
-    if ready is None or model.labels.exclusive:
+    prebuilt = find_prebuilt(model.identity["backbone"])
+    if prebuilt is None or model.labels.exclusive:
         return None
-    head = ready.head(model.name, model.labels, model.identity["texts"], model.thresholds)
-    return (*_tower(ready.name, ready.tower_parts, ready.tower, format), head)
+    head = prebuilt.head(model.name, model.labels, model.identity["texts"], model.thresholds)
+    return (*_tower(prebuilt.name, prebuilt.tower_parts, prebuilt.tower, format), head)
 
 
 def _converted(model: _Model, format: GraphFormat) -> tuple[str, Tower | None, Graph]:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from intclip.backbones.base import Backbone, FeatureName, Features
 from intclip.errors import IntclipError
 from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.beside import READERS
 from intclip.methods.loss_options import LossOptions
+from intclip.methods.post_text import TEXT_READERS
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class ClassifierOptions(Options, frozen=True):
     loss: LossOptions = LossOptions()
 
 
-SideInput = Literal["mask", "text", "words"]
+ExtraInput = Literal["mask", "text", "words"]
 """Additional inputs of a photo, as entries of its features, if the dataset has them:
 
 mask: its objects, (1, S, S) in [0, 1], transformed like the view, NaN if unknown; training only. text: embedding of its
@@ -92,7 +92,7 @@ class Method(nn.Module, ABC):
     Attributes:
         Options: The class of its options; the registry validates a recipe's `method.options` with it.
         needs: Backbone features that `forward` reads; an instance may set its own, by its options.
-        beside: Additional inputs, if the dataset has them; photos alone must suffice, in training and at inference.
+        extra_inputs: Additional inputs, if the dataset has them; photos alone must suffice, in training and later.
         views: Number of augmented views of a photo per training step.
         loss_reduction: How `loss` reduces over the photos of a batch: "sum" (ASL as published) or "mean". The loop
             needs it to weight parts of a batch that are on several processes or processed in sequence.
@@ -106,7 +106,7 @@ class Method(nn.Module, ABC):
     Options: ClassVar[type[Options]]
     temperature: float = 1.0
     needs: tuple[FeatureName, ...] = ("pooled",)
-    beside: tuple[SideInput, ...] = ()
+    extra_inputs: tuple[ExtraInput, ...] = ()
     views: int = 1
     loss_reduction: Literal["sum", "mean"] = "mean"
 
@@ -119,7 +119,7 @@ class Method(nn.Module, ABC):
     @property
     def channels(self) -> tuple[Channel, ...]:
         """Channels used at inference."""
-        return ("image", "text") if any(name in READERS for name in self.beside) else ("image",)
+        return ("image", "text") if any(name in TEXT_READERS for name in self.extra_inputs) else ("image",)
 
     @property
     def alone(self) -> tuple[Channel, ...]:
@@ -137,7 +137,7 @@ class Method(nn.Module, ABC):
         Args:
             texts: One per post; None or blank for a post without text, unless text is one of the `alone` channels.
         """
-        found = {name: read(texts, self.backbone) for name, read in READERS.items() if name in self.beside}
+        found = {name: read(texts, self.backbone) for name, read in TEXT_READERS.items() if name in self.extra_inputs}
         return {name: rows for name, rows in found.items() if rows is not None}
 
     @property
@@ -202,7 +202,7 @@ class Method(nn.Module, ABC):
         """Return the state dict without the backbone, as stored in a bundle."""
         return {key: value for key, value in self.state_dict().items() if not key.startswith("backbone.")}
 
-    def make_room(self, state: dict[str, Tensor]) -> None:
+    def resize_to(self, state: dict[str, Tensor]) -> None:
         """Resize tensors whose sizes depend on the training photos to those of a state; the default does nothing.
 
         Args:
@@ -216,7 +216,7 @@ class Method(nn.Module, ABC):
             KeyError: Tensors are missing or unexpected; all are named.
             ValueError: A tensor has another shape.
         """
-        self.make_room(state)
+        self.resize_to(state)
         own = self.own_state()
         if missing := sorted(own.keys() - state.keys()):
             raise KeyError(f"missing tensors: {', '.join(missing)}")
@@ -243,6 +243,6 @@ class Classifier(Method):
         return {"classification": self.options.loss(output.logits, targets)}
 
 
-def part_of(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def without_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the tensors whose names have this prefix, without the prefix."""
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

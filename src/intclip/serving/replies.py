@@ -51,7 +51,7 @@ def make_sources(posts: Sequence[Post], names: Sequence[str | None]) -> list[str
 
 
 def make_results(
-    found: Sequence[Prediction | Exception],
+    predictions: Sequence[Prediction | Exception],
     sources: Sequence[str],
     level: int,
     thresholds: npt.NDArray[np.float32] | None = None,
@@ -59,7 +59,7 @@ def make_results(
     """Convert predictions or errors to results.
 
     Args:
-        found: One per post.
+        predictions: One per post, or the reason why there is none.
         sources: Names of the posts.
         level: Level of the taxonomy for the scores.
         thresholds: (K,), instead of those of the predictions.
@@ -68,7 +68,7 @@ def make_results(
         _make_result(one if thresholds is None else replace(one, thresholds=thresholds), source, level)
         if isinstance(one, Prediction)
         else Result(source=source, error=reason(one, source), labels=[], scores=None)
-        for one, source in zip(found, sources, strict=True)
+        for one, source in zip(predictions, sources, strict=True)
     ]
 
 

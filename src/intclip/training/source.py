@@ -32,7 +32,7 @@ Photos = tuple[Indices, list[Features]]
 """Readable photos of a batch, and their features in each view; no views if none could be read."""
 Read = Callable[[Sequence[Indices], Sequence[View], dict[int, str]], Iterator[Photos]]
 """Reads batches of photos in some views, and adds unreadable ones with their errors to the dict."""
-BesideView = Callable[[Indices, View], dict[str, Tensor]]
+ReadExtraInputs = Callable[[Indices, View], dict[str, Tensor]]
 """Returns additional features of a view, on the CPU, for some photos."""
 PLAIN = AugmentConfig(crop="eval", flip=0, cutout=0, operations=0)
 """Plain photos, as in evaluation."""
@@ -62,7 +62,7 @@ class FeatureSource:
         device: Device of the features.
         augmented: Whether epochs use augmented views instead of plain photos.
         kept_views: Number of views per photo through which epochs cycle; 0 draws new ones in every epoch.
-        beside: Returns additional inputs of the method.
+        extra_inputs: Returns additional inputs of the method.
 
     Attributes:
         ids: Sample ids, in order of the split.
@@ -78,12 +78,12 @@ class FeatureSource:
         device: torch.device | None = None,
         augmented: bool = False,
         kept_views: int = 0,
-        beside: BesideView | None = None,
+        extra_inputs: ReadExtraInputs | None = None,
     ) -> None:
         self.ids = [sample.id for sample in samples]
         self.targets: npt.NDArray[np.float32] = np.stack([sample.targets for sample in samples])
         self.errors: dict[int, str] = {}
-        self._read, self._beside = read, beside
+        self._read, self._extra_inputs = read, extra_inputs
         self._device = device or torch.device("cpu")
         self._augmented, self._kept_views = augmented, kept_views
 
@@ -97,9 +97,9 @@ class FeatureSource:
         """
         chosen = [self._view(epoch, number, views) for number in range(views)]
         for rows, features in self._read(plan, chosen, self.errors):
-            if self._beside is not None:
+            if self._extra_inputs is not None:
                 features = [
-                    part | {name: value.to(self._device) for name, value in self._beside(rows, view).items()}
+                    part | {name: value.to(self._device) for name, value in self._extra_inputs(rows, view).items()}
                     for part, view in zip(features, chosen, strict=False)
                 ]
             yield Batch(features, to_device(torch.from_numpy(self.targets[rows]), self._device), rows)
@@ -161,7 +161,7 @@ def cache_reader(cache: FeatureCache, device: torch.device) -> Read:
     return read
 
 
-class SideInputs:
+class ExtraInputs:
     """Additional inputs of a method: text, and object masks transformed like each view.
 
     Args:
@@ -186,7 +186,7 @@ class SideInputs:
         self._plain, self._augment = plain, augment
 
     def __call__(self, indices: Indices, view: View) -> dict[str, Tensor]:
-        """See `BesideView`."""
+        """See `ReadExtraInputs`."""
         found = {name: give(indices) for name, give in self._words.items()}
         if self._masks is not None:
             rows = [self._mask(self._masks, int(index), view) for index in indices]

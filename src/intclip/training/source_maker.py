@@ -18,13 +18,13 @@ from intclip.data.transforms import Augment
 from intclip.errors import DatasetError, StorageError
 from intclip.files import cache_home
 from intclip.methods.base import Method
-from intclip.methods.beside import text_vectors, word_table
+from intclip.methods.post_text import text_vectors, word_table
 from intclip.training.distributed import Processes
 from intclip.training.frozen import FrozenFeatures
 from intclip.training.plan import Indices
 from intclip.training.precision import autocast
 from intclip.training.recipe import Recipe
-from intclip.training.source import PLAIN, FeatureSource, Read, SideInputs, cache_reader, pixel_reader
+from intclip.training.source import PLAIN, ExtraInputs, FeatureSource, Read, cache_reader, pixel_reader
 from intclip.training.text_source import text_reader
 
 DATA_SEED = 2024
@@ -75,7 +75,7 @@ class SourceMaker:
             device=self._processes.device,
             augmented=augment is not None,
             kept_views=recipe.cache.views,
-            beside=self._beside(samples, augment, training=training),
+            extra_inputs=self._extra_inputs(samples, augment, training=training),
         )
 
     def _reader(self, samples: Sequence[Sample], augment: Augment | None, *, training: bool) -> Read:
@@ -141,20 +141,22 @@ class SourceMaker:
             )
         return self._engines[names]
 
-    def _beside(self, samples: Sequence[Sample], augment: Augment | None, *, training: bool) -> SideInputs | None:
+    def _extra_inputs(
+        self, samples: Sequence[Sample], augment: Augment | None, *, training: bool
+    ) -> ExtraInputs | None:
         """Return additional inputs: masks in training, text in every split that has any."""
-        backbone, beside = self._method.backbone, self._method.beside
+        backbone, extra = self._method.backbone, self._method.extra_inputs
         words: dict[str, Callable[[Indices], Tensor]] = {}
         texts = [sample.text for sample in samples]
-        if "text" in beside and (vectors := text_vectors(texts, backbone)) is not None:
+        if "text" in extra and (vectors := text_vectors(texts, backbone)) is not None:
             words["text"] = lambda indices: vectors[torch.from_numpy(indices)]
-        if "words" in beside and (table := word_table(texts, backbone)) is not None:
+        if "words" in extra and (table := word_table(texts, backbone)) is not None:
             words["words"] = table
-        masks = self._recipe.data.masks if training and "mask" in beside else None
+        masks = self._recipe.data.masks if training and "mask" in extra else None
         if not words and masks is None:
             return None
         plain = Augment(PLAIN, backbone.preprocess)
-        return SideInputs(samples, words, None if masks is None else Masks(Path(masks)), plain=plain, augment=augment)
+        return ExtraInputs(samples, words, None if masks is None else Masks(Path(masks)), plain=plain, augment=augment)
 
 
 def harden(targets: npt.NDArray[np.float32], positive_share: float) -> npt.NDArray[np.float32]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from intclip.backbones.base import Backbone, FeatureName, Features
 from intclip.errors import RecipeError
 from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.base import Method, Options, Output, ParameterGroup, SideInput, part_of
+from intclip.methods.base import ExtraInput, Method, Options, Output, ParameterGroup, without_prefix
 from intclip.methods.registry import build_method
 
 
@@ -69,7 +69,9 @@ class Ensemble(Method):
                 raise RecipeError(f"{member.method} uses the stage maps of all towers; omit tower {member.tower}")
         self.members = cast("Sequence[Method]", nn.ModuleList(members))
         self.needs: tuple[FeatureName, ...] = tuple(dict.fromkeys(name for each in members for name in each.needs))
-        self.beside: tuple[SideInput, ...] = tuple(dict.fromkeys(name for each in members for name in each.beside))
+        self.extra_inputs: tuple[ExtraInput, ...] = tuple(
+            dict.fromkeys(name for each in members for name in each.extra_inputs)
+        )
         self.views = max(each.views for each in members)
         reductions = {each.loss_reduction for each in members}
         if len(reductions) > 1:
@@ -136,7 +138,7 @@ class Ensemble(Method):
             for key, value in each.own_state().items()
         }
 
-    def make_room(self, state: dict[str, Tensor]) -> None:
-        """Call `make_room` of each member."""
+    def resize_to(self, state: dict[str, Tensor]) -> None:
+        """Call `resize_to` of each member."""
         for number, each in enumerate(self.members):
-            each.make_room(part_of(state, f"members.{number}."))
+            each.resize_to(without_prefix(state, f"members.{number}."))

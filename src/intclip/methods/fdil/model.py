@@ -49,7 +49,7 @@ class Fdil(Classifier):
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: FdilOptions) -> None:
         super().__init__(backbone, taxonomy, options)
         self.needs = tuple(dict.fromkeys((*vector_needs(options.vector), "pooled")))
-        self.beside = ("text",) if options.distillation else ()
+        self.extra_inputs = ("text",) if options.distillation else ()
         self.input = ProbeInput(backbone.embed_dim, options.vector, options.scaling)
         self.student = _mlp(self.input.width, len(taxonomy), options)
         self.teacher = _mlp(backbone.text.embed_dim, len(taxonomy), options) if options.distillation else None

@@ -31,7 +31,7 @@ class IntclipWords(IntCLIP):
     """IntCLIP on photos and their words, if any."""
 
     Options = IntclipWordsOptions
-    beside = ("words",)
+    extra_inputs = ("words",)
     options: IntclipWordsOptions
 
     def __init__(self, backbone: Backbone, taxonomy: Taxonomy, options: IntclipWordsOptions) -> None:

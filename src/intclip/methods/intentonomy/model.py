@@ -55,7 +55,7 @@ class Intentonomy(AslResnet):
             rows = [taxonomy.index(name) for name in (content.get(kind, ()) if names is None else names)]
             self.register_buffer(kind, torch.tensor(rows, dtype=torch.int64), persistent=False)
         located = options.localisation > 0 and any(self.get_buffer(kind).numel() for kind in chosen)
-        self.beside = (*(("mask",) if located else ()), *(("text",) if options.hashtags else ()))
+        self.extra_inputs = (*(("mask",) if located else ()), *(("text",) if options.hashtags else ()))
         self.words = nn.Linear(backbone.text.embed_dim, len(taxonomy), bias=False) if options.hashtags else None
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
@@ -77,7 +77,7 @@ class Intentonomy(AslResnet):
     def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
         """Return the classification loss, and with masks the localisation loss."""
         terms = super().loss(output, targets)
-        if "mask" in output.extras and "mask" in self.beside:
+        if "mask" in output.extras and "mask" in self.extra_inputs:
             cams = activation_maps(output.extras["visual"], self.head.weight)
             located = localisation_loss(
                 cams if self.options.cam_gradient else cams.detach(),

@@ -14,7 +14,7 @@ from torch import Tensor
 from intclip.backbones.base import Backbone, Features
 from intclip.errors import RecipeError
 from intclip.labels.taxonomy import Taxonomy
-from intclip.methods.base import Method, Options, Output, ParameterGroup, part_of
+from intclip.methods.base import Method, Options, Output, ParameterGroup, without_prefix
 from intclip.methods.multiguard.smoothing import add_noise
 from intclip.methods.registry import build_method
 
@@ -49,7 +49,7 @@ class MultiGuard(Method):
             raise RecipeError("multiguard cannot wrap itself; name another method")
         self.inner = build_method(options.method, backbone, taxonomy, options.options)
         self.loss_reduction = self.inner.loss_reduction
-        self.views, self.beside = self.inner.views, self.inner.beside
+        self.views, self.extra_inputs = self.inner.views, self.inner.extra_inputs
 
     def forward(self, features: Features, *, maps: bool = False) -> Output:
         """Return the wrapped method's output without noise; with `samples`, the mean probability of noisy copies."""
@@ -101,14 +101,14 @@ class MultiGuard(Method):
         """Return the wrapped method's state, without the shared backbone."""
         return {f"inner.{key}": value for key, value in self.inner.own_state().items()}
 
-    def make_room(self, state: dict[str, Tensor]) -> None:
-        """Call `make_room` of the wrapped method."""
-        self.inner.make_room(part_of(state, "inner."))
+    def resize_to(self, state: dict[str, Tensor]) -> None:
+        """Call `resize_to` of the wrapped method."""
+        self.inner.resize_to(without_prefix(state, "inner."))
 
     def _read(self, features: Features, pixels: Tensor) -> Features:
         """Compute the wrapped method's features from these pixels; keep the additional inputs."""
-        beside = {name: features[name] for name in self.beside if name in features}
-        return self.backbone.features(pixels, self.inner.needs) | beside
+        extra = {name: features[name] for name in self.extra_inputs if name in features}
+        return self.backbone.features(pixels, self.inner.needs) | extra
 
     def _noisy(self, pixels: Tensor, noise: Tensor) -> Tensor:
         return add_noise(pixels, noise, self.backbone.preprocess, self.options.sigma)

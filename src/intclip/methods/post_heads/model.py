@@ -165,7 +165,7 @@ class PostHeads(Method):
             setattr(method, f"idf_{kind}", torch.from_numpy(idf))
         return method.eval()
 
-    def make_room(self, state: dict[str, Tensor]) -> None:
+    def resize_to(self, state: dict[str, Tensor]) -> None:
         """Resize to a fitted state."""
         for key, tensor in state.items():
             place, _, name = key.rpartition(".")

@@ -93,7 +93,7 @@ class RidgeProbe(Classifier):
         distances = _squared_distances(self.landmarks, self.landmarks)
         self.spread.copy_(distances[distances > 1e-3 * distances.max()].median() / self.options.width)
 
-    def make_room(self, state: dict[str, Tensor]) -> None:
+    def resize_to(self, state: dict[str, Tensor]) -> None:
         """Resize to the state's number of landmarks."""
         if self.options.landmarks and "landmarks" in state:
             self._resize(len(state["landmarks"]))

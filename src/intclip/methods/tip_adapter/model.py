@@ -141,7 +141,7 @@ class TipAdapter(Classifier):
         """Return only the cache: the zero-shot classifier has no state besides the shared backbone."""
         return {key: value for key, value in super().own_state().items() if not key.startswith("zero_shot.")}
 
-    def make_room(self, state: dict[str, Tensor]) -> None:
+    def resize_to(self, state: dict[str, Tensor]) -> None:
         """Resize the cache to the state's number of photos."""
         if "keys" in state and "values" in state and len(state["keys"]) != len(self.keys):
             count = len(state["keys"])

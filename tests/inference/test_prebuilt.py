@@ -11,7 +11,7 @@ import torch
 import intclip
 from intclip.backbones import load_backbone
 from intclip.errors import IntclipError
-from intclip.inference import ready
+from intclip.inference import prebuilt
 from intclip.inference.engines import OpenvinoEngine
 from intclip.inference.graph import example_pixels
 from intclip.labels import load_taxonomy
@@ -23,9 +23,9 @@ LABELS = "- joy\n- sorrow\n- a day at the beach\n"
 
 @pytest.fixture(scope="module")
 def found():
-    graphs = ready.find_ready("lite")
+    graphs = prebuilt.find_prebuilt("lite")
     assert graphs is not None, (
-        "the weights installed are others; write the graphs anew with intclip.inference.make_ready"
+        "the weights installed are others; write the graphs anew with intclip.inference.make_prebuilt"
     )
     return graphs
 
@@ -101,13 +101,13 @@ def test_labels_of_which_one_holds_are_converted(tmp_path):
 
 
 def test_graphs_of_other_weights_are_not_used(tmp_path, monkeypatch):
-    folder = tmp_path / "ready"
+    folder = tmp_path / "prebuilt"
     folder.mkdir()
-    facts = json.loads((ready.FOLDER / ready.WEIGHTS).read_text())
-    (folder / ready.WEIGHTS).write_text(json.dumps(facts | {"weights": "0" * 64}))
-    monkeypatch.setattr(ready, "FOLDER", folder)
-    assert ready.find_ready("lite") is None
-    assert ready.find_ready("lite2") is None
+    facts = json.loads((prebuilt.FOLDER / prebuilt.WEIGHTS).read_text())
+    (folder / prebuilt.WEIGHTS).write_text(json.dumps(facts | {"weights": "0" * 64}))
+    monkeypatch.setattr(prebuilt, "FOLDER", folder)
+    assert prebuilt.find_prebuilt("lite") is None
+    assert prebuilt.find_prebuilt("lite2") is None
 
 
 def test_filling_leaves_one_input(found):

@@ -1,4 +1,4 @@
-"""Text of a photo as entries of its features; see `methods.base.SideInput`."""
+"""The text of a post as extra inputs of a method; see `methods.base.ExtraInput`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,15 +37,15 @@ class WordTable:
 
 def word_table(texts: Texts, backbone: Backbone) -> WordTable | None:
     """Embed texts and their words, each once, by the backbone's text tower; None if no post has text."""
-    places: dict[str, int] = {}
+    indices: dict[str, int] = {}
     found: list[list[int]] = []
     for text in texts:
-        said = " ".join((text or "").split())
-        parts = [said, *said.split()][:MOST_WORDS] if said else []
-        found.append([places.setdefault(part, len(places) + 1) for part in parts])
-    if not places:
+        whole = " ".join((text or "").split())
+        parts = [whole, *whole.split()][:MOST_WORDS] if whole else []
+        found.append([indices.setdefault(part, len(indices) + 1) for part in parts])
+    if not indices:
         return None
-    vectors = F.pad(_embedded(list(places), backbone), (0, 0, 1, 0))
+    vectors = F.pad(_embedded(list(indices), backbone), (0, 0, 1, 0))
     longest = max(map(len, found))
     rows = torch.tensor([row + [0] * (longest - len(row)) for row in found], dtype=torch.int64)
     return WordTable(rows, vectors)
@@ -70,8 +70,8 @@ def _word_vectors(texts: Texts, backbone: Backbone) -> Tensor | None:
     return None if table is None else table(np.arange(len(texts)))
 
 
-READERS: dict[str, Callable[[Texts, Backbone], Tensor | None]] = {"text": text_vectors, "words": _word_vectors}
-"""Readers of text by their name in `SideInput`: texts to vectors, or None without any text."""
+TEXT_READERS: dict[str, Callable[[Texts, Backbone], Tensor | None]] = {"text": text_vectors, "words": _word_vectors}
+"""Readers of text by their name in `ExtraInput`: texts to vectors, or None without any text."""
 
 
 def _embedded(texts: Sequence[str], backbone: Backbone) -> Tensor:

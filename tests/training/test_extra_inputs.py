@@ -11,8 +11,8 @@ from fakes import TinyBackbone
 from intclip.data.masks import Masks
 from intclip.data.sample import Sample
 from intclip.data.transforms import Augment, AugmentConfig
-from intclip.methods.beside import text_vectors
-from intclip.training.source import PLAIN, FeatureSource, SideInputs, pixel_reader
+from intclip.methods.post_text import text_vectors
+from intclip.training.source import PLAIN, ExtraInputs, FeatureSource, pixel_reader
 
 GEOMETRY = AugmentConfig(scale=(0.3, 0.9), cutout=0, operations=0)
 
@@ -37,7 +37,7 @@ def test_a_mask_is_cropped_and_mirrored_as_its_photo(kept_views: int, epoch: int
         pixel_reader(samples, backbone.preprocess, lambda batch: {"pixels": batch}, augment=augment),
         augmented=True,
         kept_views=kept_views,
-        beside=SideInputs(samples, words, Masks(tmp_path), plain=plain, augment=augment),
+        extra_inputs=ExtraInputs(samples, words, Masks(tmp_path), plain=plain, augment=augment),
     )
     plan = [np.array([1, 2]), np.array([0])]
     batches = list(source.batches(plan, epoch=epoch, views=2))

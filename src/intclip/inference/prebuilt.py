@@ -1,7 +1,7 @@
 """OpenVINO graphs of `lite` that come with the package, so that a first prediction needs no torch and no conversion.
 
-The graphs (`ready/*.xml`) contain no weights: each is an input. `weights.json` gives its place in the files that
-torch reads too, those of the packages that `lite` needs anyway. `make_ready.py` writes the folder.
+The graphs (`prebuilt/*.xml`) contain no weights: each is an input. `weights.json` gives its place in the files that
+torch reads too, those of the packages that `lite` needs anyway. `make_prebuilt.py` writes the folder.
 """
 
 import json
@@ -27,7 +27,7 @@ from intclip.labels.scenes import load_scenes
 from intclip.labels.taxonomy import Taxonomy
 
 BACKBONE = "lite"
-FOLDER = Path(__file__).with_name("ready")
+FOLDER = Path(__file__).with_name("prebuilt")
 WEIGHTS = "weights.json"
 TOWER, HEAD, TEXT = "tower.xml", "head.xml", "text.xml"
 SCENES = Path(__file__).parents[1] / "methods" / "zero_shot" / "scenes.safetensors"
@@ -36,13 +36,13 @@ _BATCH = 32
 Values = Mapping[str, npt.NDArray[Any]]
 
 
-def files_of_weights() -> list[Path]:
+def weight_files() -> list[Path]:
     """Return the files of the weights: those of the backbone, and the embedded scenes."""
     return [*source_files(BACKBONE, None), SCENES]
 
 
 @dataclass(frozen=True)
-class Ready:
+class PrebuiltGraphs:
     """The graphs in `FOLDER`.
 
     Attributes:
@@ -119,7 +119,7 @@ class Ready:
 
     def _graph(self, name: str, values: Values | None = None) -> Any:
         model = require("openvino").Core().read_model(FOLDER / name)
-        files = [np.memmap(path, mode="r") for path in files_of_weights()]
+        files = [np.memmap(path, mode="r") for path in weight_files()]
         weights = {}
         for weight, (file, start, kind, shape, axes) in self.facts["places"][name].items():
             end = start + np.dtype(kind).itemsize * int(np.prod(shape))
@@ -127,7 +127,7 @@ class Ready:
         return fill(model, {**weights, **(values or {})})
 
 
-def find_ready(backbone: str) -> Ready | None:
+def find_prebuilt(backbone: str) -> PrebuiltGraphs | None:
     """Return the packaged graphs of a backbone; None if there are none, or if other weights are installed."""
     if backbone != BACKBONE or not (FOLDER / WEIGHTS).is_file():
         return None
@@ -136,7 +136,7 @@ def find_ready(backbone: str) -> Ready | None:
         same = facts["weights"] == embedded_identity(BACKBONE) and facts["scenes"] == sha256_file(SCENES)
     except (CheckpointError, OSError):  # torch reports what is missing
         return None
-    return Ready(facts) if same else None
+    return PrebuiltGraphs(facts) if same else None
 
 
 def fill(model: Any, values: Values) -> Any:

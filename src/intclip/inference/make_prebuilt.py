@@ -1,4 +1,4 @@
-"""`python -m intclip.inference.make_ready`: rebuild the graphs of `ready.py` after a tower or its weights changed.
+"""`python -m intclip.inference.make_prebuilt`: build the graphs of `prebuilt.py` anew for other towers or weights.
 
 Torch modules are converted with all weights as inputs of the graph; a weight is located in a file by its bytes.
 Batch norms are folded, and queries, keys and values joined, inside the graph.
@@ -25,7 +25,7 @@ from intclip.files import sha256_file, write_text
 from intclip.inference.conversion import INPUT, to_openvino
 from intclip.inference.export import make_card, tower_features
 from intclip.inference.graph import FeatureGraph, HeadGraph, example_pixels
-from intclip.inference.ready import BACKBONE, FOLDER, HEAD, SCENES, TEXT, TOKENS, TOWER, WEIGHTS, files_of_weights
+from intclip.inference.prebuilt import BACKBONE, FOLDER, HEAD, SCENES, TEXT, TOKENS, TOWER, WEIGHTS, weight_files
 from intclip.labels import load_taxonomy
 from intclip.labels.scenes import load_scenes
 from intclip.labels.taxonomy import Taxonomy
@@ -110,7 +110,7 @@ def main() -> None:
     """Write the graphs, and where their weights lie."""
     backbone = load_backbone(BACKBONE)
     assert isinstance(backbone, LiteBackbone)
-    image, text, _, projection, names, scenes = files_of_weights()
+    image, text, _, projection, names, scenes = weight_files()
     method = build_method("zero_shot", backbone, load_taxonomy("intentonomy"), {"scenes": True})
     joint = _tensors(projection)
     tower = _tensors(image)
@@ -133,7 +133,7 @@ def main() -> None:
         HEAD: (HeadShape(graph), head, [_head_inputs(graph, *each) for each in zip(pixels, labels, strict=True)]),
         TEXT: (TextShape(backbone.text), bert, [{TOKENS: backbone.text.tokenize(texts)} for texts in _SENTENCES]),
     }
-    contents = [path.read_bytes() for path in files_of_weights()]
+    contents = [path.read_bytes() for path in weight_files()]
     card = make_card(method, model=BACKBONE, thresholds=0)
     facts: dict[str, Any] = {
         "weights": backbone.identity(),
@@ -191,7 +191,7 @@ def _place(name: str, array: npt.NDArray[Any], contents: list[bytes]) -> list[An
     for number, content in enumerate(contents):
         if (start := content.find(wanted)) >= 0:
             return [number, start, array.dtype.name, list(stored.shape), np.argsort(inner).tolist()]
-    raise CheckpointError(f"no file holds the bytes of {name}; a checkpoint of another layout cannot be made ready")
+    raise CheckpointError(f"no file holds the bytes of {name}; use the checkpoints that `lite` reads")
 
 
 if __name__ == "__main__":

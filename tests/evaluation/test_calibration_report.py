@@ -12,14 +12,14 @@ from typer.testing import CliRunner
 from fakes import tiny_taxonomy
 from intclip.cli.main import app
 from intclip.errors import DatasetError
-from intclip.evaluation.calibrated import (
+from intclip.evaluation.calibration import apply_temperature, reliability_curve
+from intclip.evaluation.calibration_report import (
     Predictions,
     calibration_report,
     fitted_temperature,
     read_predictions,
     render_calibration,
 )
-from intclip.evaluation.calibration import apply_temperature, reliability_curve
 from intclip.evaluation.report import write_predictions, write_report
 from intclip.evaluation.saved import read_evaluation
 from intclip.evaluation.scoring import Scores, make_report
