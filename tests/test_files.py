@@ -60,7 +60,7 @@ def test_atomic_directory_replaces_only_when_asked(tmp_path: Path):
     target = tmp_path / "bundle"
     with atomic_directory(target) as partial:
         (partial / "a").write_text("1")
-    with pytest.raises(StorageError, match="exists; choose"), atomic_directory(target):
+    with pytest.raises(StorageError, match=str(target)), atomic_directory(target):
         pass
     with atomic_directory(target, overwrite=True) as partial:
         (partial / "b").write_text("2")

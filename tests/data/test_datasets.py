@@ -121,7 +121,7 @@ def test_intentonomy_wrong_label_matrix(intentonomy: Path, matrix: np.ndarray, f
 
 def test_a_pickled_label_matrix_is_refused(intentonomy: Path) -> None:
     np.save(intentonomy / "train_label_vectors_intentonomy2020.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(DatasetError, match="NumPy array"):
+    with pytest.raises(DatasetError, match=r"train_label_vectors_intentonomy2020\.npy"):
         load_intentonomy(intentonomy, train_labels="binary")
 
 
@@ -366,10 +366,10 @@ def test_emotion6(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="row 2: 2 "):
         load_emotion6(tmp_path)
     path.write_text(header + rows[0].replace("0.7", "7"))
-    with pytest.raises(DatasetError, match="not a share"):
+    with pytest.raises(DatasetError, match="'7'"):
         load_emotion6(tmp_path)
     path.write_text(header + rows[0])
-    with pytest.raises(DatasetError, match="choose dominant"):
+    with pytest.raises(DatasetError, match=r"'best'.*dominant, votes"):
         load_emotion6(tmp_path, labels="best")
 
 
@@ -410,7 +410,7 @@ def test_mdid(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"post 1.*provocative"):
         load_mdid(tmp_path)
     write_json(tmp_path / "splits_new" / "val_split_0.json", {})
-    with pytest.raises(DatasetError, match="list of posts"):
+    with pytest.raises(DatasetError, match=r"val_split_0\.json"):
         load_mdid(tmp_path)
 
 

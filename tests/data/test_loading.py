@@ -161,7 +161,7 @@ def test_a_broken_augmentation_is_not_taken_for_a_broken_photo(paths: list[Path]
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"workers": 0}, {"prefetch": -1}])
 def test_wrong_arguments_are_refused_at_once(wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="at least"):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
         pixel_batches([], PREPROCESS, **{"batch_size": 1, **wrong})
 
 

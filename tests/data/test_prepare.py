@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -246,7 +247,7 @@ def test_annotations_are_copied_from_a_folder_or_fetched_and_verified(
     with pytest.raises(DatasetError, match=r"404.*--annotations"):
         prepare(tmp_path / "new")
     monkeypatch.setitem(prepare_module.ANNOTATIONS, "val", f"{server.url}/page-file")
-    with pytest.raises(DatasetError, match="not the expected file"):
+    with pytest.raises(DatasetError, match="page-file"):
         prepare(tmp_path / "new")
     monkeypatch.delitem(prepare_module.CHECKSUMS, "val")
     with pytest.raises(DatasetError, match="not JSON"):
@@ -269,7 +270,7 @@ def test_file_names_that_leave_the_folder_are_refused(tmp_path: Path, server: Ph
         content = json.loads(path.read_text())
         content["images"][0]["filename"] = name
         path.write_text(json.dumps(content))
-        with pytest.raises(DatasetError, match="outside the dataset's folder"):
+        with pytest.raises(DatasetError, match=re.escape(repr(name)[:100])):
             prepare(tmp_path)
     assert not server.asked
 

@@ -99,7 +99,7 @@ def test_a_report_without_true_labels_has_no_miss_rate() -> None:
 
 @pytest.mark.parametrize("miss_rate", [0.0, 1.0])
 def test_bad_input_is_refused(miss_rate: float) -> None:
-    with pytest.raises(ValueError, match="between 0 and 1"):
+    with pytest.raises(ValueError, match=f"miss rate {miss_rate}"):
         miss_rate_threshold([[0.5]], [[1]], miss_rate=miss_rate)
     with pytest.raises(ValueError, match=r"\(N, K\)"):
         miss_rate_threshold([0.5], [1])

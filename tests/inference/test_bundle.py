@@ -277,7 +277,7 @@ def test_no_directory(tmp_path):
 
 def test_unknown_method_and_backbone_are_named(copy):
     edit_json(copy, method={"name": "intklip", "options": OPTIONS})
-    with pytest.raises(IntclipError, match="did you mean intclip"):
+    with pytest.raises(IntclipError, match=r"intklip.*intclip"):
         load_bundle(copy).build_method()
 
 
@@ -290,7 +290,7 @@ def test_own_checkpoint_is_asked_for_and_compared(tmp_path):
     bundle.build_method(weights)
     with pytest.raises(BundleError, match=r"mine\.pt"):
         bundle.build_method()
-    with pytest.raises(BundleError, match="is not the tiny file"):
+    with pytest.raises(BundleError, match=r"other\.pt.*tiny"):
         bundle.build_method(other)
 
 

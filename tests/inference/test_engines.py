@@ -232,11 +232,11 @@ def test_auto_is_openvino_on_a_cpu_and_torch_without_it(monkeypatch):
 def test_what_cannot_run_is_refused(monkeypatch):
     with pytest.raises(IntclipError, match="'tensorrt'"):
         choose_engine("tensorrt")
-    with pytest.raises(IntclipError, match="supports only the CPU"):
+    with pytest.raises(IntclipError, match=r"openvino.*'cuda'"):
         choose_engine("openvino", "cuda")
     with pytest.raises(IntclipError, match="f32"):
         compile_module(nn.Conv2d(3, 4, 3), pixels(1), engine="onnx", precision="bf16")
-    with pytest.raises(IntclipError, match="f16 is for GPUs"):
+    with pytest.raises(IntclipError, match=r"f16.*f32 or bf16"):
         compile_module(nn.Conv2d(3, 4, 3), pixels(1), engine="torch", precision="f16", device="cpu")
     with pytest.raises(IntclipError, match="nonsense"):
         compile_module(nn.Conv2d(3, 4, 3), pixels(1), engine="torch", device="nonsense")

@@ -169,7 +169,7 @@ def test_offline_and_unreachable_are_one_line(hub, bundle_path, monkeypatch):
     hub.refusal = 401
     with pytest.raises(StorageError, match="hf auth login"):
         push(bundle_path, REPOSITORY)
-    with pytest.raises(StorageError, match="check the network") as caught:
+    with pytest.raises(StorageError, match=r"127.0.0.1") as caught:
         push(bundle_path, REPOSITORY, endpoint="http://127.0.0.1:9")
     assert "\n" not in str(caught.value)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -182,7 +182,7 @@ def test_what_is_no_model_or_no_repository(hub, bundle_path, tmp_path):
     with pytest.raises(IntclipError, match="owner/name"):
         push(bundle_path, "tiny")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BundleError, match="not a bundle"):
+    with pytest.raises(BundleError, match=str(tmp_path / "empty")):
         push(tmp_path / "empty", REPOSITORY)
     with pytest.raises(IntclipError, match="lite"):
         push("lite", REPOSITORY)

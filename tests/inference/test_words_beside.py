@@ -101,7 +101,7 @@ def test_what_such_a_model_refuses(bundle, photos, tmp_path):
     kept = model.predict([photos[0], None, photos[1]], texts=["joy", "snow", None], errors="collect")
     assert [one.error is None for one in kept] == [True, False, True]
     np.testing.assert_allclose(kept[2].probabilities, forward(bundle.name, photos[1], None), atol=1e-5)
-    with pytest.raises(IntclipError, match="more photos than texts"):
+    with pytest.raises(IntclipError, match=r"photos.*texts"):
         model.predict(photos, texts=["joy"])
     with pytest.raises(IntclipError, match="text only together with a photo"):
         model.explain_words("joy", "class 0")

@@ -137,7 +137,7 @@ def test_votes_are_counted_and_repeatable(tiny_backbone: TinyBackbone) -> None:
 
 @pytest.mark.parametrize(("sigma", "n", "top"), [(0, 5, 1), (0.5, 0, 1), (0.5, 5, 0)])
 def test_smoothing_needs_positive_numbers(sigma: float, n: int, top: int, tiny_backbone: TinyBackbone) -> None:
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="sigma, n, top"):
         smoothing(build_method("prior", tiny_backbone, tiny_taxonomy(), {}), sigma, n, top=top)
 
 
@@ -151,7 +151,7 @@ def test_any_method_can_be_wrapped_but_not_itself(tiny_backbone: TinyBackbone) -
         expected = plain(tiny_backbone.features(pixels, plain.needs)).logits
         torch.testing.assert_close(wrapped({"pixels": pixels}).logits, expected)
         assert sorted(wrapped.own_state()) == sorted(f"inner.{key}" for key in plain.own_state())
-    with pytest.raises(RecipeError, match="cannot wrap itself"):
+    with pytest.raises(RecipeError, match=r"^multiguard "):
         build_method("multiguard", tiny_backbone, tiny_taxonomy(), {"method": "multiguard"})
 
 

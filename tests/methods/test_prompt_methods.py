@@ -130,7 +130,7 @@ def test_the_bias_takes_no_weight_decay_and_can_be_left_out(tiny_backbone: TinyB
     decay = {group.name: group.weight_decay_multiplier for group in built(tiny_backbone, "coop").parameter_groups()}
     assert decay == {"prompts": 1, "bias": 0}
     assert [group.name for group in built(tiny_backbone, "cocoop", bias=False).parameter_groups()] == ["prompts"]
-    with pytest.raises(RecipeError, match="no image moments"):
+    with pytest.raises(RecipeError, match=r"image moments.*neutral or auto"):
         built(tiny_backbone, "coop", scoring="moments")
 
 
@@ -252,5 +252,5 @@ def test_shots_keep_the_first_photos_of_each_label(tiny_backbone: TinyBackbone) 
     torch.testing.assert_close(kept.values, known[[0, 1, 3]])  # 0 and 2; then 1 and 3; then 4; no label is new after
     assert len(tip(tiny_backbone, shots=2).values) == 4  # the last two have labels that two photos have already
     nothing = built(tiny_backbone, "tip_adapter", cache={"shots": 1})
-    with pytest.raises(DatasetError, match="needs training photos with a label; there are none"):
+    with pytest.raises(DatasetError, match="Tip-Adapter"):
         nothing.prepare([(photos(tiny_backbone), torch.zeros(6, 5))])

@@ -98,10 +98,10 @@ def test_two_models_are_held_to_one_truth(tmp_path):
 
 def test_comparing_what_cannot_be_compared(tmp_path):
     first = read_evaluation(write(tmp_path / "a"))
-    with pytest.raises(DatasetError, match="no photo in common"):
+    with pytest.raises(DatasetError, match=r"^a and b .*photo"):
         same_photos(first, read_evaluation(write(tmp_path / "b", ids=[f"other {n}" for n in range(COUNT)])))
     renamed = read_evaluation(write(tmp_path / "c", names=list("vwxyz")))
-    with pytest.raises(DatasetError, match="different labels"):
+    with pytest.raises(DatasetError, match=r"^a and c .*labels"):
         same_photos(first, renamed)
     single = read_evaluation(write(tmp_path / "d", task="singlelabel"))
     for pair in ((first, single), (single, first)):

@@ -309,7 +309,7 @@ def test_where_nothing_listens_and_where_something_does():
     taken.close()
     with pytest.raises(IntclipError, match="'no such host'"):
         bind("no such host", 1)
-    with pytest.raises(ServiceError, match="is `intclip serve` running there"):
+    with pytest.raises(ServiceError, match=rf"127\.0\.0\.1:{port}.*`intclip serve`"):
         Client(f"http://127.0.0.1:{port}", attempts=1).models()
 
 
@@ -320,7 +320,7 @@ def test_an_address_of_ipv6_is_told_as_a_browser_takes_it():
 
 @pytest.mark.parametrize("url", ["http://[::1", "http://\n127.0.0.1:8000", "http://a..example", "127.0.0.1:8000"])
 def test_an_address_that_is_none_is_told_in_one_line(url):
-    with pytest.raises(ServiceError, match="is `intclip serve` running there") as refusal:
+    with pytest.raises(ServiceError, match="`intclip serve`") as refusal:
         Client(url).models()
     assert "\n" not in str(refusal.value)
 

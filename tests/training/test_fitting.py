@@ -94,11 +94,11 @@ def test_photo_alone_words_alone_and_both(model, home):
 def test_what_cannot_be_read(model, home):
     with pytest.raises(IntclipError, match="text 1: neither photo nor text"):
         model.predict([None], texts=[" "])
-    with pytest.raises(IntclipError, match="more photos than texts"):
+    with pytest.raises(IntclipError, match=r"photos.*texts"):
         model.predict([home[0] / "0.png"] * 2, texts=["one"])
-    with pytest.raises(IntclipError, match="more texts than photos"):
+    with pytest.raises(IntclipError, match=r"texts.*photos"):
         model.predict([home[0] / "0.png"], texts=["one", "two"])
-    with pytest.raises(IntclipError, match="images, texts, or both"):
+    with pytest.raises(IntclipError, match=r"images.*texts"):
         model.predict()
     found = model.predict([home[0] / "no.png", None], texts=["sea", "sea"], errors="collect")
     assert "no.png" in found[0].error
