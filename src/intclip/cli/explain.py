@@ -7,16 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO, cast
 
 import typer
 
-from intclip.cli.options import (
-    AsJson,
-    Device,
-    EngineOption,
-    LabelOptions,
-    ModelOption,
-    load_model,
-    with_options,
-    writable_file,
-)
+from intclip.cli.options import AsJson, ModelInFullPrecision, with_options, writable_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -70,23 +61,6 @@ class Drawing:
         return evidence, predictor.explain(photo, label, kind="negative") if self.kind == "prompts" else None
 
 
-@dataclass(frozen=True)
-class ExplainedModel(LabelOptions):
-    """A model and its engine, in full precision."""
-
-    model: ModelOption = "lite"
-    engine: EngineOption = "auto"
-    device: Device = "auto"
-
-    def load(self) -> "Predictor":
-        """Load the model.
-
-        Raises:
-            IntclipError: It cannot be loaded.
-        """
-        return load_model(self.model, self, engine=self.engine, device=self.device)
-
-
 @with_options
 def explain(
     photo: Annotated[str | None, typer.Argument(help="A photo; - reads it from standard input.")] = None,
@@ -104,7 +78,7 @@ def explain(
             "weights add up)."
         ),
     ] = "occlusion",
-    choice: ExplainedModel,
+    choice: ModelInFullPrecision,
     as_json: AsJson = False,
 ) -> None:
     """Show the evidence for a label in a photo and in a text.

@@ -132,21 +132,31 @@ class LabelOptions:
 
 
 @dataclass(frozen=True)
-class ModelChoice(LabelOptions):
-    """A model and its engine."""
+class ModelInFullPrecision(LabelOptions):
+    """A model and its engine, in full precision."""
 
     model: ModelOption = "lite"
     engine: EngineOption = "auto"
     device: Device = "auto"
-    precision: PrecisionOption = "f32"
 
-    def load(self) -> "Predictor":
+    def load(self, precision: Precision = "f32") -> "Predictor":
         """Load the model.
 
         Raises:
             IntclipError: It cannot be loaded.
         """
-        return load_model(self.model, self, engine=self.engine, device=self.device, precision=self.precision)
+        return load_model(self.model, self, engine=self.engine, device=self.device, precision=precision)
+
+
+@dataclass(frozen=True)
+class ModelChoice(ModelInFullPrecision):
+    """A model, its engine and precision."""
+
+    precision: PrecisionOption = "f32"
+
+    def load(self, precision: Precision | None = None) -> "Predictor":
+        """Load the model in its precision, or another one."""
+        return super().load(precision or self.precision)
 
     def options(self) -> "ModelOptions":
         """Describe the model for the manifest of a batch job."""

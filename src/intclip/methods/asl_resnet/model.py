@@ -5,7 +5,7 @@ plain.
 """
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from intclip.backbones.base import Backbone, Features
 from intclip.labels.taxonomy import Taxonomy
@@ -54,10 +54,6 @@ class AslResnet(Classifier):
         if maps:
             output.maps["fused"] = region_map(self.head, visual)
         return output
-
-    def loss(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """The asymmetric loss."""
-        return {"classification": self.options.loss(output.logits, targets)}
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return the groups "deep" (if trained) and "rest"."""
