@@ -29,7 +29,12 @@ def evaluate(
         bool, typer.Option("--per-class", help="Tune one threshold per label, on the split given by --thresholds.")
     ] = False,
     positive_share: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Smallest share of votes of a positive label.")
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Smallest share of votes of a positive label; default: the training's, else the dataset's.",
+        ),
     ] = None,
     taxonomy: Annotated[str | None, typer.Option(help="Labels of a zero-shot model; default: the dataset's.")] = None,
     corruptions: Annotated[
@@ -46,9 +51,8 @@ def evaluate(
 ) -> None:
     """Score a model on a labelled split.
 
-    Reports macro, micro and samples F1, mAP, every class, and 95 % intervals.
-    Thresholds are the model's (tuned on validation during training), a number, or tuned on
-    another split of the dataset, never on the scored one.
+    Reports macro, micro and samples F1, mAP, the figures of every class, and 95 % intervals. Thresholds are the
+    model's (tuned on validation during training), a number, or tuned on another split, never on the scored one.
 
     --corruptions scores the split 25 more times: JPEG, blur, noise, downscaling and screenshots at five
     strengths each. With --out it writes corruptions-SPLIT.json, .md and .png.

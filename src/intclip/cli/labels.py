@@ -130,8 +130,8 @@ def score(
     """Measure how well a taxonomy's texts rank photos.
 
     Ranks photos or descriptions without training. Each class ranks the items by cosine. mAP is the mean of exact
-    average precisions; F1 is taken where precision equals recall; ranking is label ranking average precision. Values
-    are percentages, in JSON fractions.
+    average precisions; F1 is taken where precision equals recall; ranking is label ranking average precision. The
+    table has percentages, JSON has fractions.
 
     intclip labels score intentonomy descriptions.json --labels annotations.json
 

@@ -37,7 +37,7 @@ def prototypes(
     checkpoint: Checkpoint = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw patches nearest to prototypes: do they show one concept?
+    """Draw the patches nearest to each prototype, to see whether they show one concept.
 
     Examples:
 

@@ -179,7 +179,7 @@ class Reading:
     )
     batch_size: BatchSize = 32
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads that decode photos; with Ray, worker processes.")
+        int | None, typer.Option(min=1, help="Threads that decode photos; with --runner ray, worker processes.")
     ] = None
 
 

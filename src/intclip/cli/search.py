@@ -76,7 +76,9 @@ def search(
     intent: Annotated[str | None, typer.Option(help="Find photos with a high probability of this label.")] = None,
     where: Annotated[
         list[str] | None,
-        typer.Option(help='Only photos such as "Natural beauty>0.5" or "Enjoy life" (at its threshold); repeatable.'),
+        typer.Option(
+            help='Only photos such as "Natural beauty>0.5" or "Enjoy life" (at its threshold); may be repeated.'
+        ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of results.")] = 10,
     as_json: AsJson = False,
