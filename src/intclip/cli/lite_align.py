@@ -33,9 +33,9 @@ def lite_align(
 
     intclip lite-align --data-root flickr8k --also wide --out lite.safetensors
 
-    intclip lite-align --data-root flickr8k --backbone lite2 --out lite2.safetensors
+    intclip lite-align --data-root photos --backbone lite2 --out my.safetensors
 
-    intclip lite-align --data-root my --train all.json --val "" --out my.safetensors
+    intclip lite-align --data-root my --val "" --out my.safetensors
     """
     from dataclasses import asdict
 
