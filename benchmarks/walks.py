@@ -9,6 +9,7 @@ too. To measure another working tree, put its `src` on PYTHONPATH.
 """
 
 import argparse
+import inspect
 import json
 import os
 import sys
@@ -34,8 +35,13 @@ def walk(run: Callable[[], object]) -> dict[str, int]:
 
     def tell(frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
-        # Comprehensions and module-level code are not functions that a reader looks up.
-        if event == "call" and code.co_filename.startswith(HOME) and not code.co_name.startswith("<"):
+        # Modules and class bodies run at import and comprehensions have no name: no functions that a reader looks up.
+        if (
+            event == "call"
+            and code.co_filename.startswith(HOME)
+            and code.co_flags & inspect.CO_OPTIMIZED
+            and not code.co_name.startswith("<")
+        ):
             entered.append((code.co_filename, code.co_firstlineno))
 
     threading.setprofile(tell)

@@ -7,8 +7,9 @@
 Heavy imports happen on first use of a name.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from intclip.lazy import lazy_names
 
 if TYPE_CHECKING:
     from intclip.inference.loading import load
@@ -18,21 +19,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Prediction", "Predictor", "__version__", "load"]
 
-_HOMES = {
-    "__version__": "intclip.version",
-    "Prediction": "intclip.inference.prediction",
-    "Predictor": "intclip.inference.predictor",
-    "load": "intclip.inference.loading",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use (PEP 562)."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'intclip' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "__version__": "version",
+        "Prediction": "inference.prediction",
+        "Predictor": "inference.predictor",
+        "load": "inference.loading",
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -3,8 +3,9 @@
 Names are imported on first use, so that `intclip.backbones.preprocess` does not need torch.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from intclip.lazy import lazy_names
 
 if TYPE_CHECKING:
     from intclip.backbones.base import Backbone, Features, ImageHead, TextTower
@@ -28,22 +29,19 @@ __all__ = [
     "tokenize",
 ]
 
-_HOMES = {
-    "Backbone": "base",
-    "ClipBackbone": "clip",
-    "Features": "base",
-    "ImageHead": "base",
-    "Preprocess": "preprocess",
-    "TextTower": "base",
-    "backbone_names": "registry",
-    "from_openai_state_dict": "checkpoints",
-    "load_backbone": "registry",
-    "random_backbone": "registry",
-    "tokenize": "tokenizer",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Backbone": "base",
+        "ClipBackbone": "clip",
+        "Features": "base",
+        "ImageHead": "base",
+        "Preprocess": "preprocess",
+        "TextTower": "base",
+        "backbone_names": "registry",
+        "from_openai_state_dict": "checkpoints",
+        "load_backbone": "registry",
+        "random_backbone": "registry",
+        "tokenize": "tokenizer",
+    },
+)

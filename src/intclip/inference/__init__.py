@@ -1,7 +1,8 @@
 """Inference: bundles, predictor, engines, export. Names are imported on first use."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from intclip.lazy import lazy_names
 
 if TYPE_CHECKING:
     from intclip.inference.bundle import Bundle, load_bundle, save_bundle
@@ -12,21 +13,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Bundle", "Engine", "Prediction", "Predictor", "compile_module", "load", "load_bundle", "save_bundle"]
 
-_HOMES = {
-    "Bundle": "bundle",
-    "Engine": "engines",
-    "Prediction": "prediction",
-    "Predictor": "predictor",
-    "compile_module": "engines",
-    "load": "loading",
-    "load_bundle": "bundle",
-    "save_bundle": "bundle",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Bundle": "bundle",
+        "Engine": "engines",
+        "Prediction": "prediction",
+        "Predictor": "predictor",
+        "compile_module": "engines",
+        "load": "loading",
+        "load_bundle": "bundle",
+        "save_bundle": "bundle",
+    },
+)
