@@ -239,7 +239,7 @@ def test_optimizer_goes_on_from_its_flat_state(name):
 
 def test_optimizer_state_of_another_model_is_refused():
     optim = optimizer(0.1)
-    with pytest.raises(CheckpointError, match=r"7\.momentum_buffer"):
+    with pytest.raises(CheckpointError, match=r"\(7\)"):
         restore_optimizer(optim, {"7.momentum_buffer": torch.zeros(1)}, {"state": {}, "param_groups": []})
 
 
