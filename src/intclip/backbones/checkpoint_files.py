@@ -28,7 +28,9 @@ def read_state_dict(path: Path) -> Mapping[str, object]:
         try:
             return load_file(path)
         except Exception as error:  # SafetensorError, or torch's errors about shapes and types
-            raise CheckpointError(f"{path} is not a safetensors file, or a damaged one: {reason(error)}") from error
+            raise CheckpointError(
+                f"{path} is not a safetensors file, or a damaged one: {reason(error)}; download or copy it again"
+            ) from error
     try:
         state = _read_torchscript(path) if _is_torchscript(path) else _load_weights(path)
     except Exception as error:  # damaged pickles and archives raise nearly anything

@@ -89,6 +89,8 @@ def load_backbone(
             raise CheckpointError(f"{ANY_SIZE} needs a checkpoint: pass its weights")
         near = difflib.get_close_matches(name, BUILDERS, n=1, cutoff=0.4)
         hint = f", did you mean {near[0]}" if near else ""
+        if Path(name).exists():
+            hint = f"; for weights of your own give the name {ANY_SIZE} and this as the checkpoint"
         raise CheckpointError(f"unknown backbone {name!r}{hint}; known: {', '.join(BUILDERS)}")
     if activation is None and regions == "tokens":
         return builder(name, checkpoint, split)
@@ -195,8 +197,7 @@ def _checked(found: Architecture, config: ModelConfig, wanted: _Wanted, weights:
     # With a family's name, given weights may have any size; CLIP's names imply a size.
     free = named is not None and named.family == found.family != "clip" and wanted.given
     if named is not None and not free and not named.same_sizes(found):
-        hint = f"; load it as {ANY_SIZE}" if named.family == found.family == "clip" else ""
-        raise CheckpointError(f"{weights} has a CLIP of the kind {found.label}, not {wanted.name}{hint}")
+        raise CheckpointError(f"{weights} holds {found.label}, not {wanted.name}; load it as {ANY_SIZE}, for any tower")
     return found
 
 

@@ -45,7 +45,8 @@ def models(as_json: AsJson = False) -> None:
     """List available models with their sizes and uses.
 
     Models are embedded, downloaded, or on the hub. Downloads nothing. Your own models (`intclip train`, `intclip
-    fit`) are folders; pass their path.
+    fit`) are folders; pass their path. Your own weights of any listed family: `--model zero-shot:CLIP --checkpoint
+    FOLDER`.
 
     intclip models
 

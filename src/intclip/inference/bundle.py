@@ -34,6 +34,7 @@ JSON_FILE = "bundle.json"
 WEIGHTS_FILE = "weights.safetensors"
 MAX_JSON_BYTES = 16 * 2**20
 _WANTED = "give the folder of a bundle, as `intclip train` writes it, or download it again"
+_PASS = "pass the original weights as `checkpoint` (--checkpoint FILE or FOLDER)"
 
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -185,9 +186,8 @@ class Bundle:
         if identity.weights not in (None, backbone.identity()):
             raise BundleError(
                 f"{self.path} was trained on other {identity.name} weights than "
-                f"{source or 'those found here'} (different content, activation or number of heads); pass the original "
-                "ones as checkpoint"
-                f"{self._trained_over()}"
+                f"{source or 'those found here'} (different content, activation or number of heads); "
+                f"{_PASS}{self._trained_over()}"
             )
         backbone.take(self.info.preprocessing)  # a recipe may use other preprocessing than the backbone's
         method = build_method(self.info.method.name, backbone, self.taxonomy, self.info.method.options)
@@ -219,8 +219,7 @@ class Bundle:
                 return None if trained is None else trained.name
             if local_weights(identity.name) is None:
                 raise BundleError(
-                    f"{self.path} was trained on your own {identity.name} weights; pass them as checkpoint"
-                    f"{self._trained_over()}"
+                    f"{self.path} was trained on your own {identity.name} weights; {_PASS}{self._trained_over()}"
                 )
             return None
         file = Path(checkpoint)
@@ -231,8 +230,8 @@ class Bundle:
             and sha256_file(file) != trained.sha256
         ):
             raise BundleError(
-                f"{checkpoint} is not the {identity.name} file that {self.path} was trained on; pass that one"
-                f"{self._trained_over()}"
+                f"{checkpoint} is not the {identity.name} file that {self.path} was trained on; "
+                f"{_PASS}{self._trained_over()}"
             )
         return os.fspath(checkpoint)
 
