@@ -273,6 +273,10 @@ class TestByName:
         with pytest.raises(CheckpointError, match=r"RN50\.safetensors.*ViT-B/32.*RN50"):
             load_backbone("RN50", checkpoint=path)
 
+    def test_a_folder_as_the_name_is_told_where_it_belongs(self, tmp_path):
+        with pytest.raises(CheckpointError, match=f"{tmp_path}.*CLIP.*checkpoint"):
+            load_backbone(str(tmp_path))
+
     def test_unknown_names(self):
         with pytest.raises(CheckpointError, match=r"'ViT-B32'.*did you mean ViT-B/32.*lite, lite2, lite\+lite2"):
             load_backbone("ViT-B32")
