@@ -1,7 +1,6 @@
 """The three diagnostic commands of MCCL on a tiny backbone."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ from PIL import Image
 
 from fakes import TinyBackbone, tiny_taxonomy
 from intclip.backbones import registry
-from intclip.cli.main import main
 from intclip.data.sample import Dataset, Sample
 from intclip.errors import IntclipError
 from intclip.evidence.label_attention import LabelAttention, contrasting, label_attention, overlap
@@ -59,18 +57,6 @@ def bundle(photos: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path
     path = tmp_path_factory.mktemp("bundles") / "mccl"
     save_bundle(path, method, thresholds=0.5)
     return path
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["intclip", *map(str, arguments)])
-        with pytest.raises(SystemExit) as leaving:
-            main()
-        captured = capsys.readouterr()
-        return leaving.value.code, captured.out, captured.err
-
-    return run
 
 
 def test_nearest_patches_equal_a_search_over_everything(bundle: Path, photos: list[Path], tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def ablate(
 
     intclip ablate table5 --recipe proxy-lite --set data.name=memes --out memes
     """
-    from intclip.cli.common import parse_seeds, shell_command
+    from intclip.cli.common import parse_seeds, print_json, shell_command
     from intclip.cli.train import with_data_root
     from intclip.data.registry import load_dataset
     from intclip.errors import RecipeError, TrainingError
@@ -94,10 +94,9 @@ def ablate(
     protocol = describe_protocol(cells, dataset)
     paths = write_tables(out, study, chosen, table, command=shell_command(), protocol=protocol)
     if as_json:
-        import json
-
-        metrics = chosen.metrics
-        print(json.dumps([{"row": r.name, "paper": r.paper, "ours": {m: r.values(m) for m in metrics}} for r in table]))
+        print_json(
+            [{"row": row.name, "paper": row.paper, "ours": {m: row.values(m) for m in chosen.metrics}} for row in table]
+        )
     else:
         print(paths[0].read_text(encoding="utf-8"), end="")
         print(f"\nWritten: {', '.join(map(str, paths))}")

@@ -121,9 +121,9 @@ def batch(
 
 def _print(content: dict[str, Any], as_json: bool, lines: Any) -> None:
     if as_json:
-        import json
+        from intclip.cli.common import print_json
 
-        print(json.dumps(content, ensure_ascii=False))
+        print_json(content)
         return
     print("\n".join(lines(content)), file=sys.stdout)
 

@@ -1,6 +1,5 @@
 """`intclip benchmark`: speed of a model on this machine."""
 
-import json
 import sys
 from typing import Annotated
 
@@ -44,6 +43,7 @@ def benchmark(
 
     intclip benchmark runs/my-model --photos album/ --json > speed.json
     """
+    from intclip.cli.common import print_json
     from intclip.data.images import find_images
     from intclip.errors import IntclipError
     from intclip.inference.loading import load
@@ -64,7 +64,7 @@ def benchmark(
     )
     report = {"model": model, "precision": precision, **report}
     if as_json:
-        print(json.dumps(report, indent=2, ensure_ascii=False))
+        print_json(report)
     else:
         _print_table(report)
 

@@ -1,4 +1,4 @@
-"""Parts shared by commands: dataset options, messages about numbers, tables, progress bars."""
+"""Parts shared by commands: dataset options, messages about numbers, JSON, tables, progress bars."""
 
 import json
 import re
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     import typer
@@ -176,6 +176,12 @@ def program() -> str:
     called = sys.argv[0]
     here = Path(called).name == "intclip" and shutil.which("intclip") != called
     return shlex.quote(called) if here else "intclip"
+
+
+def print_json(content: object, file: TextIO | None = None) -> None:
+    """Print the result of `--json`; characters that standard output cannot encode are escaped."""
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    print(text if can_print(text) else json.dumps(content, indent=1), file=file)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

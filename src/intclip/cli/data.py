@@ -1,12 +1,11 @@
 """`intclip data list`, `show`, `prepare` and `check`."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from intclip.cli.common import load_named_dataset, print_table, progress_bar
+from intclip.cli.common import load_named_dataset, print_json, print_table, progress_bar
 from intclip.cli.options import AsJson, DataOptions, DataRoot, writable_folder
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ def list_datasets(as_json: AsJson = False) -> None:
             {"name": name, "summary": entry.summary, "taxonomy": entry.taxonomy, "terms": entry.terms}
             for name, entry in DATASETS.items()
         ]
-        print(json.dumps(rows, indent=1))
+        print_json(rows)
         return
     print_table(
         ("name", "what", "taxonomy", "terms"),
@@ -70,7 +69,7 @@ def show(name: Name, data_root: DataRoot = None, options: DataOptions = None, as
             "positives": counts.positives,
             "samples": samples,
         }
-        print(json.dumps(facts, indent=1, ensure_ascii=False))
+        print_json(facts)
         return
     print(f"{dataset.name}: {dataset.task}, {len(dataset.taxonomy)} labels ({dataset.taxonomy.name})")
     _print_splits(counts)
@@ -128,7 +127,10 @@ def prepare(
             retry_gone=retry_gone,
             on_progress=on_progress,
         )
-    print(json.dumps(report.to_dict(), indent=1, ensure_ascii=False) if as_json else report.summary())
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        print(report.summary())
 
 
 @app.command()
@@ -161,7 +163,7 @@ def check(
 
         drawn = draw(found, plots)
     if as_json:
-        print(json.dumps({**found.to_dict(), "plots": [str(path) for path in drawn]}, indent=1, ensure_ascii=False))
+        print_json({**found.to_dict(), "plots": [str(path) for path in drawn]})
         return
     _print_check(found, photos)
     for path in drawn:

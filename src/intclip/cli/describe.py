@@ -44,9 +44,7 @@ def describe(
 
     intclip fit posts.jsonl --out models/mine  # after adding a column labels
     """
-    import json
-
-    from intclip.cli.common import print_written, progress_bar
+    from intclip.cli.common import print_json, print_written, progress_bar
     from intclip.data.describing import Price, describe_photos, is_local, photo_prompt, privacy_statement
     from intclip.data.images import find_images
     from intclip.errors import IntclipError, StorageError
@@ -92,7 +90,7 @@ def describe(
     if as_json:
         facts = {"out": str(out) if rows else None, "described": len(rows), "asked": fresh, "cached": len(rows) - fresh}
         errors = {one.photo: one.error for one in failed}
-        print(json.dumps(facts | {"cost_at_most": fresh * price.per_photo, "errors": errors}, ensure_ascii=False))
+        print_json(facts | {"cost_at_most": fresh * price.per_photo, "errors": errors})
     elif rows:
         cost = f", at most {fresh * price.per_photo:.4f} spent" if price.per_photo else ""
         print_written(out, f"{len(rows)} descriptions, {len(rows) - fresh} of them from the cache{cost}")

@@ -32,8 +32,7 @@ def distill(
 
     intclip distill zero-shot:ViT-L/14 photos/ --out runs/small
     """
-    import json
-
+    from intclip.cli.common import print_json
     from intclip.inference.loading import load
     from intclip.inference.pipeline import expand
     from intclip.training.distill import distill as run
@@ -42,7 +41,7 @@ def distill(
     paths = [Path(photo) for photo in expand(photos) if isinstance(photo, str | Path)]
     found = run(model, paths, out, recipe=recipe, overrides=overrides or [], resume=resume)
     if as_json:
-        print(json.dumps({"out": str(out), "photos": found.photos, "agreement": found.agreement}))
+        print_json({"out": str(out), "photos": found.photos, "agreement": found.agreement})
         return
     same = {name: 100 * value for name, value in found.agreement.items()}
     print(

@@ -70,7 +70,7 @@ def evaluate(
     import json
     from dataclasses import replace
 
-    from intclip.cli.common import parse_options
+    from intclip.cli.common import parse_options, print_json
     from intclip.data.registry import DATASETS, KINDS, load_dataset
     from intclip.errors import DatasetError, RecipeError
     from intclip.evaluation.corruptions import corruption_curves, draw_curves, render_curves
@@ -116,7 +116,7 @@ def evaluate(
             write_text(out / f"corruptions-{split}.md", render_curves(curves, title))
             draw_curves(curves, out / f"corruptions-{split}.png", title)
     if as_json:
-        print(json.dumps(result.report | ({"corruptions": curves} if curves else {}), indent=1))
+        print_json(result.report | ({"corruptions": curves} if curves else {}))
     else:
         print(render(result.report, result.task, title), end="")
         print(f"\n{render_curves(curves, title)}" if curves else "", end="")

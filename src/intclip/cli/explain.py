@@ -99,9 +99,7 @@ def explain(
 
     intclip explain photo.jpg --text "what a great day" --model models/mine
     """
-    import json
-
-    from intclip.cli.common import spare_inputs
+    from intclip.cli.common import print_json, spare_inputs
     from intclip.cli.words import print_words
     from intclip.data.images import read_image
     from intclip.errors import IntclipError, StorageError
@@ -137,7 +135,7 @@ def explain(
         if not as_json and messages is sys.stdout:
             print_words(weights)
     if as_json:
-        print(json.dumps(facts, ensure_ascii=False), file=messages)
+        print_json(facts, messages)
 
 
 def _one_photo(photo: str) -> "ImageInput":

@@ -47,9 +47,7 @@ def fit(
 
     intclip fit posts.jsonl --taxonomy intentonomy --out models/mine
     """
-    import json
-
-    from intclip.cli.common import load_named_dataset, parse_options, progress_bar
+    from intclip.cli.common import load_named_dataset, parse_options, print_json, progress_bar
     from intclip.errors import IntclipError, StorageError
     from intclip.methods.post_heads.model import PostHeadsOptions
     from intclip.methods.post_heads.selection import ANCHORS, ENSEMBLE
@@ -87,7 +85,7 @@ def fit(
     write_fitted(fitted, out, data=place, overwrite=overwrite)
     if as_json:
         facts = {"out": str(out), "posts": len(fitted.ids), "labels": len(dataset.taxonomy)}
-        print(json.dumps(facts | fitted.metrics() | {"seconds": fitted.seconds}, indent=1, ensure_ascii=False))
+        print_json(facts | fitted.metrics() | {"seconds": fitted.seconds})
         return
     _print(fitted, out)
 

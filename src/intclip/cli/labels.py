@@ -1,6 +1,5 @@
 """`intclip labels list`, `show`, `check`, `score` and `integrate`."""
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from intclip.cli.common import load_named_dataset, print_table, progress_bar
+from intclip.cli.common import load_named_dataset, print_json, print_table, progress_bar
 from intclip.cli.options import AsJson, Checkpoint, DataOptions, DataRoot, Overwrite, writable_file
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ def list_taxonomies(as_json: AsJson = False) -> None:
             {"name": t.name, "levels": _level_sizes(t), "exclusive": t.exclusive, "source": t.source}
             for t in taxonomies
         ]
-        print(json.dumps(facts, indent=1, ensure_ascii=False))
+        print_json(facts)
         return
     rows = [(t.name, _levels(t), "one" if t.exclusive else "any number") for t in taxonomies]
     print_table(("name", "levels", "labels per photo"), rows)
@@ -51,7 +50,7 @@ def show(
     """
     taxonomy = _load(name)
     if as_json:
-        print(json.dumps(taxonomy.to_dict(), indent=1, ensure_ascii=False))
+        print_json(taxonomy.to_dict())
         return
     texts = dict(zip(taxonomy.names, taxonomy.sentences(sentences), strict=True))
     print(f"{taxonomy.name}: {_levels(taxonomy)}. {taxonomy.source}".rstrip())
@@ -98,7 +97,7 @@ def check(name: Name, as_json: AsJson = False) -> None:
             "written": list(taxonomy.written),
             "advice": advice,
         }
-        print(json.dumps(facts, indent=1, ensure_ascii=False))
+        print_json(facts)
         return
     for line in advice:
         print(f"advice: {line}")
@@ -166,7 +165,7 @@ def score(
             | {"macro_f1": s.macro_f1, "ranking": s.ranking, "per_class": s.per_class}
             for s in scores.forms
         ]
-        print(json.dumps({**facts, "forms": forms}, indent=1, ensure_ascii=False))
+        print_json({**facts, "forms": forms})
         return
     left_out = f" ({scores.left_out} left out)" if scores.left_out else ""
     print(f"{taxonomy.name} on {data}: {scores.items} items{left_out}, backbone {backbone}, percent")
@@ -277,7 +276,7 @@ def integrate(
     messages = sys.stderr if is_stdout(out) else sys.stdout
     if as_json:
         facts = {"out": str(out), "answers": str(kept), "forms": report}
-        print(json.dumps(facts, indent=1, ensure_ascii=False), file=messages)
+        print_json(facts, messages)
         return
     for facts in report:
         asked = f"{facts['asked']} answers requested, {facts['cached']} cached"

@@ -1,6 +1,5 @@
 """`intclip lite-align`."""
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Literal
@@ -39,7 +38,7 @@ def lite_align(
     """
     from dataclasses import asdict
 
-    from intclip.cli.common import progress_bar
+    from intclip.cli.common import print_json, progress_bar
     from intclip.training.captioned import Progress
     from intclip.training.lite_align import align, load_align_recipe
 
@@ -52,7 +51,7 @@ def lite_align(
 
         report = align(data_root, out, chosen, files=(train, val or None), also=also, name=backbone, progress=bar)
     if as_json:
-        print(json.dumps(asdict(report), indent=1))
+        print_json(asdict(report))
         return
     print(f"{out}: {report.photos} photos, {report.captions} captions, last loss {report.loss:.3f}")
     if report.recall is not None:

@@ -45,7 +45,7 @@ def prototypes(
 
     intclip mccl prototypes runs/mccl photos/ --label "Natural beauty" --count 5
     """
-    from intclip.cli.common import progress_bar
+    from intclip.cli.common import print_json, progress_bar
     from intclip.data.images import find_images
     from intclip.evidence.prototypes import choose_prototypes, draw_prototypes, nearest_patches
 
@@ -57,7 +57,7 @@ def prototypes(
     draw_prototypes(method, found, out)
     in_use = {number: (used, method.options.pool.prototypes) for number, used in method.prototypes_in_use().items()}
     if as_json:
-        _print_json(
+        print_json(
             {
                 "picture": str(out),
                 "in_use": {number: used for number, (used, _) in in_use.items()},
@@ -102,6 +102,7 @@ def attention(
 
     intclip mccl attention runs/mccl beach.jpg --label Health --label Harmony
     """
+    from intclip.cli.common import print_json
     from intclip.evidence.label_attention import contrasting, draw_attention, label_attention, overlap
 
     method = _load(run, checkpoint)
@@ -110,7 +111,7 @@ def attention(
     draw_attention(method, photo, chosen, out)
     pairs = [(a, b, overlap(a, b)) for i, a in enumerate(chosen) for b in chosen[i + 1 :]]
     if as_json:
-        _print_json(
+        print_json(
             {
                 "picture": str(out),
                 "labels": {item.label: item.probability for item in chosen},
@@ -148,7 +149,7 @@ def momentum(
     """
     from dataclasses import asdict
 
-    from intclip.cli.common import parse_seeds, shell_command
+    from intclip.cli.common import parse_seeds, print_json, shell_command
     from intclip.cli.train import with_data_root
     from intclip.errors import RecipeError, TrainingError
     from intclip.files import write_text
@@ -169,7 +170,7 @@ def momentum(
     text = render(results, shell_command())
     write_text(out / "momentum.md", text)
     if as_json:
-        _print_json([asdict(result) for result in results])
+        print_json([asdict(result) for result in results])
     else:
         print(text, end="")
     if failures:
@@ -194,9 +195,3 @@ def _reporting(paths: list[Path], tell: "Callable[[int, int], None] | None") -> 
         if tell is not None:
             tell(done, len(paths))
         yield path
-
-
-def _print_json(content: object) -> None:
-    import json
-
-    print(json.dumps(content))

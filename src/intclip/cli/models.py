@@ -1,6 +1,5 @@
 """`intclip models`."""
 
-import json
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -25,7 +24,7 @@ _CLIP = {
 
 
 @dataclass(frozen=True)
-class Found:
+class ListedModel:
     """A model that `load` accepts.
 
     Attributes:
@@ -52,19 +51,19 @@ def models(as_json: AsJson = False) -> None:
 
     intclip predict photo.jpg --model zero-shot:ViT-B/32
     """
+    from intclip.cli.common import print_json, print_table
+
     found = find_models()
     if as_json:
-        print(json.dumps([asdict(one) for one in found], indent=1))
+        print_json([asdict(one) for one in found])
         return
-    from intclip.cli.common import print_table
-
     rows = [(one.model, one.where, f"{one.megabytes:,}", one.use) for one in found]
     print_table(("model", "where", "MB", "good for"), rows)
     if any(one.where == "missing" for one in found):
         print("missing: pip install 'intclip[lite2]'")
 
 
-def find_models() -> list[Found]:
+def find_models() -> list[ListedModel]:
     """List all models that `load` accepts by name, by checking files only."""
     from intclip.backbones.hub_files import HUB_FILES, PUBLISHED
     from intclip.backbones.lite_towers import LITE_BACKBONES, LITE_TOWERS, TEXT_PACKAGE, package_folder
@@ -76,19 +75,19 @@ def find_models() -> list[Found]:
         try:
             towers = [package_folder(LITE_TOWERS[tower].package) / LITE_TOWERS[tower].file for tower in embedded.towers]
             text = package_folder(TEXT_PACKAGE) / "model" / "model.safetensors"
-            rows.append(Found(name, "embedded", _megabytes([*towers, text, embedded.projection]), _LITE[name]))
+            rows.append(ListedModel(name, "embedded", _megabytes([*towers, text, embedded.projection]), _LITE[name]))
         except CheckpointError:
-            rows.append(Found(name, "missing", 0, _LITE[name]))
+            rows.append(ListedModel(name, "missing", 0, _LITE[name]))
     for name, folder in SHORT_NAMES.items():
         use = "16 intents from Flickr8k's captions, trained on lite"
-        rows.append(Found(name, "embedded", _megabytes((BUNDLES / folder).iterdir()), use))
+        rows.append(ListedModel(name, "embedded", _megabytes((BUNDLES / folder).iterdir()), use))
     for name, file in HUB_FILES.items():
         path = _local(name, file)
         size = round(4 * PUBLISHED[name].parameters) if path is None else _megabytes([path])
         use = _CLIP.get(name, "any labels")
         about = PUBLISHED[name]
         use = f"{use}; {about.size} pixels, {about.languages}, {about.licence}"
-        rows.append(Found(f"zero-shot:{name}", "hub" if path is None else "cache", size, use))
+        rows.append(ListedModel(f"zero-shot:{name}", "hub" if path is None else "cache", size, use))
     return rows
 
 

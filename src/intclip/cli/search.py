@@ -41,13 +41,12 @@ def index(
 
     intclip index intents/ --out photos.index  # a batch job
     """
-    import json
     from dataclasses import asdict
     from functools import partial
 
     from intclip.batch.job import JobOptions
     from intclip.batch.run import run_job
-    from intclip.cli.common import progress_bar
+    from intclip.cli.common import print_json, progress_bar
     from intclip.search.index import update_index
 
     with progress_bar("indexing") as report:
@@ -61,7 +60,7 @@ def index(
             run=partial(run_job, runner=runner, workers=reading.workers, on_progress=report),
         )
     if as_json:
-        print(json.dumps(asdict(found)))
+        print_json(asdict(found))
         return
     print(
         f"{out}: {found.photos:,} photos ({found.computed:,} new or changed, {found.kept:,} kept, "
@@ -93,9 +92,7 @@ def search(
 
     intclip search photos.index --intent "Enjoy life" --where "In love<0.3"
     """
-    import json
-
-    from intclip.cli.common import printable
+    from intclip.cli.common import print_json, printable
     from intclip.errors import IntclipError
     from intclip.search.query import PhotoIndex
 
@@ -115,7 +112,7 @@ def search(
             {"path": h.path, "score": h.score, "scores": dict(zip(names, h.probabilities.tolist(), strict=True))}
             for h in hits
         ]
-        print(json.dumps(rows, ensure_ascii=False))
+        print_json(rows)
         return
     for hit in hits:
         best = (-hit.probabilities).argsort(kind="stable")[:_SHOWN]

@@ -45,6 +45,7 @@ def train(
 
     intclip train paper --set method.name=dualcoop --show
     """
+    from intclip.cli.common import print_json
     from intclip.errors import RecipeError
     from intclip.training.recipe import builtin_recipes, load_recipe
     from intclip.training.recipe_file import describe_recipe, dump_recipe
@@ -64,9 +65,7 @@ def train(
 
     result = run(chosen, out or Path("runs") / chosen.name, resume)
     if as_json:
-        import json
-
-        print(json.dumps(result.metrics, indent=1))
+        print_json(result.metrics)
         return
     from intclip.evaluation.report import render_run
 
