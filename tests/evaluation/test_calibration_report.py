@@ -14,7 +14,7 @@ from intclip.cli.main import app
 from intclip.errors import DatasetError
 from intclip.evaluation.calibration import apply_temperature, reliability_curve
 from intclip.evaluation.calibration_report import (
-    Predictions,
+    SavedPredictions,
     calibration_report,
     fitted_temperature,
     read_predictions,
@@ -29,12 +29,12 @@ from tiny_models import write_bundle
 LABELS = [f"label {k}" for k in range(6)]
 
 
-def predictions(photos: int = 4000, temperature: float = 1.0, seed: int = 0) -> Predictions:
+def predictions(photos: int = 4000, temperature: float = 1.0, seed: int = 0) -> SavedPredictions:
     """Targets drawn from the true probabilities; scores are those at another temperature."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(-1, 1.5, (photos, len(LABELS)))
     targets = (rng.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(np.float64)
-    return Predictions(LABELS, 1 / (1 + np.exp(-logits / temperature)), targets)
+    return SavedPredictions(LABELS, 1 / (1 + np.exp(-logits / temperature)), targets)
 
 
 def test_calibrated_scores_keep_an_error_of_sampling_size():
@@ -94,7 +94,7 @@ def test_labels_of_their_own_level_need_thresholds_of_their_own():
     level = np.array([0.2, 0.2, 0.2, 0.8, 0.8, 0.8])  # where a label's positive and negative scores separate
     targets = (rng.random((800, 6)) < 0.3).astype(np.float64)
     scores = np.clip(level + np.where(targets > 0, 0.1, -0.1) + rng.normal(0, 0.04, targets.shape), 0, 1)
-    kinds = calibration_report(Predictions(LABELS, scores, targets), shrinkage=1e9)["thresholds"]
+    kinds = calibration_report(SavedPredictions(LABELS, scores, targets), shrinkage=1e9)["thresholds"]
     assert kinds["per class"]["macro_f1"] > 0.97
     assert kinds["per class"]["macro_f1"] > kinds["global"]["macro_f1"] + 0.2
     np.testing.assert_allclose(kinds["per class, shrunk"]["threshold"], kinds["global"]["threshold"], atol=1e-5)
@@ -138,7 +138,7 @@ def test_one_label_a_photo_is_calibrated_by_a_softmax():
     logits = rng.normal(0, 1.5, (4000, 5))
     truth = softmax(logits, axis=1)
     labels = (truth.cumsum(axis=1) > rng.random((4000, 1))).argmax(axis=1)
-    given = Predictions(LABELS[:5], softmax(3 * logits, axis=1), np.eye(5)[labels], exclusive=True)
+    given = SavedPredictions(LABELS[:5], softmax(3 * logits, axis=1), np.eye(5)[labels], exclusive=True)
     report = calibration_report(given)
     assert report["temperature"] == pytest.approx(3, rel=0.06)
     assert report["calibration"]["temperature"]["ece"] < 0.02 < 0.08 < report["calibration"]["none"]["ece"]
@@ -157,7 +157,7 @@ def test_a_written_temperature_shows_everywhere(tmp_path):
     """Regression: the page of a run showed the previous thresholds and calibration error."""
     run, taxonomy = tmp_path / "run", tiny_taxonomy()
     given = predictions(2000, temperature=0.4)
-    given = Predictions(list(taxonomy.names), given.scores[:, :5], given.targets[:, :5])
+    given = SavedPredictions(list(taxonomy.names), given.scores[:, :5], given.targets[:, :5])
     write_bundle(run / "bundle", thresholds=[0.6] * 5)
     ids = [str(row) for row in range(2000)]
     scores = Scores(ids, given.scores.astype(np.float32), given.targets.astype(np.float32), [])
@@ -186,7 +186,7 @@ def test_a_written_temperature_shows_everywhere(tmp_path):
 def test_without_positives_or_negatives_nothing_is_fitted(everywhere):
     given = predictions(40)
     with pytest.raises(DatasetError, match="temperature"):
-        fitted_temperature(Predictions(given.labels, given.scores, np.full_like(given.targets, everywhere)))
+        fitted_temperature(SavedPredictions(given.labels, given.scores, np.full_like(given.targets, everywhere)))
     given.targets[:, 2] = everywhere
     report = calibration_report(given)
     assert report["lacking"] == [LABELS[2]]

@@ -22,7 +22,7 @@ from intclip.labels.reading import parse_taxonomy
 from intclip.serving.app import training
 from intclip.serving.app.own_labels import MOST_LABELS, OwnLabels, make_taxonomy
 from intclip.serving.app.routes import PREVIEW_SIDE, create_app, photo_names
-from intclip.serving.app.training import Trainer, photo_file
+from intclip.serving.app.training import BackgroundTrainer, photo_file
 from intclip.serving.batcher import Batcher
 from intclip.serving.settings import Settings
 
@@ -284,7 +284,7 @@ def test_names_that_are_taken_are_numbered_and_a_closed_app_stops_training(tmp_p
 
     monkeypatch.setattr(training, "_fit", fit)
     batcher = Batcher({"mine": WatchedPredictor()})
-    trainer, photos = Trainer(batcher, tmp_path), tempfile.TemporaryDirectory()
+    trainer, photos = BackgroundTrainer(batcher, tmp_path), tempfile.TemporaryDirectory()
     (Path(photos.name) / photo_file(0)).write_bytes(b"")
     assert trainer._free("mine") == "mine-3"
     trainer.start([training.CorrectedPhoto(name="a", labels=[])], photos, None, "mine")

@@ -39,7 +39,7 @@ _MAPS = {"none": "uncalibrated", "temperature": "temperature", "isotonic": "isot
 
 
 @dataclass(frozen=True)
-class Predictions:
+class SavedPredictions:
     """Saved predictions of one split.
 
     Attributes:
@@ -54,7 +54,7 @@ class Predictions:
     targets: Floats
     exclusive: bool = False
 
-    def subset(self, rows: npt.NDArray[np.int64]) -> "Predictions":
+    def subset(self, rows: npt.NDArray[np.int64]) -> "SavedPredictions":
         """Select some photos."""
         return replace(self, scores=self.scores[rows], targets=self.targets[rows])
 
@@ -65,7 +65,7 @@ class Predictions:
         return [name for k, name in enumerate(self.labels) if not (positive[:, k].any() and negative[:, k].any())]
 
 
-def read_predictions(path: Path) -> Predictions:
+def read_predictions(path: Path) -> SavedPredictions:
     """Read a file of `write_predictions`.
 
     Raises:
@@ -87,7 +87,7 @@ def read_predictions(path: Path) -> Predictions:
 
     scores, targets = columns([names[label] for label in labels]), columns([_TARGET + label for label in labels])
     exclusive = bool(np.allclose(scores.sum(axis=1), 1, atol=1e-3) and (np.nansum(targets, axis=1) <= 1 + 1e-3).all())
-    return Predictions(labels, scores, targets, exclusive)
+    return SavedPredictions(labels, scores, targets, exclusive)
 
 
 def positive_share_of(predictions: Path) -> float:
@@ -114,7 +114,7 @@ def _report_of(predictions: Path) -> Report:
         raise DatasetError(f"{path} cannot be read ({reason(error)}); evaluate again, or remove it") from error
 
 
-def fitted_temperature(predictions: Predictions) -> float:
+def fitted_temperature(predictions: SavedPredictions) -> float:
     """Fit the temperature of these predictions; see `intclip.evaluation.calibration.fit_temperature`.
 
     Raises:
@@ -168,7 +168,7 @@ def write_temperature(run: Path, temperature: float) -> list[str]:
 
 
 def calibration_report(
-    predictions: Predictions,
+    predictions: SavedPredictions,
     *,
     miss_rate: float = 0.1,
     shrinkage: float = 10,
@@ -322,14 +322,14 @@ def _calibration(scores: Floats, targets: Floats, bins: int) -> dict[str, Any]:
     }
 
 
-def _halves(predictions: Predictions, generator: np.random.Generator) -> tuple[Predictions, Predictions]:
+def _halves(predictions: SavedPredictions, generator: np.random.Generator) -> tuple[SavedPredictions, SavedPredictions]:
     order = generator.permutation(len(predictions.scores)).astype(np.int64)
     half = len(order) // 2
     return predictions.subset(order[:half]), predictions.subset(order[half:])
 
 
 def _sets_over_halves(
-    predictions: Predictions, generator: np.random.Generator, miss_rate: float, share: float
+    predictions: SavedPredictions, generator: np.random.Generator, miss_rate: float, share: float
 ) -> dict[str, Any]:
     covered: dict[str, list[float]] = {}
     for _ in range(_HALVES):
@@ -342,7 +342,7 @@ def _sets_over_halves(
     }
 
 
-def _sets(fit: Predictions, held: Predictions, miss_rate: float, share: float) -> dict[str, Any]:
+def _sets(fit: SavedPredictions, held: SavedPredictions, miss_rate: float, share: float) -> dict[str, Any]:
     promises: dict[str, float | Floats] = {
         "per photo": miss_rate_threshold(fit.scores, fit.targets, miss_rate=miss_rate, positive_share=share),
         "per class": class_miss_rate_thresholds(fit.scores, fit.targets, miss_rate=miss_rate, positive_share=share),
@@ -363,7 +363,7 @@ def _sets(fit: Predictions, held: Predictions, miss_rate: float, share: float) -
     return rows
 
 
-def _thresholds(fit: Predictions, held: Predictions, shrinkage: float, share: float) -> dict[str, Any]:
+def _thresholds(fit: SavedPredictions, held: SavedPredictions, shrinkage: float, share: float) -> dict[str, Any]:
     kinds: dict[str, float | Floats] = {
         "global": tune_threshold(fit.scores, fit.targets, positive_share=share),
         "per class": tune_threshold(fit.scores, fit.targets, per_class=True, positive_share=share),

@@ -51,7 +51,7 @@ from intclip.serving.schema import REFUSALS, UNKNOWN, explain_body, predict_body
 from intclip.serving.settings import Settings
 from intclip.version import __version__
 
-Found = TypeVar("Found")
+Answered = TypeVar("Answered")
 
 _LATER = {"Retry-After": "5"}
 
@@ -245,7 +245,9 @@ async def explain_one(
     return make_explanation(name, evidence, picture)
 
 
-async def answer_all(futures: Sequence[Future[Found]], seconds: float) -> list[Found | IntclipError | ModelFailure]:
+async def answer_all(
+    futures: Sequence[Future[Answered]], seconds: float
+) -> list[Answered | IntclipError | ModelFailure]:
     """Wait for results or errors; on timeout cancel the futures."""
     try:
         async with asyncio.timeout(seconds):
@@ -255,7 +257,7 @@ async def answer_all(futures: Sequence[Future[Found]], seconds: float) -> list[F
     finally:
         for future in futures:
             future.cancel()  # no effect on finished ones
-    answers: list[Found | IntclipError | ModelFailure] = []
+    answers: list[Answered | IntclipError | ModelFailure] = []
     for future in futures:
         error = future.exception()
         if error is None:
@@ -267,7 +269,7 @@ async def answer_all(futures: Sequence[Future[Found]], seconds: float) -> list[F
     return answers
 
 
-async def answer_one(future: Future[Found], source: str, settings: Settings) -> Found:
+async def answer_one(future: Future[Answered], source: str, settings: Settings) -> Answered:
     """The one result; an error names the photo as `source`."""
     found = (await answer_all([future], settings.answer_seconds))[0]
     if isinstance(found, IntclipError):

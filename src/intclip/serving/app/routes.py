@@ -29,7 +29,7 @@ from intclip.inference.predictor import Predictor, untrained_note
 from intclip.serving.answers import Base64Photo, ExplainRequest, Explanation, PredictAnswer, PredictRequest
 from intclip.serving.api import answer_all, answer_one, create_api, explain_one, predict_posts
 from intclip.serving.app.own_labels import MOST_LABELS, OWN_BACKBONE, OwnLabels, make_taxonomy
-from intclip.serving.app.training import MOST_ROWS, CorrectedPhoto, Trainer, Training, photo_file
+from intclip.serving.app.training import MOST_ROWS, BackgroundTrainer, CorrectedPhoto, Training, photo_file
 from intclip.serving.batcher import Batcher
 from intclip.serving.bodies import Uploads, read_body
 from intclip.serving.replies import make_explanation, make_posts, make_results, make_sources
@@ -102,7 +102,7 @@ def create_app(
     """
     api = create_api(models, settings)
     state = api.state
-    trainer = None if models_folder is None else Trainer(state.batcher, models_folder)
+    trainer = None if models_folder is None else BackgroundTrainer(state.batcher, models_folder)
     if trainer is not None:
         state.ends.append(trainer.close)
     page = APIRouter(prefix=PATH, include_in_schema=False)
@@ -242,7 +242,7 @@ async def _from_page(x_intclip_page: Annotated[str, Header()] = "") -> None:
         raise HTTPException(403, "only the app's page can use this")
 
 
-def _add_training(page: APIRouter, trainer: Trainer, state: Any) -> None:
+def _add_training(page: APIRouter, trainer: BackgroundTrainer, state: Any) -> None:
     uploads = Uploads(LARGEST_TRAINING, LARGEST_TRAINING)
     rows_of = TypeAdapter(list[CorrectedPhoto])
 

@@ -69,7 +69,7 @@ class _Stopped(Exception):
     """Raised when the program ends."""
 
 
-class Trainer:
+class BackgroundTrainer:
     """Trains one model at a time in its own thread.
 
     Args:
