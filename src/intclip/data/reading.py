@@ -162,6 +162,7 @@ class Labels:
 
     def __init__(self, taxonomy: Taxonomy) -> None:
         self.taxonomy = taxonomy
+        self._classes = len(taxonomy)
         self._known: dict[str, int] = {}
 
     def index(self, label: Any, where: str) -> int:
@@ -173,8 +174,8 @@ class Labels:
         if isinstance(label, bool) or not isinstance(label, int | str):
             raise DatasetError(f"{where}: {label!r:.60} is not a label; write its name")
         if isinstance(label, int):
-            if not 0 <= label < len(self.taxonomy):
-                last = len(self.taxonomy) - 1
+            if not 0 <= label < self._classes:
+                last = self._classes - 1
                 raise DatasetError(
                     f"{where}: label number {label} is outside taxonomy {self.taxonomy.name} (0 to {last})"
                 )
@@ -192,14 +193,14 @@ class Labels:
         Raises:
             DatasetError: A label is not in the taxonomy.
         """
-        targets = np.zeros(len(self.taxonomy), dtype=np.float32)
+        targets = np.zeros(self._classes, dtype=np.float32)
         for label in labels:
             targets[self.index(label, where)] = 1
         return targets
 
     def unknown(self) -> npt.NDArray[np.float32]:
         """Return (K,) float32 NaN: unlabelled."""
-        return np.full(len(self.taxonomy), np.nan, dtype=np.float32)
+        return np.full(self._classes, np.nan, dtype=np.float32)
 
 
 def share(value: Any, where: str) -> float:
