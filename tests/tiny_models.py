@@ -1,12 +1,16 @@
 """Tiny models for tests."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from fakes import TinyBackbone, tiny_taxonomy
+from intclip.backbones import registry
 from intclip.data.images import read_image
 from intclip.data.loading import DRAFT_FACTOR
 from intclip.inference.bundle import save_bundle
@@ -15,6 +19,14 @@ from intclip.methods.registry import build_method
 
 OPTIONS = {"context_length": 3, "sentence_form": "6-9"}
 THRESHOLDS = [0.3, 0.5, 0.52, 0.6, 0.45]
+
+
+@contextmanager
+def tiny_known() -> Iterator[pytest.MonkeyPatch]:
+    """Register the tiny backbone as "tiny", for fixtures that outlive a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.BUILDERS, "tiny", lambda name, checkpoint, split: TinyBackbone())
+        yield patch
 
 
 def tiny_intclip() -> Method:

@@ -12,11 +12,9 @@ def _own_cache(own_cache):
 def exported(bundle_path, tmp_path_factory):
     """The bundle as an OpenVINO file with maps: the fastest model to load."""
     import intclip
-    from fakes import TinyBackbone
-    from intclip.backbones import registry
+    from tiny_models import tiny_known
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry.BUILDERS, "tiny", lambda name, checkpoint, split: TinyBackbone())
+    with tiny_known() as patch:
         patch.setenv("INTCLIP_CACHE", "off")
         model = intclip.load(bundle_path, engine="openvino")
         return model.export(tmp_path_factory.mktemp("cli") / "tiny.xml", "openvino", maps=True)

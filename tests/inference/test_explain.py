@@ -13,7 +13,6 @@ from PIL import Image
 
 import intclip
 from fakes import TinyBackbone
-from intclip.backbones import registry
 from intclip.batch.job import JobOptions, ModelOptions
 from intclip.data.images import read_image
 from intclip.data.loading import DRAFT_FACTOR
@@ -25,15 +24,14 @@ from intclip.reports.report import write_folder_report
 from intclip.reports.sheet import NARROWEST, evidence_sheet, prompts_overlay
 from intclip.search.index import update_index
 from intclip.search.neighbours import nearest_photos
-from tiny_models import tiny_intclip, write_bundle
+from tiny_models import tiny_intclip, tiny_known, write_bundle
 
 LABEL = "class 2"
 
 
 @pytest.fixture(scope="module")
 def model(bundle_path):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry.BUILDERS, "tiny", lambda name, checkpoint, split: TinyBackbone())
+    with tiny_known():
         yield intclip.load(bundle_path, engine="torch", device="cpu")
 
 

@@ -17,15 +17,14 @@ import intclip
 from fakes import TinyBackbone, tiny_taxonomy
 from intclip.backbones import registry
 from intclip.errors import BundleError, IntclipError, StorageError
-from tiny_models import THRESHOLDS, reference_probabilities
+from tiny_models import THRESHOLDS, reference_probabilities, tiny_known
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "predict_onnx.py"
 
 
 @pytest.fixture(scope="module")
 def model(bundle_path, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry.BUILDERS, "tiny", lambda name, checkpoint, split: TinyBackbone())
+    with tiny_known() as patch:
         patch.setenv("INTCLIP_CACHE", str(tmp_path_factory.mktemp("model-cache")))
         yield intclip.load(bundle_path, engine="openvino")
 
@@ -34,8 +33,7 @@ def model(bundle_path, tmp_path_factory):
 def files(model, tmp_path_factory):
     """The model as ONNX and OpenVINO, the latter with its maps."""
     folder = tmp_path_factory.mktemp("exported")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry.BUILDERS, "tiny", lambda name, checkpoint, split: TinyBackbone())
+    with tiny_known():
         return {
             "onnx": model.export(folder / "model.onnx"),
             "openvino": model.export(folder / "model.xml", "openvino", maps=True),

@@ -14,18 +14,14 @@ from fakes import tiny_taxonomy
 from intclip.errors import BundleError, CheckpointError, ImageError, IntclipError, TaxonomyError
 from intclip.inference import graph_cache
 from intclip.inference.loading import ZERO_SHOT_THRESHOLD
-from tiny_models import THRESHOLDS, reference_probabilities, write_bundle
+from tiny_models import THRESHOLDS, reference_probabilities, tiny_known, write_bundle
 
 ENGINES = ["torch", "openvino"]
 
 
 @pytest.fixture(scope="module", params=ENGINES)
 def model(request, bundle_path):
-    with pytest.MonkeyPatch.context() as patch:
-        from fakes import TinyBackbone
-        from intclip.backbones import registry
-
-        patch.setitem(registry.BUILDERS, "tiny", lambda name, checkpoint, split: TinyBackbone())
+    with tiny_known():
         yield intclip.load(bundle_path, engine=request.param, device="cpu")
 
 

@@ -10,11 +10,10 @@ import pytest
 from server_process import serving
 
 import intclip
-from fakes import TinyBackbone
-from intclip.backbones import registry
 from intclip.cli.main import main
 from intclip.serving.client import Client, ServiceError
 from labelled_posts import KINDS, write_posts
+from tiny_models import tiny_known
 
 SEA, FIRE = (KINDS[kind][1] for kind in KINDS)
 SERVE = f"""
@@ -31,8 +30,7 @@ main()
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry.BUILDERS, "tiny", lambda name, checkpoint, split: TinyBackbone())
+    with tiny_known():
         yield
 
 

@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fakes import TinyBackbone
-from intclip.backbones import registry
 from intclip.cli.main import app
 from intclip.errors import IntclipError
 from labelled_posts import write_posts
+from tiny_models import tiny_known
 
 CHANNELS = {"photos": ["image"], "words": ["text"], "both": ["image", "text"]}
 # Expected output by command or, if the model does not support the command's input, a part of the error.
@@ -40,8 +39,7 @@ COMMANDS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry.BUILDERS, "tiny", lambda name, checkpoint, split: TinyBackbone())
+    with tiny_known():
         yield
 
 
