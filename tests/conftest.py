@@ -8,6 +8,9 @@ import pytest
 from fakes import TinyBackbone, tiny_taxonomy
 from intclip.labels.taxonomy import Taxonomy
 
+# As in `intclip.extras`, for tests that import OpenVINO themselves: each event is a process, hundreds per conversion.
+sys.modules.setdefault("openvino_telemetry", None)
+
 
 @pytest.fixture
 def tiny_backbone() -> TinyBackbone:
