@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -162,12 +163,16 @@ def _parse(path: Path) -> Content:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot read the recipe {path}: {reason(error)}; check its permissions") from error
     try:
-        content = parse_yaml(text)
+        content = copy.deepcopy(_parse_once(text))
     except ValueError as error:
         raise RecipeError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of sections, such as `optim: {{lr: 0.01}}`")
     return content
+
+
+_parse_once = functools.lru_cache(maxsize=64)(parse_yaml)
+"""A study reads the same few recipes and bases for each of its rows."""
 
 
 def _override(text: str) -> Content:
