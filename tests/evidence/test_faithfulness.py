@@ -146,7 +146,7 @@ class TestEmbeddedModel:
 
 def test_the_packaged_model_s_own_maps_beat_random_ones():
     """The two trained branches, on real photos: the mean areas that docs/evidence.md gives of a hundred others."""
-    model = intclip.load("proxy", engine="torch", device="cpu")
+    model = intclip.load("proxy", engine="openvino")
     size = model.card.preprocessing.size
     areas: dict[str, list[tuple[float, float]]] = {"random": [], "fused": [], "semantic": [], "fine": []}
     photos = demo_photos()
