@@ -71,7 +71,9 @@ def test_a_first_prediction_needs_no_torch(tmp_path):
         "import sys, numpy, intclip\n"
         "for labels in (None, sys.argv[1]):\n"
         "    model = intclip.load('lite', engine='openvino', taxonomy=labels)\n"
-        "    model.predict(numpy.zeros((9, 9, 3), dtype=numpy.uint8))\n"
+        "    photo = numpy.zeros((9, 9, 3), dtype=numpy.uint8)\n"
+        "    model.predict(photo)\n"
+        "    model.explain(photo, model.taxonomy.names[0])\n"
         "print('torch' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code, str(tmp_path / "own.yaml")], capture_output=True, text=True)

@@ -6,6 +6,8 @@ import os
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -34,6 +36,13 @@ def server(tmp_path_factory):
 @pytest.fixture(scope="module")
 def service(server):
     return server[1]
+
+
+def test_a_service_needs_no_torch():
+    rooms = ", ".join(f"intclip.serving.{name}" for name in ("api", "app.routes", "server"))
+    code = f"import sys, {rooms}; print('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.strip() == "False", run.stderr
 
 
 def connect(url: str) -> socket.socket:

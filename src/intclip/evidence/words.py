@@ -4,14 +4,16 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from intclip.errors import IntclipError
 from intclip.extras import require
-from intclip.methods.base import WordUnit
+
+if TYPE_CHECKING:  # it imports torch, which the service does without
+    from intclip.methods.base import WordUnit
 
 Array = npt.NDArray[np.float64]
 Score = Callable[[Sequence[str]], Array]
@@ -43,7 +45,7 @@ class WordEvidence:
     label: str
     probability: float | None
     score: float
-    unit: WordUnit
+    unit: "WordUnit"
     words: list[tuple[str, float]]
 
     def _repr_html_(self) -> str:
@@ -58,7 +60,7 @@ class WordEvidence:
 
 
 def word_evidence(
-    text: str, label: str, index: int, score: Score, unit: WordUnit, how: str = "occlusion"
+    text: str, label: str, index: int, score: Score, unit: "WordUnit", how: str = "occlusion"
 ) -> WordEvidence:
     """Compute the weights of a text's words for a label.
 

@@ -7,7 +7,6 @@ import numpy as np
 from intclip.data.images import ImageInput, describe, read_image
 from intclip.data.loading import normalize_into, read_for_model
 from intclip.evidence.evidence import Evidence, make_evidence
-from intclip.evidence.kinds import check_kind, maps_of_kind
 from intclip.evidence.views import join_views, photo_views
 from intclip.inference.card import ATTENTION_OUTPUT, MAP_PREFIX
 
@@ -38,6 +37,8 @@ def explain(
             if name.startswith(MAP_PREFIX)
         }
     else:
+        from intclip.evidence.kinds import check_kind, maps_of_kind  # imports torch, which the other kinds do without
+
         chosen = check_kind(kind)
         with predictor.torch_lock:
             regions = maps_of_kind(predictor.method(), pixels, index, chosen)
