@@ -6,8 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from intclip.backbones.architecture import Architecture
+from intclip.backbones.checkpoints import openai_state_dict
+from intclip.backbones.clip import random_clip
 from intclip.cli.main import app
 from intclip.errors import DatasetError, IntclipError, RecipeError, StorageError, TrainingError
 from intclip.training.recipe import builtin_recipes
@@ -62,6 +66,16 @@ def test_training_leaves_a_model_that_predicts_and_evaluates(photos, run, tmp_pa
     assert "| Accuracy | 100.00 |" in text
     assert json.loads((tmp_path / "report-test.json").read_text())["images"] == 6
     assert (tmp_path / "predictions-test.parquet").exists()
+
+
+def test_the_suggested_command_finds_weights_of_your_own(photos, tmp_path):
+    weights = tmp_path / "mine.safetensors"
+    clip = random_clip(Architecture(16, 64, (1, 1, 1, 1), 8, None, text_width=64, text_layers=1))
+    save_file({key: value.contiguous() for key, value in openai_state_dict(clip).items()}, weights)
+    words = [*options(photos), "--set", "schedule.epochs=1", "--set", "backbone.name=CLIP", "--set", "cache.path=off"]
+    text = intclip("train", "tiny", *words, "--set", f"backbone.checkpoint={weights}", "--out", tmp_path / "run")
+    command = text.split("try: intclip ")[1].replace("PHOTO", str(photos / "test/red/0.jpg")).split()
+    assert "0.jpg" in intclip(*command, "--engine", "torch")
 
 
 def test_evaluation_scores_the_split_that_the_training_kept(photos, tmp_path):

@@ -197,7 +197,7 @@ def _checked(found: Architecture, config: ModelConfig, wanted: _Wanted, weights:
     # With a family's name, given weights may have any size; CLIP's names imply a size.
     free = named is not None and named.family == found.family != "clip" and wanted.given
     if named is not None and not free and not named.same_sizes(found):
-        raise CheckpointError(f"{weights} holds {found.label}, not {wanted.name}; load it as {ANY_SIZE}, for any tower")
+        raise CheckpointError(f"{weights} holds {found.label}, not {wanted.name}; the name {ANY_SIZE} loads any tower")
     return found
 
 

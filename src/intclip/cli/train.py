@@ -67,10 +67,13 @@ def train(
     if as_json:
         print_json(result.metrics)
         return
+    from intclip.backbones.hub import HUB_PREFIX
     from intclip.evaluation.report import render_run
 
     print(render_run(result.metrics), end="")
-    print(f"\nModel: {result.bundle}   try: intclip predict PHOTO --model {result.out}")
+    own = chosen.backbone.checkpoint  # a bundle does not include it
+    again = "" if own is None or own.startswith(HUB_PREFIX) else f" --checkpoint {own}"
+    print(f"\nModel: {result.bundle}   try: intclip predict PHOTO --model {result.out}{again}")
 
 
 def with_data_root(data_root: str | None, overrides: list[str] | None) -> list[str]:

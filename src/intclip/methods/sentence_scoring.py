@@ -3,7 +3,7 @@
 A cosine is not a probability, and the mean and spread of cosines differ between sentences. Three scales:
 
     sigmoid   p = sigmoid(e^scale · cos(x, t) + bias), as in SigLIP's training: low, since most pairs of a batch do not
-              match; calibrate it on labelled photos
+              match; only their order is meaningful
     moments   z = (cos(x, t) − t·μ) / √(tᵀ Σ t),  p = sigmoid(gain · (z − offset)),  where μ and Σ are the mean and
               covariance of normalised embeddings of ordinary photos: z is in standard deviations above them
     neutral   p = softmax over (t, a neutral sentence) of scale · cos: sigmoid(scale · (cos(x, t) − cos(x, neutral)))
