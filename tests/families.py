@@ -2,17 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from torch import nn
 
-from intclip.backbones import lite
+from intclip.backbones import efficientnet_lite, lite
 from intclip.backbones.architecture import ARCHITECTURES, Architecture
 from intclip.backbones.base import Backbone
 from intclip.backbones.clip import random_clip
-from intclip.backbones.efficientnet_lite import HEAD_CHANNELS
 from intclip.backbones.families import TRAITS
 from intclip.backbones.lite_towers import LITE_BACKBONES, LITE_TOWERS, TEXT_PACKAGE, package_folder
 from intclip.backbones.minilm import MiniLM
@@ -22,6 +22,8 @@ _TEXT = {"text_width": 16, "text_layers": 2, "text_heads": 2}
 _RESNET = Architecture(8, 64, (1, 1, 1, 1), 8, None, **_TEXT)
 _VIT = Architecture(8, 32, 2, 16, 16, vision_heads=2, **_TEXT)
 _IMAGE_SIZE = 64
+_CHANNELS = 64
+"""Of the last map of one embedded tower, which has 1,280: heads as wide as that would take seconds to convert."""
 CLASSES = 20
 """Number of classes of the image towers' classifier, of which the head uses ten."""
 _OTHERS: dict[str, Architecture] = {
@@ -42,20 +44,27 @@ def tiny_lite(name: str) -> Backbone:
         torch.manual_seed(0)
         for tower, sizes in LITE_TOWERS.items():
             patch.setitem(LITE_TOWERS, tower, sizes._replace(width=sizes.width / 4, depth=sizes.depth / 3))
+        patch.setattr(efficientnet_lite, "HEAD_CHANNELS", _CHANNELS)
         backbone = lite.LiteBackbone("paper", name)
         towers = len(LITE_BACKBONES[name].towers)
-        tokenizer = load_tokenizer(package_folder(TEXT_PACKAGE) / "model" / "tokenizer.json")
+        tokenizer = real_tokenizer()
         words = MiniLM(
             tokenizer, vocabulary=tokenizer.get_vocab_size(), positions=64, width=8, hidden=16, layers=2, heads=2
         )
         backbone.text, backbone.embed_dim = words, 8
-        channels = towers * HEAD_CHANNELS
+        channels = towers * _CHANNELS
         backbone.head = lite.LiteHead((torch.empty(CLASSES, channels), torch.empty(CLASSES), torch.empty(CLASSES, 8)))
         backbone.to_empty(device="cpu")
         seed(backbone)
     backbone.take(backbone.preprocess.model_copy(update={"size": _IMAGE_SIZE}))
     backbone.freeze()
     return backbone
+
+
+@cache
+def real_tokenizer() -> Tokenizer:
+    """Return the tokenizer of the embedded backbones, which takes a quarter of a second to read."""
+    return load_tokenizer(package_folder(TEXT_PACKAGE) / "model" / "tokenizer.json")
 
 
 def seed(module: nn.Module) -> None:
