@@ -34,7 +34,7 @@ JSON_FILE = "bundle.json"
 WEIGHTS_FILE = "weights.safetensors"
 MAX_JSON_BYTES = 16 * 2**20
 _WANTED = "give the folder of a bundle, as `intclip train` writes it, or download it again"
-_PASS = "pass the original weights as `checkpoint` (--checkpoint FILE or FOLDER)"
+_PASS = "pass the original weights as `checkpoint` or --checkpoint"
 
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
