@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from intclip.backbones import load_backbone
 from intclip.errors import CheckpointError, IntclipError
+from intclip.methods.prompts import PromptLearner, PromptOptions
 
 
 def compare(model, backbone, batch=2):
@@ -166,3 +167,21 @@ def test_another_tokenizer_is_refused_and_none_is_said(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
         load_backbone("SigLIP-B/16", checkpoint=tmp_path)
+
+
+def test_a_prompt_gives_the_same_features_in_any_batch(tmp_path):
+    saved(tmp_path, SMALL_VISION, SMALL_TEXT)
+    words_tokenizer(tmp_path, pad="<pad>", end="<eos>")
+    text = load_backbone("SigLIP-B/16", checkpoint=tmp_path).text
+    sentences = ["a dog", "a photo of a dog of a photo of a dog"]
+    both = PromptLearner(text, sentences, PromptOptions(context_length=4))
+    alone = PromptLearner(text, sentences[:1], PromptOptions(context_length=4))
+    with torch.no_grad():
+        alone.context.copy_(both.context[:, :1])
+        assert_close(alone.encode(text)[:, 0], both.encode(text)[:, 0], rtol=1e-5, atol=1e-5)
+    for position in ("middle", "front"):
+        learner = PromptLearner(text, sentences, PromptOptions(context_length=4), class_token_position=position)
+        embeddings, lengths = learner.embeddings()
+        assert lengths.tolist() == [7, 16] * 2  # words, context and the end token
+        end = text.embed(torch.tensor([[1]]))[0, 0]
+        assert torch.equal(embeddings[0, 6], end)

@@ -32,8 +32,7 @@ BATCHES = (1, 2, 3, 5, 8)
 TOLERANCE = 1e-4
 """Absolute for values up to 1, and relative to the largest value above."""
 WHOLE = "INTCLIP_WHOLE_TABLE"
-"""Environment variable: test every cell in ONNX, whose converter takes seconds per graph, and with its predictions
-alone, instead of one per method."""
+"""Environment variable: test every cell in ONNX, whose converter takes seconds per graph, instead of one per method."""
 CELLS = [(method, family) for method in sorted(METHODS) for family in FAMILIES]
 ONNX_CELLS = (
     CELLS
@@ -111,8 +110,7 @@ def check(format, method, backbone, family=None):
     maps = [MAP_PREFIX + name for name in card.maps] + [ATTENTION_OUTPUT] * card.attention
     engine = graph.engine((*PREDICTION_OUTPUTS, *maps))
     runs = [(engine, count) for count in BATCHES]
-    # Which outputs a graph is cut to does not depend on its tower.
-    if maps and (family is None or (method, family) in ONNX_CELLS):
+    if maps:
         runs.append((graph.engine(PREDICTION_OUTPUTS), 3))
     for engine, count in runs:
         pixels = photos(backbone, count)

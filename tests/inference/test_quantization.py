@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from fakes import tiny_taxonomy
-from families import tiny_lite
 from intclip.backbones.architecture import Architecture
 from intclip.backbones.base import Backbone
 from intclip.backbones.clip import random_clip
+from intclip.backbones.lite import build_lite
 from intclip.inference.export import build_graph, make_card
 from intclip.inference.quantization import quantize_graph
 from intclip.methods.registry import build_method
@@ -22,10 +22,6 @@ def small_resnet() -> Backbone:
     return random_clip(sizes)
 
 
-def small_lite() -> Backbone:
-    return tiny_lite("lite")
-
-
 def is_int8(convolution) -> bool:
     """Return whether its weights are stored in int8."""
     kept = convolution.input_value(1).get_node()
@@ -34,7 +30,7 @@ def is_int8(convolution) -> bool:
     return kept.get_element_type().to_string() == "i8"
 
 
-@pytest.mark.parametrize("make", [small_resnet, small_lite])
+@pytest.mark.parametrize("make", [small_resnet, build_lite])
 def test_every_convolution_of_the_towers_is_quantised(make, photos):
     """This includes convolutions with folded batch norms, which have no module name."""
     torch.manual_seed(0)
