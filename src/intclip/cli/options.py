@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Engine = Literal["auto", "torch", "openvino", "onnx"]
 Precision = Literal["f32", "bf16", "f16"]
-PANELS = {
+OPTION_PANELS = {
     "Data": "data data_root options split positive_share exclude lenient read_text",
     "Model": "model taxonomy sentences checkpoint backbone text_encoder",
     "Computing": "engine device precision threads batch_size workers",
@@ -110,8 +110,8 @@ class PanelledCommand(typer.core.TyperCommand):
         """Write arguments, options without a panel, then one section per panel."""
         parameters = self.get_params(ctx)
         options = [p for p in parameters if p.param_type_name == "option" and p.name != "help"]
-        panels = {name: panel for panel, names in PANELS.items() for name in names.split()}
-        rows: dict[str, list[tuple[str, str]]] = {title: [] for title in ("Arguments", "Options", *PANELS)}
+        panels = {name: panel for panel, names in OPTION_PANELS.items() for name in names.split()}
+        rows: dict[str, list[tuple[str, str]]] = {title: [] for title in ("Arguments", "Options", *OPTION_PANELS)}
         for parameter in parameters:
             panel = panels.get(parameter.name, "Options") if len(options) > SHORT else "Options"
             row = parameter.get_help_record(ctx)
@@ -139,13 +139,13 @@ class ModelInFullPrecision(LabelOptions):
     engine: EngineOption = "auto"
     device: Device = "auto"
 
-    def load(self, precision: Precision = "f32") -> "Predictor":
+    def load(self) -> "Predictor":
         """Load the model.
 
         Raises:
             IntclipError: It cannot be loaded.
         """
-        return load_model(self.model, self, engine=self.engine, device=self.device, precision=precision)
+        return load_model(self.model, self, engine=self.engine, device=self.device)
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,9 @@ class ModelChoice(ModelInFullPrecision):
 
     precision: PrecisionOption = "f32"
 
-    def load(self, precision: Precision | None = None) -> "Predictor":
-        """Load the model in its precision, or another one."""
-        return super().load(precision or self.precision)
+    def load(self) -> "Predictor":
+        """Load the model in this precision; raises as its parent."""
+        return load_model(self.model, self, engine=self.engine, device=self.device, precision=self.precision)
 
     def options(self) -> "ModelOptions":
         """Describe the model for the manifest of a batch job."""
