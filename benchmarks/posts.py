@@ -27,11 +27,11 @@ from intclip.evaluation.scoring import Scores, Task, headline, make_report
 from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.post_heads.fusion import probabilities
 from intclip.methods.post_heads.heads import fit_heads
-from intclip.methods.post_heads.inputs import Inputs
+from intclip.methods.post_heads.inputs import Inputs, count_terms
 from intclip.methods.post_heads.model import PostHeads, PostHeadsOptions
 from intclip.metrics import mean_average_precision
 from intclip.thresholds import tune_threshold
-from intclip.training.crossval import nested
+from intclip.training.crossval import fit_and_validate
 from intclip.training.fitting import encode_samples, usable_samples
 
 SEEDS = (0, 1, 2)
@@ -64,7 +64,8 @@ def encoded(dataset: Dataset, split: str, cache: Path, tag: str = "") -> Posts:
     inputs = {}
     for channel in used:
         blocks = {k.partition("/")[2]: stored[k] for k in stored.files if k.startswith(f"{channel}/")}
-        inputs[channel] = Inputs(blocks, blocks.pop("anchors"), texts if channel == "text" else None)
+        terms = count_terms(texts) if channel == "text" else None
+        inputs[channel] = Inputs(blocks, blocks.pop("anchors"), terms)
     return inputs, targets, [sample.id for sample in samples]
 
 
@@ -79,7 +80,7 @@ def row(found: Array, thresholds: float | Array, targets: Array, taxonomy: Taxon
 
 
 def logistic(x: Array, targets: Array, seed: int, weight: str | None, thresholds: str) -> tuple[Array, Array]:
-    """Fit logistic regression on MiniLM embeddings with the folds of `nested`, thresholds tuned in an inner loop."""
+    """Fit logistic regression on MiniLM embeddings, in the folds of `fit_and_validate`; thresholds are tuned inside."""
 
     def fit(train: np.ndarray, test: np.ndarray) -> Array:
         scores = np.zeros((len(test), targets.shape[1]))
@@ -120,7 +121,7 @@ def descriptions(cache: Path) -> None:
     for tag, labels in kinds.items():
         inputs, targets, _ = encoded(replace(dataset, taxonomy=labels), "val", cache, tag)
         start = time.process_time()
-        held = nested(inputs, targets, labels)["text"]
+        held = fit_and_validate(inputs, targets, labels)[1]["text"]
         spent = time.process_time() - start
         scores = row(held.probabilities, held.thresholds, targets, labels)
         print(f"| fit{tag or ' (sentences and definitions)'}, {spent:.0f} s | {scores} |", flush=True)
@@ -203,7 +204,7 @@ def within_train(cache: Path, names: list[str], seeds: list[int]) -> None:
         dataset = dataset_of(name)
         inputs, targets, _ = encoded(dataset, "train", cache)
         for seed in seeds:
-            for mode, held in nested(inputs, targets, dataset.taxonomy, seed=seed).items():
+            for mode, held in fit_and_validate(inputs, targets, dataset.taxonomy, seed=seed)[1].items():
                 scores = row(held.probabilities, held.thresholds, targets, dataset.taxonomy)
                 if dataset.taxonomy.exclusive:
                     scores += f" | AUC {100 * roc_auc_score(targets, held.probabilities):.1f}"

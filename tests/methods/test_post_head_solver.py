@@ -10,7 +10,7 @@ from sklearn.svm import SVC
 from intclip.data.splitting import stratified_folds
 from intclip.methods.post_heads.fusion import fit_logits, fit_sharpness, probabilities
 from intclip.methods.post_heads.selection import ANCHORS, choose_head
-from intclip.methods.post_heads.solver import fit_head, label_graph
+from intclip.methods.post_heads.solver import GRIDS, Kernels, Solver, label_graph
 from intclip.metrics import mean_average_precision
 
 
@@ -26,7 +26,7 @@ def posts():
 
 def fitted(name, posts, **params):
     x, y, other, _ = posts
-    return fit_head(name, x @ x.T, y, np.zeros((3, 3)), tuple(params.items())).scores(other @ x.T)
+    return Solver(x @ x.T, y, np.zeros((3, 3))).fit(name, tuple(params.items())).scores(Kernels(other @ x.T))
 
 
 @pytest.mark.parametrize(("head", "gamma"), [("ridge", 0.0), ("kernel", 2.0)])
@@ -54,6 +54,24 @@ def test_logistic_regression_in_the_posts_own_span_is_that_in_the_whole_space(po
         np.testing.assert_allclose(found[:, k], reference.decision_function(other), atol=0.05)
 
 
+def test_posts_that_come_twice_have_the_same_logistic_regression(posts):
+    """Their dot products are singular."""
+    x, y, other, _ = posts
+    twice = np.concatenate([x, x])
+    solver = Solver(twice @ twice.T, np.concatenate([y, y]), np.zeros((3, 3)))
+    scores = solver.fit("logistic", (("C", 5.0),)).scores(Kernels(other @ twice.T))
+    np.testing.assert_allclose(scores, fitted("logistic", posts, C=10.0), atol=0.05)
+
+
+def test_a_head_is_the_same_after_others_of_the_same_solver(posts):
+    x, y, other, _ = posts
+    shared, kernels = Solver(x @ x.T, y, np.zeros((3, 3))), Kernels(other @ x.T)
+    for name, grid in GRIDS.items():
+        for params in grid:
+            found = shared.fit(name, params).scores(kernels)
+            np.testing.assert_allclose(found, fitted(name, posts, **dict(params)), rtol=0, atol=1e-12)
+
+
 def test_prototypes_are_the_mean_positive_against_the_mean_post(posts):
     x, y, other, _ = posts
     expected = np.stack([other @ (x[y[:, k] > 0].mean(axis=0) - x.mean(axis=0)) for k in range(3)], axis=1)
@@ -65,7 +83,8 @@ def test_a_class_without_a_positive_scores_the_same_everywhere(posts):
     none = y.copy()
     none[:, 1] = 0
     for head, params in (("ridge", {"penalty": 1.0}), ("logistic", {"C": 1.0}), ("svm", {"gamma": 1.0, "C": 1.0})):
-        scores = fit_head(head, x @ x.T, none, np.zeros((3, 3)), tuple(params.items())).scores(other @ x.T)
+        solver = Solver(x @ x.T, none, np.zeros((3, 3)))
+        scores = solver.fit(head, tuple(params.items())).scores(Kernels(other @ x.T))
         assert np.ptp(scores[:, 1]) < 1e-12
 
 

@@ -2,20 +2,22 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy.special import expit, logsumexp
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 from fakes import TinyBackbone, tiny_taxonomy
 from intclip.errors import BundleError
 from intclip.inference.bundle import load_bundle, save_bundle
 from intclip.methods.post_heads.heads import FittedHeads, fit_heads
-from intclip.methods.post_heads.inputs import Inputs, fit_word_counts
+from intclip.methods.post_heads.inputs import Inputs, count_terms, fit_word_counts
 from intclip.methods.post_heads.model import PostHeads, PostHeadsOptions
 from intclip.metrics import mean_average_precision
-from intclip.training.crossval import nested
+from intclip.training.crossval import fit_and_validate
 
 K = 5
 WORDS = ["beach sun", "mountain snow", "city night", "dog park", "birthday cake"]
@@ -33,7 +35,7 @@ def make(count: int, seed: int) -> tuple[dict[str, Inputs], np.ndarray]:
             " ".join(w for w, y, s in zip(WORDS, row, seen, strict=True) if y and s) or "nothing" for row in targets
         ]
         anchors = (targets * seen + rng.normal(size=targets.shape)).astype(np.float32)
-        inputs[name] = Inputs({"dense": x.astype(np.float32)}, anchors, texts if name == "text" else None)
+        inputs[name] = Inputs({"dense": x.astype(np.float32)}, anchors, count_terms(texts) if name == "text" else None)
     return inputs, targets
 
 
@@ -69,27 +71,46 @@ def test_a_post_alone_scores_as_in_a_batch(fitted: FittedHeads) -> None:
 
 def test_blocks_are_unit_vectors_and_unknown_words_are_passed_over(fitted: FittedHeads) -> None:
     inputs, _ = make(30, 5)
-    counts = fit_word_counts(inputs["text"].texts or [])
-    blocks = counts(inputs["text"].texts or [])
+    terms = inputs["text"].terms
+    assert terms is not None
+    blocks = fit_word_counts(terms)(terms, 30)
     assert set(blocks) == {"words", "letters"}
     for block in blocks.values():
         length = np.linalg.norm(block, axis=1)
         assert np.all((abs(length - 1) < 1e-5) | (length == 0))
-    strange = Inputs({"dense": inputs["text"].blocks["dense"][:1]}, inputs["text"].anchors[:1], ["zzz qqq"])
+    alone = inputs["text"].take([0])
+    strange = Inputs(alone.blocks, alone.anchors, count_terms(["zzz qqq"]))
     assert np.isfinite(fitted.logits({"text": strange})["text"]).all()
 
 
+def test_counted_blocks_are_scikit_learns_tf_idf() -> None:
+    texts = [f"{first} {second}, {first}!" for first in WORDS for second in ("at noon", "with friends", "again")]
+    terms = count_terms(texts)
+    blocks = fit_word_counts(terms)(terms, len(texts))
+    kinds: dict[str, dict[str, Any]] = {
+        "words": {"analyzer": "word", "ngram_range": (1, 2), "stop_words": "english"},
+        "letters": {"analyzer": "char_wb", "ngram_range": (3, 5)},
+    }
+    for kind, options in kinds.items():
+        reference = TfidfVectorizer(**options, min_df=2, sublinear_tf=True)
+        np.testing.assert_allclose(blocks[kind], reference.fit_transform(texts).toarray(), atol=1e-6)
+        assert (
+            fit_word_counts(terms.take(np.arange(6))).terms[kind]
+            == reference.fit(texts[:6]).get_feature_names_out().tolist()
+        )
+
+
 def test_words_that_never_repeat_have_no_counts() -> None:
-    assert not fit_word_counts(["aaaa", "bbbb", "cccc"]).terms
+    assert not fit_word_counts(count_terms(["aaaa", "bbbb", "cccc"])).terms
 
 
 def test_nested_figures_are_of_posts_that_were_not_seen() -> None:
     """Random labels: held-out ranking is no better than chance, even if heads fit their training posts."""
     inputs, targets = make(80, 7)
     noise = (np.random.default_rng(8).random((80, K)) < 0.4).astype(float)
-    held_out = nested({"text": inputs["text"]}, noise, tiny_taxonomy(K), folds=3)
+    _, held_out = fit_and_validate({"text": inputs["text"]}, noise, tiny_taxonomy(K), folds=3)
     assert mean_average_precision(held_out["text"].probabilities, noise) < 0.55
-    held_out = nested(inputs, targets, tiny_taxonomy(K), folds=3)
+    _, held_out = fit_and_validate(inputs, targets, tiny_taxonomy(K), folds=3)
     assert mean_average_precision(held_out["both"].probabilities, targets) > 0.6
     levels = {tuple(row) for row in held_out["both"].thresholds}
     assert len(levels) == 3  # each fold has its own

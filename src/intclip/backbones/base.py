@@ -109,7 +109,7 @@ class TextTower(nn.Module, ABC):
     ) -> Tensor:
         """Compute unit text embeddings (T, D), float32, on the tower's device.
 
-        Each distinct text is encoded once, in batches of similar length, to reduce padding.
+        Each distinct text is encoded once, in batches of similar numbers of tokens, to reduce padding.
 
         Args:
             texts: T texts.
@@ -129,7 +129,7 @@ class TextTower(nn.Module, ABC):
         kept = {} if self.store is None else self.store.read(unique)
         for place, features in kept.items():
             encoded[place] = torch.tensor(features)
-        order = sorted((place for place in range(len(unique)) if place not in kept), key=lambda p: len(unique[p]))
+        order = self._by_length(unique, [place for place in range(len(unique)) if place not in kept])
         for start in range(0, len(order), TEXT_BATCH):
             rows = order[start : start + TEXT_BATCH]
             some = [unique[row] for row in rows]
@@ -141,6 +141,14 @@ class TextTower(nn.Module, ABC):
                 on_progress(round(done * len(texts) / len(order)), len(texts))
         means = [encoded[[places[piece] for piece in group]].mean(dim=0) for group in pieces]
         return F.normalize(torch.stack(means), dim=1) if means else encoded
+
+    def _by_length(self, texts: Sequence[str], places: Sequence[int]) -> list[int]:
+        """Sort places of texts by the number of tokens; letters say little about it for links and hashtags."""
+        lengths: list[int] = []
+        for start in range(0, len(places), TEXT_BATCH):
+            some = [texts[place] for place in places[start : start + TEXT_BATCH]]
+            lengths += self.lengths(self.tokenize(some)).tolist()
+        return [place for _, place in sorted(zip(lengths, places, strict=True))]
 
     def vocabulary(self) -> str:
         """Return the content of the tokenizer's file; empty for CLIP's byte-pair encoding, which is the package's."""

@@ -1,4 +1,4 @@
-"""Nested cross-validation of `intclip fit`: every fit and choice is repeated inside each outer fold."""
+"""The fit of `intclip fit` and its nested cross-validation, which repeats every choice inside each outer fold."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +12,7 @@ from intclip.data.loading import usable_cores
 from intclip.data.splitting import stratified_folds
 from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.post_heads.fusion import probabilities
-from intclip.methods.post_heads.heads import fit_heads
+from intclip.methods.post_heads.heads import FittedHeads, fit_heads
 from intclip.methods.post_heads.inputs import Inputs
 
 Array = npt.NDArray[np.float64]
@@ -31,7 +31,7 @@ class HeldOut:
     thresholds: Array
 
 
-def nested(
+def fit_and_validate(
     inputs: Mapping[str, Inputs],
     targets: npt.ArrayLike,
     taxonomy: Taxonomy,
@@ -40,34 +40,42 @@ def nested(
     seed: int = 0,
     head: str | None = None,
     report: Callable[[int, int], None] | None = None,
-) -> dict[str, HeldOut]:
-    """Run nested cross-validation of `fit_heads`, with its arguments, by mode.
+) -> tuple[FittedHeads, dict[str, HeldOut]]:
+    """Fit heads to all posts, and repeat it in each outer fold on the posts of the others; all at the same time.
 
     Args:
         inputs: "text", "image" or both, N posts each.
         targets: (N, K), 0 or 1.
         taxonomy: The K labels.
-        folds: Number of outer folds.
+        folds: Number of outer folds; with 0, nothing is held out.
         seed: Seed of the outer folds; inner ones add the fold's number.
         head: Use this head instead of the best one.
-        report: Called with completed and total folds.
+        report: Called with completed and total fits.
+
+    Returns:
+        The heads fitted to all posts, and the held-out results by mode.
     """
     target = np.asarray(targets, dtype=np.float64)
     found: dict[str, HeldOut] = {}
 
-    def fold(number: int, train: np.ndarray, test: np.ndarray) -> None:
+    def fit(number: int, train: np.ndarray, test: np.ndarray) -> FittedHeads:
         learned = {name: channel.take(train) for name, channel in inputs.items()}
         fitted = fit_heads(learned, target[train], taxonomy, seed=seed + number, head=head)
-        logits = fitted.logits({name: channel.take(test) for name, channel in inputs.items()})
-        for mode, values in logits.items():
-            held = found.setdefault(mode, HeldOut(np.zeros(target.shape), np.zeros(target.shape)))
-            held.probabilities[test] = probabilities(values, exclusive=taxonomy.exclusive)
-            held.thresholds[test] = fitted.thresholds[mode]
+        if len(test):
+            logits = fitted.logits({name: channel.take(test) for name, channel in inputs.items()})
+            for mode, values in logits.items():
+                held = found.setdefault(mode, HeldOut(np.zeros(target.shape), np.zeros(target.shape)))
+                held.probabilities[test] = probabilities(values, exclusive=taxonomy.exclusive)
+                held.thresholds[test] = fitted.thresholds[mode]
+        return fitted
 
-    splits = list(stratified_folds(target, folds, seed))
+    everything, none = np.arange(len(target)), np.arange(0)
+    splits = [(everything, none), *(stratified_folds(target, folds, seed) if folds else ())]
+    heads: list[FittedHeads] = []
     # The limit of `fit_heads`, for all of them together.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(usable_cores()) as pool:
-        for done, _ in enumerate(pool.map(fold, range(1, folds + 1), *zip(*splits, strict=True)), start=1):
+        for done, fitted in enumerate(pool.map(fit, range(len(splits)), *zip(*splits, strict=True)), start=1):
+            heads.append(fitted)
             if report is not None:
-                report(done, folds)
-    return found
+                report(done, len(splits))
+    return heads[0], found

@@ -23,10 +23,10 @@ from intclip.evaluation.scoring import Report, Scores, headline, make_report
 from intclip.files import atomic_directory, write_text
 from intclip.inference.bundle import save_bundle
 from intclip.inference.text_engine import use_engine
-from intclip.methods.post_heads.heads import BOTH, FittedHeads, fit_heads
+from intclip.methods.post_heads.heads import BOTH, FittedHeads
 from intclip.methods.post_heads.inputs import Inputs
 from intclip.methods.post_heads.model import PostHeads, PostHeadsOptions, join_inputs
-from intclip.training.crossval import HeldOut, nested
+from intclip.training.crossval import HeldOut, fit_and_validate
 from intclip.training.experiment import check_learnable
 from intclip.training.frozen import FrozenFeatures
 from intclip.training.recipe_file import dump_recipe
@@ -56,7 +56,7 @@ class Fitted:
         held_out: Mode to its cross-validated probabilities; empty without folds.
         reports: Mode to their metrics; see `make_report`.
         facts: Settings as plain data: splits, folds, seed.
-        seconds: Stage ("encode", "cross-validate", "fit") to its duration.
+        seconds: Stage ("encode"; "fit", with the cross-validation) to its duration.
     """
 
     method: PostHeads
@@ -142,13 +142,11 @@ def fit_dataset(
     check_learnable(replace(dataset, splits={"train": samples}))
     seconds = {"encode": time.perf_counter() - clock}
     seed, head = options.seed, options.head
-    held_out: dict[str, HeldOut] = {}
     ids = [sample.id for sample in samples]
-    if folds:
-        clock = time.perf_counter()
-        tell = None if progress is None else lambda done, total: progress("cross-validating", done, total)
-        held_out = nested(inputs, targets, taxonomy, folds=folds, seed=seed, head=head, report=tell)
-        seconds["cross-validate"] = time.perf_counter() - clock
+    clock = time.perf_counter()
+    tell = None if progress is None else lambda done, total: progress("fitting", done, total)
+    heads, held_out = fit_and_validate(inputs, targets, taxonomy, folds=folds, seed=seed, head=head, report=tell)
+    seconds["fit"] = time.perf_counter() - clock
     reports = {
         mode: make_report(
             Scores(ids, found.probabilities.astype(np.float32), targets, []),
@@ -160,9 +158,6 @@ def fit_dataset(
         )
         for mode, found in held_out.items()
     }
-    clock = time.perf_counter()
-    heads = fit_heads(inputs, targets, taxonomy, seed=seed, head=head)
-    seconds["fit"] = time.perf_counter() - clock
     facts = {"backbone": backbone, "splits": list(splits), "folds": folds}
     facts |= method.options.model_dump(mode="json", exclude={"terms"})
     return Fitted(method.with_fitted(heads), heads, dataset, ids, targets, held_out, reports, facts, seconds)

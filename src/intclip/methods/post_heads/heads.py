@@ -13,7 +13,7 @@ from intclip.labels.taxonomy import Taxonomy
 from intclip.methods.post_heads.fusion import fit_logits, fit_sharpness, probabilities
 from intclip.methods.post_heads.inputs import Inputs, WordCounts, fit_word_counts
 from intclip.methods.post_heads.selection import ANCHORS, Choice, choose_head
-from intclip.methods.post_heads.solver import Array, fit_head
+from intclip.methods.post_heads.solver import Array, Solver
 from intclip.thresholds import tune_threshold
 
 SHRINKAGE = 10.0
@@ -154,7 +154,7 @@ class FittedHeads:
 
 def as_tensors(inputs: Inputs, counts: WordCounts) -> tuple[dict[str, Tensor], Tensor]:
     """Convert blocks (including word counts) and anchors to tensors for a head."""
-    counted = {} if inputs.texts is None else counts(inputs.texts)
+    counted = {} if inputs.terms is None else counts(inputs.terms, len(inputs))
     blocks = {name: torch.from_numpy(block) for name, block in (inputs.blocks | counted).items()}
     return blocks, torch.from_numpy(inputs.anchors)
 
@@ -172,8 +172,8 @@ def fit_heads(
         head: Use this head instead of the best one; a key of `solver.GRIDS`, "anchors" or "ensemble".
     """
     target = np.asarray(targets, dtype=np.float64)
-    texts = inputs["text"].texts if "text" in inputs else None
-    counts = WordCounts() if texts is None else fit_word_counts(texts)
+    terms = inputs["text"].terms if "text" in inputs else None
+    counts = WordCounts() if terms is None else fit_word_counts(terms)
     tensors = {name: as_tensors(inputs[name], counts) for name in sorted(inputs)}
     module = LateFusion({name: list(blocks) for name, (blocks, _) in tensors.items()}, len(taxonomy))
     neighbours = siblings(taxonomy)
@@ -217,9 +217,11 @@ def _fit_channel(
     """Choose heads by cross-validation, fit them on all posts, and combine them into one sum of kernels."""
     _set(channel, **{f"mean_{name}": block.mean(dim=0) for name, block in blocks.items()})
     vectors = channel.vectors(blocks)
-    cosines = (vectors @ vectors.T).double().numpy()
+    rows = vectors.double().numpy()
+    cosines = rows @ rows.T
     choice = choose_head(cosines, anchors, targets, neighbours, seed=seed, head=head)
     labels = targets.shape[1]
+    solver = Solver(cosines, targets, neighbours)
     alphas: dict[float, Array] = {}
     bias, anchor = np.zeros(labels), np.zeros(labels)
     for name, share in choice.votes.items():
@@ -229,10 +231,10 @@ def _fit_channel(
         if name == ANCHORS:
             anchor = scale
             continue
-        dual = fit_head(name, cosines, targets, neighbours, found.params)
+        dual = solver.fit(name, found.params)
         bias += scale * dual.bias
         alphas[dual.gamma] = alphas.get(dual.gamma, 0) + scale * dual.alpha
-    linear = vectors.double().numpy().T @ alphas.pop(0.0, np.zeros(targets.shape))
+    linear = rows.T @ alphas.pop(0.0, np.zeros(targets.shape))
     gammas = sorted(alphas)
     rbf = np.stack([alphas[gamma] for gamma in gammas]) if gammas else np.zeros((0, 0, labels))
     posts = vectors if gammas else vectors[:0]

@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_array
 
 from intclip.labels.taxonomy import Taxonomy
 
@@ -22,18 +24,35 @@ _SENTENCE_SHARE = 0.5
 
 
 @dataclass(frozen=True, eq=False)
+class Terms:
+    """Counts of all terms in N texts, by kind ("words", "letters"); a kind without a term is missing.
+
+    Attributes:
+        names: The terms, in the order of the columns.
+        counts: Sparse (N, terms).
+    """
+
+    names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    counts: Mapping[str, csr_array] = field(default_factory=dict)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> "Terms":
+        """Return some of the texts."""
+        return Terms(self.names, {kind: counts[rows] for kind, counts in self.counts.items()})
+
+
+@dataclass(frozen=True, eq=False)
 class Inputs:
     """One channel of N posts, before fitting.
 
     Attributes:
         blocks: Vectors (N, D) by block name.
         anchors: Similarity (N, K) to the labels' sentences.
-        texts: The texts, for word counts; None for photos.
+        terms: Of the texts; None for photos.
     """
 
     blocks: dict[str, Floats]
     anchors: Floats
-    texts: list[str] | None = None
+    terms: Terms | None = None
 
     def __len__(self) -> int:
         """Return the number N of posts."""
@@ -42,8 +61,8 @@ class Inputs:
     def take(self, rows: npt.ArrayLike) -> "Inputs":
         """Return some of the posts."""
         index = np.asarray(rows, dtype=np.int64)
-        texts = None if self.texts is None else [self.texts[i] for i in index]
-        return Inputs({name: block[index] for name, block in self.blocks.items()}, self.anchors[index], texts)
+        terms = None if self.terms is None else self.terms.take(index)
+        return Inputs({name: block[index] for name, block in self.blocks.items()}, self.anchors[index], terms)
 
 
 @dataclass(frozen=True)
@@ -51,34 +70,54 @@ class WordCounts:
     """Fitted vocabularies.
 
     Attributes:
-        terms: Terms by kind ("words", "letters"), in the order of the columns.
+        terms: Terms by kind, in the order of the columns.
         idf: Inverse document frequencies by kind of terms.
     """
 
     terms: Mapping[str, Sequence[str]] = field(default_factory=dict)
     idf: Mapping[str, Floats] = field(default_factory=dict)
 
-    def __call__(self, texts: Sequence[str]) -> dict[str, Floats]:
-        """Return one block (N, terms) per kind: log counts times inverse document frequency, at unit length."""
-        return {
-            kind: _weighted(_counter(kind, vocabulary=list(terms)).transform(texts), self.idf[kind])
-            for kind, terms in self.terms.items()
-        }
+    def __call__(self, found: Terms, posts: int) -> dict[str, Floats]:
+        """Return one block (N, terms) per kind: log counts times inverse document frequency, at unit length.
+
+        Args:
+            found: Counts of N texts.
+            posts: Their number N.
+        """
+        blocks = {}
+        for kind, terms in self.terms.items():
+            counts = np.zeros((posts, len(terms)), dtype=np.float32)
+            places = {name: place for place, name in enumerate(found.names.get(kind, ()))}
+            if known := [column for column, term in enumerate(terms) if term in places]:
+                counts[:, known] = found.counts[kind][:, [places[terms[column]] for column in known]].toarray()
+            blocks[kind] = unit(np.where(counts > 0, 1 + np.log(np.maximum(counts, 1)), 0) * self.idf[kind])
+        return blocks
 
 
-def fit_word_counts(texts: Sequence[str]) -> WordCounts:
-    """Fit to the most frequent words, word pairs and character n-grams of at least two texts, without labels."""
+def count_terms(texts: Sequence[str]) -> Terms:
+    """Count words, word pairs and character n-grams."""
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    names, counts = dict[str, list[str]](), dict[str, csr_array]()
+    for kind, options in _COUNTERS.items():
+        counter = CountVectorizer(**options)
+        with suppress(ValueError):  # no text has a term
+            counts[kind] = csr_array(counter.fit_transform(texts))
+            names[kind] = counter.get_feature_names_out().tolist()
+    return Terms(names, counts)
+
+
+def fit_word_counts(found: Terms) -> WordCounts:
+    """Fit to the most frequent terms that occur in at least two texts, without labels."""
     terms: dict[str, list[str]] = {}
     idf: dict[str, Floats] = {}
-    for kind in _COUNTERS:
-        counter = _counter(kind, max_features=MAX_TERMS, min_df=2)
-        try:
-            counts = counter.fit_transform(texts)
-        except ValueError:  # no term occurs in two texts
-            continue
-        terms[kind] = list(map(str, counter.get_feature_names_out()))
-        seen = np.asarray((counts > 0).sum(axis=0)).ravel()
-        idf[kind] = (np.log((1 + len(texts)) / (1 + seen)) + 1).astype(np.float32)
+    for kind, counts in found.counts.items():
+        total, texts = counts.sum(axis=0), (counts > 0).sum(axis=0)
+        repeated = np.flatnonzero(texts >= 2)
+        kept = np.sort(repeated[np.argsort(-total[repeated], kind="stable")[:MAX_TERMS]])
+        if len(kept):
+            terms[kind] = [found.names[kind][column] for column in kept]
+            idf[kind] = (np.log((1 + counts.shape[0]) / (1 + texts[kept])) + 1).astype(np.float32)
     return WordCounts(terms, idf)
 
 
@@ -112,21 +151,10 @@ def text_inputs(texts: Sequence[str], embed: Callable[[Sequence[str]], Floats], 
         best = np.full(anchors.shape, -1.0, dtype=np.float32)
         np.maximum.at(best, owner, split @ form.T)
         anchors += (text @ form.T + _SENTENCE_SHARE * best) / len(labels)
-    return Inputs({"text": text, "sentences": unit(mean)}, anchors, list(texts))
+    return Inputs({"text": text, "sentences": unit(mean)}, anchors, count_terms(texts))
 
 
 def unit(rows: npt.NDArray[np.floating[Any]]) -> Floats:
     """Normalise rows to unit length; rows of zeros are unchanged."""
     length = np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
     return np.asarray(rows / length, dtype=np.float32)
-
-
-def _counter(kind: str, **options: Any) -> Any:
-    from sklearn.feature_extraction.text import CountVectorizer
-
-    return CountVectorizer(**_COUNTERS[kind], **options)
-
-
-def _weighted(counts: Any, idf: Floats) -> Floats:
-    dense = np.asarray(counts.toarray(), dtype=np.float32)
-    return unit(np.where(dense > 0, 1 + np.log(np.maximum(dense, 1)), 0) * idf)

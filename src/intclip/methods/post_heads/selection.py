@@ -1,11 +1,12 @@
 """Selection of heads: inner cross-validation of every head and setting, and an ensemble of the best."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from intclip.data.splitting import stratified_folds
-from intclip.methods.post_heads.solver import GRIDS, SLOW, SLOW_LIMIT, Array, Params, fit_head
+from intclip.methods.post_heads.solver import GRIDS, SLOW, SLOW_LIMIT, Array, Kernels, Params, Solver
 from intclip.metrics import mean_average_precision
 
 ANCHORS, ENSEMBLE = "anchors", "ensemble"
@@ -71,17 +72,12 @@ def choose_head(
         head: Use this head instead of the best one.
     """
     candidates = {ANCHORS: _candidate(ANCHORS, (), anchors, targets)}
-    folds = list(stratified_folds(targets, 3 if len(targets) > LARGE else INNER_FOLDS, seed))
-    for name, grid in GRIDS.items():
-        if name in SLOW and targets.size > SLOW_LIMIT:
-            continue
-        settings = grid[len(grid) // 2 :][:1] if len(targets) > LARGE and name != "kernel" else grid
-        if len(targets) > LARGE and name == "kernel":
-            settings = tuple(p for p in grid if dict(p)["gamma"] == 2.0)
-        tried = [
-            _candidate(name, p, _held_out(name, cosines, targets, neighbours, p, folds), targets) for p in settings
-        ]
-        candidates[name] = max(tried, key=lambda found: found.value)
+    settings = [(name, params) for name in GRIDS for params in _settings(name, targets)]
+    held_out = _held_out(settings, cosines, targets, neighbours, seed)
+    for (name, params), scores in zip(settings, held_out, strict=True):
+        found = _candidate(name, params, scores, targets)
+        if name not in candidates or found.value > candidates[name].value:
+            candidates[name] = found
     votes = _elect(candidates, targets)
     joined = sum((share * candidates[name].scores for name, share in votes.items()), np.zeros(targets.shape))
     values = {name: found.value for name, found in candidates.items()} | {ENSEMBLE: _value(joined, targets)}
@@ -92,18 +88,28 @@ def choose_head(
     return Choice(winner, votes, candidates, joined, ranking)
 
 
+def _settings(name: str, targets: Array) -> tuple[Params, ...]:
+    """Return the settings of a head to compare, fewer for many posts."""
+    grid = GRIDS[name]
+    if name in SLOW and targets.size > SLOW_LIMIT:
+        return ()
+    if len(targets) <= LARGE:
+        return grid
+    if name == "kernel":
+        return tuple(params for params in grid if dict(params)["gamma"] == 2.0)
+    return grid[len(grid) // 2 :][:1]
+
+
 def _held_out(
-    name: str,
-    cosines: Array,
-    targets: Array,
-    neighbours: Array,
-    params: Params,
-    folds: list[tuple[np.ndarray, np.ndarray]],
-) -> Array:
-    scores = np.zeros(targets.shape)
-    for train, test in folds:
-        dual = fit_head(name, cosines[np.ix_(train, train)], targets[train], neighbours, params)
-        scores[test] = dual.scores(cosines[np.ix_(test, train)])
+    settings: Sequence[tuple[str, Params]], cosines: Array, targets: Array, neighbours: Array, seed: int
+) -> list[Array]:
+    """Return scores (N, K) of each setting, of posts by heads fitted without them."""
+    scores = [np.zeros(targets.shape) for _ in settings]
+    for train, test in stratified_folds(targets, 3 if len(targets) > LARGE else INNER_FOLDS, seed):
+        solver = Solver(cosines[np.ix_(train, train)], targets[train], neighbours)
+        kernels = Kernels(cosines[np.ix_(test, train)])
+        for found, (name, params) in zip(scores, settings, strict=True):
+            found[test] = solver.fit(name, params).scores(kernels)
     return scores
 
 
