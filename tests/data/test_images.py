@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from makers import encode, jpeg_of_claimed_size, photo, png_header, write_photo
 from PIL import Image, ImageOps
 
-from intclip.data.images import MAX_PIXELS, MAX_SCANS, describe, find_images, read_image
+from intclip.data.images import MAX_PIXELS, MAX_SCANS, describe, find_images, read_image, whole_size
 from intclip.data.sample import TarMember
 from intclip.errors import ImageError
 
@@ -195,6 +195,7 @@ def test_real_photos_from_packages() -> None:
 def test_min_side_is_a_lower_bound(width: int, height: int, side: int) -> None:
     content = encode(Image.new("RGB", (width, height), "navy"))
     image = read_image(content, min_side=side)
+    assert whole_size(image) == (width, height)
     assert min(image.size) >= min(side, width, height)
     assert image.size in [(-(-width // scale), -(-height // scale)) for scale in (1, 2, 4, 8)]
 
@@ -215,7 +216,8 @@ def test_min_side_halves_large_jpegs_and_changes_little() -> None:
 def test_min_side_with_rotation_and_multi_picture_files() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert read_image(encode(photo(size=(800, 400)), exif=exif), min_side=100).size == (100, 200)
+    turned = read_image(encode(photo(size=(800, 400)), exif=exif), min_side=100)
+    assert (turned.size, whole_size(turned)) == ((100, 200), (400, 800))
     mpo = encode(photo(size=(800, 400)), "MPO", save_all=True, append_images=[photo(1, (80, 40))])
     assert read_image(mpo, min_side=100).size in ((200, 100), (800, 400))
 

@@ -15,7 +15,7 @@ from benchmarks.profiles import ADOBE, GAMMA, P3, cmyk_profile, rgb_profile
 from makers import encode, photo
 
 from intclip.data import colour, formats
-from intclip.data.images import MAX_PIXELS, data_url, read_image
+from intclip.data.images import MAX_PIXELS, data_url, read_image, whole_size
 from intclip.data.jxl import jxl_size
 from intclip.data.sample import Lenient
 from intclip.errors import ImageError
@@ -320,6 +320,8 @@ def test_a_raw_files_preview_is_turned_upright(tmp_path, monkeypatch, flip, size
     monkeypatch.setitem(sys.modules, "rawpy", fake)
     (tmp_path / "a.nef").write_bytes(b"MM\0*" + bytes(20))
     assert read_image(tmp_path / "a.nef").size == size
+    halved = read_image(tmp_path / "a.nef", min_side=64)
+    assert (halved.size, whole_size(halved)) == ((size[0] // 2, size[1] // 2), size)
 
 
 # -- large and truncated photos
@@ -333,7 +335,8 @@ def test_a_jpeg_larger_than_the_limit_is_read_at_a_smaller_size(monkeypatch):
         monkeypatch.setattr(module, "MAX_PIXELS", 300_000)
         monkeypatch.setattr(module, "MAX_JPEG_PIXELS", 1_200_000)
     assert read_image(content, max_pixels=300_000).size == (500, 400)
-    assert read_image(content, max_pixels=300_000, min_side=100).size == (125, 100)
+    smaller = read_image(content, max_pixels=300_000, min_side=100)
+    assert (smaller.size, whole_size(smaller)) == ((125, 100), (500, 400))
     for refused in (encode(photo(size=(1000, 800)), "PNG"), encode(photo(size=(1000, 800)), "JPEG", progressive=True)):
         with pytest.raises(ImageError, match="1000 × 800"):
             read_image(refused, max_pixels=300_000)

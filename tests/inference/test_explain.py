@@ -14,6 +14,8 @@ from PIL import Image
 import intclip
 from fakes import TinyBackbone
 from intclip.batch.job import JobOptions, ModelOptions
+from intclip.data import images
+from intclip.data.content import open_content
 from intclip.data.images import read_image
 from intclip.data.loading import DRAFT_FACTOR
 from intclip.errors import IntclipError
@@ -54,6 +56,15 @@ def test_every_kind_that_the_model_has(model, photos):
         assert kind == "regions" or not np.allclose(evidence.fused, own.fused)
     with pytest.raises(IntclipError, match=r"ViT.*gradcam or regions"):
         model.explain(photos[0], LABEL, kind="rollout")
+
+
+def test_a_photo_is_decoded_once_and_its_box_is_of_the_whole_photo(model, tmp_path, monkeypatch):
+    file, opened = tmp_path / "large.jpg", []
+    Image.new("RGB", (900, 600), "navy").save(file)
+    monkeypatch.setattr(images, "open_content", lambda source: opened.append(source) or open_content(source))
+    for kind in ("regions", "fine", "gradcam"):
+        assert model.explain(file, LABEL, kind=kind).box == (150, 0, 750, 600)
+    assert opened == [file] * 3
 
 
 def test_the_fine_kind_is_the_same_in_every_engine(in_engine, model, photos):

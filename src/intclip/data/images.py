@@ -26,7 +26,7 @@ from intclip.machine import memory_is_short
 
 __all__ = [
     "MAX_PIXELS", "SUFFIXES", "ImageInput", "data_url", "describe", "find_images", "is_photo", "jpeg_base64",
-    "read_bytes", "read_image", "read_member",
+    "read_bytes", "read_image", "read_member", "whole_size",
 ]  # fmt: skip
 
 ImageInput = PhotoFile | Lenient | bytes | IO[bytes] | Image.Image | npt.NDArray[np.uint8]
@@ -46,6 +46,9 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = {_TRANSPOSE[number] for number in (5, 6, 7, 8)}
+_WHOLE = "whole_size"
+"""Key in a photo's `info`; see `whole_size`."""
 _SINGLE = (str, os.PathLike, TarMember, EmbeddedPhoto, RemoteFile, Lenient, bytes, Image.Image, np.ndarray)
 _truncated = threading.Lock()
 """Held while Pillow's global option for truncated files is on."""
@@ -90,6 +93,12 @@ def read_image(source: ImageInput, *, min_side: int | None = None, max_pixels: i
             raise
     with _reading_truncated():
         return _read(source, name, min_side, max_pixels)
+
+
+def whole_size(photo: Image.Image) -> tuple[int, int]:
+    """Return (width, height) that `read_image` gives the same photo without `min_side`, with no need to decode it."""
+    size: tuple[int, int] = photo.info.get(_WHOLE, photo.size)
+    return size
 
 
 def is_photo(value: object) -> bool:
@@ -139,7 +148,12 @@ def _read_raw(stream: IO[bytes], name: str, min_side: int | None, max_pixels: in
             image = read_image(content, min_side=min_side, max_pixels=max_pixels)
         except ImageError as error:
             raise ImageError(f"{name}: its preview cannot be read ({error})") from error
-    return image if turn is None or turned else image.transpose(turn)
+    if turn is None or turned:
+        return image
+    whole = _turned_size(whole_size(image), turn)
+    image = image.transpose(turn)
+    image.info = {_WHOLE: whole}
+    return image
 
 
 def _open_again(image: Image.Image, max_pixels: int) -> Image.Image | None:
@@ -173,14 +187,15 @@ def _from_array(array: npt.NDArray[np.uint8]) -> Image.Image:
 
 def _decode(image: Image.Image, name: str, min_side: int | None, max_pixels: int) -> Image.Image:
     try:
-        width, height = image.size
+        whole, (width, height) = None, image.size
         if width == 0 or height == 0:
             raise ImageError(f"{name} has no pixels ({width} × {height})")
         if (scans := _count_scans(image)) > MAX_SCANS:
             raise ImageError(f"{name} has {scans} scans, the limit is {MAX_SCANS}; save the photo again")
         if width * height > max_pixels:
-            _shrink(image, name, min_side, max_pixels)
+            whole = _shrink(image, name, min_side, max_pixels)
         elif min_side is not None and image.format in ("JPEG", "MPO"):
+            whole = image.size
             image.draft(None, (min_side, min_side))
         image.load()
         result, method = to_srgb(image), _TRANSPOSE.get(_orientation(image))
@@ -188,7 +203,8 @@ def _decode(image: Image.Image, name: str, min_side: int | None, max_pixels: int
             result = result.transpose(method)
         elif result is image:
             result = result.copy()
-        result.info = {}  # profile, orientation and transparency must not be applied twice
+        # Without profile, orientation and transparency, which must not be applied twice.
+        result.info = {} if whole is None else {_WHOLE: _turned_size(whole, method)}
         return result
     except ImageError:
         raise
@@ -196,8 +212,15 @@ def _decode(image: Image.Image, name: str, min_side: int | None, max_pixels: int
         raise _damaged(name, error) from error
 
 
-def _shrink(image: Image.Image, name: str, min_side: int | None, max_pixels: int) -> None:
+def _turned_size(size: tuple[int, int], method: Image.Transpose | None) -> tuple[int, int]:
+    return size[::-1] if method in _SIDEWAYS else size
+
+
+def _shrink(image: Image.Image, name: str, min_side: int | None, max_pixels: int) -> tuple[int, int]:
     """Let the JPEG decoder halve a photo until it is within the limit, and further towards `min_side`.
+
+    Returns:
+        (width, height) without `min_side`.
 
     Raises:
         ImageError: It is too large for the decoder, or another format. (A progressive JPEG needs the same memory at any
@@ -210,6 +233,7 @@ def _shrink(image: Image.Image, name: str, min_side: int | None, max_pixels: int
     scale = next(scale for scale in (2, 4, 8) if width * height <= max_pixels * scale**2)
     sides = (width // scale, height // scale)
     image.draft(None, sides if min_side is None else (min(sides[0], min_side), min(sides[1], min_side)))
+    return -(-width // scale), -(-height // scale)
 
 
 def _count_scans(image: Image.Image) -> int:

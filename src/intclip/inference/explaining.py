@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from intclip.data.images import ImageInput, describe, read_image
+from intclip.data.images import ImageInput, describe, whole_size
 from intclip.data.loading import normalize_into, read_for_model
 from intclip.evidence.evidence import Evidence, make_evidence
 from intclip.evidence.views import join_views, photo_views
@@ -49,7 +49,7 @@ def explain(
         regions,
         size=preprocess.size,
         # The decoder may have halved the photo; the box is in pixels of the whole one.
-        box=preprocess.source_box(read_image(image).size),
+        box=preprocess.source_box(whole_size(photo)),
         source=describe(image),
         kind=kind,
         attention=outputs[ATTENTION_OUTPUT][0] if ATTENTION_OUTPUT in outputs else None,

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from intclip.data.images import MAX_PIXELS, ImageInput, describe, read_image
+from intclip.data.images import MAX_PIXELS, ImageInput, describe, whole_size
 from intclip.data.loading import normalize_into, read_for_model, usable_cores
 from intclip.errors import ImageError, IntclipError
 from intclip.inference.prediction import Prediction
@@ -403,15 +403,15 @@ def _predict(predictor: Predictor, jobs: list[_Job], kept: _Pixels, most: int) -
 
 def _read(image: ImageInput, predictor: Predictor, max_pixels: int) -> npt.NDArray[np.uint8]:
     preprocess = predictor.card.preprocessing
-    photo = read_for_model(image, preprocess.size, max_pixels=max_pixels)
-    return preprocess.resize(photo)
+    return preprocess.resize(read_for_model(image, preprocess.size, max_pixels=max_pixels))
 
 
 def _explain(predictor: Predictor, image: ImageInput, label: str, max_pixels: int, kind: str) -> "Evidence":
+    preprocess = predictor.card.preprocessing
+    photo = read_for_model(image, preprocess.size, max_pixels=max_pixels)
     # A photo already at the input size passes preprocessing unchanged; only the box refers to the whole photo.
-    evidence = predictor.explain(_read(image, predictor, max_pixels), label, kind=kind)
-    size = read_image(image, max_pixels=max_pixels).size
-    return replace(evidence, box=predictor.card.preprocessing.source_box(size), source=_source(image))
+    evidence = predictor.explain(preprocess.resize(photo), label, kind=kind)
+    return replace(evidence, box=preprocess.source_box(whole_size(photo)), source=_source(image))
 
 
 def _source(image: ImageInput | None) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from cachetools import LRUCache
 
-from intclip.data.images import read_image
+from intclip.data.images import whole_size
 from intclip.data.loading import read_for_model
 from intclip.errors import TaxonomyError
 from intclip.inference.loading import zero_shot_options, zero_shot_threshold
@@ -103,12 +103,13 @@ class OwnLabels:
         maps = {name: values[:, index].numpy() for name, values in output.maps.items()}
         regions = {name: join_views(values) if kind == "fine" else values[0] for name, values in maps.items()}
         preprocess = method.backbone.preprocess
+        read = read_for_model(photo, preprocess.size, max_pixels=self._max_pixels)
         return make_evidence(
             labels.names[index],
             float(output.logits[0, index].sigmoid()),
             regions,
             size=preprocess.size,
-            box=preprocess.source_box(read_image(photo, max_pixels=self._max_pixels).size),
+            box=preprocess.source_box(whole_size(read)),
             source=NAME,
             kind=kind,
         )
