@@ -286,6 +286,13 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_stamp(path: Path) -> tuple[str | int, ...]:
+    """Return path, size, times and inode of a file: as long as they stay, so does its content."""
+    status = path.stat()
+    # Also st_ctime: copies may keep the modification time, but no program can set this one.
+    return str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
 def _descriptor(target: Target) -> int | None:
     """Return the file descriptor of a name."""
     name = os.fspath(target)

@@ -25,6 +25,7 @@ from intclip.data.loading import pixel_batches
 from intclip.data.sample import Sample, TarMember
 from intclip.data.transforms import Augment, AugmentConfig
 from intclip.errors import ImageError, StorageError
+from intclip.files import sha256_file
 
 PREPROCESS = Preprocess(size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 KEY = CacheKey("weights", PREPROCESS, ("trunk", "pooled"), "float32")
@@ -226,6 +227,24 @@ def test_same_photo_in_a_tar_has_the_same_hash(tmp_path, samples):
     archive.write_bytes(b"before" + content + b"behind")
     member = TarMember(archive, "0.png", 6, len(content))
     assert cache_shards.photo_hashes([member, samples[0].image], 2) == [hashlib.sha256(content).hexdigest()] * 2
+
+
+def test_photos_are_hashed_once_until_their_file_changes(samples, monkeypatch):
+    hashed = Mock(side_effect=sha256_file)
+    monkeypatch.setattr(cache_shards, "sha256_file", hashed)
+    photos = [sample.image for sample in samples]
+    before = cache_shards.photo_hashes(photos, 2)
+    assert cache_shards.photo_hashes(photos, 2) == before == [sha256_file(photo) for photo in photos]
+    assert hashed.call_count == 11
+    stat, content = photos[4].stat(), bytearray(photos[4].read_bytes())
+    content[-1] ^= 1
+    photos[4].write_bytes(content)
+    os.utime(photos[4], ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as a copy that keeps size and time
+    photos[5].unlink()
+    assert cache_shards.photo_hashes(photos, 2) == [
+        *before[:4], hashlib.sha256(content).hexdigest(), f"absent {photos[5]}", *before[6:]
+    ]  # fmt: skip
+    assert hashed.call_count == 12
 
 
 @pytest.mark.parametrize("damage", ["flipped byte", "truncated", "missing", "no manifest", "broken manifest"])

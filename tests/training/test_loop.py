@@ -1,6 +1,7 @@
 import json
 import time
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,8 +12,10 @@ from toy import toy_dataset, toy_recipe
 from toy_method import ToyMethod, ToyOptions
 
 from fakes import TinyBackbone
+from intclip.data import cache_shards
 from intclip.data.sample import Sample
 from intclip.errors import DatasetError, RecipeError, StorageError, TrainingError
+from intclip.files import sha256_file
 from intclip.inference.bundle import load_bundle
 from intclip.training.distributed import Processes
 from intclip.training.experiment import (
@@ -237,6 +240,14 @@ def test_cached_features_train_to_the_same_weights(tmp_path):
         torch.testing.assert_close(weights(cached)[key], value, rtol=0.02, atol=0.02)
     again = fit(tmp_path, f"cache.path={tmp_path / 'cache'}", name="again")
     assert all(torch.equal(value, weights(again)[key]) for key, value in weights(cached).items())
+
+
+def test_every_photo_is_hashed_once_for_fingerprint_and_caches(tmp_path, monkeypatch):
+    hashed = Mock(side_effect=sha256_file)
+    monkeypatch.setattr(cache_shards, "sha256_file", hashed)
+    fit(tmp_path, f"cache.path={tmp_path / 'cache'}", "schedule.epochs=1")
+    photos = [call.args[0] for call in hashed.call_args_list if call.args[0].suffix == ".png"]
+    assert len(photos) == len(set(photos)) == 40 + 16 + 16
 
 
 def test_cached_views_take_turns(tmp_path):

@@ -17,8 +17,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -29,9 +30,9 @@ from rich.progress import Progress
 
 from intclip.data.images import read_bytes
 from intclip.data.loading import usable_cores
-from intclip.data.sample import ImageSource
+from intclip.data.sample import ImageSource, TarMember
 from intclip.errors import ImageError, StorageError
-from intclip.files import digest, sha256_file, write_text
+from intclip.files import digest, file_stamp, sha256_file, write_text
 
 T = TypeVar("T")
 
@@ -45,6 +46,8 @@ DEFAULT_LIMIT = 20 * 10**9
 """Bytes that a cache folder may hold unless the caller says otherwise."""
 SHARD_BYTES = 128 * 2**20
 """Target size of a shard: one sequential read."""
+REMEMBERED = 2**17
+"""Maximum photos whose hash is remembered: about 500 bytes each."""
 SHARD_PHOTOS = 512
 """Maximum photos per shard: a few seconds of work, which is what a killed build loses."""
 
@@ -178,20 +181,28 @@ def missing_shards(shards: Iterable[Shard], *, checksums: bool, workers: int) ->
 
 
 def photo_hashes(sources: Sequence[ImageSource | None], workers: int) -> list[str]:
-    """Return every photo's content hash; a missing photo is hashed by its path."""
+    """Return every photo's content hash; a missing photo is hashed by its path.
+
+    The process remembers the hashes: a training run needs them for its caches and for its fingerprint, and the next
+    row of a study needs them again.
+    """
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(_photo_hash, sources))
 
 
 def _photo_hash(source: ImageSource | None) -> str:
-    try:
-        if isinstance(source, Path):
-            return sha256_file(source)
-        if source is not None:
-            return hashlib.sha256(read_bytes(source)).hexdigest()
-    except (OSError, ImageError):
-        pass  # reading the photo reports the error, which the shard stores
+    if source is not None:
+        file = source if isinstance(source, Path) else source.archive if isinstance(source, TarMember) else source.table
+        # An error is reported when the photo is read, and stored by the shard.
+        with suppress(OSError, ImageError):
+            return _content_hash(source, file_stamp(file))
     return f"absent {source}"
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _content_hash(source: ImageSource, stamp: tuple[str | int, ...]) -> str:
+    """Return the content hash of a photo in a file with this stamp."""
+    return sha256_file(source) if isinstance(source, Path) else hashlib.sha256(read_bytes(source)).hexdigest()
 
 
 class Crew(Protocol):

@@ -18,7 +18,7 @@ from typing import Any
 
 from intclip.backbones.sources import source_files
 from intclip.errors import BundleError, StorageError
-from intclip.files import atomic_directory, cache_home, digest, sha256_file
+from intclip.files import atomic_directory, cache_home, digest, file_stamp, sha256_file
 from intclip.inference.exported import SUFFIXES, Graph, GraphFormat, Tower, open_graph, open_tower
 
 KEPT = 24
@@ -120,7 +120,7 @@ def _content(paths: Iterable[Path]) -> str:
         inside = sorted(path.rglob("*.*")) if path.is_dir() else [path]
         files += [(file, path.parent) for file in inside if file.suffix != ".pyc" and file.is_file()]
     home = cache_home()
-    folder = None if home is None else home / "hashes" / digest([_stamp(file) for file, _ in files])
+    folder = None if home is None else home / "hashes" / digest([file_stamp(file) for file, _ in files])
     if folder is not None:
         with suppress(OSError):
             found = (folder / _HASH).read_text()
@@ -129,12 +129,6 @@ def _content(paths: Iterable[Path]) -> str:
     found = digest([(file.relative_to(parent).as_posix(), sha256_file(file)) for file, parent in files])
     _keep(folder, lambda partial: (partial / _HASH).write_text(found))
     return found
-
-
-def _stamp(file: Path) -> tuple[str | int, ...]:
-    status = file.stat()
-    # Also st_ctime: copies may keep the modification time, but no program can set this one.
-    return str(file), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def _keep(folder: Path | None, write: Callable[[Path], object]) -> None:
