@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -200,6 +201,11 @@ class TestHuggingFace:
         ).to_dict()
         write(tmp_path, "processor_config.json", {"image_processor": json.loads(json.dumps(inner))})
         assert load(tmp_path).preprocess.mean == (0.1, 0.1, 0.1)
+        write(tmp_path, "preprocessor_config.json", inner)
+        assert load(tmp_path).preprocess.mean == (0.1, 0.1, 0.1)
+        write(tmp_path, "preprocessor_config.json", inner | {"image_mean": [0.2] * 3})
+        with pytest.raises(CheckpointError, match=r"preprocessor_config\.json.* processor_config\.json"):
+            load(tmp_path)
 
     @pytest.mark.parametrize(
         ("options", "named"),
@@ -254,10 +260,14 @@ class TestHuggingFace:
         with pytest.raises(CheckpointError, match=named):
             load(tmp_path)
 
+    @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "processor_config.json"])
     @pytest.mark.parametrize("text", ["{", "[1]", '"x"', "[" * 100_000])
-    def test_damaged_json(self, tmp_path, model, text):
-        (tmp_path / "config.json").write_text(text)
-        with pytest.raises(CheckpointError, match=r"config\.json"):
+    def test_damaged_json(self, tmp_path, model, name, text):
+        inner = {"size": {"shortest_edge": 48}, "crop_size": {"height": 48, "width": 48}}
+        write(tmp_path, "preprocessor_config.json", inner)
+        write(tmp_path, "processor_config.json", {"image_processor": inner})
+        (tmp_path / name).write_text(text)
+        with pytest.raises(CheckpointError, match=rf"/{re.escape(name)}"):
             load(tmp_path)
 
 

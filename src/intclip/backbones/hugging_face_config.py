@@ -129,13 +129,20 @@ _PROCESSOR_NOTES = (
 
 
 def hugging_face_pixels(folder: Path) -> dict[str, Any]:
-    """Return fields of `Preprocess` from `preprocessor_config.json` or a combined processor file."""
+    """Return fields of `Preprocess` from `preprocessor_config.json`, a combined processor file, or both.
+
+    Raises:
+        CheckpointError: A file is damaged or has an unsupported setting, or the two differ.
+    """
+    found: list[dict[str, Any]] = []
     for name in PROCESSORS:
         content = read_object(folder / name)
         content = content.get("image_processor", {}) if name == "processor_config.json" else content
         if content:
-            return _processor_pixels(Section(content, folder / name, "image processor"))
-    return {}
+            found.append(_processor_pixels(Section(content, folder / name, "image processor")))
+    if len(found) > 1 and found[0] != found[1]:
+        raise CheckpointError(f"{folder}: {' and '.join(PROCESSORS)} describe different pixels; keep the right one")
+    return found[0] if found else {}
 
 
 def _processor_pixels(section: Section) -> dict[str, Any]:
