@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from intclip.backbones.base import Backbone, ImageHead, TextTower
 from intclip.backbones.preprocess import Preprocess
-from intclip.errors import IntclipError
+from intclip.errors import TextLengthError
 from intclip.labels.taxonomy import Taxonomy
 
 EMBED_DIM = 8
@@ -35,7 +35,7 @@ class TinyText(TextTower):
         rows = [[START, *(3 + zlib.crc32(w.lower().encode()) % WORDS for w in text.split()), END] for text in texts]
         longest = max(map(len, rows))
         if longest > self.context_length:
-            raise IntclipError(f"a text has {longest} tokens, more than {self.context_length}")
+            raise TextLengthError(f"a text has {longest} tokens, more than {self.context_length}")
         return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
 
     def lengths(self, tokens: Tensor) -> Tensor:

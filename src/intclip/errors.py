@@ -55,6 +55,16 @@ class TrainingError(IntclipError):
     """A training run cannot continue: the loss is not finite, or its directory belongs to another run."""
 
 
+class TextLengthError(IntclipError):
+    """A text has more tokens than its text tower takes."""
+
+    @classmethod
+    def of(cls, text: str, tokens: int, most: int, fix: str = "shorten it") -> "TextLengthError":
+        """Return the error of a text with more than `most` tokens; the message ends with "; " and the fix."""
+        shown = text if len(text) <= 40 else f"{text[:40]}…"
+        return cls(f"the text {shown!r} has {tokens} tokens, more than {most}; {fix}")
+
+
 def listed(names: Iterable[Any], most: int = 12, *, quoted: bool = False) -> str:
     """Format names for a message: the first `most`, each in one shortened line, and how many more there are."""
     words = [repr(name) if quoted else " ".join(str(name).split())[:100] for name in names]

@@ -68,7 +68,7 @@ def test_gradients_reach_prompts(minilm):
 
 def test_long_texts_are_refused_with_their_start(minilm):
     assert minilm.tokenize(["word " * 254]).shape == (1, 256)
-    with pytest.raises(IntclipError, match=r"257.*256.*'word word"):
+    with pytest.raises(IntclipError, match=r"'word word.*257.*256"):
         minilm.tokenize(["word " * 255])
 
 

@@ -1,6 +1,7 @@
 """SigLIP's towers against `transformers.SiglipModel` with random weights, from the folder that it writes."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.testing import assert_close
 
 from intclip.backbones import load_backbone
 from intclip.errors import CheckpointError, IntclipError
+from intclip.evaluation import sentences
 from intclip.methods.prompts import PromptLearner, PromptOptions
 
 
@@ -159,8 +161,14 @@ def test_texts_are_cleaned_ended_and_read_at_the_last_place(tmp_path, pad, end):
 
 def test_another_tokenizer_is_refused_and_none_is_said(tmp_path):
     saved(tmp_path, SMALL_VISION, SMALL_TEXT)
-    with pytest.raises(IntclipError, match=r"tokenizer\.json"):
-        load_backbone("SigLIP-B/16", checkpoint=tmp_path).tokenize(["a dog"])
+    without = load_backbone("SigLIP-B/16", checkpoint=tmp_path)
+    for embed in (
+        without.tokenize,
+        partial(without.embed_texts, long="average"),  # does not halve a text that no halving makes fit
+        partial(sentences.embed_texts, without.text),
+    ):
+        with pytest.raises(IntclipError, match=r"tokenizer\.json"):
+            embed(["a dog"])
     words_tokenizer(tmp_path, pad="<pad>", end="<eos>", vocabulary=["<unk>", *map(str, range(200))])
     with pytest.raises(CheckpointError, match=r"tokenizer\.json .*120 tokens"):
         load_backbone("SigLIP-B/16", checkpoint=tmp_path)

@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import os
+import re
 import shutil
 
 import numpy as np
@@ -205,6 +206,16 @@ def test_wrong_input_is_one_line_and_code_2(cli, exported, photos, tmp_path, mon
     assert err.startswith("intclip: ")
     assert message in err
     assert [path.name for path in tmp_path.iterdir()] == ["empty"], "nothing half-written"
+
+
+def test_for_a_label_too_long_for_the_model_the_option_for_other_sentences_is_named(cli, photos, tmp_path):
+    file, long = tmp_path / "long.yaml", " ".join(["floccinaucinihilipilification"] * 30)
+    classes = [{"name": "joy", "sentence": long}, {"name": "awe", "sentence": "An old forest in fog"}]
+    file.write_text(json.dumps({"name": "long", "level": "label", "classes": classes}))
+    code, out, err = cli("predict", photos[0], "--taxonomy", file)
+    assert (code, out) == (2, "")
+    assert re.search(r"'floccinauci.*\d+ tokens.* 256.*--sentences", err)
+    assert cli("predict", photos[0], "--taxonomy", file, "--sentences", "fine")[0] == 0
 
 
 @pytest.mark.parametrize(

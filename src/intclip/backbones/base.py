@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from intclip.backbones.architecture import Activation, Regions, Split
 from intclip.backbones.content import tensor_hashes
 from intclip.backbones.preprocess import Preprocess
-from intclip.errors import IntclipError
+from intclip.errors import IntclipError, TextLengthError
 from intclip.files import digest
 
 FeatureName = Literal["pixels", "trunk", "deep", "regions", "pooled", "stages", "stage1", "stage2", "stage3", "stage4"]
@@ -84,7 +84,7 @@ class TextTower(nn.Module, ABC):
         """Return tokens (T, L), int64, L the longest of these texts, padded at the end.
 
         Raises:
-            IntclipError: A text has more than `context_length` tokens.
+            TextLengthError: A text has more than `context_length` tokens.
         """
 
     @abstractmethod
@@ -118,7 +118,7 @@ class TextTower(nn.Module, ABC):
             on_progress: Called with (done, total) texts.
 
         Raises:
-            IntclipError: A text is too long, and `long` is "refuse".
+            TextLengthError: A text is too long, and `long` is "refuse".
         """
         pieces = [[text] if long == "refuse" else self._pieces(text) for text in texts]
         places = {piece: place for place, piece in enumerate(dict.fromkeys(p for group in pieces for p in group))}
@@ -166,7 +166,7 @@ class TextTower(nn.Module, ABC):
         """Halve a text at spaces (or within a single word) until each piece fits the context."""
         try:
             self.tokenize([text])
-        except IntclipError:
+        except TextLengthError:
             words = text.split()
             half = len(words) // 2
             if half == 0:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from intclip.backbones.config_section import read_object
 from intclip.backbones.tokenizer import encode, pad
-from intclip.errors import CheckpointError, IntclipError, reason
+from intclip.errors import CheckpointError, TextLengthError, reason
 
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -68,13 +68,12 @@ class FileTokenizer:
         """Return tokens (T, L), int64, L the longest of these texts, padded at the end with `pad_id`.
 
         Raises:
-            IntclipError: A text has more than `context_length` tokens.
+            TextLengthError: A text has more than `context_length` tokens.
         """
         rows = [self._ids(text) for text in texts]
         for text, row in zip(texts, rows, strict=True):
             if len(row) > context_length:
-                start = text if len(text) <= 40 else f"{text[:40]}…"
-                raise IntclipError(f"the text {start!r} has {len(row)} tokens, more than {context_length}; shorten it")
+                raise TextLengthError.of(text, len(row), context_length)
         return pad(rows, max(1, *map(len, rows)) if rows else 0, value=self.pad_id)
 
     def unknown_share(self, texts: Sequence[str]) -> list[float]:

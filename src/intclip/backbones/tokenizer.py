@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from intclip.clip_tokens import END, token_ids
-from intclip.errors import IntclipError
+from intclip.errors import TextLengthError
 
 CLIP_TOKENS = END + 1
 """Size of the vocabulary."""
@@ -21,7 +21,7 @@ def tokenize(texts: str | Sequence[str], context_length: int = 77, *, truncate: 
         truncate: Truncate texts that are too long, keeping the end token, instead of raising.
 
     Raises:
-        IntclipError: A text has more than `context_length` tokens, and `truncate` is off.
+        TextLengthError: A text has more than `context_length` tokens, and `truncate` is off.
 
     Example:
         >>> tokenize(["a photo"], context_length=6).tolist()
@@ -35,16 +35,13 @@ def encode(text: str, context_length: int, *, truncate: bool = False) -> list[in
     """Return the token ids of one text, including start and end.
 
     Raises:
-        IntclipError: The text has more than `context_length` tokens, and `truncate` is off.
+        TextLengthError: The text has more than `context_length` tokens, and `truncate` is off.
     """
     ids = token_ids(text)
     if len(ids) <= context_length:
         return ids
     if not truncate:
-        shown = text if len(text) <= 40 else f"{text[:40]}…"
-        raise IntclipError(
-            f"the text {shown!r} has {len(ids)} tokens, more than {context_length}; shorten it, or pass truncate=True"
-        )
+        raise TextLengthError.of(text, len(ids), context_length, "shorten it, or pass truncate=True")
     return [*ids[: context_length - 1], END]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from intclip.errors import IntclipError
+from intclip.errors import TextLengthError
 
 CONTEXT_LENGTH = 256
 """Maximum number of tokens in the sentence model's training; BERT's positions would allow 512."""
@@ -23,12 +23,12 @@ def token_rows(tokenizer: Tokenizer, texts: Sequence[str], limit: int = CONTEXT_
     """Return the token ids of each text, [CLS] … [SEP].
 
     Raises:
-        IntclipError: A text has more than `limit` tokens.
+        TextLengthError: A text has more than `limit` tokens.
     """
     rows = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
     for text, row in zip(texts, rows, strict=True):
         if len(row) > limit:
-            raise IntclipError(f"text has {len(row)} tokens, over {limit}: {f'{text[:40]}…'!r}; shorten it")
+            raise TextLengthError.of(text, len(row), limit)
     return rows
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from intclip.errors import IntclipError, TextLengthError
+
 if TYPE_CHECKING:
     from intclip.batch.job import ModelOptions
     from intclip.inference.predictor import Predictor
@@ -105,6 +107,16 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Photos per batch.")]
 
 class PanelledCommand(typer.core.TyperCommand):
     """List the options of a long command by panel; Typer only does so with Rich, which is slow to import."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; name the option that helps if a label's text is too long for the model."""
+        try:
+            return super().invoke(ctx)
+        except TextLengthError as error:
+            if "sentences" not in ctx.params:
+                raise
+            fault = str(error).rpartition(";")[0]
+            raise IntclipError(f"{fault}; shorten it, or choose another form with --sentences") from error
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write arguments, options without a panel, then one section per panel."""

@@ -10,7 +10,7 @@ import torch
 from intclip.backbones.base import Backbone, TextTower
 from intclip.data.loading import pixel_batches
 from intclip.data.sample import Dataset, Sample
-from intclip.errors import DatasetError, IntclipError
+from intclip.errors import DatasetError, TextLengthError
 from intclip.labels.score import FormScore, score_forms
 from intclip.labels.taxonomy import Taxonomy
 from intclip.metrics import positives
@@ -127,7 +127,7 @@ def _fit(tower: TextTower, text: str) -> str:
     while True:
         try:
             tower.tokenize([text])
-        except IntclipError:
+        except TextLengthError:
             text = text[: len(text) * 9 // 10]
         else:
             return text
