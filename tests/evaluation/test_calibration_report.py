@@ -1,6 +1,8 @@
 """`intclip calibrate` on synthetic predictions whose calibration, coverage and thresholds are known."""
 
+import errno
 import json
+import os
 import struct
 from dataclasses import replace
 
@@ -11,7 +13,8 @@ from typer.testing import CliRunner
 
 from fakes import tiny_taxonomy
 from intclip.cli.main import app
-from intclip.errors import DatasetError
+from intclip.errors import DatasetError, StorageError
+from intclip.evaluation import calibration_report as calibration_report_module
 from intclip.evaluation.calibration import apply_temperature, reliability_curve
 from intclip.evaluation.calibration_report import (
     SavedPredictions,
@@ -19,6 +22,7 @@ from intclip.evaluation.calibration_report import (
     fitted_temperature,
     read_predictions,
     render_calibration,
+    write_temperature,
 )
 from intclip.evaluation.report import write_predictions, write_report
 from intclip.evaluation.saved import read_evaluation
@@ -179,7 +183,54 @@ def test_a_written_temperature_shows_everywhere(tmp_path):
         predicted = (now.probabilities >= now.thresholds).sum(axis=0)
         np.testing.assert_array_equal(predicted, now.report["per_class"]["predicted"])
         assert (run / f"report-{split}.md").read_text().startswith(f"# toy: {split}\n")
-    assert json.loads((run / "metrics.json").read_text()) == {"thresholds": info.thresholds, "seed": 3}
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["seed"] == 3
+    np.testing.assert_allclose([metrics["thresholds"]] * 5, info.thresholds)
+
+
+def written_run(run, label="id"):
+    """A run with two reports at different thresholds, as `intclip fit` writes for a post's channels."""
+    taxonomy = replace(tiny_taxonomy(), exclusive=False)
+    given = predictions(500, temperature=0.4)
+    names = (label, *taxonomy.names[1:])
+    write_bundle(run / "bundle", thresholds=[0.6] * 5)
+    scores = Scores([str(row) for row in range(500)], given.scores[:, :5].astype(np.float32), given.targets[:, :5], [])
+    for split, level in (("val", 0.6), ("val-image", 0.2)):
+        write_predictions(run / f"predictions-{split}.parquet", scores, names)
+        report = make_report(scores, "multilabel", taxonomy, level, positive_share=0.5) | {"labels": list(names)}
+        write_report(run, f"report-{split}", report, "multilabel", split)
+    return scores
+
+
+def test_every_report_keeps_its_own_thresholds_and_labels(tmp_path):
+    """Regression: reports of single channels showed the thresholds of both; a label "id" replaced the photos' ids."""
+    scores = written_run(tmp_path / "run")
+    write_temperature(tmp_path / "run", 3.0)
+    for split, level in (("val", 0.6), ("val-image", 0.2)):
+        now = read_evaluation(tmp_path / "run", split)
+        assert now.ids == scores.ids
+        odds = level / (1 - level)
+        np.testing.assert_allclose(now.thresholds, odds ** (1 / 3) / (1 + odds ** (1 / 3)), rtol=1e-9)
+        np.testing.assert_allclose(now.report["per_class"]["threshold"], now.thresholds)
+        np.testing.assert_array_equal(now.probabilities >= now.thresholds, scores.probabilities >= level)
+
+
+def test_a_temperature_is_written_everywhere_or_nowhere(tmp_path, monkeypatch):
+    """Regression: after a full disk the bundle had a temperature, the reports did not, and a second try was refused."""
+    run = tmp_path / "run"
+    written_run(run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(calibration_report_module, "render", full)
+    with pytest.raises(StorageError, match=str(run)):
+        write_temperature(run, 3.0)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    monkeypatch.undo()
+    write_temperature(run, 3.0)
+    assert load_bundle(run / "bundle").info.temperature == 3
 
 
 @pytest.mark.parametrize("everywhere", [0, 1])

@@ -8,6 +8,7 @@ exchangeable photos can be checked.
 import io
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,11 @@ from intclip.data.sample import check_positive_share
 from intclip.errors import DatasetError, reason
 from intclip.evaluation.calibration import apply_temperature, fit_isotonic, fit_temperature, reliability_curve
 from intclip.evaluation.conformal import class_miss_rate_thresholds, label_sets, miss_rate_threshold, set_report
-from intclip.evaluation.report import markdown_table, percent, write_report
+from intclip.evaluation.report import markdown_table, percent, render
 from intclip.evaluation.scoring import Report, to_json
 from intclip.extras import require
-from intclip.files import atomic_path, write_text
-from intclip.inference.bundle import load_bundle, set_temperature
+from intclip.files import atomic_path
+from intclip.inference.bundle import move_thresholds, set_temperature
 from intclip.inference.results import score_columns
 from intclip.metrics import Floats, multilabel_report, positives
 from intclip.thresholds import tune_threshold
@@ -133,6 +134,8 @@ def fitted_temperature(predictions: SavedPredictions) -> float:
 def write_temperature(run: Path, temperature: float) -> list[str]:
     """Store a temperature in a run's bundle, and update its thresholds, saved predictions and reports.
 
+    Thresholds, of the bundle and of each report, are moved so that predicted labels stay the same.
+
     Args:
         run: A training run's folder.
         temperature: From `fitted_temperature`.
@@ -145,25 +148,30 @@ def write_temperature(run: Path, temperature: float) -> list[str]:
     """
     files = sorted(run.glob("predictions-*.parquet"))
     before = [(file, read_predictions(file), _report_of(file)) for file in files]
-    set_temperature(run / "bundle", temperature)
-    thresholds = load_bundle(run / "bundle").info.thresholds
-    for file, found, report in before:
-        moved = apply_temperature(found.scores, temperature, exclusive=found.exclusive).astype(np.float32)
-        table = pq.read_table(file)
-        for k, name in enumerate(found.labels):
-            table = table.set_column(table.column_names.index(name), name, pa.array(moved[:, k]))
-        with atomic_path(file) as partial:
-            pq.write_table(table, partial)
-        if "thresholds" in report:
-            levels = np.broadcast_to(thresholds, (len(found.labels),)).tolist()
-            report |= {"thresholds": thresholds, "per_class": report["per_class"] | {"threshold": levels}}
-            name = _report_name(file)
-            title = (run / f"{name}.md").read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
-            write_report(run, name, report, "multilabel", title)
+    texts: dict[Path, str] = {}
     metrics_file = run / "metrics.json"
     if metrics_file.is_file():
-        metrics = json.loads(metrics_file.read_text(encoding="utf-8")) | {"thresholds": thresholds}
-        write_text(metrics_file, json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+        metrics = json.loads(metrics_file.read_text(encoding="utf-8"))
+        if "thresholds" in metrics and metrics.get("task") != "singlelabel":
+            metrics["thresholds"] = move_thresholds(metrics["thresholds"], temperature).tolist()
+        texts[metrics_file] = report_text(metrics)
+    with ExitStack() as together:  # a full disk or Ctrl-C changes nothing: files are replaced at the end
+        for file, found, report in before:
+            moved = apply_temperature(found.scores, temperature, exclusive=found.exclusive).astype(np.float32)
+            table = pq.read_table(file)
+            for k, column in enumerate(score_columns(found.labels)):
+                table = table.set_column(table.column_names.index(column), column, pa.array(moved[:, k]))
+            pq.write_table(table, together.enter_context(atomic_path(file)))
+            if "thresholds" in report:
+                levels = move_thresholds(report["per_class"]["threshold"], temperature).tolist()
+                report |= {"thresholds": move_thresholds(report["thresholds"], temperature).tolist()}
+                report["per_class"] |= {"threshold": levels}
+                page = run / f"{_report_name(file)}.md"
+                title = page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+                texts |= {page.with_suffix(".json"): report_text(report), page: render(report, "multilabel", title)}
+        for path, text in texts.items():
+            together.enter_context(atomic_path(path)).write_text(text, encoding="utf-8", newline="\n")
+        set_temperature(run / "bundle", temperature)
     return [file.stem.removeprefix("predictions-") for file in files]
 
 

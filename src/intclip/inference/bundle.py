@@ -335,16 +335,19 @@ def set_temperature(path: str | os.PathLike[str], temperature: float) -> None:
         raise BundleError(f"{path} already has a temperature, {info.temperature:.3g}; train again to fit another one")
 
     def moved(thresholds: float | list[float]) -> Any:
-        levels = np.asarray(thresholds, dtype=np.float64)
-        if info.task == "multilabel":
-            with np.errstate(divide="ignore", over="ignore"):  # 0 and 1 do not change
-                levels = 1 / (1 + ((1 - levels) / levels) ** (1 / temperature))
-        return levels.tolist()
+        return move_thresholds(thresholds, temperature).tolist() if info.task == "multilabel" else thresholds
 
     change = {"temperature": temperature, "thresholds": moved(info.thresholds)}
     change["channel_thresholds"] = {name: moved(levels) for name, levels in info.channel_thresholds.items()}
     new = BundleInfo.model_validate(info.model_dump() | change)
     write_text(Path(path) / JSON_FILE, _to_text(new))
+
+
+def move_thresholds(thresholds: npt.ArrayLike, temperature: float) -> npt.NDArray[np.float64]:
+    """Return thresholds, of any shape, that give the same labels after a temperature T: sigmoid(logit(t) / T)."""
+    levels = np.asarray(thresholds, dtype=np.float64)
+    with np.errstate(divide="ignore", over="ignore"):  # 0 and 1 do not change
+        return np.asarray(1 / (1 + ((1 - levels) / levels) ** (1 / temperature)))
 
 
 def set_thresholds(path: str | os.PathLike[str], thresholds: npt.NDArray[np.floating[Any]]) -> None:
