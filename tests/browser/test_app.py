@@ -213,6 +213,15 @@ def test_thresholds_of_all_and_of_one(opened):
         expect(page.locator("#grid .top").first).to_have_text("no clear intent")
 
 
+def test_a_photo_without_a_caption_has_the_thresholds_of_photos_alone(opened):
+    """Regression: it had those of posts with photo and text, which few photos reach."""
+    with opened(WIDE) as page:
+        page.evaluate("() => { reader().apart = { image: reader().names.map(() => 0) }; drawAnswer(); drawGrid(); }")
+        expect(page.locator("#bars button.below")).to_have_count(0)
+        page.evaluate("() => { state.photo.answers.get(reader().key).channel = 'both'; drawAnswer(); }")
+        expect(page.locator("#bars button.below")).not_to_have_count(0)
+
+
 def test_evidence_on_demand_follows_the_label_the_map_and_the_opacity(opened):
     with opened(WIDE) as page:
         page.keyboard.press("e")

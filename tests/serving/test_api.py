@@ -16,6 +16,7 @@ from PIL import Image
 from starlette.requests import Request
 from watched import WatchedPredictor, photo
 
+from intclip.inference.predictor import Predictor
 from intclip.serving.api import create_api
 from intclip.serving.bodies import Uploads
 from intclip.serving.settings import Settings
@@ -296,9 +297,22 @@ def test_models_and_taxonomies(serve, watched):
     assert labels["models"] == ["a", "b"]
     assert labels["levels"]["group"] == ["group 0", "group 1"]
     assert labels["thresholds"]["b"]["class 4"] == 0.5
+    assert labels["channel_thresholds"] == {}
     answer = client.post("/v1/predict", files=files(photo(255)), data={"model": "b"}).json()
     assert answer["model"] == "b"
     assert other.watched.batches[-1] == 1
+
+
+def test_thresholds_of_posts_with_one_channel(serve, watched):
+    """Regression: the app showed photos without a caption at the thresholds of posts with both."""
+    alone = [round(0.1 * (place + 1), 1) for place in range(len(watched.taxonomy))]
+    change = {"channels": ["image", "text"], "channel_thresholds": {"image": alone}}
+    both = Predictor(watched.card.model_copy(update=change), engine="torch", build=lambda: None)
+    both.engine = watched.engine
+    (labels,) = serve({"a": both}).get("/v1/taxonomies").json()
+    assert set(labels["thresholds"]["a"].values()) == {0.5}
+    assert list(labels["channel_thresholds"]["a"]["image"].values()) == pytest.approx(alone)
+    assert set(labels["channel_thresholds"]["a"]["text"].values()) == {0.5}
 
 
 def test_the_key_is_asked_before_the_body_and_probes_need_none(serve):

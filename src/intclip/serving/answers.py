@@ -249,7 +249,9 @@ class TaxonomyInfo(BaseModel):
         models: Names of the models that have it.
         levels: Level to its names, fine to coarse.
         parents: Label to its ancestors, nearest first.
-        thresholds: Label to its threshold, by model.
+        thresholds: Label to its threshold, by model, for posts with all channels that the model uses.
+        channel_thresholds: The same for posts with one channel ("image", "text") only, by model and channel; none for
+            models that use one channel.
         definitions: Label to its definition, if any.
         exclusive: Whether exactly one label applies.
         source: Origin of the labels.
@@ -260,6 +262,7 @@ class TaxonomyInfo(BaseModel):
     levels: dict[str, list[str]]
     parents: dict[str, list[str]]
     thresholds: dict[str, dict[str, float]]
+    channel_thresholds: dict[str, dict[str, dict[str, float]]] = {}
     definitions: dict[str, str]
     exclusive: bool
     source: str

@@ -169,4 +169,9 @@ def describe_taxonomies(models: Mapping[str, Predictor]) -> list[TaxonomyInfo]:
             found.append((content, info))
         info.models.append(name)
         info.thresholds[name] = dict(zip(taxonomy.names, model.thresholds.tolist(), strict=True))
+        if len(model.channels) > 1:
+            info.channel_thresholds[name] = {
+                channel: dict(zip(taxonomy.names, model.resolve_thresholds(None, [channel]).tolist(), strict=True))
+                for channel in model.channels
+            }
     return [info for _, info in found]

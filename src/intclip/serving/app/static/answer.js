@@ -15,7 +15,7 @@ function reader() {
   if (own.length) {
     state.reader = {
       key: `own\n${own.join("\n")}`, set: setName("own intents", own), taxonomy: "own intents", names: own, levels: [["label", own]], parents: {},
-      thresholds: own.map(() => facts.own_threshold), exclusive: false, definitions: {}, evidence: true, reads: ["image"], own: true, note: facts.own_note, fitted: null,
+      thresholds: own.map(() => facts.own_threshold), apart: {}, exclusive: false, definitions: {}, evidence: true, reads: ["image"], own: true, note: facts.own_note, fitted: null,
     };
     return state.reader;
   }
@@ -24,17 +24,19 @@ function reader() {
   const levels = Object.entries(labels.levels), names = levels[0][1];
   state.reader = {
     key: info.name, set: setName(labels.name, names), taxonomy: labels.name, names, levels, parents: labels.parents, exclusive: labels.exclusive,
-    note: info.note, thresholds: names.map((name) => labels.thresholds[info.name][name]), definitions: labels.definitions, evidence: info.evidence,
+    note: info.note, thresholds: names.map((name) => labels.thresholds[info.name][name]),
+    apart: Object.fromEntries(Object.entries(labels.channel_thresholds[info.name] ?? {}).map(([channel, levels]) => [channel, names.map((name) => levels[name])])), definitions: labels.definitions, evidence: info.evidence,
     reads: info.reads, own: false, fitted: info.method === "post_heads" ? info.held_out.micro_f1 : null,
   };
   return state.reader;
 }
 
-const thresholds = () => state.moved.get(reader().set) ?? reader().thresholds;
+// A photo without a caption has the thresholds of photos alone.
+const thresholds = (found) => state.moved.get(reader().set) ?? reader().apart[found.channel] ?? reader().thresholds;
 
 // Intents that hold, most probable first; those that nearly do; whether the model is unsure of its answer.
 function summary(found) {
-  const { names, exclusive } = reader(), limits = thresholds();
+  const { names, exclusive } = reader(), limits = thresholds(found);
   const all = names.map((name, place) => ({ name, place, value: found.values[place], limit: exclusive ? null : limits[place] }))
     .sort((a, b) => b.value - a.value || a.place - b.place);
   if (exclusive) return { holding: all.slice(0, 1), maybe: all.slice(1, 3), weak: all.length > 1 && all[0].value - all[1].value < 2 * WEAK, all };
@@ -95,7 +97,7 @@ function rowsOf(found, level) {
     const best = members[values.indexOf(Math.max(...values))];
     return {
       name, best, value: exclusive ? Math.min(1, values.reduce((sum, value) => sum + value, 0)) : Math.max(...values),
-      holds: members.some((place) => holding.has(place)), limit: level === 0 && !exclusive ? thresholds()[index] : null,
+      holds: members.some((place) => holding.has(place)), limit: level === 0 && !exclusive ? thresholds(found)[index] : null,
       definition: definitions[name] ?? name, group: level === 0 && levels.length > 1 ? parents[name].at(-1) : "",
     };
   }).sort((a, b) => b.value - a.value);
@@ -128,7 +130,7 @@ function drawBars(found) {
   refill($("bars"), nodes);
   $("all").querySelector("summary").textContent = `All ${names.length} intents`;
   $("thresholds").hidden = exclusive;
-  const limit = thresholds()[names.indexOf(chosen)];
+  const limit = thresholds(found)[names.indexOf(chosen)];
   if (document.activeElement !== $("threshold")) $("threshold").value = Math.round(limit * 100);
   $("threshold-value").textContent = `${Math.round(limit * 100)} %`;
   $("only-name").textContent = chosen;
@@ -137,7 +139,7 @@ function drawBars(found) {
 
 function moveThreshold(value) {
   const names = reader().names, found = state.photo.answers.get(reader().key);
-  const moved = [...thresholds()], chosen = names.indexOf(chosenLabel(found));
+  const moved = [...thresholds(found)], chosen = names.indexOf(chosenLabel(found));
   state.moved.set(reader().set, $("only").checked ? moved.with(chosen, value) : moved.map(() => value));
   drawAnswer();
   drawGrid();

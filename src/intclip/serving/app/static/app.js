@@ -107,8 +107,8 @@ async function score(who, batch) {
     const answer = await post("predict", fields);
     readable.forEach(([photo, , text], place) => {
       if (photo.caption.trim() !== text) return;
-      const found = answer.results[place];
-      photo.answers.set(who.key, found.error ? { error: found.error } : { ...found, error: null, values: who.names.map((name) => found.scores[name]) });
+      const found = answer.results[place], channel = !seen ? "text" : words && text ? "both" : "image";
+      photo.answers.set(who.key, found.error ? { error: found.error } : { ...found, channel, error: null, values: who.names.map((name) => found.scores[name]) });
     });
   } catch (refusal) { batch.forEach((photo) => { if (!photo.answers.has(who.key)) fail(photo, refusal.message); }); }
 }

@@ -159,7 +159,7 @@ function listed() {
   };
   const unsure = (photo) => {
     const found = photo.answers.get(reader().key);
-    return !found || found.error ? 2 : Math.min(...found.values.map((value, place) => Math.abs(value - thresholds()[place])));
+    return !found || found.error ? 2 : Math.min(...found.values.map((value, place) => Math.abs(value - thresholds(found)[place])));
   };
   const keys = { likely: (photo) => -likely(photo), unsure };
   if (keys[state.sort]) {
