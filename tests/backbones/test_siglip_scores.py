@@ -1,10 +1,13 @@
 """SigLIP's probabilities and prompts against `transformers.SiglipModel`, with a scale and a bias that matter."""
 
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from seeded import values
 from siglip_models import PHOTO, SMALL_TEXT, SMALL_VISION, regions, saved, words_tokenizer
 from torch.testing import assert_close
@@ -67,6 +70,30 @@ def test_zero_shot_probabilities_are_transformers(towers):
     assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     assert_close(logits.sigmoid(), expected.sigmoid(), rtol=1e-4, atol=1e-5)
     assert expected.sigmoid().max() < 0.5  # the bias matters
+
+
+def test_the_neutral_scale_is_chosen_when_the_bundle_is_written_and_kept_by_predict(towers, cli, tmp_path):
+    _, backbone, _ = towers
+    rng, rows = np.random.default_rng(0), ["image,labels,split"]
+    for split in ("train", "val", "test"):
+        for name in NAMES:
+            file = tmp_path / f"{split} {name}.png"
+            Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file)
+            rows.append(f"{file.name},{name},{split}")
+    table, run = tmp_path / "photos.csv", tmp_path / "run"
+    table.write_text("\n".join(rows))
+    keys = (f"data.name={table}", "backbone.name=SigLIP-B/16", f"backbone.checkpoint={tmp_path}", "cache.path=off",
+            "method.options.scoring=neutral", "method.options.sentence_form=fine")  # fmt: skip
+    code, _, err = cli("train", "zero_shot", "--out", run, *(word for key in keys for word in ("--set", key)))
+    assert code == 0, err
+    code, out, err = cli("predict", file, "-m", run, "--checkpoint", tmp_path, "--engine", "torch", "--json")
+    assert code == 0, err
+    method = method_of(backbone, "zero_shot", scoring="neutral")
+    with Image.open(file) as photo:
+        expected = method(backbone.features(backbone.pixels([photo]), method.needs)).logits.sigmoid()[0]
+    scores = json.loads(out)[0]["scores"]
+    assert_close(torch.tensor([scores[name] for name in NAMES]), expected, rtol=0, atol=1e-5)
+    assert expected.max() > 0.5
 
 
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
