@@ -102,3 +102,16 @@ def test_a_model_card_of_each(home: Path) -> None:
         card = model_card(load_bundle(bundle_path(str(home / "models" / name))), "me/mine")
         assert "post_heads" in card
         assert "Macro F1" in card
+
+
+def test_a_table_that_does_not_fit_the_model_is_refused_by_row(home: Path, tmp_path: Path) -> None:
+    """Regression: a model of one label scored posts with several, and counted their first in alphabetical order."""
+    header, *rows = (home / "posts.csv").read_text().splitlines()
+    table, only = home / "one.csv", home / "photos.csv"
+    table.write_text("\n".join([header, *(row.replace("sea;fire", "sea") for row in rows)]).replace("labels", "label"))
+    run("fit", table, "--out", tmp_path / "one", "--folds", 0, "--backbone", "tiny", "--text-encoder", "backbone")
+    with pytest.raises(IntclipError, match=r"posts\.csv, row 2: labels 'fire', 'sea'"):
+        run("evaluate", tmp_path / "one", "--data", home / "posts.csv", "--split", "train")
+    only.write_text("image,labels\n" + "\n".join(f"{row.split(',')[0]},{row.split(',')[2]}" for row in rows))
+    with pytest.raises(IntclipError, match=r"24 posts.*0\.png: no text"):
+        run("evaluate", home / "models" / "words", "--data", only, "--split", "train")

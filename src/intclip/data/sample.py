@@ -133,6 +133,25 @@ def check_labelled(samples: Sequence[Sample], dataset: str, split: str) -> None:
         )
 
 
+def check_one_label(samples: Sequence[Sample], taxonomy: Taxonomy, otherwise: str) -> None:
+    """Check that no sample has several full labels: single-label metrics would count the first, and losses all.
+
+    Args:
+        samples: With targets in the taxonomy's order.
+        taxonomy: The labels.
+        otherwise: What else the user can do, for the message.
+
+    Raises:
+        DatasetError: One has.
+    """
+    for sample in samples:
+        if len(several := np.flatnonzero(sample.targets == 1)) > 1:
+            raise DatasetError(
+                f"{sample.where or sample.id}: labels {', '.join(repr(taxonomy.names[k]) for k in several)}, where "
+                f"exactly one applies; keep one, write shares of votes, or {otherwise}"
+            )
+
+
 def check_positive_share(share: float) -> None:
     """Check that a share of votes is in (0, 1]: at 0 every label would be positive, above 1 none.
 

@@ -30,7 +30,7 @@ from intclip.data.reading import (
     settle_missing,
     share,
 )
-from intclip.data.sample import Dataset, EmbeddedPhoto, Sample
+from intclip.data.sample import Dataset, EmbeddedPhoto, Sample, check_one_label
 from intclip.data.splitting import deal
 from intclip.data.tables import LABEL_MARK, SUFFIXES, Row, read_rows
 from intclip.errors import DatasetError, listed
@@ -156,19 +156,9 @@ def dataset_from_rows(
     if task is None:
         task = "singlelabel" if taxonomy.exclusive or _one_label_each(rows) else "multilabel"
     if task == "singlelabel":
-        _refuse_several(splits, taxonomy)
+        for samples in splits.values():
+            check_one_label(samples, taxonomy, "allow several: a taxonomy without `exclusive`, or task='multilabel'")
     return Dataset(name, taxonomy, task, splits, positive_share)
-
-
-def _refuse_several(splits: Splits, taxonomy: Taxonomy) -> None:
-    """Reject several full labels in a single-label row: metrics would use the first, and losses all of them."""
-    for sample in (sample for samples in splits.values() for sample in samples):
-        if len(several := np.flatnonzero(sample.targets == 1)) > 1:
-            raise DatasetError(
-                f"{sample.where}: labels {', '.join(repr(taxonomy.names[k]) for k in several)}, where "
-                "exactly one applies; keep one, write shares of votes, or allow several: a taxonomy without "
-                "`exclusive`, or task='multilabel'"
-            )
 
 
 def _wide_columns(rows: Sequence[Row], taxonomy: Taxonomy | None) -> dict[str, str]:

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.progress import track
 
 from intclip.data.images import ImageInput
-from intclip.data.sample import Dataset, Sample, check_labelled
+from intclip.data.sample import Dataset, Sample, check_labelled, check_one_label
 from intclip.data.transforms import PhotoChange
-from intclip.errors import DatasetError
+from intclip.errors import DatasetError, ImageError
 from intclip.evaluation.scoring import Report, Scores, Task, Thresholds, make_report
 from intclip.inference.predictor import Predictor
 from intclip.labels.taxonomy import Taxonomy
@@ -61,7 +61,8 @@ def evaluate(
 
     Raises:
         DatasetError: The split is missing or has no known label, its labels are not the model's, thresholds
-            would be tuned on the scored split, or no photo can be read.
+            would be tuned on the scored split, no photo can be read, or a photo has several labels where the model
+            predicts one.
     """
     task: Task = "singlelabel" if predictor.taxonomy.exclusive else "multilabel"
     share = dataset.positive_share
@@ -74,6 +75,8 @@ def evaluate(
             )
         samples = dataset.splits[name]
         check_labelled(samples, dataset.name, name)
+        if task == "singlelabel":
+            check_one_label(samples, dataset.taxonomy, "score a model that predicts several")
         targets = align_targets(dataset.targets(name), dataset.taxonomy, predictor.taxonomy)
         return score_photos(predictor, samples, targets, batch_size=batch_size, workers=workers)
 
@@ -127,15 +130,17 @@ def score_photos(
         disable=not sys.stderr.isatty(),
     )
     there, unreadable, probabilities, levels = list[int](), list[str](), [], []
+    first: ImageError | None = None
     for row, scored in enumerate(shown):
         if scored.error is not None:
+            first = first or scored.error
             unreadable.append(samples[row].id)
             continue
         there.append(row)
         probabilities.append(scored.outputs["probabilities"].astype(np.float32))
         levels.append(predictor.resolve_thresholds(None, scored.channels).astype(np.float64).round(6))
     if not there:
-        raise DatasetError(f"none of the {len(samples)} posts could be read; check the dataset's folder and its files")
+        raise DatasetError(f"none of the {len(samples)} posts could be read; the first: {first}")
     scores = Scores([samples[row].id for row in there], np.stack(probabilities), targets[there], unreadable)
     own = np.stack(levels)
     if (own != own[0]).any():
