@@ -45,3 +45,25 @@ def test_a_taxonomy_decides(tmp_path):
     found = names(tmp_path, "labels", ["Food, drink", "joy", "Food, drink"], taxonomy=taxonomy)
     assert found[1] == [1, 1, 1]
     assert names(tmp_path, "labels", ["joy, play", "joy"], taxonomy=taxonomy)[1] == [2, 1]
+
+
+def test_bars_separate_labels_that_recombine(tmp_path):
+    """Regression: "joy|play" was one label."""
+    assert names(tmp_path, "labels", ["joy|play", "play", "joy", "play | rest"])[0] == ["joy", "play", "rest"]
+    assert names(tmp_path, "label", ["in|out", "up|down", "in|out"])[0] == ["in|out", "up|down"]
+
+
+@pytest.mark.parametrize("header", ["label", "labels"])
+def test_whole_numbers_of_spreadsheets_are_one_label(tmp_path, header):
+    """pandas writes a column of whole numbers with an empty cell as 1.0."""
+    assert names(tmp_path, header, ["1", "1.0", "0.0", "0"]) == (["0", "1"], [1, 1, 1, 1])
+    assert names(tmp_path, header, ["1.5", "v1.0"])[0] == ["1.5", "v1.0"]
+
+
+@pytest.mark.parametrize("word", ["nan", "None", "N/A"])
+def test_a_label_that_is_probably_no_value_is_named(tmp_path, caplog, word):
+    assert names(tmp_path, "label", ["joy", word, "rest"])[0] == sorted(["joy", word, "rest"])
+    assert repr(word) in " ".join(caplog.messages)
+    caplog.clear()
+    names(tmp_path, "label", ["joy", "rest"])
+    assert not caplog.messages

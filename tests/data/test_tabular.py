@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from makers import write_photo
+from PIL import Image
 
 from intclip.data import load_dataset
 from intclip.data.sample import Dataset
@@ -432,3 +433,36 @@ def test_random_cells(tmp_path: Path, header: list[str], rows: list[list[str]], 
         load_table(path, taxonomy=taxonomy, missing="keep")
     except DatasetError:
         return
+
+
+COMPOSED, APART = "caf\u00e9", "cafe\u0301"
+
+
+@pytest.mark.parametrize(("on_disk", "written"), [(COMPOSED, APART), (APART, COMPOSED)])
+def test_accents_of_macos_are_those_of_others(tmp_path, on_disk, written):
+    """Regression: "é" as one character and as two were two labels, and a photo named the other way was missing."""
+    for name in (on_disk, "b"):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
+    table = tmp_path / "t.csv"
+    table.write_text(f"image,labels\n{written}.png,{written}\nb.png,{on_disk}\n", encoding="utf-8")
+    dataset = load_dataset(table)
+    assert dataset.taxonomy.names == (COMPOSED,)
+    assert dataset.targets("train").tolist() == [[1], [1]]
+    assert dataset.splits["train"][0].image == tmp_path / f"{on_disk}.png"
+    (tmp_path / "l.yaml").write_text(f"name: l\nclasses:\n  - {on_disk}\n", encoding="utf-8")
+    assert load_dataset(table, taxonomy=str(tmp_path / "l.yaml")).targets("train").tolist() == [[1], [1]]
+    wide = tmp_path / "w.csv"
+    wide.write_text(f"text,{written},rest\na,1,0\nb,0,1\n", encoding="utf-8")
+    assert load_dataset(wide).taxonomy.index(on_disk) == load_dataset(wide).taxonomy.index(written)
+
+
+def test_two_columns_of_one_meaning_are_refused(tmp_path):
+    """Regression: the second of "Labels" and "labels" was lost."""
+    (tmp_path / "t.csv").write_text("text,Labels,labels\na,joy,fear\n")
+    with pytest.raises(DatasetError, match=r"t\.csv.*'Labels', 'labels'"):
+        load_dataset(tmp_path / "t.csv")
+
+
+def test_rows_of_empty_cells_are_skipped(tmp_path):
+    (tmp_path / "t.csv").write_text("text,labels\na,joy\nb,fear\n,\n , \n")
+    assert len(load_dataset(tmp_path / "t.csv").splits["train"]) == 2

@@ -94,6 +94,26 @@ def test_an_evaluation_reads_the_words_of_its_samples(bundle, photos, tmp_path):
     np.testing.assert_allclose(evaluate(exported, dataset, draws=0).scores.probabilities, alone, atol=1e-5)
 
 
+def test_columns_of_pandas_are_posts(bundle, photos):
+    """Regression: NaN as a text ended in a traceback, and a column's array of paths was taken for a photo."""
+    pandas = pytest.importorskip("pandas")
+    model = intclip.load(bundle, engine="torch")
+    frame = pandas.DataFrame({"path": [str(path) for path in photos[:3]], "text": ["joy", None, "snow"]})
+    expected = [one.probabilities for one in model.predict(photos[:3], texts=["joy", None, "snow"])]
+    texts = [
+        frame["text"],
+        frame["text"].astype("string"),
+        ["joy", float("nan"), "snow"],
+        ["joy", np.float32("nan"), "snow"],
+    ]
+    for column in texts:
+        found = model.predict(frame["path"].to_numpy(dtype=object), texts=column)
+        np.testing.assert_array_equal([one.probabilities for one in found], expected)
+    assert len(model.predict(np.array(frame["path"].tolist()))) == 3
+    with pytest.raises(IntclipError, match=r"text 2 is 7\b"):
+        model.predict(photos[:2], texts=["joy", 7])
+
+
 def test_what_such_a_model_refuses(bundle, photos, tmp_path):
     model = intclip.load(bundle, engine="torch")
     with pytest.raises(ImageError, match="text 2"):

@@ -4,6 +4,7 @@ import glob
 import logging
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
@@ -209,10 +210,15 @@ def list_paths(text: str, name: str, folder: Path, *, keep_missing: bool = False
 
 
 def photo_beside(folder: Path, name: str) -> Path:
-    """Return the location of a photo of a list or table in a folder; Windows paths work on other systems too."""
-    path = folder / name
-    other = folder / name.replace("\\", "/")
-    return other if not os.path.exists(path) and os.path.exists(other) else path  # noqa: PTH110 (no error for any name)
+    """Return the location of a photo of a list or table in a folder.
+
+    Windows paths work on other systems too, and accents composed (Unicode NFC) or not (NFD, as macOS writes them).
+    """
+    path, slashed = folder / name, name.replace("\\", "/")
+    if os.path.exists(path):  # noqa: PTH110 (no error for any name; as below)
+        return path
+    spellings = (slashed, *(unicodedata.normalize(form, slashed) for form in ("NFC", "NFD")))
+    return next((folder / other for other in spellings if os.path.exists(folder / other)), path)  # noqa: PTH110
 
 
 def _place(folder: Path, name: str) -> Path:

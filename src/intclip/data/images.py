@@ -103,6 +103,8 @@ def whole_size(photo: Image.Image) -> tuple[int, int]:
 
 def is_photo(value: object) -> bool:
     """Return whether a value is one photo (or a folder), not a list of photos."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "OU":  # a column of paths
+        return False
     return isinstance(value, _SINGLE) or hasattr(value, "read")
 
 

@@ -1,15 +1,18 @@
-"""Split label cells of tables at ";", or at "," if the cells suggest it."""
+"""Split label cells of tables at ";", or at "|" or "," if the cells suggest it."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from intclip.data.reading import loader_option
 from intclip.data.tables import Row
 from intclip.errors import DatasetError
+from intclip.labels.spelling import fold
 from intclip.labels.taxonomy import Taxonomy
 
 SEPARATORS = (";", ",", "|")
+_WHOLE = re.compile(r"^([0-9]+)\.0$")
 _log = logging.getLogger("intclip.data")
 Tables = Mapping[str, Sequence[Row]]
 
@@ -17,9 +20,10 @@ Tables = Mapping[str, Sequence[Row]]
 def split_label_cells(tables: Tables, taxonomy: Taxonomy | None, separator: str | None, where: str) -> Tables:
     """Split label cells into lists; lists in JSON and Parquet are not changed.
 
-    The default separator is ";", or "," if no cell has ";" and the parts between commas are
+    The default separator is ";", or "|" or "," if no cell has ";" and the parts between them are
     labels: with a taxonomy, if the parts are its labels and the whole cells are not; without one, if there are fewer
-    distinct parts than distinct cells. Another separator than ";" is logged.
+    distinct parts than distinct cells. Another separator than ";" is logged. A number such as 1.0, as spreadsheets
+    write it, is the label 1.
 
     Args:
         tables: Split name to its rows.
@@ -35,16 +39,15 @@ def split_label_cells(tables: Tables, taxonomy: Taxonomy | None, separator: str 
     if separator is None:
         cells = {cell for rows in tables.values() for row in rows for cell in _cells(row).values()}
         plural = any("labels" in row.known for rows in tables.values() for row in rows)
-        separator = "," if _by_commas(cells, taxonomy, plural=plural) else ";"
-        if separator == ",":
+        separator = next((mark for mark in "|," if _splits(mark, cells, taxonomy, plural=plural)), ";")
+        if separator != ";":
             keep = loader_option("separator", ";")
-            _log.info("%s: labels are separated by commas; to keep commas inside labels: %s", where, keep)
+            _log.info("%s: labels are separated by %r; to keep it inside labels: %s", where, separator, keep)
     sign = separator
 
     def split(row: Row) -> Row:
         parts = {
-            kind: [part.strip() for part in cell.split(sign) if part.strip()] or None
-            for kind, cell in _cells(row).items()
+            kind: [_WHOLE.sub(r"\1", part) for part in _parts(cell, sign)] or None for kind, cell in _cells(row).items()
         }
         return replace(row, known=row.known | parts)
 
@@ -57,19 +60,19 @@ def _cells(row: Row) -> dict[str, str]:
     return {kind: cell for kind, cell in found.items() if isinstance(cell, str) and not cell.strip().startswith("[")}
 
 
-def _by_commas(cells: set[str], taxonomy: Taxonomy | None, *, plural: bool) -> bool:
+def _splits(sign: str, cells: set[str], taxonomy: Taxonomy | None, *, plural: bool) -> bool:
     whole = {" ".join(cell.split()) for cell in cells if cell.strip()}
-    joined = [cell for cell in whole if "," in cell]
+    joined = [cell for cell in whole if sign in cell]
     if not joined or any(";" in cell for cell in whole):
         return False
     if taxonomy is not None:
-        known = {name.casefold() for name in (*taxonomy.names, *taxonomy.aliases)}
-        compound = [cell for cell in joined if cell.casefold() not in known]
-        return any(all(part.casefold() in known for part in _parts(cell)) for cell in compound)
-    parts = {part for cell in whole for part in _parts(cell)}
+        known = {fold(name) for name in (*taxonomy.names, *taxonomy.aliases)}
+        compound = [cell for cell in joined if fold(cell) not in known]
+        return any(all(fold(part) in known for part in _parts(cell, sign)) for cell in compound)
+    parts = {part for cell in whole for part in _parts(cell, sign)}
     # A column called "labels" has several; one called "label" may have names with commas.
     return len(parts) < len(whole) or (plural and len(parts) == len(whole))
 
 
-def _parts(cell: str) -> list[str]:
-    return [part.strip() for part in cell.split(",") if part.strip()]
+def _parts(cell: str, sign: str) -> list[str]:
+    return [part.strip() for part in cell.split(sign) if part.strip()]

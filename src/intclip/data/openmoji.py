@@ -24,6 +24,7 @@ from intclip.errors import DatasetError, StorageError, reason
 from intclip.extras import require
 from intclip.files import atomic_path, cache_home
 from intclip.labels import load_taxonomy
+from intclip.labels.spelling import fold
 
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
 
@@ -67,8 +68,8 @@ def load_openmoji(
         StorageError: The cache folder cannot be written.
     """
     reader = Labels(load_taxonomy("openmoji"))
-    known = {" ".join(n.split()).casefold() for n in (*reader.taxonomy.names, *reader.taxonomy.aliases)}
-    drawings = [d for d in all_drawings() if d.subcategory.casefold() in known]
+    known = {fold(n) for n in (*reader.taxonomy.names, *reader.taxonomy.aliases)}
+    drawings = [d for d in all_drawings() if fold(d.subcategory) in known]
     if not drawings:
         raise DatasetError("openmoji: its taxonomy shares no label with the drawings' subcategories; reinstall intclip")
     chosen = choose(drawings, len(drawings) if count is None else count, per_class, seed)

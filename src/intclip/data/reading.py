@@ -182,7 +182,7 @@ class Labels:
             return label
         if label not in self._known:
             try:
-                self._known[label] = self.taxonomy.index(" ".join(label.split()))
+                self._known[label] = self.taxonomy.index(label)
             except TaxonomyError as error:
                 raise DatasetError(f"{where}: {error}") from error
         return self._known[label]

@@ -111,6 +111,8 @@ def find_columns(names: Sequence[str], columns: Mapping[str, str] | None, where:
             found[kind] = wanted
         elif alias := next((alias for alias in aliases if alias in folded), None):
             found[kind] = folded[alias]
+            if len(same := [name for name in names if name.strip().casefold() == alias]) > 1:
+                raise DatasetError(f"{where}: columns {listed(same, quoted=True)} are both its {kind}; rename one")
     if columns:
         raise DatasetError(f"columns: unknown kind {next(iter(columns))!r}; choose from {', '.join(COLUMNS)}")
     if "image" not in found and "text" not in found:
@@ -134,7 +136,7 @@ def _read_csv(path: Path, delimiters: str, encoding: str) -> list[tuple[str, dic
     try:
         for cells in reader:
             where = f"{path}, row {reader.line_num}"
-            if not cells:
+            if not any(cell.strip() for cell in cells):  # spreadsheets write such rows after the last one
                 continue
             if any("\0" in cell for cell in cells):
                 raise DatasetError(f"{where}: contains a NUL byte; write the file again as UTF-8")

@@ -35,8 +35,11 @@ from intclip.data.splitting import deal
 from intclip.data.tables import LABEL_MARK, SUFFIXES, Row, read_rows
 from intclip.errors import DatasetError, listed
 from intclip.labels import load_taxonomy
+from intclip.labels.spelling import fold, spelling
 from intclip.labels.taxonomy import Taxonomy
 
+_EMPTY = ("nan", "null", "none", "<na>", "n/a", "#n/a")
+"""Labels that are probably missing values, written as text."""
 _LABEL_KINDS = ("labels", "label", "shares")
 
 _log = logging.getLogger("intclip.data")
@@ -167,14 +170,12 @@ def _wide_columns(rows: Sequence[Row], taxonomy: Taxonomy | None) -> dict[str, s
         return {}
     names = list(dict.fromkeys(name for row in rows for name in row.other))
     if taxonomy is not None:
-        words = {" ".join(n.split()).casefold(): n for n in (*taxonomy.names, *taxonomy.aliases)}
+        words = {fold(n): n for n in (*taxonomy.names, *taxonomy.aliases)}
         spellings = words | {f"{word}{LABEL_MARK}": name for word, name in words.items()}
-        wide = {name: spellings[key] for name in names if (key := " ".join(name.split()).casefold()) in spellings}
+        wide = {name: spellings[key] for name in names if (key := fold(name)) in spellings}
         _refuse_twice(wide, taxonomy, rows[0].where.rpartition(", ")[0])
         for name in names:
-            near = (
-                get_close_matches(" ".join(name.split()).casefold(), words, n=1, cutoff=0.8) if name not in wide else []
-            )
+            near = get_close_matches(fold(name), words, n=1, cutoff=0.8) if name not in wide else []
             if near:
                 raise DatasetError(
                     f"{rows[0].where.rpartition(', ')[0]}: column {name!r} is not a label of "
@@ -233,12 +234,15 @@ def _is_label(rows: Sequence[Row], column: str) -> bool:
 def _labels_found(rows: Sequence[Row], wide: Mapping[str, str]) -> list[str]:
     found: set[str] = set(wide.values())
     for row in rows:
-        found.update(" ".join(label.split()) for label in _label_list(row) or () if isinstance(label, str))
+        found.update(spelling(label) for label in _label_list(row) or () if isinstance(label, str))
         shares = _share_map(row)
         if isinstance(shares, dict):
-            found.update(" ".join(str(label).split()) for label in shares)
+            found.update(spelling(str(label)) for label in shares)
     if not found:
         raise DatasetError(f"{rows[0].where}: no row has a label; write label names, or pass the taxonomy")
+    if empty := sorted(name for name in found if name.casefold() in _EMPTY):
+        where = rows[0].where.rpartition(", ")[0]
+        _log.warning("%s: %s is a label here; if it means no value, empty its cells", where, listed(empty, quoted=True))
     return sorted(found)
 
 

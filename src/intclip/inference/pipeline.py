@@ -149,9 +149,10 @@ def pair_posts(images: Images | None, texts: Texts | None) -> Iterator[Post]:
     """Yield posts; without texts, folders and patterns are expanded to their photos.
 
     Raises:
-        IntclipError: There are none, or the numbers of photos and texts differ.
+        IntclipError: There are none, the numbers of photos and texts differ, or a text is something else.
     """
-    words = iter([texts] if isinstance(texts, str) else [] if texts is None else texts)
+    given = [texts] if isinstance(texts, str) else [] if texts is None else texts
+    words = (_text(text, number) for number, text in enumerate(given, 1))
     if images is None:
         if texts is None:
             raise IntclipError("give images, texts, or both")
@@ -165,12 +166,20 @@ def pair_posts(images: Images | None, texts: Texts | None) -> Iterator[Post]:
     end = object()
     photos = cast("list[ImageInput | None]", [images] if is_photo(images) else images)
     for photo in photos:
-        text_or_end = next(words, end)
-        if text_or_end is end:
+        if (text := next(words, end)) is end:
             raise IntclipError("more photos than texts; give one text per photo, None if it has no text")
-        yield photo, cast("str | None", text_or_end)
+        yield photo, cast("str | None", text)
     if next(words, end) is not end:
         raise IntclipError("more texts than photos; give None as photo if a post has none")
+
+
+def _text(value: object, number: int) -> str | None:
+    """Return a text; None for missing values of pandas (NaN, NA)."""
+    if value is None or isinstance(value, str):
+        return value
+    if type(value).__name__ == "NAType" or (isinstance(value, float | np.floating) and np.isnan(value)):
+        return None
+    raise IntclipError(f"text {number} is {value!r:.60}, not a text; give a text, or None if a post has none")
 
 
 def expand(images: Images) -> Iterator[ImageInput]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, Field, StrictBool, ValidationError
 
 from intclip.labels.lengths import WORD_RANGES
+from intclip.labels.spelling import spelling
 
 CLASS_LEVEL = "class"
 """Name of the finest level where a file gives none."""
@@ -31,7 +32,7 @@ def _words(value: Any) -> str:
         raise ValueError("holds a NUL character; remove it")
     if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
         raise ValueError(f"is {value!r:.60}, which holds half of a character; write it anew")
-    return " ".join(value.split())
+    return spelling(value)
 
 
 def _form(key: Any) -> Any:

@@ -18,6 +18,7 @@ from intclip.errors import TaxonomyError, reason
 from intclip.labels.file_model import ClassEntry, TaxonomyFile, one_line
 from intclip.labels.hierarchy import Node, resolve_levels
 from intclip.labels.lengths import WORD_RANGES, count_words
+from intclip.labels.spelling import fold
 from intclip.labels.taxonomy import Taxonomy
 from intclip.strict_yaml import parse_yaml
 
@@ -132,12 +133,12 @@ def _no_misspelt_keys(content: Mapping[Any, Any], where: str) -> None:
 def _no_duplicates(classes: Sequence[ClassEntry], entries: Sequence[str]) -> None:
     owner: dict[str, str] = {}
     for c, entry in zip(classes, entries, strict=True):
-        if c.name.casefold() in owner:
-            raise TaxonomyError(f"{entry}: duplicate name (also {owner[c.name.casefold()]!r}); rename one")
-        owner[c.name.casefold()] = c.name
+        if (key := fold(c.name)) in owner:
+            raise TaxonomyError(f"{entry}: duplicate name (also {owner[key]!r}); rename one")
+        owner[key] = c.name
     for c, entry in zip(classes, entries, strict=True):
         for alias in c.aliases:
-            if (first := owner.setdefault(alias.casefold(), c.name)) != c.name:
+            if (first := owner.setdefault(fold(alias), c.name)) != c.name:
                 raise TaxonomyError(f"{entry}: alias {alias!r} also means {first!r}; keep it at one of them")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from intclip.errors import TaxonomyError, listed
+from intclip.labels.spelling import fold
 
 FORMS = ("fine", "consolidated", "template", "3-5", "6-9", "11-15", "16-20")
 """Forms of class text: its name, its levels concatenated, its name and parent in a template ("An image showing
@@ -72,7 +73,7 @@ class Taxonomy:
         return list(self.sentence_forms[form])
 
     def index(self, label: str) -> int:
-        """Return the index of a class in `names` by name or alias, ignoring case and outer spaces.
+        """Return the index of a class in `names` by name or alias, ignoring case and spacing.
 
         Raises:
             TaxonomyError: The name is unknown; the closest names are suggested.
@@ -80,8 +81,8 @@ class Taxonomy:
         spellings = {**self.aliases, **{name: name for name in self.names}}
         if label in spellings:
             return self.names.index(spellings[label])
-        folded = {spelling.casefold(): name for spelling, name in spellings.items()}
-        if (key := label.strip().casefold()) in folded:
+        folded = {fold(spelling): name for spelling, name in spellings.items()}
+        if (key := fold(label)) in folded:
             return self.names.index(folded[key])
         near = get_close_matches(key, folded, n=3, cutoff=0.5)
         hint = " or ".join(dict.fromkeys(repr(folded[spelling]) for spelling in near))
