@@ -9,6 +9,8 @@ from intclip.metrics import Floats, positives
 
 GRID: tuple[float, ...] = tuple(step / 20 for step in range(1, 20))
 """0.05, 0.10, … 0.95, the grid of the Intentonomy protocol."""
+SHRINKAGE = 10.0
+"""Pseudo-positives for the global threshold with which `fit` and `calibrate` shrink those of single classes."""
 Objective = Literal["macro_f1", "micro_f1", "samples_f1", "mean_f1"]
 """mean_f1: the mean of the three others, as in the paper."""
 Ties = Literal["middle", "first"]

@@ -5,6 +5,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from makers import INTENTS, encode, intentonomy_file, photo
 from PIL import Image
 from server import PhotoServer, photo_server
 
+from intclip.data import fetch
 from intclip.data import prepare as prepare_module
 from intclip.data.fetch import Failed, Fetcher, Gone, retry_after
 from intclip.data.images import read_image
@@ -20,7 +22,17 @@ from intclip.data.intentonomy import REPORT, load_intentonomy
 from intclip.data.prepare import Preparation, at_width, prepare_intentonomy, to_jpeg
 from intclip.errors import DatasetError, ImageError, StorageError
 
-FAST: dict[str, Any] = {"rate": 1000, "timeout": 0.5, "backoff": 0.01, "attempts": 3}
+FAST: dict[str, Any] = {"timeout": 0.5, "backoff": 0.01, "attempts": 3}
+
+
+@contextmanager
+def fast_fetcher(*, rate: float = 1000, connections: int = 8, **constants: Any) -> Iterator[Fetcher]:
+    """A `Fetcher` that gives up soon; `constants` are others than those of `FAST`."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (FAST | constants).items():
+            patch.setattr(fetch, name.upper(), value)
+        with Fetcher(rate=rate, connections=connections) as fetcher:
+            yield fetcher
 
 
 @pytest.fixture
@@ -43,8 +55,8 @@ def annotate(folder: Path, url: str, names: list[str], split: str = "val") -> Pa
 
 def prepare(root: Path, *, splits: Sequence[str] = ("val",), **options: Any) -> Preparation:
     """`prepare_intentonomy` with a fast fetcher; options of the fetcher are passed to it."""
-    of_fetcher = {name: options.pop(name) for name in (*FAST, "connections") if name in options}
-    with Fetcher(**{**FAST, **of_fetcher}) as fetcher:
+    of_fetcher = {name: options.pop(name) for name in (*FAST, "rate", "connections") if name in options}
+    with fast_fetcher(**of_fetcher) as fetcher:
         return prepare_intentonomy(root, fetcher, splits=splits, **options)
 
 
@@ -159,14 +171,14 @@ def test_rate_and_number_of_workers_are_kept(
     assert time.monotonic() - started >= 11 / 20
     assert min(second - first for first, second in zip(server.times, server.times[2:], strict=False)) > 0.02
     # Counted at the client: the server may still be closing an answer when the next request comes.
-    fetch, lock, under_way = Fetcher.fetch, threading.Lock(), [0, 0]
+    original, lock, under_way = Fetcher.fetch, threading.Lock(), [0, 0]
 
     def counted(*args: Any, **options: Any) -> bytes:
         with lock:
             under_way[0] += 1
             under_way[1] = max(under_way)
         try:
-            return fetch(*args, **options)
+            return original(*args, **options)
         finally:
             with lock:
                 under_way[0] -= 1
@@ -317,7 +329,7 @@ def test_retry_after() -> None:
 
 
 def test_fetcher_alone(server: PhotoServer) -> None:
-    with Fetcher(rate=1000, attempts=2, timeout=1, backoff=0.01) as fetcher:
+    with fast_fetcher(attempts=2, timeout=1) as fetcher:
         assert read_image(fetcher.fetch(f"{server.url}/good-1")).size == (400, 300)
         with pytest.raises(Gone):
             fetcher.fetch(f"{server.url}/gone-1")

@@ -13,6 +13,14 @@ from intclip.extras import require
 
 MAX_BYTES = 64 * 2**20
 """Maximum response size."""
+ATTEMPTS = 5
+"""Attempts per URL."""
+TIMEOUT = 20.0
+"""Seconds to connect, and between two chunks of a response; a whole response may take four times as long."""
+BACKOFF = 1.0
+"""Seconds before the second attempt; doubled each time, with jitter."""
+MAX_WAIT = 120.0
+"""Maximum accepted Retry-After in seconds."""
 
 
 class Gone(Exception):
@@ -44,38 +52,24 @@ class Fetcher:
 
     Args:
         rate: Maximum requests per second of all threads.
-        attempts: Attempts per URL.
-        timeout: Seconds to connect, and between two chunks of a response; a whole response may take four times as long.
-        backoff: Seconds before the second attempt; doubled each time, with jitter.
-        max_wait: Maximum accepted Retry-After in seconds.
         connections: Maximum open connections.
 
     Raises:
         MissingExtraError: The extra `hub` is not installed.
     """
 
-    def __init__(
-        self,
-        *,
-        rate: float = 20,
-        attempts: int = 5,
-        timeout: float = 20,
-        backoff: float = 1,
-        max_wait: float = 120,
-        connections: int = 8,
-    ) -> None:
+    def __init__(self, *, rate: float = 20, connections: int = 8) -> None:
         self._httpx = require("httpx2", "hub")
         self._tenacity = require("tenacity", "hub")
         self.connections = connections
         self._interval = 1 / rate
-        self._attempts, self._timeout, self._backoff, self._max_wait = attempts, timeout, backoff, max_wait
         self._lock = threading.Lock()
         self._next = 0.0
         self.stopping = threading.Event()
         from intclip.version import __version__
 
         self._client = self._httpx.Client(
-            timeout=timeout,
+            timeout=TIMEOUT,
             follow_redirects=True,
             headers={"User-Agent": f"intclip/{__version__} (dataset preparation)"},
             limits=self._httpx.Limits(max_connections=connections),
@@ -103,7 +97,7 @@ class Fetcher:
         """
         tenacity = self._tenacity
         retrying = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(self._attempts),
+            stop=tenacity.stop_after_attempt(ATTEMPTS),
             wait=self._wait,
             retry=tenacity.retry_if_exception_type(_Again),
             sleep=self._sleep,
@@ -113,7 +107,7 @@ class Fetcher:
         return content
 
     def _wait(self, state: Any) -> float:
-        jittered = self._tenacity.wait_exponential_jitter(initial=self._backoff, jitter=self._backoff, max=60)
+        jittered = self._tenacity.wait_exponential_jitter(initial=BACKOFF, jitter=BACKOFF, max=60)
         error = state.outcome.exception()
         return max(float(jittered(state)), float(error.after))
 
@@ -130,7 +124,7 @@ class Fetcher:
 
     def _attempt(self, url: str, accept: tuple[str, ...]) -> bytes:
         self._pace()
-        deadline = time.monotonic() + 4 * self._timeout
+        deadline = time.monotonic() + 4 * TIMEOUT
         try:
             with self._client.stream("GET", url) as answer:
                 self._judge(answer.status_code, answer.headers)
@@ -164,7 +158,7 @@ class Fetcher:
         if status in (404, 410):
             raise Gone(f"status {status}")
         if status in (408, 425, 429) or status >= 500:
-            after = min(retry_after(headers.get("retry-after")), self._max_wait)
+            after = min(retry_after(headers.get("retry-after")), MAX_WAIT)
             if status in (429, 503):
                 with self._lock:  # all threads wait, not only the one that got the response
                     self._next = max(self._next, time.monotonic() + after)

@@ -29,7 +29,7 @@ from intclip.files import atomic_path
 from intclip.inference.bundle import move_thresholds, set_temperature
 from intclip.inference.results import score_columns
 from intclip.metrics import Floats, multilabel_report, positives
-from intclip.thresholds import tune_threshold
+from intclip.thresholds import SHRINKAGE, tune_threshold
 
 _TARGET = "target: "
 _F1 = ("macro_f1", "micro_f1", "samples_f1")
@@ -179,8 +179,6 @@ def calibration_report(
     predictions: SavedPredictions,
     *,
     miss_rate: float = 0.1,
-    shrinkage: float = 10,
-    bins: int = 15,
     positive_share: float = 0.5,
     seed: int = 0,
 ) -> Report:
@@ -189,8 +187,6 @@ def calibration_report(
     Args:
         predictions: On a split that was not used for training.
         miss_rate: Target miss rate of the label sets, in (0, 1).
-        shrinkage: For the third kind of thresholds, see `tune_threshold`.
-        bins: Number of bins of the calibration error and the curves.
         positive_share: Smallest positive target, in (0, 1]; calibration itself uses the shares of votes.
         seed: Seed of the halves.
 
@@ -224,20 +220,14 @@ def calibration_report(
     report: Report = to_json(
         {
             "photos": {"fit": len(fit.scores), "report": len(held.scores)},
-            "arguments": {
-                "miss_rate": miss_rate,
-                "shrinkage": shrinkage,
-                "bins": bins,
-                "positive_share": positive_share,
-                "seed": seed,
-            },
+            "arguments": {"miss_rate": miss_rate, "positive_share": positive_share, "seed": seed},
             "labels": predictions.labels,
             "lacking": predictions.lacking(positive_share),
             "temperature": temperature,
-            "calibration": {name: _calibration(scores, held.targets, bins) for name, scores in mapped.items()},
+            "calibration": {name: _calibration(scores, held.targets) for name, scores in mapped.items()},
             "sets": _sets(fit, held, miss_rate, positive_share),
             "sets_over_halves": _sets_over_halves(predictions, generator, miss_rate, positive_share),
-            "thresholds": {} if predictions.exclusive else _thresholds(fit, held, shrinkage, positive_share),
+            "thresholds": {} if predictions.exclusive else _thresholds(fit, held, positive_share),
         }
     )
     return report
@@ -285,7 +275,7 @@ def render_calibration(report: Mapping[str, Any], title: str) -> str:
     ]
     if thresholds:
         parts += [
-            f"Thresholds, per class also shrunk to the global one by {given['shrinkage']:g} pseudo-positives:\n",
+            f"Thresholds, per class also shrunk to the global one by {SHRINKAGE:g} pseudo-positives:\n",
             markdown_table(["Thresholds", "Macro F1", "Micro F1", "Samples F1", "From – to"], thresholds),
         ]
     return "\n".join(parts)
@@ -320,11 +310,11 @@ def report_text(report: Mapping[str, Any]) -> str:
     return json.dumps(report, indent=1, allow_nan=False) + "\n"
 
 
-def _calibration(scores: Floats, targets: Floats, bins: int) -> dict[str, Any]:
-    curve = reliability_curve(scores, targets, bins=bins)
+def _calibration(scores: Floats, targets: Floats) -> dict[str, Any]:
+    curve = reliability_curve(scores, targets)
     return {
         "ece": curve.error,
-        "ece_equal_count": reliability_curve(scores, targets, bins=bins, equal_count=True).error,
+        "ece_equal_count": reliability_curve(scores, targets, equal_count=True).error,
         "brier": float(np.nanmean((scores - targets) ** 2)),
         "curve": {"score": curve.score, "frequency": curve.frequency, "count": curve.count},
     }
@@ -371,12 +361,12 @@ def _sets(fit: SavedPredictions, held: SavedPredictions, miss_rate: float, share
     return rows
 
 
-def _thresholds(fit: SavedPredictions, held: SavedPredictions, shrinkage: float, share: float) -> dict[str, Any]:
+def _thresholds(fit: SavedPredictions, held: SavedPredictions, share: float) -> dict[str, Any]:
     kinds: dict[str, float | Floats] = {
         "global": tune_threshold(fit.scores, fit.targets, positive_share=share),
         "per class": tune_threshold(fit.scores, fit.targets, per_class=True, positive_share=share),
         "per class, shrunk": tune_threshold(
-            fit.scores, fit.targets, per_class=True, shrinkage=shrinkage, positive_share=share
+            fit.scores, fit.targets, per_class=True, shrinkage=SHRINKAGE, positive_share=share
         ),
     }
     rows: dict[str, Any] = {}

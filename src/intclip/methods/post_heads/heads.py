@@ -14,10 +14,8 @@ from intclip.methods.post_heads.fusion import fit_logits, fit_sharpness, probabi
 from intclip.methods.post_heads.inputs import Inputs, WordCounts, fit_word_counts
 from intclip.methods.post_heads.selection import ANCHORS, Choice, choose_head
 from intclip.methods.post_heads.solver import Array, Solver
-from intclip.thresholds import tune_threshold
+from intclip.thresholds import SHRINKAGE, tune_threshold
 
-SHRINKAGE = 10.0
-"""Pseudo-count of the common threshold; see `tune_threshold`."""
 BOTH = "both"
 _GRID = tuple(np.arange(0.04, 0.96, 0.02).round(2))
 
