@@ -68,6 +68,17 @@ def test_atomic_directory_replaces_only_when_asked(tmp_path: Path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_of_two_that_write_a_directory_at_once_the_first_stays(tmp_path: Path):
+    """Regression: the second replaced the first's result, which neither was asked to do."""
+    target = tmp_path / "run"
+    with pytest.raises(StorageError, match=str(target)), atomic_directory(target) as late:
+        (late / "figure").write_text("late")
+        with atomic_directory(target) as early:
+            (early / "figure").write_text("early")
+    assert (target / "figure").read_text() == "early"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_atomic_directory_keeps_the_old_one_when_writing_fails(tmp_path: Path):
     target = tmp_path / "bundle"
     with atomic_directory(target) as partial:

@@ -187,6 +187,8 @@ def atomic_directory(target: Target, *, overwrite: bool = False) -> Iterator[Pat
             if path.is_file():
                 _sync(path)
         if target.exists():
+            if not overwrite:
+                raise StorageError(f"{target} exists: another process made it meanwhile; choose another path")
             target.rename(replaced)
         partial.rename(target)
         made.clear()  # keep the folders, even if the target is removed later

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fakes import TinyBackbone, tiny_taxonomy
 from intclip.batch.job import JobOptions, ModelOptions, plan_job
@@ -186,6 +187,27 @@ def test_a_killed_update_leaves_the_index_as_it_was_and_goes_on(folder, photos, 
         patch.setattr(ShardMapper, "_score", die)  # results of the killed update exist already
         assert index_photos(place, [str(folder)], model).computed == 1
     assert "new.jpg" in paths_of(place)
+
+
+def test_a_photo_that_changes_after_a_kill_is_computed_again(folder, photos, model, tmp_path, monkeypatch):
+    """Regression: the killed update's embedding was kept for the new photo, for good."""
+    place, changed = tmp_path / "index", folder / "changed.jpg"
+    shutil.copy(photos[0], changed)
+
+    def die(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index_module, "save_vectors", die)
+        with pytest.raises(KeyboardInterrupt):
+            index_photos(place, [str(folder)], model)
+    Image.new("RGB", (96, 96), (250, 0, 90)).save(changed)
+    index_photos(place, [str(folder)], model)
+    index_photos(tmp_path / "fresh", [str(folder)], model)
+    found, fresh = (PhotoIndex(tmp_path / name).by_photo(changed, top=1)[0] for name in ("index", "fresh"))
+    assert (found.path, fresh.path) == (str(changed), str(changed))
+    np.testing.assert_allclose(found.probabilities, fresh.probabilities, atol=1e-6)
+    assert found.score == pytest.approx(fresh.score, abs=1e-5)
 
 
 def test_a_batch_job_is_indexed_without_computing(folder, photos, model, tmp_path, monkeypatch):

@@ -93,7 +93,7 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
     Attributes:
         format: Version of the layout.
         source: The sources of the inputs.
-        fingerprint: SHA-256 over all inputs' paths, in order.
+        fingerprint: SHA-256 over all inputs' paths, in order, and the version of their content if it is known.
         photos: Number of inputs.
         options: See `JobOptions`.
         model: SHA-256 over the model's card and files.
@@ -168,6 +168,7 @@ def plan_job(
     options: JobOptions,
     *,
     inputs: Iterable[Reference] | None = None,
+    version: str = "",
 ) -> Job:
     """Begin a job in a folder, or find the existing one.
 
@@ -176,6 +177,7 @@ def plan_job(
         sources: See `references`.
         options: See `JobOptions`.
         inputs: The photos, if already known; `sources` is then only a name.
+        version: Of the photos' content; a job over another one is another job.
 
     Raises:
         StorageError: The folder has another job, another process is using it, or it cannot be written.
@@ -187,7 +189,7 @@ def plan_job(
     if others and not (folder / MANIFEST).exists():
         raise StorageError(f"{folder} has other files; choose a new folder for the job")
     with lock_job(folder):  # two jobs starting in one folder would overwrite each other's inputs
-        return _plan(folder, sources, options, inputs)
+        return _plan(folder, sources, options, inputs, version)
 
 
 def lock_job(folder: Path) -> AbstractContextManager[None]:
@@ -199,11 +201,15 @@ def lock_job(folder: Path) -> AbstractContextManager[None]:
     return hold_lock(folder / LOCK, f"another process is using {folder}; wait for it, or check it with --status")
 
 
-def _plan(folder: Path, sources: Sequence[str], options: JobOptions, inputs: Iterable[Reference] | None) -> Job:
+def _plan(
+    folder: Path, sources: Sequence[str], options: JobOptions, inputs: Iterable[Reference] | None, version: str
+) -> Job:
     before = read_job(folder) if (folder / MANIFEST).exists() else None
     predictor = options.model.load()
     target = folder / INPUTS if before is None else None
     fingerprint, photos = _list_inputs(target, references(sources) if inputs is None else inputs, options.shard_size)
+    if version:
+        fingerprint = hashlib.sha256(f"{fingerprint}{version}".encode()).hexdigest()
     size = options.shard_size
     manifest = Manifest(
         source=list(sources),

@@ -159,7 +159,9 @@ def update_index(
             return Updated(before.photos, 0, before.photos, 0, before.errors)
         job = finished
         if job is None and new:
-            job = _plan(folder / WORK, sources, options.model_copy(update={"embedding": True}), new)
+            embedding = options.model_copy(update={"embedding": True})
+            stamps = "\n".join(named[reference.path][0] for reference in new)
+            job = _plan(folder / WORK, sources, embedding, new, hashlib.sha256(stamps.encode()).hexdigest())
             run(job)
         fresh = {reference.path: named[reference.path][0] for reference in new}
         generation, counts, dim = _write_generation(folder, before, keep, job, fresh)
@@ -223,13 +225,13 @@ def _inputs(job: Job) -> Iterator[Reference]:
         yield from job.inputs(number)
 
 
-def _plan(folder: Path, sources: Sequence[str], options: JobOptions, inputs: Sequence[Reference]) -> Job:
-    """Return the job over the new photos, continuing one left by a killed update if its photos are the same."""
+def _plan(folder: Path, sources: Sequence[str], options: JobOptions, inputs: Sequence[Reference], version: str) -> Job:
+    """Return the job over the new photos, continuing one left by a killed update if its photos are unchanged."""
     try:
-        return plan_job(folder, sources, options, inputs=inputs)
+        return plan_job(folder, sources, options, inputs=inputs, version=version)
     except StorageError:
         shutil.rmtree(folder, ignore_errors=True)
-        return plan_job(folder, sources, options, inputs=inputs)
+        return plan_job(folder, sources, options, inputs=inputs, version=version)
 
 
 def _stamp(reference: Reference) -> str:
