@@ -12,7 +12,6 @@ from torch.testing import assert_close
 
 from intclip.backbones import load_backbone
 from intclip.errors import CheckpointError, IntclipError
-from intclip.evaluation import sentences
 from intclip.methods.prompts import PromptLearner, PromptOptions
 
 
@@ -165,7 +164,6 @@ def test_another_tokenizer_is_refused_and_none_is_said(tmp_path):
     for embed in (
         without.tokenize,
         partial(without.embed_texts, long="average"),  # does not halve a text that no halving makes fit
-        partial(sentences.embed_texts, without.text),
     ):
         with pytest.raises(IntclipError, match=r"tokenizer\.json"):
             embed(["a dog"])

@@ -6,7 +6,7 @@ from sklearn.metrics import average_precision_score, f1_score, label_ranking_ave
 
 from intclip.data.sample import Dataset, Sample
 from intclip.errors import DatasetError, TaxonomyError
-from intclip.evaluation.sentences import embed_texts, score_dataset, score_texts
+from intclip.evaluation.sentences import score_dataset, score_texts
 from intclip.labels.score import join_descriptions, score_forms
 
 
@@ -156,13 +156,14 @@ def test_wrong_splits_and_labels(five_classes, tiny_backbone, dataset):
         score_dataset(five_classes, textless, "val", tiny_backbone, ["fine"], photos=False)
 
 
-def test_long_texts_are_cut_and_order_is_kept(tiny_backbone):
-    tower = tiny_backbone.text
-    texts = ["short one", "word " * 500, "another text of middle length here", "x" * 4000]
-    features = embed_texts(tower, texts)
-    assert np.isfinite(features).all()
-    one_by_one = np.concatenate([embed_texts(tower, [text]) for text in texts])
-    np.testing.assert_allclose(features, one_by_one, atol=1e-5)
+def test_long_texts_are_averaged_over_their_parts(five_classes, tiny_backbone):
+    texts = ["short one", "word " * 500 + "nature", "another text of middle length here", "love " * 80, "sea"]
+    targets = np.eye(5, dtype=np.float32)
+    found = score_texts(five_classes, texts, targets, tiny_backbone, ["3-5"])
+    items = tiny_backbone.embed_texts(texts, long="average").numpy()
+    cosines = items @ tiny_backbone.embed_texts(five_classes.sentences("3-5")).numpy().T
+    expected = [1 / (1 + (cosines[:, k] > cosines[k, k]).sum()) for k in range(5)]  # each class has one positive
+    assert [row["AP"] for row in found.forms[0].per_class.values()] == pytest.approx(expected)
 
 
 def test_score_texts(five_classes, tiny_backbone):

@@ -99,6 +99,18 @@ class TextTower(nn.Module, ABC):
     def encode_embeddings(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
         """Compute text features (T, D), unnormalised, of token embeddings (T, L, width) with these lengths."""
 
+    def check_length(self, length: int) -> None:
+        """Check that a prompt of this many tokens fits the context.
+
+        Raises:
+            IntclipError: It does not.
+        """
+        if length > self.context_length:
+            raise IntclipError(
+                f"a prompt of {length} tokens is longer than this text tower's {self.context_length};"
+                " take a shorter sentence or fewer context vectors"
+            )
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Compute text features (T, D), unnormalised, of tokens (T, L)."""
         return self.encode_embeddings(self.embed(tokens), self.lengths(tokens))

@@ -92,7 +92,7 @@ class ClipText(TextTower):
         Raises:
             IntclipError: L is more than `context_length`.
         """
-        self._check(embeddings.shape[1])
+        self.check_length(embeddings.shape[1])
         # Elsewhere one large batch is faster, and lengths may not be readable. A converted graph would keep the
         # example's order and cut.
         traced = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined,no-untyped-call]
@@ -108,13 +108,6 @@ class ClipText(TextTower):
             for rows in (order[:cut], order[cut:])
         ]
         return torch.cat(parts)[order.argsort()]
-
-    def _check(self, length: int) -> None:
-        if length > self.context_length:
-            raise IntclipError(
-                f"a prompt of {length} tokens is longer than this text tower's {self.context_length};"
-                " take a shorter sentence or fewer context vectors"
-            )
 
     def _encode(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
         tokens = self.blocks[:-1](embeddings + self.positional_embedding[: embeddings.shape[1]])
@@ -135,7 +128,7 @@ class OpenClipText(ClipText):
 
     def encode_embeddings(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
         """See `ClipText.encode_embeddings`."""
-        self._check(embeddings.shape[1])
+        self.check_length(embeddings.shape[1])
         padding = self.token_embedding.weight[PAD].to(embeddings.dtype)
         return self._encode(padded(embeddings, lengths, padding, self.context_length), lengths)
 

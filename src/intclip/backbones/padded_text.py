@@ -68,13 +68,6 @@ class OpenText(TextTower):
             )
         return self.tokenizer
 
-    def _check(self, length: int) -> None:
-        if length > self.context_length:
-            raise IntclipError(
-                f"a prompt of {length} tokens is longer than this text tower's {self.context_length};"
-                " take a shorter sentence or fewer context vectors"
-            )
-
 
 class PaddedText(OpenText):
     """SigLIP's text transformer (Zhai et al., 2023): always `context_length` tokens, read at the last of them.
@@ -109,7 +102,7 @@ class PaddedText(OpenText):
         Raises:
             IntclipError: L is more than `context_length`.
         """
-        self._check(embeddings.shape[1])
+        self.check_length(embeddings.shape[1])
         padding = self.token_embedding.weight[self.pad_id].to(embeddings.dtype)
         tokens = padded(embeddings, lengths, padding, self.context_length)
         tokens = self.blocks[:-1](tokens + self.positional_embedding)
@@ -138,7 +131,7 @@ class MeanText(OpenText):
             IntclipError: L is more than `context_length`.
         """
         length = embeddings.shape[1]
-        self._check(length)
+        self.check_length(length)
         assert isinstance(self.positions, Tensor)
         tokens = embeddings * self.width**0.5 + self.positions[:length]
         lengths = lengths.clamp_min(1)  # an empty text is one token of padding

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from intclip.backbones.base import Backbone, TextTower
+from intclip.backbones.base import Backbone
 from intclip.data.loading import pixel_batches
 from intclip.data.sample import Dataset, Sample
-from intclip.errors import DatasetError, TextLengthError
+from intclip.errors import DatasetError
 from intclip.labels.score import FormScore, score_forms
 from intclip.labels.taxonomy import Taxonomy
 from intclip.metrics import positives
@@ -47,14 +48,14 @@ def score_texts(
 
     Args:
         taxonomy: K classes.
-        texts: N descriptions; truncated at the end to the tower's context.
+        texts: N descriptions; those over the tower's context are averaged over parts.
         targets: (N, K), 0/1; NaN where unknown.
         backbone: Backbone of the text tower.
         forms: From `intclip.labels.FORMS`.
         on_progress: Called with (done, total) texts.
     """
-    items = embed_texts(backbone.text, texts, on_progress=on_progress)
-    scores = score_forms(taxonomy, items, targets, lambda words: embed_texts(backbone.text, words), forms)
+    items = _embed(backbone, texts, on_progress)
+    scores = score_forms(taxonomy, items, targets, partial(_embed, backbone), forms)
     return SentenceScores(scores, len(texts), 0)
 
 
@@ -99,38 +100,16 @@ def score_dataset(
         if not there:
             raise DatasetError(f"none of the photos of {dataset.name} ({split}) can be read; run `intclip data check`")
     else:
-        items = embed_texts(backbone.text, [str(sample.text) for sample in there], on_progress=on_progress)
+        items = _embed(backbone, [str(sample.text) for sample in there], on_progress)
     shares = np.stack([sample.targets for sample in there])[:, order]
     targets = np.where(np.isnan(shares), np.nan, positives(shares, dataset.positive_share)).astype(np.float32)
-    scores = score_forms(taxonomy, items, targets, lambda words: embed_texts(backbone.text, words), forms)
+    scores = score_forms(taxonomy, items, targets, partial(_embed, backbone), forms)
     return SentenceScores(scores, len(there), len(samples) - len(there))
 
 
-def embed_texts(
-    tower: TextTower, texts: Sequence[str], *, on_progress: Progress | None = None
-) -> npt.NDArray[np.float32]:
-    """Compute text features (T, D), unnormalised; texts that are too long lose words at the end."""
-    fitting = [_fit(tower, text) for text in texts]
-    features: npt.NDArray[np.float32] = np.empty((len(texts), tower.embed_dim), dtype=np.float32)
-    by_length = np.argsort([len(text) for text in fitting], kind="stable")  # to reduce padding
-    for start in range(0, len(texts), BATCH):
-        rows = by_length[start : start + BATCH]
-        with torch.inference_mode():
-            batch = tower(tower.tokenize([fitting[row] for row in rows]))
-        features[rows] = batch.float().cpu().numpy()
-        if on_progress is not None:
-            on_progress(min(start + BATCH, len(texts)), len(texts))
-    return features
-
-
-def _fit(tower: TextTower, text: str) -> str:
-    while True:
-        try:
-            tower.tokenize([text])
-        except TextLengthError:
-            text = text[: len(text) * 9 // 10]
-        else:
-            return text
+def _embed(backbone: Backbone, texts: Sequence[str], on_progress: Progress | None = None) -> npt.NDArray[np.float32]:
+    found: npt.NDArray[np.float32] = backbone.embed_texts(texts, long="average", on_progress=on_progress).cpu().numpy()
+    return found
 
 
 def embed_photos(
