@@ -174,6 +174,17 @@ def embedding(path):
         return torch.nn.functional.normalize(backbone.encode_image(pixels), dim=1)[0]
 
 
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_neighbours_have_the_labels_of_their_predictions(model, photos, known, monkeypatch, exclusive):
+    """Regression: thresholds of posts with text, and any number of labels where exactly one applies."""
+    levels = [0.0, 1.0] + [0.5] * (len(model.taxonomy) - 2)
+    monkeypatch.setattr(model, "card", model.card.model_copy(update={"channel_thresholds": {"image": levels}}))
+    monkeypatch.setattr(model, "taxonomy", replace(model.taxonomy, exclusive=exclusive))
+    found = nearest_photos(model, photos[3], known)
+    assert [each.labels for each in found] == [tuple(model.predict(each.path)[0].labels) for each in found]
+    assert all(len(each.labels) == 1 for each in found) or not exclusive
+
+
 def test_the_sheet_has_photo_legend_and_neighbours(model, photos, known):
     evidence = model.explain(photos[3], LABEL)
     evidence = replace(evidence, neighbours=nearest_photos(model, photos[3], known))

@@ -52,6 +52,19 @@ def test_a_student_has_its_teachers_labels_and_thresholds(teacher, unlabelled, t
     assert found.agreement["photos"] == held_out == 6
 
 
+def test_a_student_of_a_model_with_text_has_its_thresholds_for_photos(teacher, unlabelled, tmp_path, monkeypatch):
+    """Regression: it had those of posts with photo and text, at which few photos have a label."""
+    alone = [0.25, 0.5, 0.125, 0.75, 0.375]
+    monkeypatch.setattr(teacher, "card", teacher.card.model_copy(update={"channel_thresholds": {"image": alone}}))
+    found = distill(teacher, unlabelled, tmp_path / "student", overrides=STUDENT)
+    student = intclip.load(tmp_path / "student", engine="torch", device="cpu")
+    np.testing.assert_array_equal(student.thresholds, np.float32(alone))
+    ids = read_evaluation(tmp_path / "student", "val").ids
+    pairs = zip(teacher.predict(ids), student.predict(ids), strict=True)
+    same = np.mean([[(n in a.labels) == (n in b.labels) for n in teacher.taxonomy.names] for a, b in pairs])
+    assert found.agreement["labels"] == pytest.approx(same)
+
+
 def test_the_agreement_is_that_of_the_predictions(teacher, unlabelled, tmp_path):
     found = distill(teacher, unlabelled, tmp_path / "student", overrides=STUDENT)
     ids = read_evaluation(tmp_path / "student", "val").ids

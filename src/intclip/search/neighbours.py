@@ -9,6 +9,7 @@ from intclip.data.images import ImageInput, find_images
 from intclip.errors import IntclipError
 from intclip.evidence.evidence import Neighbour
 from intclip.inference.card import EMBEDDING
+from intclip.inference.pipeline import Scored
 from intclip.inference.predictor import Predictor
 from intclip.search.index import INDEX
 from intclip.search.query import PhotoIndex
@@ -64,5 +65,4 @@ def _from_folder(predictor: Predictor, image: ImageInput, place: str | os.PathLi
 
 
 def _labels(predictor: Predictor, probabilities: np.ndarray) -> tuple[str, ...]:
-    pairs = zip(predictor.taxonomy.names, probabilities >= predictor.thresholds, strict=True)
-    return tuple(name for name, holds in pairs if holds)
+    return tuple(predictor.prediction(Scored("", {"probabilities": probabilities})).labels)

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from intclip.data.sample import Dataset, Sample
 from intclip.errors import DatasetError
 from intclip.evaluation.saved import SavedEvaluation, read_evaluation
 from intclip.files import write_text
 from intclip.inference.bundle import set_thresholds
-from intclip.inference.predictor import Predictor
+from intclip.inference.predictor import PHOTOS, Predictor
 from intclip.training.recipe import load_recipe
 from intclip.training.run import TrainResult, check_directory, train
 
@@ -54,7 +55,7 @@ def distill(
 ) -> Distilled:
     """Train a student on a teacher's probabilities of unlabelled photos.
 
-    The student inherits the teacher's thresholds, since it learns the teacher's probabilities.
+    The student inherits the teacher's thresholds for photos, since it learns the teacher's probabilities.
 
     Args:
         teacher: Any model.
@@ -74,7 +75,7 @@ def distill(
     check_directory(out, chosen, resume=resume)
     dataset = soft_labels(teacher, photos)
     run = train(chosen, out, resume, dataset=dataset)
-    set_thresholds(run.bundle, teacher.thresholds)
+    set_thresholds(run.bundle, _levels(teacher))
     agreement = compare(read_evaluation(out, "val"), teacher)
     write_text(out / AGREEMENT, json.dumps(agreement, indent=1) + "\n")
     return Distilled(run, len(dataset.splits["train"]), agreement)
@@ -104,13 +105,18 @@ def soft_labels(teacher: Predictor, photos: Iterable[Path]) -> Dataset:
         teacher.taxonomy,
         "singlelabel" if teacher.taxonomy.exclusive else "multilabel",
         {"train": samples},
-        positive_share=float(np.clip(np.mean(teacher.thresholds), 0.01, 1)),
+        positive_share=float(np.clip(np.mean(_levels(teacher)), 0.01, 1)),
     )
+
+
+def _levels(teacher: Predictor) -> npt.NDArray[np.float32]:
+    """Return the teacher's thresholds (K,) for photos without text, which are all that the student sees."""
+    return teacher.resolve_thresholds(None, PHOTOS)
 
 
 def compare(student: SavedEvaluation, teacher: Predictor) -> dict[str, float]:
     """Measure a student's agreement with its teacher, whose probabilities are the targets; see `Distilled`."""
-    levels = teacher.thresholds
+    levels = _levels(teacher)
     same = (student.probabilities >= levels) == (student.targets >= levels)
     best = student.probabilities.argmax(axis=1) == student.targets.argmax(axis=1)
     return {
