@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from intclip.cli.main import app
 from intclip.errors import IntclipError
+from intclip.evaluation.saved import read_evaluation, same_photos
+from intclip.reports.evaluation_report import page_content
 from labelled_posts import write_posts
 from tiny_models import tiny_known
 
@@ -102,6 +105,35 @@ def test_a_model_card_of_each(home: Path) -> None:
         card = model_card(load_bundle(bundle_path(str(home / "models" / name))), "me/mine")
         assert "post_heads" in card
         assert "Macro F1" in card
+
+
+def test_the_page_of_an_evaluation_has_the_figures_of_its_report(home: Path, tmp_path: Path) -> None:
+    """Regression: each fold has its own thresholds; the page used their means, before and after `calibrate --write`."""
+    run(
+        "fit",
+        home / "posts.csv",
+        "--out",
+        tmp_path,
+        "--overwrite",
+        "--folds",
+        2,
+        "--backbone",
+        "tiny",
+        "--text-encoder",
+        "backbone",
+    )
+    for calibrated in (False, True):
+        if calibrated:
+            run("calibrate", tmp_path, "--write")
+        for split in ("val", "val-image", "val-text"):
+            found = read_evaluation(tmp_path, split)
+            assert found.thresholds.shape == found.probabilities.shape
+            predicted = (found.probabilities >= found.thresholds).sum(axis=0)
+            assert predicted.tolist() == found.report["per_class"]["predicted"]
+            tiles = page_content(found, None, lambda _: None)["tiles"]
+            for tile in tiles:
+                assert tile["value"] == pytest.approx(found.report[tile["key"]])
+    np.testing.assert_array_equal(same_photos(found, found)[1].thresholds, found.thresholds)
 
 
 def test_a_table_that_does_not_fit_the_model_is_refused_by_row(home: Path, tmp_path: Path) -> None:

@@ -107,7 +107,9 @@ def evaluate(
     title = f"{model} on {dataset.name}, {split}"
     if out is not None:
         write_report(out, f"report-{split}", result.report, result.task, title)
-        write_predictions(out / f"predictions-{split}.parquet", result.scores, predictor.taxonomy.names)
+        file, names = out / f"predictions-{split}.parquet", predictor.taxonomy.names
+        decided = None if result.task == "singlelabel" else result.thresholds
+        write_predictions(file, result.scores, names, thresholds=decided)
     curves = None
     if corruptions:
         curves = corruption_curves(predictor, dataset, split, result)

@@ -22,7 +22,7 @@ from intclip.data.sample import check_positive_share
 from intclip.errors import DatasetError, reason
 from intclip.evaluation.calibration import apply_temperature, fit_isotonic, fit_temperature, reliability_curve
 from intclip.evaluation.conformal import class_miss_rate_thresholds, label_sets, miss_rate_threshold, set_report
-from intclip.evaluation.report import markdown_table, percent, render
+from intclip.evaluation.report import THRESHOLD, markdown_table, percent, render
 from intclip.evaluation.scoring import Report, to_json
 from intclip.extras import require
 from intclip.files import atomic_path
@@ -161,6 +161,9 @@ def write_temperature(run: Path, temperature: float) -> list[str]:
             table = pq.read_table(file)
             for k, column in enumerate(score_columns(found.labels)):
                 table = table.set_column(table.column_names.index(column), column, pa.array(moved[:, k]))
+            for name in [name for name in table.column_names if name.startswith(THRESHOLD)]:
+                levels = pa.array(move_thresholds(table[name].to_numpy(), temperature))
+                table = table.set_column(table.column_names.index(name), name, levels)
             pq.write_table(table, together.enter_context(atomic_path(file)))
             if "thresholds" in report:
                 levels = move_thresholds(report["per_class"]["threshold"], temperature).tolist()

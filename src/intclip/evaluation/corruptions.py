@@ -53,8 +53,7 @@ def corruption_curves(
                 batch_size=batch_size,
                 workers=workers,
             )
-            thresholds = clean.report.get("thresholds", 0.5)
-            report = make_report(scores, clean.task, predictor.taxonomy, thresholds, positive_share=share)
+            report = make_report(scores, clean.task, predictor.taxonomy, clean.thresholds, positive_share=share)
             corrupted[kind].append(headline(report, clean.task))
     return {"task": clean.task, "clean": headline(clean.report, clean.task), "corrupted": corrupted}
 

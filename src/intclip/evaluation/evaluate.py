@@ -28,11 +28,13 @@ class Evaluation:
         task: "multilabel" or "singlelabel".
         scores: Probabilities and targets of every readable photo.
         report: All metrics as JSON values; see `make_report`.
+        thresholds: One for all labels, (K,), or (N, K) if they differ from photo to photo.
     """
 
     task: Task
     scores: Scores
     report: Report
+    thresholds: Thresholds
 
 
 def evaluate(
@@ -92,7 +94,7 @@ def evaluate(
     if thresholds is None:
         levels = own
     report = make_report(scores, task, predictor.taxonomy, levels, positive_share=share, draws=draws)
-    return Evaluation(task, scores, report)
+    return Evaluation(task, scores, report, levels)
 
 
 def score_photos(

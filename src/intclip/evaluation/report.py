@@ -5,13 +5,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from intclip.evaluation.scoring import SELECTION, Scores, Task
+from intclip.evaluation.scoring import SELECTION, Scores, Task, Thresholds
 from intclip.files import atomic_path, write_text
 from intclip.inference.results import score_columns
 
+THRESHOLD = "threshold: "
+"""Prefix of columns with the thresholds of a label."""
 TITLES = {
     "macro_f1": "Macro F1",
     "micro_f1": "Micro F1",
@@ -82,8 +85,12 @@ def write_report(out: Path, name: str, report: Mapping[str, Any], task: Task, ti
     write_text(out / f"{name}.md", render(report, task, title))
 
 
-def write_predictions(path: Path, scores: Scores, labels: Sequence[str]) -> None:
+def write_predictions(
+    path: Path, scores: Scores, labels: Sequence[str], *, thresholds: Thresholds | None = None
+) -> None:
     """Write ids, probabilities and targets as Parquet: columns `score_columns`, and `target: <label>`.
+
+    Thresholds (N, K), which differ from photo to photo, become columns `threshold: <label>`; others are in the report.
 
     Raises:
         StorageError: It cannot be written.
@@ -91,6 +98,9 @@ def write_predictions(path: Path, scores: Scores, labels: Sequence[str]) -> None
     columns = {"id": pa.array(scores.ids, pa.string())}
     columns |= {name: pa.array(scores.probabilities[:, k]) for k, name in enumerate(score_columns(labels))}
     columns |= {f"target: {name}": pa.array(scores.targets[:, k]) for k, name in enumerate(labels)}
+    levels = np.asarray(thresholds)
+    if levels.ndim == 2:
+        columns |= {f"{THRESHOLD}{name}": pa.array(levels[:, k]) for k, name in enumerate(labels)}
     with atomic_path(path) as partial:
         pq.write_table(pa.table(columns), partial)
 

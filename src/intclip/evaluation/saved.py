@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from intclip.errors import DatasetError, StorageError, reason
+from intclip.evaluation.report import THRESHOLD
 from intclip.evaluation.scoring import Report, Task
 from intclip.inference.results import score_columns
 from intclip.strict_yaml import parse_yaml
@@ -33,6 +34,7 @@ class SavedEvaluation:
         targets: (N, K) float32; NaN where unknown.
         report: See `make_report`.
         recipe: The training recipe; None for a folder of `intclip evaluate --out`.
+        levels: Thresholds (N, K), if they differ from photo to photo.
     """
 
     name: str
@@ -44,10 +46,13 @@ class SavedEvaluation:
     targets: npt.NDArray[np.float32]
     report: Report
     recipe: dict[str, Any] | None
+    levels: npt.NDArray[np.float64] | None = None
 
     @property
     def thresholds(self) -> float | npt.NDArray[np.float64] | None:
-        """One, or K; None for exclusive labels."""
+        """One, K, or (N, K); None for exclusive labels."""
+        if self.levels is not None:
+            return self.levels
         levels = self.report.get("thresholds")
         return np.asarray(levels, dtype=np.float64) if isinstance(levels, list) else levels
 
@@ -80,6 +85,10 @@ def read_evaluation(folder: str | os.PathLike[str], split: str = "test") -> Save
         labels = tuple(report["labels"])
         names = (score_columns(labels), [TARGET + name for name in labels])
         columns = [np.stack([table[name].to_numpy() for name in part], 1) for part in names]
+        names_of_levels = [THRESHOLD + name for name in labels]
+        levels = None
+        if set(names_of_levels) <= set(table.column_names):
+            levels = np.stack([table[name].to_numpy() for name in names_of_levels], 1).astype(np.float64)
         ids = table["id"].to_pylist()
     except (OSError, ValueError, KeyError, TypeError) as error:  # includes Arrow's errors
         raise StorageError(
@@ -97,6 +106,7 @@ def read_evaluation(folder: str | os.PathLike[str], split: str = "test") -> Save
         targets=columns[1].astype(np.float32),
         report=report,
         recipe=_recipe(folder),
+        levels=levels,
     )
 
 
@@ -137,6 +147,7 @@ def _take(evaluation: SavedEvaluation, rows: list[int], columns: list[int]) -> S
         ids=[evaluation.ids[row] for row in rows],
         probabilities=evaluation.probabilities[np.ix_(rows, columns)],
         targets=evaluation.targets[np.ix_(rows, columns)],
+        levels=None if evaluation.levels is None else evaluation.levels[np.ix_(rows, columns)],
         report=report,
     )
 

@@ -194,7 +194,9 @@ def write_fitted(
             title = f"{Path(out).name}: {dataset.name}, {mode}, nested cross-validation"
             write_report(partial, f"report-{fitted.split(mode)}", report, dataset.task, title)
             scores = Scores(fitted.ids, found, fitted.targets, [])
-            write_predictions(partial / f"predictions-{fitted.split(mode)}.parquet", scores, dataset.taxonomy.names)
+            file = partial / f"predictions-{fitted.split(mode)}.parquet"
+            levels = None if dataset.task == "singlelabel" else fitted.held_out[mode].thresholds
+            write_predictions(file, scores, dataset.taxonomy.names, thresholds=levels)
         save_bundle(
             partial / BUNDLE,
             method,
