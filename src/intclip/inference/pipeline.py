@@ -166,9 +166,10 @@ def pair_posts(images: Images | None, texts: Texts | None) -> Iterator[Post]:
     end = object()
     photos = cast("list[ImageInput | None]", [images] if is_photo(images) else images)
     for photo in photos:
-        if (text := next(words, end)) is end:
+        text_or_end = next(words, end)
+        if text_or_end is end:
             raise IntclipError("more photos than texts; give one text per photo, None if it has no text")
-        yield photo, cast("str | None", text)
+        yield photo, cast("str | None", text_or_end)
     if next(words, end) is not end:
         raise IntclipError("more texts than photos; give None as photo if a post has none")
 
