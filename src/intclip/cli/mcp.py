@@ -16,6 +16,7 @@ from intclip.cli.options import ModelChoice, with_options
 if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
 
+    from intclip.evidence.evidence import Evidence
     from intclip.inference.predictor import Predictor
 
 MOST_PHOTOS = 200
@@ -107,9 +108,7 @@ def make_server(folders: AllowedFolders, predictor: "Predictor", choice: ModelCh
     from mcp.types import ToolAnnotations
 
     from intclip import __version__
-    from intclip.data.images import read_image
     from intclip.errors import IntclipError
-    from intclip.evidence.heat import overlay
 
     server = MCPServer("intclip", instructions=INSTRUCTIONS, version=__version__, log_level="ERROR")
     reads = ToolAnnotations(read_only_hint=True, open_world_hint=False)
@@ -134,16 +133,7 @@ def make_server(folders: AllowedFolders, predictor: "Predictor", choice: ModelCh
         """Estimates why photos were taken: predicted labels and the most probable ones. At most 200 photos."""
         if len(photos) > MOST_PHOTOS:
             raise IntclipError(f"{len(photos)} photos at once; send at most {MOST_PHOTOS}")
-        answers: list[dict[str, Any]] = []
-        for path in photos:
-            try:
-                (found,) = predictor.predict(folders.read(path))
-            except IntclipError as error:
-                answers.append({"photo": path, "error": _named(error, path)})
-                continue
-            scores = {name: round(value, 3) for name, value in found.top(LABELS_SHOWN)}
-            answers.append({"photo": path, "labels": found.labels, "clear": found.clear, "scores": scores})
-        return answers
+        return [_predicted(predictor, folders, path) for path in photos]
 
     @server.tool(annotations=reads, structured_output=False)
     @_explained()
@@ -154,12 +144,8 @@ def make_server(folders: AllowedFolders, predictor: "Predictor", choice: ModelCh
             evidence = predictor.explain(content, label)
         except IntclipError as error:
             raise IntclipError(_named(error, photo)) from error
-        drawn = overlay(read_image(content), evidence.fused, evidence.box)
-        drawn.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-        stream = io.BytesIO()
-        drawn.save(stream, "JPEG", quality=85)
         text = f"{photo}: {evidence.label} {evidence.probability:.2f}; bright where the evidence is strongest"
-        return [text, Image(data=stream.getvalue(), format="jpeg")]
+        return [text, Image(data=_overlaid(content, evidence), format="jpeg")]
 
     @server.tool(annotations=reads)
     @_explained()
@@ -207,6 +193,30 @@ def mcp(
         home = Path(temporary) / "index" if kept is None else kept / "mcp" / hashlib.sha256(key).hexdigest()[:24]
         home.parent.mkdir(parents=True, exist_ok=True)
         make_server(allowed, predictor, choice, home).run("stdio")
+
+
+def _predicted(predictor: "Predictor", folders: AllowedFolders, path: str) -> dict[str, Any]:
+    """Return the prediction for a photo, or why it cannot be read, as the assistant gets it."""
+    from intclip.errors import IntclipError
+
+    try:
+        (found,) = predictor.predict(folders.read(path))
+    except IntclipError as error:
+        return {"photo": path, "error": _named(error, path)}
+    scores = {name: round(value, 3) for name, value in found.top(LABELS_SHOWN)}
+    return {"photo": path, "labels": found.labels, "clear": found.clear, "scores": scores}
+
+
+def _overlaid(content: bytes, evidence: "Evidence") -> bytes:
+    """Draw the evidence over a photo's file; return a JPEG."""
+    from intclip.data.images import read_image
+    from intclip.evidence.heat import overlay
+
+    drawn = overlay(read_image(content), evidence.fused, evidence.box)
+    drawn.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+    stream = io.BytesIO()
+    drawn.save(stream, "JPEG", quality=85)
+    return stream.getvalue()
 
 
 @contextmanager

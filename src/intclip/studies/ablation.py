@@ -216,13 +216,7 @@ def run_cells(
         if work is None and pending:
             # Each feature cache is filled once, before cells that share it start in parallel.
             bar.update(task, description="filling caches")
-            filling = context.Process(target=_fill_caches, args=(_one_seed(pending), usable_cores()))
-            try:
-                _start(filling, "the feature caches")
-                filling.join()
-            finally:
-                if filling.is_alive():
-                    filling.terminate()
+            _fill_in_process(context, pending)
         running: dict[int, tuple[BaseProcess, Connection, Cell]] = {}
         try:
             while pending or running:
@@ -309,6 +303,17 @@ def train_cell(cell: Cell, threads: int) -> None:
 
     torch.set_num_threads(threads)
     train(cell.recipe, cell.out, resume=True, progress=False)
+
+
+def _fill_in_process(context: Any, pending: Sequence[Cell]) -> None:
+    """Fill the feature caches of unfinished cells in a process of its own."""
+    filling = context.Process(target=_fill_caches, args=(_one_seed(pending), usable_cores()))
+    try:
+        _start(filling, "the feature caches")
+        filling.join()
+    finally:
+        if filling.is_alive():
+            filling.terminate()
 
 
 def _fill_caches(cells: Sequence[Cell], threads: int) -> None:
