@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -208,6 +209,18 @@ def test_a_photo_that_changes_after_a_kill_is_computed_again(folder, photos, mod
     assert (found.path, fresh.path) == (str(changed), str(changed))
     np.testing.assert_allclose(found.probabilities, fresh.probabilities, atol=1e-6)
     assert found.score == pytest.approx(fresh.score, abs=1e-5)
+
+
+def test_of_exclusive_labels_a_name_finds_the_predicted_one(folder, model, tmp_path):
+    """Regression: photos with another label were found, because they reached a threshold that is not used."""
+    index_photos(tmp_path / "index", [str(folder)], model)
+    index = PhotoIndex(tmp_path / "index")
+    index.taxonomy = replace(index.taxonomy, exclusive=True)
+    names = index.taxonomy.names
+    found = np.stack([index.matching([name]) for name in names], axis=1)
+    best = np.stack([hit.probabilities for hit in index.by_intent(names[0], top=len(index))]).argmax(axis=1)
+    assert (found.sum(axis=1) == 1).all()
+    assert found.sum(axis=0).tolist() == np.bincount(best, minlength=len(names)).tolist()
 
 
 def test_a_batch_job_is_indexed_without_computing(folder, photos, model, tmp_path, monkeypatch):

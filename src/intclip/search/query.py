@@ -129,7 +129,8 @@ class PhotoIndex:
         """Return a mask (N,) of the photos that match every filter.
 
         Args:
-            where: "Natural beauty>0.5" (also >=, <, <=), or only a name: at or above the model's threshold.
+            where: "Natural beauty>0.5" (also >=, <, <=), or only a name: at or above the model's threshold, or
+                the most probable label if exactly one applies.
 
         Raises:
             IntclipError: A filter is malformed.
@@ -148,6 +149,9 @@ class PhotoIndex:
                 if _COMPARES.search(name):
                     raise wrong from None
                 raise
+            if not found and self.taxonomy.exclusive:
+                mask &= self._probabilities.argmax(axis=1) == column
+                continue
             try:
                 value = float(found["value"]) if found else self.info.thresholds[column]
             except ValueError:
