@@ -466,3 +466,10 @@ def test_two_columns_of_one_meaning_are_refused(tmp_path):
 def test_rows_of_empty_cells_are_skipped(tmp_path):
     (tmp_path / "t.csv").write_text("text,labels\na,joy\nb,fear\n,\n , \n")
     assert len(load_dataset(tmp_path / "t.csv").splits["train"]) == 2
+
+
+def test_lists_as_pandas_writes_them_are_named(tmp_path):
+    (tmp_path / "t.csv").write_text("text,labels\na,\"['joy', 'fear']\"\n")
+    with pytest.raises(DatasetError, match=r"t\.csv, row 2, labels .*'joy', 'fear'.*';'") as refusal:
+        load_dataset(tmp_path / "t.csv")
+    assert "\n" not in str(refusal.value)

@@ -251,7 +251,11 @@ def _label_list(row: Row) -> list[Any] | None:
     cell = row.known["labels"] if "labels" in row.known else row.known.get("label")
     if isinstance(cell, str):
         cell = cell.strip()
-        cell = parse_json(cell, f"{row.where}, labels {cell!r:.40}")
+        try:
+            cell = parse_json(cell, row.where)
+        except DatasetError as error:  # pandas writes lists as ['joy', 'fear']
+            wanted = "write names joined by ';', or a JSON list with double quotes"
+            raise DatasetError(f"{row.where}, labels {cell!r:.40}: not JSON; {wanted}") from error
     if cell is None:
         return None
     if isinstance(cell, float) and cell.is_integer():  # as spreadsheets write numbers
