@@ -43,8 +43,10 @@ def open_content(source: PhotoFile | bytes | IO[bytes]) -> IO[bytes]:
     if hasattr(source, "read"):
         return io.BytesIO(_read_stream(source, name))
     if not isinstance(source, str | os.PathLike):  # a missing value of a table, or a file descriptor
-        shown = " ".join(str(source).split())[:40]
-        raise ImageError(f"{type(source).__name__} {shown} is not a photo; give a path, an image or an array")
+        raise ImageError(
+            f"{type(source).__name__} {' '.join(str(source).split())[:40]} is not a photo; "
+            "give a path, an image or an array"
+        )
     if is_remote(name):
         raise ImageError(f"{name} is a URL, not a file; use `intclip batch`, or download the photo")
     try:
