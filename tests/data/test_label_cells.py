@@ -57,7 +57,7 @@ def test_bars_separate_labels_that_recombine(tmp_path):
 def test_whole_numbers_of_spreadsheets_are_one_label(tmp_path, header):
     """pandas writes a column of whole numbers with an empty cell as 1.0."""
     assert names(tmp_path, header, ["1", "1.0", "0.0", "0"]) == (["0", "1"], [1, 1, 1, 1])
-    assert names(tmp_path, header, ["1.5", "v1.0"])[0] == ["1.5", "v1.0"]
+    assert names(tmp_path, header, ["1.0", "1.5", "v1.0"])[0] == ["1.0", "1.5", "v1.0"]
 
 
 @pytest.mark.parametrize("word", ["nan", "None", "N/A"])
