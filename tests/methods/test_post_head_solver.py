@@ -63,6 +63,13 @@ def test_posts_that_come_twice_have_the_same_logistic_regression(posts):
     np.testing.assert_allclose(scores, fitted("logistic", posts, C=10.0), atol=0.05)
 
 
+def test_posts_without_a_vector_have_one_logistic_score():
+    """Nothing is left of equal posts after centring."""
+    targets = (np.random.default_rng(7).random((30, 2)) < 0.4).astype(float)
+    head = Solver(np.zeros((30, 30)), targets, np.zeros((2, 2))).fit("logistic", (("C", 10.0),))
+    assert np.ptp(head.scores(Kernels(np.zeros((4, 30)))), axis=0).max() == 0
+
+
 def test_a_head_is_the_same_after_others_of_the_same_solver(posts):
     x, y, other, _ = posts
     shared, kernels = Solver(x @ x.T, y, np.zeros((3, 3))), Kernels(other @ x.T)

@@ -18,7 +18,7 @@ Array = npt.NDArray[np.float64]
 Params = tuple[tuple[str, float], ...]
 
 _JITTER = 1e-10
-"""Relative to the largest squared norm: makes dot products of dependent vectors positive definite."""
+"""Added to squared norms of at most 1: makes dot products of dependent vectors, and of zeros, positive definite."""
 
 
 class Kernels:
@@ -132,8 +132,7 @@ class Solver:
     @cached_property
     def _root(self) -> Array:
         """Triangular (N, N), whose rows have the posts' dot products."""
-        cosines = self._kernels.cosines
-        return np.tril(_factor(cosines, _JITTER * cosines.diagonal().max()))
+        return np.tril(_factor(self._kernels.cosines, _JITTER))
 
     def _svm(self, gamma: float, strength: float) -> DualHead:
         from sklearn.svm import SVC
@@ -173,7 +172,10 @@ def label_graph(targets: Array, neighbours: Array) -> Array:
 
 
 def _factor(gram: Array, diagonal: float) -> Array:
-    """Return the lower Cholesky factor (N, N) of a Gram matrix plus a constant on its diagonal; above, anything."""
+    """Return the lower Cholesky factor (N, N) of a Gram matrix plus a constant on its diagonal.
+
+    Values above the diagonal have no meaning.
+    """
     raised = gram.copy()
     raised.flat[:: len(raised) + 1] += diagonal
     # Transposed, LAPACK needs no copy: the matrix is symmetric.
