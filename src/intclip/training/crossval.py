@@ -56,26 +56,26 @@ def fit_and_validate(
         The heads fitted to all posts, and the held-out results by mode.
     """
     target = np.asarray(targets, dtype=np.float64)
+    heads: list[FittedHeads] = []
     found: dict[str, HeldOut] = {}
 
-    def fit(number: int, train: np.ndarray, test: np.ndarray) -> FittedHeads:
+    def fit(number: int, train: np.ndarray, test: np.ndarray) -> None:
         learned = {name: channel.take(train) for name, channel in inputs.items()}
         fitted = fit_heads(learned, target[train], taxonomy, seed=seed + number, head=head)
-        if len(test):
-            logits = fitted.logits({name: channel.take(test) for name, channel in inputs.items()})
-            for mode, values in logits.items():
-                held = found.setdefault(mode, HeldOut(np.zeros(target.shape), np.zeros(target.shape)))
-                held.probabilities[test] = probabilities(values, exclusive=taxonomy.exclusive)
-                held.thresholds[test] = fitted.thresholds[mode]
-        return fitted
+        if number == 0:
+            heads.append(fitted)
+            return
+        logits = fitted.logits({name: channel.take(test) for name, channel in inputs.items()})
+        for mode, values in logits.items():
+            held = found.setdefault(mode, HeldOut(np.zeros(target.shape), np.zeros(target.shape)))
+            held.probabilities[test] = probabilities(values, exclusive=taxonomy.exclusive)
+            held.thresholds[test] = fitted.thresholds[mode]
 
     everything, none = np.arange(len(target)), np.arange(0)
     splits = [(everything, none), *(stratified_folds(target, folds, seed) if folds else ())]
-    heads: list[FittedHeads] = []
     # The limit of `fit_heads`, for all of them together.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(usable_cores()) as pool:
-        for done, fitted in enumerate(pool.map(fit, range(len(splits)), *zip(*splits, strict=True)), start=1):
-            heads.append(fitted)
+        for done, _ in enumerate(pool.map(fit, range(len(splits)), *zip(*splits, strict=True)), start=1):
             if report is not None:
                 report(done, len(splits))
     return heads[0], found
