@@ -171,18 +171,23 @@ def test_a_changed_photo_whose_name_is_no_utf_8_is_computed_again(photos, model,
     assert index_photos(tmp_path / "index", [str(tmp_path / "odd")], model).computed == 0
 
 
-def test_a_killed_update_leaves_the_index_as_it_was_and_goes_on(folder, photos, model, tmp_path, monkeypatch):
-    place = tmp_path / "index"
-    index_photos(place, [str(folder)], model)
-    shutil.copy(photos[0], folder / "new.jpg")
+def die(*arguments, **options):
+    raise KeyboardInterrupt
 
-    def die(*arguments, **options):
-        raise KeyboardInterrupt
 
+def killed_update(place, folder, model, monkeypatch):
+    """Update an index; the process is killed when all photos are computed."""
     with monkeypatch.context() as patch:
         patch.setattr(index_module, "save_vectors", die)
         with pytest.raises(KeyboardInterrupt):
             index_photos(place, [str(folder)], model)
+
+
+def test_a_killed_update_leaves_the_index_as_it_was_and_goes_on(folder, photos, model, tmp_path, monkeypatch):
+    place = tmp_path / "index"
+    index_photos(place, [str(folder)], model)
+    shutil.copy(photos[0], folder / "new.jpg")
+    killed_update(place, folder, model, monkeypatch)
     assert "new.jpg" not in paths_of(place)
     with monkeypatch.context() as patch:
         patch.setattr(ShardMapper, "_score", die)  # results of the killed update exist already
@@ -194,14 +199,7 @@ def test_a_photo_that_changes_after_a_kill_is_computed_again(folder, photos, mod
     """Regression: the killed update's embedding was kept for the new photo, for good."""
     place, changed = tmp_path / "index", folder / "changed.jpg"
     shutil.copy(photos[0], changed)
-
-    def die(*arguments, **options):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(index_module, "save_vectors", die)
-        with pytest.raises(KeyboardInterrupt):
-            index_photos(place, [str(folder)], model)
+    killed_update(place, folder, model, monkeypatch)
     Image.new("RGB", (96, 96), (250, 0, 90)).save(changed)
     index_photos(place, [str(folder)], model)
     index_photos(tmp_path / "fresh", [str(folder)], model)
