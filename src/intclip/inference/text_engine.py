@@ -1,4 +1,4 @@
-"""Text towers in OpenVINO: three times as fast as torch, with the same outputs."""
+"""Text towers in OpenVINO: up to three times as fast as torch with AVX-512, with the same outputs."""
 
 import threading
 from typing import Any
