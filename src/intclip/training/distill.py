@@ -1,11 +1,6 @@
-"""Distillation: the teacher's probabilities of unlabelled photos are the student's targets.
-
-Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015; here with independent labels, so
-that the loss is the binary cross-entropy against the teacher's probabilities.
-"""
+"""Distillation on unlabelled photos, whose targets are the teacher's probabilities; see `intclip.training.teacher`."""
 
 import json
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +16,10 @@ from intclip.inference.bundle import set_thresholds
 from intclip.inference.predictor import PHOTOS, Predictor
 from intclip.training.recipe import load_recipe
 from intclip.training.run import TrainResult, check_directory, train
+from intclip.training.teacher import with_probabilities
 
 FEWEST_PHOTOS = 50
 AGREEMENT = "agreement.json"
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,15 +81,8 @@ def soft_labels(teacher: Predictor, photos: Iterable[Path]) -> Dataset:
     Raises:
         DatasetError: Fewer than `FEWEST_PHOTOS` photos could be read.
     """
-    paths = list(photos)
-    samples, unreadable = [], []
-    for path, prediction in zip(paths, teacher.predict_iter(paths, errors="collect"), strict=True):
-        if prediction.error is not None:
-            unreadable.append(prediction.error)
-        else:
-            samples.append(Sample(str(path), prediction.probabilities, image=path))
-    if unreadable:
-        _log.warning("%d of %d photos could not be read; the first: %s", len(unreadable), len(paths), unreadable[0])
+    unknown = np.full(len(teacher.taxonomy), np.nan, dtype=np.float32)
+    samples = with_probabilities([Sample(str(path), unknown, image=path) for path in photos], teacher)
     if len(samples) < FEWEST_PHOTOS:
         raise DatasetError(
             f"{len(samples)} photos could be read; a student needs at least {FEWEST_PHOTOS}, better a few thousand"

@@ -34,6 +34,8 @@ class DataSection(Section, frozen=True):
             Only for methods that use `pooled` and `regions`.
         masks: Object masks of the training photos, for methods that use them: a folder of `ID.png`, or Intentonomy's
             `coco_maskrcnn.json`; None for none.
+        teacher: A model, as for `intclip.load`, whose probabilities of the training photos replace their labels;
+            validation and test keep theirs. None to train on the labels.
         limit: Maximum number of photos per split, for quick tests; None for all.
         options: Further arguments of `load_dataset`.
     """
@@ -49,8 +51,17 @@ class DataSection(Section, frozen=True):
     soft_targets: bool
     texts_as_images: bool
     masks: str | None
+    teacher: str | None
     limit: int | None = Field(ge=1)
     options: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _probabilities_of_photos(self) -> "DataSection":
+        if self.teacher is not None and (self.texts_as_images or not self.soft_targets):
+            raise ValueError(
+                "teacher gives probabilities of photos: set soft_targets to true, texts_as_images to false"
+            )
+        return self
 
 
 class BackboneSection(Section, frozen=True):

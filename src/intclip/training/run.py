@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 
 from intclip.backbones.base import Backbone
 from intclip.backbones.hub import HUB_PREFIX
-from intclip.data.sample import Dataset
+from intclip.data.sample import Dataset, Sample
 from intclip.errors import StorageError, TrainingError
 from intclip.evaluation.report import write_predictions, write_report
 from intclip.evaluation.scoring import Scores, Thresholds, headline, make_report, to_json
@@ -32,6 +32,7 @@ from intclip.training.precision import autocast
 from intclip.training.recipe import Recipe, load_recipe
 from intclip.training.recipe_file import dump_recipe
 from intclip.training.scoring import choose_thresholds, score
+from intclip.training.teacher import load_teacher, with_probabilities
 from intclip.version import __version__
 
 _log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ _log = logging.getLogger(__name__)
 RECIPE, METRICS, BUNDLE = "recipe.yaml", "metrics.json", "bundle"
 PLACE_KEYS = (
     ("data", "root"),
+    ("data", "teacher"),
     ("cache", "path"),
     ("train", "device"),
     ("train", "workers"),
@@ -48,7 +50,8 @@ PLACE_KEYS = (
     ("train", "tensorboard"),
     ("train", "store"),
 )
-"""Keys that may differ when a run is resumed: location and logging."""
+"""Keys that may differ when a run is resumed: locations and logging. A teacher's probabilities are in the
+fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ def train(
         return load_result(out)
     with deterministic(processes.device):
         dataset, backbone = open_inputs(recipe, dataset=dataset, backbone=backbone)
+        dataset = _taught(recipe, dataset, processes)
         data = _fingerprint(recipe, dataset, backbone, processes, out)
         experiment = build_experiment(recipe, processes, dataset, backbone)
         # The directory is created only now, so that an invalid recipe leaves nothing behind.
@@ -155,6 +159,22 @@ def load_result(out: Path) -> TrainResult:
     except (OSError, ValueError) as error:
         raise TrainingError(f"the run in {out} is not finished; continue with --resume") from error
     return TrainResult(out, out / BUNDLE, metrics)
+
+
+def _taught(recipe: Recipe, dataset: Dataset, processes: Processes) -> Dataset:
+    """Return a dataset with the teacher's probabilities, computed in the first process, as targets of train."""
+    spec = recipe.data.teacher
+    if spec is None:
+        return dataset
+
+    def score_photos() -> list[Sample]:
+        if not processes.is_main:
+            return []
+        train = dataset.splits["train"]
+        _log.info("%s scores the %d training photos", spec, len(train))
+        return with_probabilities(train, load_teacher(spec, dataset.taxonomy, device=recipe.train.device))
+
+    return replace(dataset, splits=dataset.splits | {"train": processes.each(score_photos)[0]})
 
 
 def _fingerprint(recipe: Recipe, dataset: Dataset, backbone: Backbone, processes: Processes, out: Path) -> Fingerprint:
@@ -308,6 +328,9 @@ def _save_bundle(
     checkpoint = recipe.backbone.checkpoint
     content = recipe.model_dump(mode="json")
     content["data"]["root"] = content["cache"]["path"] = None  # local folders are meaningless elsewhere
+    teacher = recipe.data.teacher
+    if teacher is not None and Path(teacher).exists():
+        content["data"]["teacher"] = Path(teacher).name
     if checkpoint is not None and not checkpoint.startswith(HUB_PREFIX):
         content["backbone"]["checkpoint"] = Path(checkpoint).name
     save_bundle(
