@@ -95,7 +95,9 @@ def nearest_hint(error: ValidationError, model: type[BaseModel], where: str, pre
     if problem["type"] == "extra_forbidden":
         known = [f"{prefix}.{key}" if prefix else key for key in known_keys(model)]
         return RecipeError(f"{where}: unknown key {dotted!r}; {_suggest(dotted, known)}")
-    given = f", not {problem['input']!r}" if problem["type"] != "missing" else ""
+    # A check across a section's keys names them itself; its input would be the whole section.
+    whole = problem["type"] == "value_error" and isinstance(problem["input"], dict)
+    given = "" if whole or problem["type"] == "missing" else f", not {problem['input']!r}"
     return RecipeError(f"{where}: {dotted}: {first_problem(error)[1]}{given}")
 
 

@@ -170,9 +170,9 @@ def _taught(recipe: Recipe, dataset: Dataset, processes: Processes) -> Dataset:
     def score_photos() -> list[Sample]:
         if not processes.is_main:
             return []
-        train = dataset.splits["train"]
+        teacher, train = load_teacher(spec, dataset.taxonomy, device=recipe.train.device), dataset.splits["train"]
         _log.info("%s scores the %d training photos", spec, len(train))
-        return with_probabilities(train, load_teacher(spec, dataset.taxonomy, device=recipe.train.device))
+        return with_probabilities(train, teacher)
 
     return replace(dataset, splits=dataset.splits | {"train": processes.each(score_photos)[0]})
 
