@@ -15,7 +15,7 @@ from benchmarks.profiles import ADOBE, GAMMA, P3, cmyk_profile, rgb_profile
 from makers import encode, photo
 
 from intclip.data import colour, formats
-from intclip.data.images import MAX_PIXELS, data_url, read_image, whole_size
+from intclip.data.images import MAX_PIXELS, data_url, is_photo, read_image, whole_size
 from intclip.data.jxl import jxl_size
 from intclip.data.sample import Lenient
 from intclip.errors import ImageError
@@ -83,6 +83,21 @@ def test_streams_are_read_whole_and_put_back():
         assert apart(stream, np.asarray(photo())) == 0
         assert stream.tell() == place
     assert not stream.closed
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_bytes_of_every_kind_are_one_photo(kind):
+    content = kind(encode(photo(), "PNG"))
+    assert is_photo(content)
+    assert apart(content, np.asarray(photo())) == 0
+    with pytest.raises(ImageError, match="empty"):
+        read_image(kind(b""))
+
+
+def test_a_number_is_one_thing_that_is_not_a_photo():
+    assert is_photo(3)
+    with pytest.raises(ImageError, match="int 3"):
+        read_image(3)
 
 
 def test_streams_that_hold_no_photo(tmp_path):

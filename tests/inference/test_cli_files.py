@@ -268,7 +268,7 @@ def test_streams_are_photos(exported, photos):
     content = photos[0].read_bytes()
     expected = reference_probabilities(photos[:1])[0]
     with photos[0].open("rb") as file:
-        sources = [file, io.BytesIO(content), [io.BytesIO(content)], photos[0].open("rb")]
+        sources = [file, io.BytesIO(content), [io.BytesIO(content)], photos[0].open("rb"), bytearray(content)]
         for source in sources:
             np.testing.assert_allclose(model.predict(source)[0].probabilities, expected, atol=1e-5)
         assert model.predict(file)[0].source == str(photos[0])

@@ -16,12 +16,14 @@ from intclip.extras import require
 
 PhotoFile = str | os.PathLike[str] | TarMember | EmbeddedPhoto | RemoteFile
 """A photo in a file or in a part of one."""
+Content = bytes | bytearray | memoryview
+"""The bytes of a photo's file."""
 
 _streams = threading.Lock()
 """Guards streams that are passed several times and read by threads."""
 
 
-def open_content(source: PhotoFile | bytes | IO[bytes]) -> IO[bytes]:
+def open_content(source: PhotoFile | Content | IO[bytes]) -> IO[bytes]:
     """Open a photo's bytes as a new stream.
 
     A seekable stream is read from its beginning, as Pillow does, and its position is restored.
@@ -30,8 +32,8 @@ def open_content(source: PhotoFile | bytes | IO[bytes]) -> IO[bytes]:
         ImageError: The file is missing, empty or unreadable.
     """
     name = describe(source)
-    if isinstance(source, bytes):
-        if not source:
+    if isinstance(source, Content):
+        if not len(source):
             raise ImageError(f"{name} is empty (0 bytes); pass the content of an image file")
         return io.BytesIO(source)
     if isinstance(source, TarMember):

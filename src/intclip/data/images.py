@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFile
 
 from intclip.data.colour import to_srgb
-from intclip.data.content import PhotoFile, open_content, read_bytes, read_member
+from intclip.data.content import Content, PhotoFile, open_content, read_bytes, read_member
 from intclip.data.find import SUFFIXES, find_images
 from intclip.data.formats import MAX_JPEG_PIXELS, MAX_PIXELS, open_image, too_large
 from intclip.data.naming import describe
@@ -29,7 +29,7 @@ __all__ = [
     "read_bytes", "read_image", "read_member", "whole_size",
 ]  # fmt: skip
 
-ImageInput = PhotoFile | Lenient | bytes | IO[bytes] | Image.Image | npt.NDArray[np.uint8]
+ImageInput = PhotoFile | Lenient | Content | IO[bytes] | Image.Image | npt.NDArray[np.uint8]
 """Inputs of `read_image`."""
 
 MAX_SCANS = 200
@@ -49,7 +49,7 @@ _TRANSPOSE = {
 _SIDEWAYS = {_TRANSPOSE[number] for number in (5, 6, 7, 8)}
 _WHOLE = "whole_size"
 """Key in a photo's `info`; see `whole_size`."""
-_SINGLE = (str, os.PathLike, TarMember, EmbeddedPhoto, RemoteFile, Lenient, bytes, Image.Image, np.ndarray)
+_SINGLE = (str, os.PathLike, TarMember, EmbeddedPhoto, RemoteFile, Lenient, Content, Image.Image, np.ndarray)
 _truncated = threading.Lock()
 """Held while Pillow's global option for truncated files is on."""
 
@@ -105,7 +105,8 @@ def is_photo(value: object) -> bool:
     """Return whether a value is one photo (or a folder), not a list of photos."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "OU":  # a column of paths
         return False
-    return isinstance(value, _SINGLE) or hasattr(value, "read")
+    # What cannot be a list either, such as a number, is rejected by `read_image`.
+    return isinstance(value, _SINGLE) or hasattr(value, "read") or not hasattr(value, "__iter__")
 
 
 def jpeg_base64(image: Image.Image, *, quality: int) -> str:

@@ -29,7 +29,7 @@ def describe(source: Any, position: int | None = None) -> str:
         return utf8_name(name)
     if position is not None:
         return f"{'text' if source is None else 'image'} {position + 1}"
-    kinds = {bytes: "the given image data", np.ndarray: "the given array"}
+    kinds = dict.fromkeys((bytes, bytearray, memoryview), "the given image data") | {np.ndarray: "the given array"}
     return kinds.get(type(source), "the given image")
 
 
