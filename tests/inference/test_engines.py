@@ -1,6 +1,9 @@
 """Every engine equals torch, at every batch size, in all uses."""
 
 import math
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -246,3 +249,23 @@ def test_what_cannot_run_is_refused(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with pytest.raises(MissingExtraError, match=r"intclip\[onnx\]"):
         choose_engine("onnx")
+
+
+FORK = """
+import os, sys
+import intclip
+model = intclip.load("lite", engine="torch", threads=2)
+expected = model.predict(sys.argv[1])[0].probabilities
+child = os.fork()
+if child == 0:
+    found = model.predict(sys.argv[1])[0].probabilities
+    os._exit(0 if abs(found - expected).max() < 1e-5 else 3)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_process_predicts_in_torch(photos):
+    """Regression: it waited forever for OpenMP's threads, which a fork does not have."""
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", FORK, photos[0]], check=True, timeout=100, env=environment)

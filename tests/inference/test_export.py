@@ -1,6 +1,7 @@
 """Exported files give the model's outputs in every reader."""
 
 import json
+import pickle
 import resource
 import subprocess
 import sys
@@ -156,8 +157,11 @@ def test_int8_stays_close_and_says_so(model, photos, tmp_path):
     exact = reference_probabilities(photos)
     found = np.stack([p.probabilities for p in quantized.predict(photos)])
     assert 0 < np.abs(found - exact).max() < 0.1
+    with pytest.raises(IntclipError, match="export"):
+        pickle.dumps(quantized)
     path = quantized.export(tmp_path / "int8.xml", "openvino")
     reloaded = intclip.load(path)
+    assert pickle.loads(pickle.dumps(reloaded)).card == reloaded.card
     assert reloaded.card.arithmetic == "int8"
     np.testing.assert_allclose(np.stack([p.probabilities for p in reloaded.predict(photos)]), found, atol=1e-3)
     # The float model is unchanged.

@@ -2,6 +2,8 @@
 
 import gc
 import itertools
+import multiprocessing
+import pickle
 import shutil
 import tracemalloc
 
@@ -238,6 +240,23 @@ def test_exclusive_labels_give_one(tmp_path, photos):
     for prediction in intclip.load(path, engine="torch", device="cpu").predict(photos):
         assert prediction.probabilities.sum() == pytest.approx(1, abs=1e-5)
         assert prediction.labels == [taxonomy.names[prediction.probabilities.argmax()]]
+
+
+def test_a_pickled_model_loads_itself_again(model, photos, own_cache):
+    again = pickle.loads(pickle.dumps(model))
+    assert (again.card, again.engine_name) == (model.card, model.engine_name)
+    for a, b in zip(again.predict(photos), model.predict(photos), strict=True):
+        np.testing.assert_array_equal(a.probabilities, b.probabilities)
+    labels = intclip.load("zero-shot:tiny", taxonomy=tiny_taxonomy(3), engine="torch")
+    assert pickle.loads(pickle.dumps(labels)).taxonomy == labels.taxonomy
+
+
+def test_other_processes_can_predict_with_one_model(photos):
+    model = intclip.load("lite")
+    expected = np.stack([found.probabilities for found in model.predict(photos[:2])])
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        found = pool.map(model.predict, [[photo] for photo in photos[:2]])
+    np.testing.assert_allclose(np.stack([one[0].probabilities for one in found]), expected, atol=1e-5)
 
 
 def test_the_second_load_builds_nothing(bundle_path, photos, monkeypatch):

@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -146,6 +147,7 @@ class TorchEngine:
     ) -> None:
         import torch
 
+        prepare_forks()
         self._torch = torch
         self._threads = threads
         try:
@@ -176,7 +178,7 @@ class TorchEngine:
     @contextmanager
     def _own_thread_count(self) -> Iterator[None]:
         """Set torch's thread count temporarily, since it is global to the process."""
-        if self._threads is None:
+        if self._threads is None or _forked:
             yield
             return
         before = self._torch.get_num_threads()
@@ -185,6 +187,27 @@ class TorchEngine:
             yield
         finally:
             self._torch.set_num_threads(before)
+
+
+_forked = False
+"""Whether this process is a fork of one that computed in torch."""
+
+
+@cache
+def prepare_forks() -> None:
+    """Let forks of this process compute in torch with one thread, as torch's data loaders do.
+
+    A fork has none of OpenMP's threads, for which torch would otherwise wait forever.
+    """
+    import torch
+
+    def in_child() -> None:
+        global _forked
+        _forked = True
+        torch.set_num_threads(1)
+
+    if hasattr(os, "register_at_fork"):  # not on Windows
+        os.register_at_fork(after_in_child=in_child)
 
 
 class OpenvinoEngine:

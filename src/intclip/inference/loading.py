@@ -108,6 +108,25 @@ def load(
     Example:
         >>> intclip.load("lite").predict("photo.jpg")[0].labels  # doctest: +SKIP
     """
+    options: dict[str, Any] = {
+        "taxonomy": taxonomy, "engine": engine, "device": device, "precision": precision, "sentences": sentences,
+        "checkpoint": checkpoint, "threads": threads,
+    }  # fmt: skip
+    predictor = _load(spec, **options)
+    predictor.reload = partial(load, spec, **options)
+    return predictor
+
+
+def _load(
+    spec: str | os.PathLike[str],
+    taxonomy: str | os.PathLike[str] | Taxonomy | None,
+    engine: str,
+    device: str,
+    precision: Precision,
+    sentences: str,
+    checkpoint: str | os.PathLike[str] | None,
+    threads: int | None,
+) -> Predictor:
     if precision not in get_args(Precision):
         raise IntclipError(f"unknown precision {precision!r}; choose {', '.join(get_args(Precision))}")
     if threads is not None and threads < 1:

@@ -17,7 +17,7 @@ from intclip.data.transforms import PhotoChange
 from intclip.errors import IntclipError
 from intclip.inference.card import ATTENTION_OUTPUT, CHANNEL_PREFIX, EMBEDDING, MAP_PREFIX, Channel, ModelCard
 from intclip.inference.conflict import Conflict, find_conflict
-from intclip.inference.engines import Arrays, Engine, EngineName, Precision, TorchEngine
+from intclip.inference.engines import Arrays, Engine, EngineName, Precision, TorchEngine, prepare_forks
 from intclip.inference.exported import Graph, check_format, check_suffix
 from intclip.inference.pipeline import Images, Pixels, Post, Scored, Texts, expand, pair_posts, score_batch, score_posts
 from intclip.inference.prediction import Prediction, Predictions
@@ -32,6 +32,10 @@ Thresholds = float | Mapping[str, float] | Sequence[float] | npt.NDArray[np.floa
 """One for all labels, K, or some by name (others keep the model's)."""
 PHOTOS: tuple[Channel, ...] = ("image",)
 """The channels of a photo without text."""
+
+
+def _call(reload: "Callable[[], Predictor]") -> "Predictor":
+    return reload()
 
 
 def untrained_note(backbone: str) -> str:
@@ -62,6 +66,7 @@ class Predictor:
         alone: Channels that suffice without the other.
         metrics: Metrics of the training by split, as in its bundle; empty if there are none.
         maps: Names of the evidence maps of `explain`: "sight", "semantic", "fused", or none.
+        reload: Loads the same model again, as pickling does; None if it is only in memory.
         torch_lock: Held while the torch network computes, by engines and by other users of `method`.
     """
 
@@ -84,6 +89,7 @@ class Predictor:
         self.channels, self.alone = tuple(card.channels), tuple(card.alone)
         self.maps = tuple(card.maps)
         self.engine_name: EngineName = engine
+        self.reload: Callable[[], Predictor] | None = None
         self._graph, self._build = graph, build
         self._precision, self._device, self._threads = precision, device, threads
         self._engines: dict[tuple[bool, bool], Engine] = {}
@@ -95,6 +101,16 @@ class Predictor:
     def __repr__(self) -> str:
         labels = f"{len(self.taxonomy.names)} labels of {self.taxonomy.name}"
         return f"<Predictor {self.card.model}: {labels}, {self.engine_name}>"
+
+    def __reduce__(self) -> tuple[Callable[..., "Predictor"], tuple[Any, ...]]:
+        """Pickle the call of `intclip.load` instead of the model, so that another process loads it from the same place.
+
+        Raises:
+            IntclipError: The model was not loaded, but quantised in memory.
+        """
+        if self.reload is None:
+            raise IntclipError(f"{self.card.model} is only in memory; export it, and load the exported file")
+        return _call, (self.reload,)
 
     def predict(
         self,
@@ -335,6 +351,7 @@ class Predictor:
             raise IntclipError(f"{self.card.model} is an exported graph; load the original bundle or backbone for this")
         with self._lock:
             if self._method is None:
+                prepare_forks()
                 self._method = self._build().eval()
             return self._method
 
