@@ -7,9 +7,9 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, ParamSpec, get_args
 
 from intclip.backbones.lite_towers import LITE_BACKBONES
 from intclip.errors import BundleError, CheckpointError, IntclipError
@@ -48,6 +48,7 @@ SHORT_NAMES = {"proxy": "proxy-lite"}
 HUB = "hf://"
 _ENGINES: dict[GraphFormat, str] = {"openvino": "OpenVINO", "onnx": "ONNX Runtime"}
 _log = logging.getLogger(__name__)
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,17 @@ class _Model:
     metrics: dict[str, Any] | None = None
 
 
+def _reloadable(load: Callable[P, Predictor]) -> Callable[P, Predictor]:
+    @wraps(load)
+    def loaded(*arguments: P.args, **options: P.kwargs) -> Predictor:
+        predictor = load(*arguments, **options)
+        predictor.reload = partial(loaded, *arguments, **options)
+        return predictor
+
+    return loaded
+
+
+@_reloadable
 def load(
     spec: str | os.PathLike[str] = "lite",
     *,
@@ -108,25 +120,6 @@ def load(
     Example:
         >>> intclip.load("lite").predict("photo.jpg")[0].labels  # doctest: +SKIP
     """
-    options: dict[str, Any] = {
-        "taxonomy": taxonomy, "engine": engine, "device": device, "precision": precision, "sentences": sentences,
-        "checkpoint": checkpoint, "threads": threads,
-    }  # fmt: skip
-    predictor = _load(spec, **options)
-    predictor.reload = partial(load, spec, **options)
-    return predictor
-
-
-def _load(
-    spec: str | os.PathLike[str],
-    taxonomy: str | os.PathLike[str] | Taxonomy | None,
-    engine: str,
-    device: str,
-    precision: Precision,
-    sentences: str,
-    checkpoint: str | os.PathLike[str] | None,
-    threads: int | None,
-) -> Predictor:
     if precision not in get_args(Precision):
         raise IntclipError(f"unknown precision {precision!r}; choose {', '.join(get_args(Precision))}")
     if threads is not None and threads < 1:
