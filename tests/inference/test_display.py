@@ -12,7 +12,7 @@ from intclip.data.demo_photos import demo_photos
 from intclip.errors import IntclipError, MissingExtraError
 from intclip.evidence.heat import overlay
 from intclip.evidence.words import WordEvidence
-from intclip.inference.display import MOST_SHOWN, headline
+from intclip.inference.display import MOST_SHOWN, UNCLEAR, headline
 from intclip.inference.prediction import Prediction, Predictions
 from intclip.labels.reading import parse_taxonomy
 
@@ -111,3 +111,15 @@ def test_words_show_their_weights():
     assert "&lt;joy&gt;" in shown
     assert "&lt;i&gt;" in shown
     assert "<mark" in shown
+
+
+def test_a_prediction_in_a_console_is_its_answer():
+    assert repr(prediction(0.6, 0.7, 0.1, source="a.jpg")) == "<Prediction a.jpg: <b>bold</b> $x$ 0.70, source 0.60>"
+    assert UNCLEAR in repr(prediction(0.1, 0.2, 0.3))
+    assert "gone" in repr(prediction(*[np.nan] * 3, error="gone"))
+
+
+def test_a_slice_of_predictions_has_their_methods():
+    many = Predictions([prediction(0.1, 0.2, value) for value in (0.3, 0.4, 0.5)])
+    assert len(many[1:].to_pandas()) == 2
+    assert many[1:][0] is many[-2] is many[1]

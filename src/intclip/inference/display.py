@@ -26,11 +26,19 @@ _ACCENT, _QUIET = "#bc3754", "#a9a3b4"
 
 def headline(prediction: "Prediction") -> str:
     """Summarise a prediction in one line: predicted labels, most probable first, or none."""
+    found = answer(prediction)
+    if prediction.error is not None:
+        return found
+    return f"Probably: {found}" if prediction.clear else found[0].upper() + found[1:]
+
+
+def answer(prediction: "Prediction") -> str:
+    """Name the predicted labels with their probabilities, most probable first."""
     if prediction.error is not None:
         return f"cannot be read: {prediction.error}"
     held = set(prediction.labels)
     named = [f"{name} {value:.2f}" for name, value in prediction.top(len(prediction.taxonomy)) if name in held]
-    return f"Probably: {', '.join(named)}" if named else UNCLEAR[0].upper() + UNCLEAR[1:]
+    return ", ".join(named) or UNCLEAR
 
 
 def prediction_html(prediction: "Prediction", *, bars: int = _BARS) -> str:

@@ -1,7 +1,7 @@
 """Prediction for a photo or post."""
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Prediction:
     """Probabilities of K labels for one photo or post.
 
@@ -28,11 +28,16 @@ class Prediction:
     """
 
     probabilities: npt.NDArray[np.float32]
-    thresholds: npt.NDArray[np.float32] = field(repr=False)
-    taxonomy: Taxonomy = field(repr=False)
+    thresholds: npt.NDArray[np.float32]
+    taxonomy: Taxonomy
     source: str
     error: str | None = None
     conflict: Conflict | None = None
+
+    def __repr__(self) -> str:
+        from intclip.inference.display import answer
+
+        return f"<Prediction {self.source}: {answer(self)}>"
 
     @property
     def labels(self) -> list[str]:
@@ -118,6 +123,16 @@ class Prediction:
 
 class Predictions(list[Prediction]):
     """Predictions of one model, in order."""
+
+    @overload
+    def __getitem__(self, key: SupportsIndex) -> Prediction: ...
+    @overload
+    def __getitem__(self, key: slice) -> "Predictions": ...
+    def __getitem__(self, key: SupportsIndex | slice) -> "Prediction | Predictions":
+        """Return one prediction, or those of a slice."""
+        if isinstance(key, slice):
+            return Predictions(super().__getitem__(key))
+        return super().__getitem__(key)
 
     def to_pandas(self) -> "DataFrame":
         """Return one row per prediction: source, error, labels (a list), then the probability of each label.
