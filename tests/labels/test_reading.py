@@ -1,6 +1,7 @@
 """Taxonomies from a user's YAML: accepted content, substitutes for missing texts, and errors."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -68,6 +69,37 @@ def test_short_ways_to_give_a_sentence(tmp_path, text):
     assert taxonomy.names == ("sunset", "dogs")
     for form in ("3-5", "6-9", "11-15", "16-20"):
         assert taxonomy.sentences(form) == ["The sun goes down over the sea", "dogs"]
+
+
+def test_labels_without_a_file(tmp_path):
+    listed = load_taxonomy(["going out", "pets", "food"])
+    assert listed.names == ("going out", "pets", "food")
+    assert load_taxonomy(("going out", "pets", "food")) == load_taxonomy(" going out,pets, food,") == listed
+    file = tmp_path / "a,b"
+    file.write_text("- of a file\n")
+    assert load_taxonomy(str(file)).names == ("of a file",)
+    with_sentences = {"pets": "A dog or cat that someone loves"}
+    assert load_taxonomy(with_sentences) == replace(
+        load_taxonomy(write(tmp_path, json.dumps(with_sentences))), name="custom"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "match"),
+    [
+        ({"b", "a"}, "set"),
+        (3, "int"),
+        ([], "the given labels"),
+        (["a", "A"], "'A'"),
+        ("a, a", "'a'"),
+        ("a,b.yaml", r"a,b\.yaml"),
+        ("x" * 5000, "xxx"),
+        (b"a", "bytes"),
+    ],
+)
+def test_what_is_not_labels_is_refused(source, match):
+    with pytest.raises(TaxonomyError, match=match):
+        load_taxonomy(source)
 
 
 def test_a_full_file(tmp_path):

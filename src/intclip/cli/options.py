@@ -92,7 +92,10 @@ Overrides = Annotated[
     ),
 ]
 
-Labels = Annotated[str | None, typer.Option("--taxonomy", help="Labels of a zero-shot model: a name or a YAML file.")]
+Labels = Annotated[
+    str | None,
+    typer.Option("--taxonomy", help="Labels of a zero-shot model: 'dog, cat', a taxonomy's name, or a YAML file."),
+]
 Sentences = Annotated[
     str, typer.Option(help="Class text of a zero-shot model: fine, consolidated, 3-5, 6-9, 11-15 or 16-20.")
 ]

@@ -5,7 +5,7 @@ import filecmp
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from pathlib import Path
@@ -49,6 +49,8 @@ HUB = "hf://"
 _ENGINES: dict[GraphFormat, str] = {"openvino": "OpenVINO", "onnx": "ONNX Runtime"}
 _log = logging.getLogger(__name__)
 P = ParamSpec("P")
+Labels = str | os.PathLike[str] | Sequence[Any] | Mapping[str, Any] | Taxonomy
+"""Labels of a zero-shot model; see `load_taxonomy`."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def _reloadable(load: Callable[P, Predictor]) -> Callable[P, Predictor]:
 def load(
     spec: str | os.PathLike[str] = "lite",
     *,
-    taxonomy: str | os.PathLike[str] | Taxonomy | None = None,
+    taxonomy: Labels | None = None,
     engine: str = "auto",
     device: str = "auto",
     precision: Precision = "f32",
@@ -105,8 +107,8 @@ def load(
             RN101; "proxy" (the packaged trained bundle); the folder of a bundle, or of the run that made it
             (`intclip train`, `intclip fit`); an exported file (`*.onnx`, `*.xml`); "hf://owner/name", a bundle on the
             Hugging Face hub, optionally with "@revision".
-        taxonomy: For zero-shot models: a built-in name, a YAML file, or a `Taxonomy`; default: Intentonomy. Trained
-            models have their own.
+        taxonomy: For zero-shot models: a list of labels, a built-in name, a YAML file or its content, or a `Taxonomy`;
+            default: Intentonomy. Trained models have their own.
         engine: "auto" (torch on a GPU; on a CPU OpenVINO if installed, else torch), "torch", "openvino", "onnx".
         device: "auto", "cpu", "cuda", "mps"; only torch supports others than the CPU.
         precision: "f32" is exact; "bf16" and "f16" if the machine supports them.
@@ -229,7 +231,7 @@ def _tower(
 
 def _zero_shot(
     spec: str,
-    taxonomy: str | os.PathLike[str] | Taxonomy | None,
+    taxonomy: Labels | None,
     sentences: str,
     checkpoint: str | os.PathLike[str] | None,
 ) -> _Model:
@@ -357,7 +359,7 @@ def _refuse_labels(spec: str, taxonomy: object, sentences: str) -> None:
         raise IntclipError(f"{spec} has its own labels; {what} for zero-shot models: lite, zero-shot:NAME")
 
 
-def _read_taxonomy(taxonomy: str | os.PathLike[str] | Taxonomy) -> Taxonomy:
+def _read_taxonomy(taxonomy: Labels) -> Taxonomy:
     if isinstance(taxonomy, Taxonomy):
         return taxonomy
     from intclip.labels import load_taxonomy

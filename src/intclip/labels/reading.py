@@ -22,6 +22,7 @@ from intclip.labels.spelling import fold
 from intclip.labels.taxonomy import Taxonomy
 from intclip.strict_yaml import parse_yaml
 
+_SUFFIXES = {".yaml", ".yml", ".json"}
 _BUILTIN = Path(str(files("intclip.labels"))) / "builtin"
 
 
@@ -30,23 +31,33 @@ def builtin_taxonomies() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _BUILTIN.glob("*.yaml")))
 
 
-def load_taxonomy(name_or_path: str | os.PathLike[str]) -> Taxonomy:
+def load_taxonomy(source: str | os.PathLike[str] | Sequence[Any] | Mapping[str, Any]) -> Taxonomy:
     """Load a built-in taxonomy by name, or your own from a YAML or JSON file (docs/taxonomies.md).
 
+    Args:
+        source: A name, a file, labels separated by commas, or what such a file contains, such as a list of labels.
+
     Raises:
-        TaxonomyError: The taxonomy is unknown, or the file is invalid: a cycle, an orphan, a duplicate name, a wrong
+        TaxonomyError: The taxonomy is unknown, or the content is invalid: a cycle, an orphan, a duplicate name, a wrong
             number of sentences, or a sentence outside its word range.
     """
-    text = os.fspath(name_or_path)
+    if isinstance(source, Mapping) or (isinstance(source, Sequence) and not isinstance(source, str | bytes)):
+        return parse_taxonomy(source if isinstance(source, Mapping) else list(source), "the given labels")
+    if not isinstance(source, str | os.PathLike):
+        raise TaxonomyError(f"labels are a {type(source).__name__}; give a list of names, a taxonomy's name, or a file")
+    text = os.fspath(source)
     if text in builtin_taxonomies():
         path = _BUILTIN / f"{text}.yaml"
     else:
         path = Path(text)
-        if not path.is_file():
+        if not os.path.isfile(text):  # noqa: PTH113 (Path.is_file raises for long texts)
+            if "," in text and path.suffix not in _SUFFIXES:
+                return parse_taxonomy([name.strip() for name in text.split(",") if name.strip()], "the given labels")
             near = get_close_matches(text, builtin_taxonomies(), n=1)
             hint = f"did you mean {near[0]!r}? It" if near else "it"
             raise TaxonomyError(
-                f"no taxonomy {text!r}: {hint} must be a YAML file or one of: {', '.join(builtin_taxonomies())}"
+                f"no taxonomy {text!r}: {hint} must be a YAML file, labels separated by commas, or one of: "
+                f"{', '.join(builtin_taxonomies())}"
             )
     return parse_taxonomy(_read(path), str(path), name=path.stem)
 
