@@ -254,7 +254,7 @@ def test_what_cannot_run_is_refused(monkeypatch):
 FORK = """
 import os, sys
 import intclip
-model = intclip.load("lite", engine="torch", threads=2)
+model = intclip.load("lite", engine=sys.argv[2], threads=2)
 expected = model.predict(sys.argv[1])[0].probabilities
 child = os.fork()
 if child == 0:
@@ -265,7 +265,8 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-def test_a_forked_process_predicts_in_torch(photos):
-    """Regression: it waited forever for OpenMP's threads, which a fork does not have."""
+@pytest.mark.parametrize("engine", ["torch", "openvino", "onnx"])
+def test_a_forked_process_predicts(photos, engine):
+    """Regression: in torch it waited forever for OpenMP's threads, which a fork does not have."""
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
-    subprocess.run([sys.executable, "-c", FORK, photos[0]], check=True, timeout=100, env=environment)
+    subprocess.run([sys.executable, "-c", FORK, photos[0], engine], check=True, timeout=100, env=environment)

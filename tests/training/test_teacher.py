@@ -66,10 +66,9 @@ def test_a_bundle_names_its_teacher_without_the_folder(dataset, teacher, tmp_pat
 
 
 def test_a_zero_shot_teacher_takes_the_labels_of_the_data(dataset, own_cache, tmp_path):
-    taught = with_probabilities(dataset.splits["train"][:3], intclip.load("lite", taxonomy=dataset.taxonomy))
+    assert load_teacher("lite", dataset.taxonomy).taxonomy == dataset.taxonomy
     run = taught_run(dataset, "lite", tmp_path / "run", "data.limit=3", "schedule.epochs=1")
     assert run.metrics["photos"]["train"] == 3
-    assert taught[0].targets.shape == (CLASSES,)
 
 
 def test_photos_that_cannot_be_read_are_named_and_left_out(dataset, teacher, caplog):
